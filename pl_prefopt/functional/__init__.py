@@ -1,0 +1,1 @@
+"""Losses as pure functions: no modules, no configuration, no models."""

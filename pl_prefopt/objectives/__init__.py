@@ -1,0 +1,1 @@
+"""Objectives: hyper-parameters, declared needs, and one call into `pl_prefopt.functional`."""

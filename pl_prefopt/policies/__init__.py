@@ -1,0 +1,1 @@
+"""The model that is trained: how it is described, loaded and adapted."""

@@ -1,0 +1,1 @@
+"""Frozen models that a policy is compared with."""

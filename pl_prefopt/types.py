@@ -1,0 +1,187 @@
+"""What travels between data, scorer, references, objectives and metrics.
+
+Letters in shapes: B prompts, R responses a prompt (padded to the batch's largest), P prompt tokens,
+T response tokens, K references. An absent response (padding up to R) is never counted anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from pl_prefopt.rows import PreferenceRow
+
+_Move = Callable[[Any], Any]
+
+PLAIN = "plain"
+"""The name of the view that is trained on: the rows as they are."""
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenTree:
+    """B prompts and their responses as tokens of one tokeniser. Padding is on the right everywhere.
+
+    Attributes:
+        prompt_ids: int64 [B, P].
+        prompt_mask: bool [B, P], true at the prompt's tokens.
+        response_ids: int64 [B, R, T].
+        response_mask: bool [B, R, T], true at the response's tokens (all of them are attended to).
+        counted_mask: bool [B, R, T], true where a token's log-prob counts; false at the turns of a
+            user inside a response of several messages.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    response_ids: Tensor
+    response_mask: Tensor
+    counted_mask: Tensor
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenTree:
+        """Return a copy on ``device``."""
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
+        return TokenTree(**moved)
+
+    def pin_memory(self) -> TokenTree:
+        """Return a copy in page-locked memory."""
+        return TokenTree(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+
+class PreferenceBatch:
+    """B prompts with up to R responses each.
+
+    Deliberately not a dataclass: Lightning's half-precision plugins cast every float they find inside
+    one, and a score of 7.31 would reach the metrics as 7.3125.
+
+    Attributes:
+        index: int64 [B], the rows' numbers in their split; the key of precomputed log-probs.
+        split: the split they come from: ``train``, ``val``, ``test`` or ``predict``.
+        rows: the B rows as text, for references that have their own tokeniser.
+        present: bool [B, R], false at padding up to R, and at rows that only fill a rank's last batch.
+        scores: float32 [B, R], NaN where absent or unknown.
+        graded: bool [B], whether score differences mean something.
+        trees: one ``TokenTree`` a view; ``trees["plain"]`` is always there.
+        references: float32 [K, B, R] sums of log-probs a view, written by the ``ReferenceEnsemble``.
+    """
+
+    __slots__ = ("graded", "index", "present", "references", "rows", "scores", "split", "trees")
+
+    def __init__(
+        self,
+        *,
+        index: Tensor,
+        split: str,
+        rows: Sequence[PreferenceRow],
+        present: Tensor,
+        scores: Tensor,
+        graded: Tensor,
+        trees: Mapping[str, TokenTree],
+        references: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.index, self.split, self.rows = index, split, rows
+        self.present, self.scores, self.graded = present, scores, graded
+        self.trees = dict(trees)
+        self.references: dict[str, Tensor] = dict(references or {})
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def reference_logps(self) -> Tensor:
+        """float32 [K, B, R]: each reference's sum of log-probs of each response, K = 0 without references."""
+        missing = self.scores.new_empty((0, *self.scores.shape))
+        return self.references.get(PLAIN, missing)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """Return a copy on ``device``; text stays where it is."""
+        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Return a copy in page-locked memory."""
+        return self._map(lambda part: part.pin_memory())
+
+    def _map(self, move: _Move) -> Self:
+        return type(self)(
+            split=self.split,
+            rows=self.rows,
+            index=move(self.index),
+            present=move(self.present),
+            scores=move(self.scores),
+            graded=move(self.graded),
+            trees={view: move(tree) for view, tree in self.trees.items()},
+            references={view: move(logps) for view, logps in self.references.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseLogProbs:
+    """What a model thinks of each response.
+
+    Attributes:
+        sum: float32 [B, R], Σ_t log π(y_t | x, y_<t) over counted tokens; 0 where absent.
+        length: int64 [B, R], the number of counted tokens; 0 where absent.
+    """
+
+    sum: Tensor
+    length: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """float32 [B, R]: the average log-prob a token, log π(y|x) / |y|."""
+        return self.sum / self.length.clamp(min=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewLogProbs:
+    """A second view's log-probs. Never carries a gradient.
+
+    Attributes:
+        policy: the policy's, on the view.
+        references: float32 [K, B, R'], the references', on the view.
+        present: bool [B, R'].
+    """
+
+    policy: ResponseLogProbs
+    references: Tensor
+    present: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredBatch:
+    """All that an objective sees: numbers per response, no model and no tokens.
+
+    Attributes:
+        policy: the policy's log-probs, with gradient.
+        references: float32 [K, B, R] sums of log-probs, no gradient.
+        scores: float32 [B, R], NaN where absent or unknown.
+        present: bool [B, R].
+        graded: bool [B].
+        views: the second views that the objective asked for.
+    """
+
+    policy: ResponseLogProbs
+    references: Tensor
+    scores: Tensor
+    present: Tensor
+    graded: Tensor
+    views: Mapping[str, ViewLogProbs] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What an objective returns.
+
+    Attributes:
+        loss: float32 [B], one loss a prompt, unreduced, with gradient.
+        counted: bool [B], false where a prompt has nothing to compare (all its scores tie); its loss is 0.
+        reward: float32 [B, R], each response's implicit reward, detached.
+        stats: scalars for the dashboard, detached.
+    """
+
+    loss: Tensor
+    counted: Tensor
+    reward: Tensor
+    stats: Mapping[str, Tensor] = field(default_factory=dict)

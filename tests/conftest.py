@@ -1,0 +1,29 @@
+"""Fixtures shared by all tests. Nothing here may touch the network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny random Llama with a ChatML tokeniser."""
+    from tests.support import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real preference data, or skip."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the shared preference data is not at {SHARED_DATA}")
+    return SHARED_DATA
