@@ -1,1 +1,6 @@
 """The model that is trained: how it is described, loaded and adapted."""
+
+from pl_prefopt.policies.build import build_frozen, build_policy
+from pl_prefopt.policies.spec import FourBit, PolicySpec
+
+__all__ = ["FourBit", "PolicySpec", "build_frozen", "build_policy"]

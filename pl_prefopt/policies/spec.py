@@ -1,0 +1,167 @@
+"""The description of a model: everything that YAML says about it, checked before anything loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pl_prefopt.errors import ConfigError, nearest
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FourBit:
+    """4-bit weights by bitsandbytes (QLoRA, Dettmers et al., arXiv 2305.14314).
+
+    Attributes:
+        kind: ``nf4`` for normally distributed weights, or ``fp4``.
+        double: quantise the quantisation constants too.
+        compute: the dtype of the matrix products.
+    """
+
+    kind: Literal["nf4", "fp4"] = "nf4"
+    double: bool = True
+    compute: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySpec:
+    """A causal language model to train, or to hold frozen as a reference.
+
+    Attributes:
+        name: what ``from_pretrained`` takes: a folder or a hub name.
+        gguf_file: the GGUF file inside it, if the weights are GGUF.
+        revision: the hub revision.
+        dtype: the weights' type in memory.
+        attn_implementation: what transformers calls it: ``sdpa``, ``eager``, ``flash_attention_2``, ...
+        lora: arguments of ``peft.LoraConfig``; absent means that all weights are trained.
+        adapter: the folder of a PEFT adapter to start from; its configuration takes the place of ``lora``.
+        four_bit: load the base in 4 bits; to train it then needs ``lora`` or ``adapter``.
+        gradient_checkpointing: recompute activations in the backward pass.
+        dropout: keep the base model's own dropout. Off by default, so that an untrained policy equals its
+            reference.
+        trust_remote_code: run code that ships with the model.
+    """
+
+    name: str
+    gguf_file: str | None = None
+    revision: str | None = None
+    dtype: Dtype = "float32"
+    attn_implementation: str = "sdpa"
+    lora: dict[str, Any] | None = None
+    adapter: str | None = None
+    four_bit: FourBit | None = None
+    gradient_checkpointing: bool = False
+    dropout: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lora is not None and self.adapter is not None:
+            raise ConfigError("policy.lora and policy.adapter exclude each other: remove one of them.")
+        if self.lora is not None:
+            _check_lora(self.lora)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the base stays frozen under a PEFT adapter."""
+        return self.lora is not None or self.adapter is not None
+
+    def check_trainable(self) -> None:
+        """Raise a ``ConfigError`` if this model can only be a reference."""
+        if self.four_bit is not None and not self.has_adapter:
+            raise ConfigError(
+                "policy.four_bit needs policy.lora or policy.adapter: 4-bit weights can't be trained."
+            )
+
+    def load_tokenizer(self) -> Any:
+        """Return the model's own tokeniser.
+
+        Raises:
+            ConfigError: if ``name`` holds none.
+        """
+        from transformers import AutoTokenizer
+
+        with explained(self.name, "tokenizer"):
+            return AutoTokenizer.from_pretrained(
+                self.name,
+                gguf_file=self.gguf_file,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights' identity and of what changes their log-probs.
+
+        A folder is identified by its files' names, sizes and samples of their bytes, not by its path, so
+        that it may move; a hub model by its name and revision.
+        """
+        digest = hashlib.sha256()
+        described = [self.revision, self.gguf_file, self.dtype, self.four_bit]
+        digest.update(repr(described).encode())
+        for place in (self.name, self.adapter):
+            digest.update(_identity(place).encode())
+        return digest.hexdigest()[:16]
+
+
+class explained:  # noqa: N801 - reads as a phrase: `with explained(name, "tokenizer"):`
+    """Turn what transformers raises for a missing or broken model into one sentence."""
+
+    def __init__(self, name: str, part: str) -> None:
+        self.name, self.part = name, part
+
+    def __enter__(self) -> None:
+        """Nothing to set up."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if not isinstance(error, (OSError, ValueError, ImportError, KeyError)):
+            return
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"Expected policy.name to be a folder or a hub name with a {self.part}, but '{self.name}' gave: "
+            f"{reason}{_similar_folder(self.name)}"
+        ) from error
+
+
+def _similar_folder(name: str) -> str:
+    parent = Path(name).parent
+    if Path(name).exists() or not parent.is_dir():
+        return ""
+    return nearest(name, [str(entry) for entry in parent.iterdir() if entry.is_dir()])
+
+
+def _check_lora(settings: dict[str, Any]) -> None:
+    from peft import LoraConfig
+
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"policy.lora has no setting '{key}'{nearest(key, known)}.")
+    try:
+        LoraConfig(**settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"policy.lora is refused by peft: {error}") from error
+
+
+def _identity(place: str | None) -> str:
+    folder = Path(place) if place else None
+    if folder is None or not folder.is_dir():
+        return str(place)
+    weights = (".safetensors", ".gguf", ".bin", ".json")
+    files = sorted(path for path in folder.iterdir() if path.suffix in weights)
+    return ";".join(f"{path.name}:{path.stat().st_size}:{_sample(path)}" for path in files)
+
+
+def _sample(path: Path, *, pieces: int = 16, width: int = 4096) -> str:
+    """Hash a few evenly spread pieces: reading tens of gigabytes would cost minutes."""
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for piece in range(pieces):
+            file.seek(max(0, size - width) * piece // max(1, pieces - 1))
+            digest.update(file.read(width))
+    return digest.hexdigest()[:16]
