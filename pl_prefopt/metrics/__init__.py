@@ -1,1 +1,33 @@
-"""The torchmetrics suite."""
+"""Metrics: torchmetrics classes that read rewards, log-probs and scores, and one suite of them per stage."""
+
+from pl_prefopt.metrics.grades import GradeKendall, GradePearson, GradeSpearman
+from pl_prefopt.metrics.pairs import (
+    ChosenLogProb,
+    ChosenReward,
+    Margin,
+    NormalizedRankingAccuracy,
+    PreferenceAccuracy,
+    RankingAccuracy,
+    RejectedLogProb,
+    RejectedReward,
+)
+from pl_prefopt.metrics.responses import LengthBias, SequenceKL
+from pl_prefopt.metrics.suite import METRIC_HELP, build_suite
+
+__all__ = [
+    "METRIC_HELP",
+    "ChosenLogProb",
+    "ChosenReward",
+    "GradeKendall",
+    "GradePearson",
+    "GradeSpearman",
+    "LengthBias",
+    "Margin",
+    "NormalizedRankingAccuracy",
+    "PreferenceAccuracy",
+    "RankingAccuracy",
+    "RejectedLogProb",
+    "RejectedReward",
+    "SequenceKL",
+    "build_suite",
+]

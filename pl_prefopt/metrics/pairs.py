@@ -1,0 +1,86 @@
+"""Metrics over all pairs of a prompt's responses whose scores differ."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pl_prefopt.metrics.states import Mean, Share
+from pl_prefopt.pairing import ALL_PAIRS
+from pl_prefopt.types import ResponseLogProbs
+
+
+def winner_minus_loser(values: Tensor) -> Tensor:
+    """Return [B, R, R] differences of ``values`` [B, R]: at [b, i, j] that of i, the winner, over j."""
+    return values.unsqueeze(-1) - values.unsqueeze(-2)
+
+
+class PreferenceAccuracy(Share):
+    """The share of pairs in which the better response has the higher reward; a draw counts one half.
+
+    A policy that equals its reference gives every response the reward 0 and so reads 0.5, which is
+    chance. (TRL counts a draw as wrong and reads 0 there.)
+    """
+
+    def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``reward`` [B, R], ``scores`` [B, R], ``present`` [B, R]."""
+        self.add(winner_minus_loser(reward), ALL_PAIRS(scores, present))
+
+
+class Margin(Mean):
+    """The mean over pairs of the better response's reward minus the worse one's."""
+
+    def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``reward`` [B, R], ``scores`` [B, R], ``present`` [B, R]."""
+        self.add(winner_minus_loser(reward.float()), ALL_PAIRS(scores, present))
+
+
+class ChosenReward(Mean):
+    """The mean over pairs of the better response's reward."""
+
+    def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``reward`` [B, R], ``scores`` [B, R], ``present`` [B, R]."""
+        self.add(reward.unsqueeze(-1), ALL_PAIRS(scores, present))
+
+
+class RejectedReward(Mean):
+    """The mean over pairs of the worse response's reward."""
+
+    def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``reward`` [B, R], ``scores`` [B, R], ``present`` [B, R]."""
+        self.add(reward.unsqueeze(-2), ALL_PAIRS(scores, present))
+
+
+class ChosenLogProb(Mean):
+    """The mean over pairs of the better response's log-prob under the policy."""
+
+    def update(self, policy: ResponseLogProbs, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``policy`` of [B, R], ``scores`` [B, R], ``present`` [B, R]."""
+        self.add(policy.sum.unsqueeze(-1), ALL_PAIRS(scores, present))
+
+
+class RejectedLogProb(Mean):
+    """The mean over pairs of the worse response's log-prob under the policy."""
+
+    def update(self, policy: ResponseLogProbs, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``policy`` of [B, R], ``scores`` [B, R], ``present`` [B, R]."""
+        self.add(policy.sum.unsqueeze(-2), ALL_PAIRS(scores, present))
+
+
+class RankingAccuracy(Share):
+    """The share of pairs in which the policy itself gives the better response the higher probability.
+
+    Chen et al., "Preference Learning Algorithms Do Not Learn Preference Rankings", arXiv 2405.19534,
+    eq. 2. No reference enters, so this is what sampling from the policy will show. A draw counts one half.
+    """
+
+    def update(self, policy: ResponseLogProbs, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``policy`` of [B, R], ``scores`` [B, R], ``present`` [B, R]."""
+        self.add(winner_minus_loser(policy.sum), ALL_PAIRS(scores, present))
+
+
+class NormalizedRankingAccuracy(Share):
+    """``RankingAccuracy`` of the average log-prob a token, which does not favour short responses."""
+
+    def update(self, policy: ResponseLogProbs, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``policy`` of [B, R], ``scores`` [B, R], ``present`` [B, R]."""
+        self.add(winner_minus_loser(policy.mean), ALL_PAIRS(scores, present))

@@ -1,0 +1,112 @@
+"""The bases of all metrics: what they add up, and how it stays exact across ranks and precisions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+
+class ExactMetric(Metric):
+    """A metric whose states stay float32 and int64 whatever the module around it is cast to.
+
+    Half-precision plugins call ``module.to(torch.bfloat16)``, in which a counter stops at 256, and
+    ``set_dtype(torch.float32)`` would turn counters into floats that stop at 2²⁴. Here both only move.
+
+    Subclasses replace their states and never add to them in place: ``Trainer.validate`` runs in inference
+    mode, and what is reset there may not be changed in place in the next ``fit``.
+    """
+
+    full_state_update = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(fn(tensor.new_empty(0)).device)
+
+        super()._apply(move, exclude_state)
+        return self
+
+
+class Mean(ExactMetric):
+    """A mean over whatever its subclass counts; NaN where nothing was counted."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def add(self, values: Tensor, where: Tensor) -> None:
+        """Count ``values`` where ``where`` is true; both of one shape, or broadcastable to ``where``'s."""
+        self.total = self.total + torch.where(where, values.float(), 0.0).sum()
+        self.count = self.count + where.sum()
+
+    def compute(self) -> Tensor:
+        """Return the mean."""
+        return self.total / self.count
+
+
+class Share(ExactMetric):
+    """The share of comparisons that come out right, a draw counting one half; NaN where none was made."""
+
+    half_points: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # Half points are whole numbers: a float32 sum would stop growing after 2**24 comparisons.
+        self.add_state("half_points", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def add(self, margins: Tensor, where: Tensor) -> None:
+        """Count ``margins``, positive where right, where ``where`` is true."""
+        points = torch.where(margins > 0, 2, torch.where(margins == 0, 1, 0))
+        self.half_points = self.half_points + torch.where(where, points, 0).sum()
+        self.count = self.count + where.sum()
+
+    def compute(self) -> Tensor:
+        """Return the share."""
+        return self.half_points / (2 * self.count)
+
+
+class Correlation(ExactMetric, ABC):
+    """A correlation of two numbers over all that its subclass counts.
+
+    All values are kept, in float32, since rank correlations cannot be added up; ranks are concatenated
+    before the one computation, so that the result is that of a single process. NaN where fewer than
+    two values came or where one side is constant.
+    """
+
+    first: list[Tensor]
+    second: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("first", [], dist_reduce_fx="cat")
+        self.add_state("second", [], dist_reduce_fx="cat")
+
+    def add(self, first: Tensor, second: Tensor, where: Tensor) -> None:
+        """Count the values where ``where`` is true; all three of one shape."""
+        self.first.append(first[where].float())
+        self.second.append(second[where].float())
+
+    def compute(self) -> Tensor:
+        """Return the correlation."""
+        # After a sync the states are tensors and not lists; a rank without updates has an empty list.
+        if isinstance(self.first, list) and not self.first:
+            return torch.tensor(torch.nan, device=self.device)
+        first, second = dim_zero_cat(self.first), dim_zero_cat(self.second)
+        if len(first) < 2 or (first == first[0]).all() or (second == second[0]).all():
+            return first.new_tensor(torch.nan)
+        return self.correlate(first, second)
+
+    @abstractmethod
+    def correlate(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the correlation of two float32 vectors, neither of them constant."""

@@ -1,0 +1,80 @@
+"""Which metrics a stage has, under which names, and what each name means."""
+
+from __future__ import annotations
+
+from torchmetrics import Metric, MetricCollection
+
+from pl_prefopt.metrics.grades import GradeKendall, GradePearson, GradeSpearman
+from pl_prefopt.metrics.pairs import (
+    ChosenLogProb,
+    ChosenReward,
+    Margin,
+    NormalizedRankingAccuracy,
+    PreferenceAccuracy,
+    RankingAccuracy,
+    RejectedLogProb,
+    RejectedReward,
+)
+from pl_prefopt.metrics.responses import LengthBias, SequenceKL
+
+METRIC_HELP: dict[str, str] = {
+    "accuracy": "Share of pairs in which the better response has the higher reward; a draw counts one half.",
+    "margin": "Mean over pairs of the better response's reward minus the worse one's.",
+    "chosen_reward": "Mean over pairs of the better response's reward.",
+    "rejected_reward": "Mean over pairs of the worse response's reward.",
+    "chosen_logp": "Mean over pairs of the better response's log-prob (a sum over tokens) under the policy.",
+    "rejected_logp": "Mean over pairs of the worse response's log-prob (a sum over tokens) under the policy.",
+    "pearson": "Pearson's r of reward margin and score difference over the pairs of graded rows.",
+    "spearman": "Spearman's ρ of reward margin and score difference over the pairs of graded rows.",
+    "kendall": "Kendall's τ-b of reward margin and score difference over the pairs of graded rows.",
+    "ranking_accuracy": "Share of pairs in which the policy gives the better response the higher log-prob.",
+    "ranking_accuracy_normalized": "As ranking_accuracy, with the average log-prob a token.",
+    "kl_k": "Mean over responses of the policy's log-prob minus that of reference k, counted from 0.",
+    "length_bias": "Pearson's r of reward and response length over all responses.",
+}
+"""One sentence for each name, without the stage; ``kl_k`` stands for ``kl_0``, ``kl_1`` and so on."""
+
+
+def build_suite(stage: str, num_references: int) -> MetricCollection:
+    """Build the metrics of a stage; their names begin with ``{stage}/``.
+
+    ``train`` gets the cheap means only; any other stage gets all. A value is NaN where nothing was
+    counted, such as a correlation on rows without grades.
+
+    Args:
+        stage: ``train``, ``val``, ``test`` or ``predict``.
+        num_references: K; there is one ``kl_k`` for each.
+
+    Returns:
+        A collection whose ``update`` takes ``reward``, ``policy``, ``references``, ``scores``, ``present``
+        and ``graded`` by keyword and hands each metric what it asks for.
+    """
+    metrics = _cheap_means()
+    if stage != "train":
+        metrics |= _thorough(num_references)
+    # Without `compute_groups=False` two metrics whose states agree after the first batch, as all rewards
+    # of an untrained policy do, would share one state from then on.
+    return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)
+
+
+def _cheap_means() -> dict[str, Metric | MetricCollection]:
+    return {
+        "accuracy": PreferenceAccuracy(),
+        "margin": Margin(),
+        "chosen_reward": ChosenReward(),
+        "rejected_reward": RejectedReward(),
+        "chosen_logp": ChosenLogProb(),
+        "rejected_logp": RejectedLogProb(),
+    }
+
+
+def _thorough(num_references: int) -> dict[str, Metric | MetricCollection]:
+    return {
+        "pearson": GradePearson(),
+        "spearman": GradeSpearman(),
+        "kendall": GradeKendall(),
+        "ranking_accuracy": RankingAccuracy(),
+        "ranking_accuracy_normalized": NormalizedRankingAccuracy(),
+        **{f"kl_{k}": SequenceKL(reference=k) for k in range(num_references)},
+        "length_bias": LengthBias(),
+    }
