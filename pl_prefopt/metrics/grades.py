@@ -1,8 +1,8 @@
 """How well margins of the reward follow differences of the grades: three correlations.
 
 Counted are all pairs of a prompt's responses with different scores, the better one first, on graded rows
-only: a bare order of chosen over rejected has no differences to follow. Xu et al., "Direct Preference
-Optimization with quality-aware self-refinement", arXiv 2405.21040, section 5.
+only: a bare order of chosen over rejected has no differences to follow. The measure of Sr-DPO's study,
+arXiv 2405.21040.
 """
 
 from __future__ import annotations

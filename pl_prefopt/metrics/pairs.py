@@ -69,8 +69,8 @@ class RejectedLogProb(Mean):
 class RankingAccuracy(Share):
     """The share of pairs in which the policy itself gives the better response the higher probability.
 
-    Chen et al., "Preference Learning Algorithms Do Not Learn Preference Rankings", arXiv 2405.19534,
-    eq. 2. No reference enters, so this is what sampling from the policy will show. A draw counts one half.
+    Chen et al., "Preference Learning Algorithms Do Not Learn Preference Rankings", arXiv 2405.19534.
+    No reference enters, so this is what sampling from the policy will show. A draw counts one half.
     """
 
     def update(self, policy: ResponseLogProbs, scores: Tensor, present: Tensor) -> None:

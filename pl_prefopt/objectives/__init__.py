@@ -1,5 +1,31 @@
 """Objectives: hyper-parameters, declared needs, and one call into `pl_prefopt.functional`."""
 
 from pl_prefopt.objectives.base import Needs, Objective, ReferenceFreeObjective, ReferenceObjective
+from pl_prefopt.objectives.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon, ReverseKL
+from pl_prefopt.objectives.dpo import DPO, DPOP, FDPO, IPO, Hinge, RobustDPO
+from pl_prefopt.objectives.kto import KTO
+from pl_prefopt.objectives.pairs import PairwiseReferenceFreeObjective, PairwiseReferenceObjective
+from pl_prefopt.objectives.reference_free import ORPO, SimPO
 
-__all__ = ["Needs", "Objective", "ReferenceFreeObjective", "ReferenceObjective"]
+__all__ = [
+    "DPO",
+    "DPOP",
+    "FDPO",
+    "IPO",
+    "KTO",
+    "ORPO",
+    "AlphaDivergence",
+    "Divergence",
+    "ForwardKL",
+    "Hinge",
+    "JensenShannon",
+    "Needs",
+    "Objective",
+    "PairwiseReferenceFreeObjective",
+    "PairwiseReferenceObjective",
+    "ReferenceFreeObjective",
+    "ReferenceObjective",
+    "ReverseKL",
+    "RobustDPO",
+    "SimPO",
+]

@@ -1,0 +1,55 @@
+"""Elementary functions whose values and gradients stay exact and finite where the textbook form does not."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+EXPONENT_LIMIT = 30.0
+"""Where ``tangent_expm1`` leaves the exponential: e³⁰ ≈ 1e13, whose square still fits in float32."""
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """Return log(1 − eˣ) for x ≤ 0.
+
+    With x = log p this is log(1 − p). Two forms are exact on their side of −log 2 (Mächler 2012, eq. 7):
+    log(−expm1(x)) above it, log1p(−eˣ) below. At x = 0, where the value is −∞, the largest value whose
+    squared gradient is still a number is returned, with gradient 0.
+
+    Args:
+        x: any shape, x ≤ 0.
+
+    Returns:
+        The same shape; finite for finite x, with a finite gradient.
+
+    >>> [f"{value:.4g}" for value in log1mexp(torch.tensor([-1e-6, -math.log(2.0), -50.0]))]
+    ['-13.82', '-0.6931', '-1.929e-22']
+    """
+    x = x.clamp(max=-math.sqrt(torch.finfo(x.dtype).tiny))
+    near = x > -math.log(2.0)
+    # Each form gets a harmless argument where the other is chosen: `where` alone would still multiply
+    # the unused form's infinite gradient by zero, which is NaN.
+    near_value = torch.log(-torch.expm1(torch.where(near, x, -1.0)))
+    far_value = torch.log1p(-torch.exp(torch.where(near, -1.0, x)))
+    return torch.where(near, near_value, far_value)
+
+
+def tangent_expm1(x: Tensor) -> Tensor:
+    """Return eˣ − 1 up to x = 30 and the tangent of eˣ − 1 at 30 beyond.
+
+    A sequence's log-ratio may be in the hundreds, where eˣ overflows. The tangent keeps what matters
+    there, the order and a gradient that points the right way, in numbers that float32 can square.
+
+    Args:
+        x: any shape.
+
+    Returns:
+        The same shape, strictly increasing in x, finite for |x| far beyond 1e3.
+
+    >>> [f"{value:.5g}" for value in tangent_expm1(torch.tensor([0.0, 1e-7, 31.0]))]
+    ['0', '1e-07', '2.1373e+13']
+    """
+    inside = x.clamp(max=EXPONENT_LIMIT)
+    return torch.expm1(inside) + math.exp(EXPONENT_LIMIT) * (x - inside)
