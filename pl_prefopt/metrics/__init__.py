@@ -1,6 +1,7 @@
 """Metrics: torchmetrics classes that read rewards, log-probs and scores, and one suite of them per stage."""
 
 from pl_prefopt.metrics.grades import GradeKendall, GradePearson, GradeSpearman
+from pl_prefopt.metrics.losses import LossMean
 from pl_prefopt.metrics.pairs import (
     ChosenLogProb,
     ChosenReward,
@@ -22,6 +23,7 @@ __all__ = [
     "GradePearson",
     "GradeSpearman",
     "LengthBias",
+    "LossMean",
     "Margin",
     "NormalizedRankingAccuracy",
     "PreferenceAccuracy",

@@ -1,1 +1,8 @@
 """One LightningModule per method family."""
+
+from pl_prefopt.modules.base import PreferenceModule
+from pl_prefopt.modules.dpo import DPOModule
+from pl_prefopt.modules.reference_free import ReferenceFreeModule
+from pl_prefopt.modules.schedule import Schedule
+
+__all__ = ["DPOModule", "PreferenceModule", "ReferenceFreeModule", "Schedule"]

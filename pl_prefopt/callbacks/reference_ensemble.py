@@ -1,0 +1,155 @@
+"""The callback that gives every batch its references' log-probs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from pl_prefopt.errors import ContractError
+from pl_prefopt.references import PrecomputedTable, Reference
+from pl_prefopt.references.precompute import Workers, fill_table
+from pl_prefopt.references.tables import TableFile
+from pl_prefopt.types import PreferenceBatch
+
+_STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+class ReferenceEnsemble(Callback):
+    """Holds K >= 0 references and writes ``batch.references`` before every step of every stage.
+
+    For each view of the batch it writes float32 [K, B, R]: in member order, without gradient, outside the
+    batch's own floats so that no precision plugin rounds them. Members are no part of the module: they are
+    in no checkpoint and no optimiser.
+
+    Args:
+        members: the references.
+        precompute: score the data once before the first step, keep the log-probs on disk, and free the
+            models. A second run on the same data finds them there.
+        cache_dir: where the log-probs are kept, a folder a reference.
+        batch_size: rows in one forward pass of ``precompute``.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Reference] = (),
+        precompute: bool = False,
+        cache_dir: str = ".cache/pl_prefopt/references",
+        batch_size: int = 8,
+    ) -> None:
+        self.members = list(members)
+        self.precompute = precompute
+        self.cache_dir = cache_dir
+        self.batch_size = batch_size
+        self._ready: list[Reference] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell the module how many references there are; refuse what can't work before any model loads."""
+        module: Any = pl_module
+        module.num_references = len(self.members)
+        for member in self.members:
+            member.check(module.policy_spec)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare for the training and validation rows."""
+        self._prepare(trainer, pl_module, "fit")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare for the validation rows, unless ``fit`` did."""
+        if trainer.state.fn == "validate":
+            self._prepare(trainer, pl_module, "validate")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare for the test rows."""
+        self._prepare(trainer, pl_module, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare for the rows to predict."""
+        self._prepare(trainer, pl_module, "predict")
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the batch's log-probs."""
+        self._attach(trainer, pl_module, batch)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the batch's log-probs."""
+        self._attach(trainer, pl_module, batch)
+
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the batch's log-probs."""
+        self._attach(trainer, pl_module, batch)
+
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the batch's log-probs."""
+        self._attach(trainer, pl_module, batch)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Free the references."""
+        for member in self._ready:
+            member.release()
+        self._ready = []
+
+    @torch.no_grad()  # not inference_mode: the loss multiplies these numbers with ones that have a gradient
+    def _attach(self, trainer: Trainer, pl_module: LightningModule, batch: PreferenceBatch) -> None:
+        if not self._ready:
+            return
+        # Lightning enters the precision context around a step only, not around its hooks.
+        with trainer.precision_plugin.forward_context():
+            for view in batch.trees:
+                members = [member.log_probs(pl_module, batch, view).float() for member in self._ready]  # type: ignore[arg-type]
+                batch.references[view] = torch.stack(members)
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        found = getattr(getattr(trainer, "datamodule", None), "datasets", {})
+        datasets = {split: found[split] for split in _STAGE_SPLITS[stage] if split in found}
+        module: Any = pl_module
+        self._ready = list(self.members)
+        if self.precompute:
+            if not datasets:
+                raise ContractError("references.precompute needs the rows of a PreferenceDataModule.")
+            with trainer.precision_plugin.forward_context():
+                self._ready = [self._table(trainer, module, member, datasets) for member in self.members]
+        for member in self._ready:
+            member.prepare(module, datasets)
+
+    def _table(self, trainer: Trainer, module: Any, member: Reference, datasets: dict[str, Any]) -> Reference:
+        if not member.precomputable:
+            return member
+        folder = Path(self.cache_dir) / member.fingerprint(module.policy_spec)
+        workers = Workers(rank=trainer.global_rank, count=trainer.world_size, wait=trainer.strategy.barrier)
+        files = [file for rows in datasets.values() for file in TableFile.all_of(folder, rows, module.views)]
+        missing = [file for file in files if not file.path.is_file()]
+        # Every process has looked before the first one writes.
+        trainer.strategy.barrier()
+        if missing:
+            member.prepare(module, datasets)
+            for file in missing:
+                fill_table(member, module, file, batch_size=self.batch_size, workers=workers)
+            member.release()
+        return PrecomputedTable(str(folder))

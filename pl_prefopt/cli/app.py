@@ -1,0 +1,122 @@
+"""LightningCLI with references, a run folder, and errors for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from pl_prefopt.callbacks import MetricsFile, PredictionWriter, ReferenceEnsemble
+from pl_prefopt.cli.run_folder import choose_run_folder, keep_earlier_metrics, refuse_second_run
+from pl_prefopt.data import PreferenceDataModule
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.modules import PreferenceModule
+
+
+class PrefOptCLI(LightningCLI):
+    """``prefopt fit | validate | test | predict``."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        super().__init__(
+            PreferenceModule,
+            PreferenceDataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_kwargs={"description": "Preference optimisation of language models."},
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The stages, and the arguments of each that the command line does not offer."""
+        stages = LightningCLI.subcommands()
+        # Predictions go to a file; keeping them in memory as well would not scale.
+        stages["predict"] = stages["predict"] | {"return_predictions"}
+        return stages
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``references``, ``checkpoint`` and ``run_dir``."""
+        parser.add_lightning_class_args(ReferenceEnsemble, "references")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "step-{step}",
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="The run's folder: config, metrics, events, checkpoints. Default: runs/<objective>-<time>.",
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Decide on the run's folder before anything is built or loaded."""
+        config = self.config[self.subcommand]
+        method = str(config.model.init_args.objective.class_path).rsplit(".", 1)[-1]
+        ckpt_path = config.get("ckpt_path")
+        _check_checkpoint(ckpt_path)
+        self.run_folder = choose_run_folder(asked=config.run_dir, ckpt_path=ckpt_path, method=method)
+        if self.subcommand == "fit" and not config.trainer.fast_dev_run:
+            refuse_second_run(self.run_folder, ckpt_path)
+        config.run_dir = str(self.run_folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with its files in the run's folder."""
+        asked = self._get(self.config_init, "trainer")
+        # Only training writes at the top: evaluating later must not mix its curves into training's.
+        logs = self.run_folder if self.subcommand == "fit" else self.run_folder / str(self.subcommand)
+        trainer = super().instantiate_trainer(
+            logger=_loggers(asked["logger"], logs),
+            default_root_dir=asked["default_root_dir"] or str(self.run_folder),
+            **kwargs,
+        )
+        if not asked["fast_dev_run"]:
+            trainer.callbacks.append(MetricsFile(str(self.run_folder)))
+        trainer.callbacks.append(PredictionWriter(str(self.run_folder)))
+        return trainer
+
+    def predict(self, **kwargs: Any) -> None:
+        """Run ``Trainer.predict``; the predictions go to ``predictions.jsonl``."""
+        self.trainer.predict(return_predictions=False, **kwargs)
+
+    def before_validate(self) -> None:
+        """Say so if there is nothing trained to validate."""
+        self._say_untrained()
+
+    def before_test(self) -> None:
+        """Say so if there is nothing trained to test."""
+        self._say_untrained()
+
+    def _say_untrained(self) -> None:
+        if self.trainer.is_global_zero and self.config[self.subcommand].get("ckpt_path") is None:
+            print("No --ckpt_path given: this measures the policy as it is before training.")
+
+
+def _check_checkpoint(ckpt_path: str | None) -> None:
+    if ckpt_path is None or ckpt_path in ("last", "best", "hpc", "registry") or Path(ckpt_path).exists():
+        return
+    raise ConfigError(
+        f"Expected --ckpt_path to be a checkpoint, 'last' or 'best', but '{ckpt_path}' is missing."
+    )
+
+
+def _loggers(asked: Any, folder: Path) -> list[Logger] | bool:
+    """Return the loggers asked for and always a CSV; without a wish, TensorBoard and CSV."""
+    if asked is False:
+        return False
+    keep_earlier_metrics(folder)
+    csv = CSVLogger(save_dir=str(folder), name="", version="")
+    if asked is None or asked is True:
+        return [TensorBoardLogger(save_dir=str(folder), name="", version=""), csv]
+    chosen = list(asked) if isinstance(asked, list | tuple) else [asked]
+    return chosen if any(isinstance(logger, CSVLogger) for logger in chosen) else [*chosen, csv]

@@ -1,0 +1,85 @@
+"""A trained policy in the formats of plain transformers and PEFT."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.policies import PolicySpec, build_policy
+
+_PREFIX = "policy."
+
+
+def export(arguments: list[str]) -> None:
+    """Run ``prefopt export`` with the given command line arguments."""
+    parser = ArgumentParser(
+        prog="prefopt export", description="Write a trained policy for transformers and PEFT."
+    )
+    parser.add_argument("ckpt_path", type=str, help="A checkpoint of a run: runs/NAME/checkpoints/last.ckpt.")
+    parser.add_argument("--out", type=str, required=True, help="The folder to write; it must not exist yet.")
+    parser.add_argument("--merge", type=bool, default=False, help="Merge the adapter into the base model.")
+    parser.add_argument("--config", type=str | None, default=None, help="The run's config.yaml, if it moved.")
+    settings = parser.parse_args(arguments)
+    export_policy(Path(settings.ckpt_path), Path(settings.out), merge=settings.merge, config=settings.config)
+    print(f"Wrote {settings.out}")
+
+
+def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None = None) -> None:
+    """Write the checkpoint's policy and its tokeniser to ``out``.
+
+    Without ``merge``, a policy with an adapter becomes a PEFT folder; a fully trained one is a whole model
+    either way.
+
+    Raises:
+        ConfigError: if the checkpoint or its configuration is missing, or ``out`` exists.
+    """
+    if out.exists():
+        raise ConfigError(f"Expected --out to be a new folder, but {out} exists.")
+    spec = read_policy_spec(Path(config) if config else ckpt_path.resolve().parent.parent / "config.yaml")
+    weights = _trained_weights(ckpt_path)
+    if merge:
+        # Merging into 4-bit weights would round the adapter away.
+        spec = dataclasses.replace(spec, four_bit=None)
+    policy: Any = build_policy(spec)
+    _, unexpected = policy.load_state_dict(weights, strict=False)
+    if unexpected:
+        raise ConfigError(
+            f"{ckpt_path} doesn't fit the policy of its configuration: '{unexpected[0]}' is unknown."
+        )
+    if merge and spec.has_adapter:
+        policy = policy.merge_and_unload()
+    policy.save_pretrained(out)
+    spec.load_tokenizer().save_pretrained(out)
+
+
+def read_policy_spec(config: Path) -> PolicySpec:
+    """Return the policy that a run's ``config.yaml`` describes.
+
+    Raises:
+        ConfigError: if there is no such file.
+    """
+    if not config.is_file():
+        raise ConfigError(f"Expected the run's configuration at {config}: name it with --config.")
+    import yaml
+
+    described = yaml.safe_load(config.read_text())["model"]["init_args"]["policy"]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--policy", type=PolicySpec)
+    spec: PolicySpec = parser.instantiate_classes(parser.parse_object({"policy": described})).policy
+    return spec
+
+
+def _trained_weights(ckpt_path: Path) -> dict[str, torch.Tensor]:
+    if not ckpt_path.is_file():
+        raise ConfigError(f"Expected a checkpoint file, but {ckpt_path} is missing.")
+    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    return {
+        name.removeprefix(_PREFIX): weight
+        for name, weight in checkpoint["state_dict"].items()
+        if name.startswith(_PREFIX)
+    }

@@ -1,0 +1,70 @@
+"""The entry point: decides which command was meant before anything heavy is imported."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+
+from pl_prefopt.errors import PrefOptError, nearest
+
+_STAGES = {
+    "fit": "train a policy on preference data",
+    "validate": "measure it on the validation rows",
+    "test": "measure it on the test rows",
+    "predict": "write each response's log-prob, reward and rank",
+}
+_TOOLS = {"export": "write a trained policy as a PEFT folder or a merged model"}
+_COMMANDS = _STAGES | _TOOLS
+
+_HELP = """prefopt {version}: preference optimisation of language models
+
+usage: prefopt <command> [-c FILE.yaml ...] [--key.sub value ...]
+
+{commands}
+
+Settings come from YAML files, later ones first, and from the command line:
+  prefopt fit -c configs/base.yaml -c configs/methods/dpo.yaml -c configs/hardware/cpu.yaml \\
+    --data.train preferences.jsonl --model.init_args.policy.name HuggingFaceTB/SmolLM2-135M-Instruct
+`prefopt <command> --help` lists a command's settings; `--print_config` shows them resolved."""
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 a mistake in the input."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return
+    if arguments[0] == "--version":
+        print(version("pl-prefopt"))
+        return
+    if arguments[0] not in _COMMANDS:
+        _fail(
+            f"there is no command '{arguments[0]}'{nearest(arguments[0], _COMMANDS)}. Try `prefopt --help`."
+        )
+    try:
+        _run(arguments)
+    except PrefOptError as error:
+        _fail(str(error))
+
+
+def _run(arguments: list[str]) -> None:
+    if arguments[0] == "export":
+        from pl_prefopt.cli.export import export
+
+        export(arguments[1:])
+        return
+    if len(arguments) == 1:
+        _fail(f"`prefopt {arguments[0]}` needs settings.\n\n{_help()}")
+    from pl_prefopt.cli.app import PrefOptCLI
+
+    PrefOptCLI()
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:<9} {what}" for name, what in _COMMANDS.items())
+    return _HELP.format(version=version("pl-prefopt"), commands=commands)
+
+
+def _fail(message: str) -> None:
+    print(f"prefopt: {message}", file=sys.stderr)
+    sys.exit(2)

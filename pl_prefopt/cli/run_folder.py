@@ -1,0 +1,57 @@
+"""Where a run's files go."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+from pl_prefopt.errors import ConfigError
+
+_SHARED_WITH_RANKS = "PREFOPT_RUN_DIR"
+
+
+def choose_run_folder(*, asked: str | None, ckpt_path: str | None, method: str) -> Path:
+    """Return the run's folder: the one asked for, the checkpoint's, or a new one under ``runs/``.
+
+    Args:
+        asked: the ``run_dir`` setting.
+        ckpt_path: the checkpoint that the command starts from, if any.
+        method: the objective's name, for a new folder's name.
+    """
+    # Lightning starts the other ranks by running the same command again, perhaps a second later.
+    shared = os.environ.get(_SHARED_WITH_RANKS)
+    if shared and "LOCAL_RANK" in os.environ:
+        return Path(shared)
+    folder = Path(asked) if asked else _folder_of(ckpt_path)
+    if folder is None:
+        folder = Path("runs") / f"{method.lower()}-{datetime.now():%Y%m%d-%H%M%S}"
+    os.environ[_SHARED_WITH_RANKS] = str(folder)
+    return folder
+
+
+def refuse_second_run(folder: Path, ckpt_path: str | None) -> None:
+    """Raise a ``ConfigError`` if ``fit`` would mix a new run into the folder of another one."""
+    if ckpt_path is None and "LOCAL_RANK" not in os.environ and (folder / "config.yaml").exists():
+        raise ConfigError(
+            f"The folder {folder} holds a run already: add `--ckpt_path last` to go on with it, or "
+            "`--run_dir` with another folder to start anew."
+        )
+
+
+def keep_earlier_metrics(folder: Path) -> None:
+    """Rename an earlier ``metrics.csv``, which the logger would delete."""
+    current = folder / "metrics.csv"
+    if not current.exists() or "LOCAL_RANK" in os.environ:
+        return
+    number = 1
+    while (folder / f"metrics.{number}.csv").exists():
+        number += 1
+    current.rename(folder / f"metrics.{number}.csv")
+
+
+def _folder_of(ckpt_path: str | None) -> Path | None:
+    if ckpt_path is None:
+        return None
+    folder = Path(ckpt_path).resolve().parent.parent
+    return folder if (folder / "config.yaml").is_file() else None

@@ -1,0 +1,15 @@
+"""The loss of an epoch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pl_prefopt.metrics.states import Mean
+
+
+class LossMean(Mean):
+    """The mean loss over prompts that had something to compare."""
+
+    def update(self, loss: Tensor, counted: Tensor) -> None:
+        """Count ``loss`` [B] where ``counted`` [B] is true."""
+        self.add(loss.detach(), counted)

@@ -1,0 +1,215 @@
+"""The whole step, shared by all families."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from pl_prefopt.errors import ContractError
+from pl_prefopt.metrics import LossMean, build_suite
+from pl_prefopt.modules.checkpoints import check_fits, describe, save_description, trained_names
+from pl_prefopt.modules.schedule import Schedule
+from pl_prefopt.objectives import Objective
+from pl_prefopt.policies import PolicySpec, build_policy
+from pl_prefopt.scoring import LayoutName, Scorer
+from pl_prefopt.types import Outcome, PreferenceBatch, ScoredBatch, ViewLogProbs
+from pl_prefopt.views import View
+
+_STAGES = ("train", "val", "test")
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW at the low learning rate that preference optimisation of all weights wants."""
+    return torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0)
+
+
+class PreferenceModule(LightningModule):
+    """Trains one policy by one objective. Families differ in the objectives that they accept.
+
+    Args:
+        policy: the model to train.
+        objective: the loss and the reward.
+        optimizer: makes the optimiser from the trainable parameters.
+        schedule: the learning rate's course.
+        layout: how a prompt and its responses are laid out in the model's input.
+    """
+
+    policy: nn.Module
+
+    def __init__(
+        self,
+        policy: PolicySpec,
+        objective: Objective,
+        optimizer: OptimizerCallable = adamw,
+        schedule: Schedule = Schedule(),  # noqa: B008 - frozen
+        layout: LayoutName = "auto",
+    ) -> None:
+        super().__init__()
+        policy.check_trainable()
+        self.policy_spec = policy
+        self.objective = objective
+        self.make_optimizer = optimizer
+        self.schedule = schedule
+        self.scorer = Scorer(layout)
+        self.num_references = 0  # the ReferenceEnsemble says how many there are
+        # Checkpoints hold only what is trained; on_load_checkpoint counts that nothing of it is missing.
+        self.strict_loading = False
+        self._metrics_logged_at = 0
+
+    @property
+    def views(self) -> Mapping[str, View]:
+        """The second views that the objective asked for."""
+        return self.objective.needs.views
+
+    def setup(self, stage: str) -> None:
+        """Check that objective, references and rows fit together, and build the metrics."""
+        _check_references(self.objective, self.num_references)
+        _check_rows(self.objective, getattr(getattr(self.trainer, "datamodule", None), "datasets", {}))
+        self.suites = nn.ModuleDict({_key(name): build_suite(name, self.num_references) for name in _STAGES})
+        self.losses = nn.ModuleDict({_key(name): LossMean() for name in _STAGES})
+
+    def configure_model(self) -> None:
+        """Load the policy, once."""
+        if "policy" not in self._modules:
+            self.policy = build_policy(self.policy_spec)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimiser over what is trained, and its schedule in optimiser steps."""
+        optimizer = self.make_optimizer([weight for weight in self.parameters() if weight.requires_grad])
+        scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        """Return the mean loss over the batch's prompts."""
+        outcome = self._evaluate(batch, "train")
+        loss = outcome.loss.sum() / outcome.counted.sum().clamp(min=1)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        """Count the batch in the validation metrics."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        """Count the batch in the test metrics."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> tuple[ScoredBatch, Outcome]:
+        """Return the batch's log-probs and rewards."""
+        scored = self.score(batch)
+        return scored, self.objective(scored)
+
+    def score(self, batch: PreferenceBatch) -> ScoredBatch:
+        """Return the policy's log-probs, with gradient, beside those that the references wrote."""
+        return ScoredBatch(
+            policy=self.scorer(self.policy, batch.trees["plain"]),
+            references=batch.reference_logps,
+            scores=batch.scores,
+            present=batch.present,
+            graded=batch.graded,
+            views={name: self._score_view(batch, name) for name in self.views},
+        )
+
+    def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
+        """Log the training metrics over the steps since they were last logged."""
+        step = self.global_step
+        if step % self.trainer.log_every_n_steps == 0 and step != self._metrics_logged_at:
+            self._metrics_logged_at = step
+            self._log_metrics("train")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log_metrics("test")
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return what is trained and nothing else: an adapter's checkpoint is small."""
+        whole: dict[str, Any] = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        kept = {prefix + name for name in trained_names(self)}
+        return {key: value for key, value in whole.items() if key in kept}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the method and the base model."""
+        save_description(checkpoint, self._description())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another run's checkpoint."""
+        check_fits(checkpoint, self._description(), trained_names(self))
+
+    def _evaluate(self, batch: PreferenceBatch, stage: str) -> Outcome:
+        scored = self.score(batch)
+        outcome: Outcome = self.objective(scored)
+        suite: Any = self.suites[_key(stage)]
+        suite.update(
+            reward=outcome.reward,
+            policy=scored.policy,
+            references=scored.references,
+            scores=scored.scores,
+            present=scored.present,
+            graded=scored.graded,
+        )
+        loss: Any = self.losses[_key(stage)]
+        loss.update(outcome.loss, outcome.counted)
+        for name, value in outcome.stats.items():
+            self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=stage != "train")
+        return outcome
+
+    @torch.no_grad()
+    def _score_view(self, batch: PreferenceBatch, name: str) -> ViewLogProbs:
+        tree = batch.trees[name]
+        present = tree.response_mask.any(dim=-1) & batch.present.any(dim=-1, keepdim=True)
+        references = batch.references.get(name, batch.scores.new_empty((0, *present.shape)))
+        return ViewLogProbs(policy=self.scorer(self.policy, tree), references=references, present=present)
+
+    def _log_metrics(self, stage: str) -> None:
+        """Log what was counted; a value that nothing was counted for is NaN, and no number is better."""
+        suite: Any = self.suites[_key(stage)]
+        values: dict[str, Tensor] = suite.compute()
+        suite.reset()
+        loss: Any = self.losses[_key(stage)]
+        if stage != "train":
+            values[f"{stage}/loss"] = loss.compute()
+        loss.reset()
+        counted = {name: value for name, value in values.items() if not torch.isnan(value)}
+        self.log_dict(counted, prog_bar=False, batch_size=1)
+
+    def _description(self) -> dict[str, str]:
+        return describe(type(self.objective).__name__, self.policy_spec.name)
+
+
+def _key(stage: str) -> str:
+    # nn.ModuleDict refuses the key "train", which is a method's name.
+    return f"{stage}_stage"
+
+
+def _check_references(objective: Objective, count: int) -> None:
+    needs, name = objective.needs, type(objective).__name__
+    most = needs.max_references
+    if count < needs.min_references or (most is not None and count > most):
+        wanted = f"exactly {most}" if needs.min_references == most else f"at least {needs.min_references}"
+        raise ContractError(
+            f"{name} needs {wanted} reference(s), but references.members has {count}: for one, add "
+            "`- class_path: pl_prefopt.references.AdapterOff` there; for none, set it to []."
+        )
+
+
+def _check_rows(objective: Objective, datasets: Mapping[str, Any]) -> None:
+    name, fewest = type(objective).__name__, objective.needs.min_responses
+    for split, rows in datasets.items():
+        summary = rows.summary
+        if split == "train" and fewest >= 2 and summary.comparable == 0:
+            raise ContractError(
+                f"{name} compares responses to a prompt, but none of the {summary.rows} {split} rows has two "
+                "responses with different scores: use pairs or scored lists, or an unpaired objective "
+                "such as pl_prefopt.objectives.KTO."
+            )

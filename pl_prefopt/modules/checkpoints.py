@@ -1,0 +1,52 @@
+"""What a checkpoint holds, and when it is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pl_prefopt.errors import ConfigError
+
+_KEY = "pl_prefopt"
+
+
+def trained_names(module: nn.Module) -> set[str]:
+    """Return the names of the parameters that are trained."""
+    return {name for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+def describe(method: str, base: str) -> dict[str, str]:
+    """Return what a checkpoint says of its run beside the weights."""
+    return {"method": method, "base": base}
+
+
+def save_description(checkpoint: dict[str, Any], description: dict[str, str]) -> None:
+    """Write the run's description into a checkpoint."""
+    checkpoint[_KEY] = description
+
+
+def check_fits(checkpoint: dict[str, Any], description: dict[str, str], trained: set[str]) -> None:
+    """Refuse a checkpoint of another method or base, or one whose weights wouldn't be used.
+
+    Args:
+        checkpoint: as Lightning read it.
+        description: of the run that wants to load it.
+        trained: the names of the parameters that it must hold.
+
+    Raises:
+        ConfigError: saying what differs.
+    """
+    found = checkpoint.get(_KEY, {})
+    for key, wanted in description.items():
+        if key in found and found[key] != wanted:
+            raise ConfigError(
+                f"The checkpoint was made with {key} '{found[key]}', but this run has '{wanted}': "
+                "use the configuration that the checkpoint was made with, or start without ckpt_path."
+            )
+    missing = trained - set(checkpoint["state_dict"])
+    if missing:
+        raise ConfigError(
+            f"The checkpoint lacks {len(missing)} of the {len(trained)} weights that this run trains, such "
+            f"as '{min(missing)}': policy.lora or policy.adapter differs from the run that made it."
+        )

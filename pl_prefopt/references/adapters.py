@@ -1,0 +1,104 @@
+"""References that share the policy's base model and so cost no memory of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from pl_prefopt.errors import ConfigError, ContractError
+from pl_prefopt.policies import PolicySpec
+from pl_prefopt.references.base import Datasets, PolicyHost, Reference
+from pl_prefopt.scoring import evaluating
+from pl_prefopt.types import PreferenceBatch
+
+
+class AdapterOff(Reference):
+    """The policy's base model: the policy with its adapter switched off."""
+
+    def check(self, policy: PolicySpec) -> None:
+        """Raise a ``ContractError`` if the policy has no adapter to switch off."""
+        _require_adapter(policy, "AdapterOff")
+
+    def fingerprint(self, policy: PolicySpec) -> str:
+        """The base model's own."""
+        return f"base-{dataclasses.replace(policy, adapter=None).fingerprint}"
+
+    def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
+        """Nothing to do: the policy is there already."""
+
+    def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
+        """Return float32 [B, R] sums of log-probs."""
+        policy: Any = host.policy
+        with evaluating(policy), policy.disable_adapter():
+            return host.scorer(policy, batch.trees[view]).sum
+
+    def release(self) -> None:
+        """Nothing to free."""
+
+
+class NamedAdapter(Reference):
+    """Another PEFT adapter on the policy's base model, for instance the SFT adapter training started from.
+
+    Args:
+        folder: where PEFT saved the adapter.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.name = f"reference_{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
+
+    def check(self, policy: PolicySpec) -> None:
+        """Raise if the policy has no adapter of its own, or if the folder holds none."""
+        from peft import PeftConfig
+
+        _require_adapter(policy, "NamedAdapter")
+        try:
+            PeftConfig.from_pretrained(self.folder)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"Expected NamedAdapter.folder to hold an adapter_config.json, but '{self.folder}' has none."
+            ) from error
+
+    def fingerprint(self, policy: PolicySpec) -> str:
+        """The base model's and the adapter's."""
+        return f"adapter-{dataclasses.replace(policy, lora=None, adapter=self.folder).fingerprint}"
+
+    def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
+        """Load the adapter beside the policy's own."""
+        policy: Any = host.policy
+        if self.name not in policy.peft_config:
+            policy.load_adapter(self.folder, adapter_name=self.name, is_trainable=False)
+
+    def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
+        """Return float32 [B, R] sums of log-probs."""
+        with evaluating(host.policy), self._active(host.policy):
+            return host.scorer(host.policy, batch.trees[view]).sum
+
+    def release(self) -> None:
+        """Nothing to free: the adapter stays with the policy, frozen, and is saved nowhere."""
+
+    @contextmanager
+    def _active(self, policy: Any) -> Iterator[None]:
+        # set_adapter decides anew which parameters train, so what they were is kept and put back.
+        own = policy.active_adapter
+        trained = {parameter: parameter.requires_grad for parameter in policy.parameters()}
+        policy.set_adapter(self.name)
+        try:
+            yield
+        finally:
+            policy.set_adapter(own)
+            for parameter, requires_grad in trained.items():
+                parameter.requires_grad_(requires_grad)
+
+
+def _require_adapter(policy: PolicySpec, reference: str) -> None:
+    if not policy.has_adapter:
+        raise ContractError(
+            f"The reference {reference} needs a policy with an adapter, but all weights of '{policy.name}' "
+            "are trained: set model.init_args.policy.lora, or use pl_prefopt.references.FrozenModel."
+        )

@@ -1,0 +1,60 @@
+"""What every reference is: something frozen that gives each response a log-prob."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pl_prefopt.data import PreferenceDataset
+from pl_prefopt.policies import PolicySpec
+from pl_prefopt.scoring import Scorer
+from pl_prefopt.types import PreferenceBatch
+from pl_prefopt.views import View
+
+Datasets = Mapping[str, PreferenceDataset]
+
+
+class PolicyHost(Protocol):
+    """What a reference may use of the module that is trained."""
+
+    policy: nn.Module
+    policy_spec: PolicySpec
+    scorer: Scorer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy lives."""
+
+    @property
+    def views(self) -> Mapping[str, View]:
+        """The second views that are scored beside the plain one."""
+
+
+class Reference(ABC):
+    """A frozen distribution over responses."""
+
+    precomputable: ClassVar[bool] = True
+    """Whether its log-probs may be computed once and kept; false where they are kept already."""
+
+    def check(self, policy: PolicySpec) -> None:  # noqa: B027 - most references work with every policy
+        """Raise an error if this reference can't work beside ``policy``; no model is loaded yet."""
+
+    @abstractmethod
+    def fingerprint(self, policy: PolicySpec) -> str:
+        """A string that differs whenever the log-probs may."""
+
+    @abstractmethod
+    def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
+        """Make ready to score the rows of ``datasets`` (by split) on the policy's device. May be repeated."""
+
+    @abstractmethod
+    def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
+        """Return Σ_t log π_ref(y_t | x, y_<t) of each response, float32 [B, R], without gradient."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Free the memory that ``prepare`` took."""

@@ -1,0 +1,91 @@
+"""Scoring a whole dataset once, in pieces that survive a kill and are shared between processes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from rich.progress import track
+
+from pl_prefopt.references.base import PolicyHost, Reference
+from pl_prefopt.references.tables import TableFile, read_tensors, stack_ragged, write_tensors
+
+ROWS_A_PART = 64
+"""Rows between two savings: what a kill can lose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The processes that share the work.
+
+    Attributes:
+        rank: this process's number.
+        count: how many there are.
+        wait: returns when all processes have called it.
+    """
+
+    rank: int
+    count: int
+    wait: Callable[[], object]
+
+
+def fill_table(
+    reference: Reference, host: PolicyHost, file: TableFile, *, batch_size: int, workers: Workers
+) -> None:
+    """Score every row of ``file.dataset`` and write the table; parts that exist already are kept.
+
+    Args:
+        reference: a prepared reference.
+        host: the module that is trained.
+        file: the table to fill.
+        batch_size: rows in one forward pass.
+        workers: the processes that share the work; each scores every ``count``-th part.
+    """
+    lengths = torch.as_tensor(file.dataset.lengths)
+    # The longest rows first: if memory runs out, it does so at once.
+    order = torch.argsort(lengths, descending=True, stable=True).split(ROWS_A_PART)
+    mine = [
+        number for number in range(workers.rank, len(order), workers.count) if not file.part(number).is_file()
+    ]
+    for number in _shown(mine, f"{file.dataset.split} rows, view {file.view}", visible=workers.rank == 0):
+        _score_part(reference, host, file, number, order[number].split(batch_size))
+    workers.wait()
+    if workers.rank == 0:
+        parts = [read_tensors(file.part(number)) for number in range(len(order))]
+        table = stack_ragged([(part["index"], part["log_probs"]) for part in parts], len(file.dataset))
+        write_tensors(file.path, {"log_probs": table}, _notes(reference, host, file))
+        shutil.rmtree(file.part(0).parent)
+    workers.wait()
+
+
+@torch.no_grad()
+def _score_part(
+    reference: Reference, host: PolicyHost, file: TableFile, number: int, batches: Iterable[torch.Tensor]
+) -> None:
+    scored = []
+    for index in batches:
+        batch = file.dataset.batch(index.tolist()).to(host.device)
+        log_probs = reference.log_probs(host, batch, file.view).float()
+        absent = ~batch.trees[file.view].response_mask.any(dim=-1)
+        scored.append((index, log_probs.masked_fill(absent, torch.nan).cpu()))
+    positions = torch.cat([index for index, _ in scored])
+    place = {row: position for position, row in enumerate(positions.tolist())}
+    local = [(torch.tensor([place[row] for row in index.tolist()]), values) for index, values in scored]
+    tensors = {"index": positions, "log_probs": stack_ragged(local, len(positions))}
+    write_tensors(file.part(number), tensors, _notes(reference, host, file))
+
+
+def _notes(reference: Reference, host: PolicyHost, file: TableFile) -> dict[str, str]:
+    return {
+        "reference": reference.fingerprint(host.policy_spec),
+        "dataset": file.dataset.fingerprint,
+        "split": file.dataset.split,
+        "view": file.view,
+        "rendering": file.rendering,
+    }
+
+
+def _shown(numbers: list[int], what: str, *, visible: bool) -> Iterable[int]:
+    return track(numbers, description=f"Scoring {what}", disable=not visible)

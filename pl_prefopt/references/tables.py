@@ -1,0 +1,120 @@
+"""Log-probs that were computed once: files on disk, one a reference, split and view."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pl_prefopt.data import PreferenceDataset
+from pl_prefopt.errors import DataError
+from pl_prefopt.types import PLAIN
+from pl_prefopt.views import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFile:
+    """The log-probs of one dataset's responses in one view, by one reference.
+
+    The file's name carries a hash of the tokenised rows and of the view, so that other data never
+    finds it. It holds ``log_probs``, float32 [rows, R], NaN where a row has fewer responses.
+
+    Attributes:
+        folder: the reference's folder.
+        dataset: the rows.
+        view: the view's name.
+        rendering: the view's fingerprint.
+    """
+
+    folder: Path
+    dataset: PreferenceDataset
+    view: str
+    rendering: str
+
+    @classmethod
+    def all_of(cls, folder: Path, dataset: PreferenceDataset, views: Mapping[str, View]) -> list[TableFile]:
+        """Return the files of ``dataset`` for the plain view and for ``views``."""
+        renderings = {PLAIN: PLAIN} | {name: view.fingerprint for name, view in views.items()}
+        return [
+            cls(folder=folder, dataset=dataset, view=name, rendering=rendering)
+            for name, rendering in renderings.items()
+        ]
+
+    @property
+    def path(self) -> Path:
+        """Where the finished table is."""
+        key = hashlib.sha256(f"{self.dataset.fingerprint}|{self.rendering}".encode()).hexdigest()[:16]
+        return self.folder / f"{self.dataset.split}-{self.view}-{key}.safetensors"
+
+    def part(self, number: int) -> Path:
+        """Where the piece ``number`` of an unfinished table is."""
+        return self.path.with_suffix(".parts") / f"{number:06d}.safetensors"
+
+    def read(self) -> Tensor:
+        """Return float32 [rows, R].
+
+        Raises:
+            DataError: if the file is missing, damaged, or of other data.
+        """
+        if not self.path.is_file():
+            raise DataError(
+                f"Expected log-probs of these {len(self.dataset)} {self.dataset.split} rows (view "
+                f"'{self.view}') in {self.path}, but {_present(self.folder)}: data, template, tokeniser or "
+                "length limits differ from when they were computed; use the reference itself with "
+                "references.precompute: true to compute them anew."
+            )
+        table = read_tensors(self.path)["log_probs"]
+        if len(table) != len(self.dataset):
+            raise DataError(f"{self.path} holds {len(table)} rows, expected {len(self.dataset)}: delete it.")
+        return table
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise DataError(
+            f"{path} can't be read ({error}): delete it, and it will be computed anew."
+        ) from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
+    """Write a safetensors file that is either whole or absent, whatever interrupts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, draft, metadata=notes)
+    draft.replace(path)
+
+
+def stack_ragged(parts: list[tuple[Tensor, Tensor]], rows: int) -> Tensor:
+    """Put pieces (row numbers [N], log-probs [N, R_i]) in their places in one [rows, R], NaN elsewhere.
+
+    >>> second = (torch.tensor([1]), torch.tensor([[2.0, 3.0]]))
+    >>> first = (torch.tensor([0]), torch.tensor([[1.0]]))
+    >>> stack_ragged([second, first], rows=2)
+    tensor([[1., nan],
+            [2., 3.]])
+    """
+    width = max(log_probs.shape[1] for _, log_probs in parts)
+    table = torch.full((rows, width), torch.nan)
+    for index, log_probs in parts:
+        table[index, : log_probs.shape[1]] = log_probs
+    return table
+
+
+def _present(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob("*.safetensors")) if folder.is_dir() else []
+    return f"the folder holds only {', '.join(names)}" if names else "the folder holds no table"
