@@ -1,0 +1,146 @@
+"""The scorer against a model asked for one unpadded sequence at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.scoring.architectures import CONFIGS, VOCABULARY, build
+from torch import nn
+from transformers import BloomConfig, BloomForCausalLM
+
+from pl_prefopt.scoring import Scorer
+from pl_prefopt.scoring.layouts import TreeLayout
+from pl_prefopt.types import TokenTree
+
+PROMPTS = [5, 1, 3]
+RESPONSES = [[4, 1, 2], [1], [3, 6]]
+
+
+def ragged_tree(prompts=PROMPTS, responses=RESPONSES, *, seed: int = 0) -> TokenTree:
+    """Random tokens of the given lengths; a prompt with fewer responses has absent ones."""
+    generator = torch.Generator().manual_seed(seed)
+    count, longest = max(map(len, responses)), max(map(max, responses))
+    prompt_mask = torch.tensor([[p < n for p in range(max(prompts))] for n in prompts])
+    response_mask = torch.zeros(len(prompts), count, longest, dtype=torch.bool)
+    for row, lengths in enumerate(responses):
+        for number, length in enumerate(lengths):
+            response_mask[row, number, :length] = True
+    return TokenTree(
+        prompt_ids=torch.randint(3, VOCABULARY, prompt_mask.shape, generator=generator) * prompt_mask,
+        prompt_mask=prompt_mask,
+        response_ids=torch.randint(3, VOCABULARY, response_mask.shape, generator=generator) * response_mask,
+        response_mask=response_mask,
+        counted_mask=response_mask.clone(),
+    )
+
+
+def one_by_one(model: nn.Module, tree: TokenTree) -> torch.Tensor:
+    """Sums of log-probs [B, R] from plain forwards of unpadded sequences."""
+    batch, count = tree.response_mask.shape[:2]
+    sums = torch.zeros(batch, count)
+    for row in range(batch):
+        prompt = tree.prompt_ids[row][tree.prompt_mask[row]]
+        for number in range(count):
+            mask = tree.response_mask[row, number]
+            if not mask.any():
+                continue
+            response = tree.response_ids[row, number][mask]
+            logits = model(input_ids=torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1]
+            per_token = logits.log_softmax(-1).gather(-1, response[:, None])[:, 0]
+            sums = sums.index_put(
+                (torch.tensor(row), torch.tensor(number)),
+                (per_token * tree.counted_mask[row, number][mask]).sum(),
+            )
+    return sums
+
+
+@pytest.mark.parametrize("layout", ["auto", "plain"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_values_equal_unpadded_sequences(name, attention, layout):
+    model, tree = build(name, attention), ragged_tree()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            Scorer(layout)(model, tree).sum, one_by_one(model, tree), atol=2e-4, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_gradients_equal_unpadded_sequences(name):
+    model, tree = build(name), ragged_tree()
+    gradients = []
+    for sums in (Scorer("tree")(model, tree).sum, Scorer("plain")(model, tree).sum, one_by_one(model, tree)):
+        model.zero_grad()
+        sums.square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    scale = gradients[2].abs().max()
+    assert scale > 1
+    for gradient in gradients[:2]:
+        assert (gradient - gradients[2]).abs().max() < 1e-4 * scale
+
+
+def test_only_counted_tokens_count():
+    model, tree = build("llama"), ragged_tree()
+    tree.counted_mask[0, 0, 1] = False
+    with torch.no_grad():
+        scored = Scorer()(model, tree)
+        torch.testing.assert_close(scored.sum, one_by_one(model, tree), atol=2e-4, rtol=1e-5)
+    assert scored.length[0].tolist() == [3, 1, 2]
+    assert scored.sum[1].tolist()[1:] == [0.0, 0.0]
+    torch.testing.assert_close(scored.mean[0], scored.sum[0] / torch.tensor([3.0, 1.0, 2.0]))
+
+
+def test_the_content_of_padding_does_not_matter():
+    model, tree = build("llama"), ragged_tree()
+    other = ragged_tree()
+    other.response_ids = torch.where(other.response_mask, other.response_ids, VOCABULARY - 1)
+    other.prompt_ids = torch.where(other.prompt_mask, other.prompt_ids, VOCABULARY - 1)
+    for layout in ("tree", "plain"):
+        with torch.no_grad():
+            assert torch.equal(Scorer(layout)(model, tree).sum, Scorer(layout)(model, other).sum)
+
+
+def test_the_tree_is_taken_where_the_model_supports_it():
+    scorer = Scorer()
+    scorer(build("llama"), ragged_tree())
+    assert isinstance(scorer._shared, TreeLayout)
+
+
+def test_a_model_without_position_ids_falls_back_and_says_so():
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)
+    model = BloomForCausalLM(config).eval()
+    tree = ragged_tree()
+    with pytest.warns(UserWarning, match="BloomForCausalLM"), torch.no_grad():
+        scored = Scorer()(model, tree)
+    torch.testing.assert_close(scored.sum, one_by_one(model, tree), atol=2e-4, rtol=1e-5)
+
+
+def test_a_model_that_ignores_the_mask_is_found_out():
+    class Careless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = build("llama")
+            self.config = self.inner.config
+
+        def forward(self, input_ids, attention_mask, position_ids, use_cache, logits_to_keep):
+            flat = attention_mask if attention_mask.dim() == 2 else None
+            return self.inner(
+                input_ids=input_ids,
+                attention_mask=flat,
+                position_ids=position_ids,
+                logits_to_keep=logits_to_keep,
+            )
+
+    with pytest.warns(UserWarning, match="other numbers"):
+        Scorer()(Careless(), ragged_tree())
+
+
+def test_bfloat16_models_give_float32_log_probs_close_to_their_own():
+    model, tree = build("llama"), ragged_tree()
+    with torch.no_grad():
+        exact = Scorer()(model, tree).sum
+        rough = Scorer()(model.to(torch.bfloat16), tree).sum
+    assert rough.dtype == torch.float32
+    present = tree.response_mask.any(-1)
+    assert (rough - exact)[present].abs().max() < 0.05 * exact[present].abs().max()
