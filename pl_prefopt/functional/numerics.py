@@ -51,5 +51,11 @@ def tangent_expm1(x: Tensor) -> Tensor:
     >>> [f"{value:.5g}" for value in tangent_expm1(torch.tensor([0.0, 1e-7, 31.0]))]
     ['0', '1e-07', '2.1373e+13']
     """
+    # Each part's gradient is exactly 0 on the other's side. With x − clamp(x) for the excess, e³⁰ would
+    # be added and subtracted in every gradient and drown it.
+    excess = (x - EXPONENT_LIMIT).relu()
     inside = x.clamp(max=EXPONENT_LIMIT)
-    return torch.expm1(inside) + math.exp(EXPONENT_LIMIT) * (x - inside)
+    # expm1 has the exact value near 0, but autograd takes its gradient as value + 1, which loses all
+    # digits far below 0; exp has the exact gradient everywhere.
+    exponential = torch.where(inside > -1.0, torch.expm1(inside), torch.exp(inside) - 1.0)
+    return exponential + math.exp(EXPONENT_LIMIT) * excess

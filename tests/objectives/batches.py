@@ -1,0 +1,76 @@
+"""Batches of made-up numbers for the tests of objectives and metrics."""
+
+from __future__ import annotations
+
+import torch
+
+from pl_prefopt.types import ResponseLogProbs, ScoredBatch, ViewLogProbs
+
+NAN = float("nan")
+
+
+def make_batch(policy, reference=None, scores=None, *, present=None, length=None, graded=None, views=None):
+    """A batch from nested lists; the policy's sums get a gradient."""
+    policy = torch.as_tensor(policy, dtype=torch.float32).requires_grad_()
+    present = torch.ones(policy.shape, dtype=torch.bool) if present is None else torch.as_tensor(present)
+    length = torch.where(present, 4, 0) if length is None else torch.as_tensor(length)
+    references = torch.zeros(0, *policy.shape)
+    if reference is not None:
+        references = torch.as_tensor(reference, dtype=torch.float32)[None]
+    return ScoredBatch(
+        policy=ResponseLogProbs(sum=policy, length=length),
+        references=references,
+        scores=torch.as_tensor(scores, dtype=torch.float32),
+        present=present,
+        graded=torch.ones(len(policy), dtype=torch.bool) if graded is None else torch.as_tensor(graded),
+        views=views or {},
+    )
+
+
+def random_batch(seed=0, *, prompts=5, responses=4, views=True):
+    """A ragged batch with ties and unknown scores; row 0 has two responses, row 1 has one."""
+    generator = torch.Generator().manual_seed(seed)
+    present = torch.rand(prompts, responses, generator=generator) < 0.8
+    present[0], present[1] = torch.arange(responses) < 2, torch.arange(responses) < 1
+    present[2:, 0] = True
+    scores = torch.randint(0, 3, present.shape, generator=generator).float()
+    scores[torch.rand(present.shape, generator=generator) < 0.1] = NAN
+    scores[0, :2] = torch.tensor([1.0, 0.0])
+    scores[~present] = NAN
+    length = torch.where(present, torch.randint(1, 9, present.shape, generator=generator), 0)
+    policy = torch.where(present, -length * torch.rand(present.shape, generator=generator) - 0.1, 0.0)
+    reference = torch.where(present, -length * torch.rand(present.shape, generator=generator) - 0.1, 0.0)
+    mismatched = {"mismatched": make_view(torch.full_like(policy, -3.0), torch.full_like(policy, -3.5))}
+    return make_batch(
+        policy, reference, scores, present=present, length=length, views=mismatched if views else None
+    )
+
+
+def make_view(policy, reference, present=None):
+    """A second view from nested lists."""
+    policy = torch.as_tensor(policy, dtype=torch.float32)
+    present = torch.ones(policy.shape, dtype=torch.bool) if present is None else torch.as_tensor(present)
+    return ViewLogProbs(
+        policy=ResponseLogProbs(sum=policy, length=present.long()),
+        references=torch.as_tensor(reference, dtype=torch.float32)[None],
+        present=present,
+    )
+
+
+def select(batch, rows, columns=None):
+    """The batch of these rows, and of these response columns, as a new leaf."""
+    rows, columns = torch.as_tensor(rows), torch.arange(batch.scores.shape[1]) if columns is None else columns
+
+    def pick(tensor):
+        return tensor.detach()[..., rows, :][..., columns]
+
+    return ScoredBatch(
+        policy=ResponseLogProbs(
+            sum=pick(batch.policy.sum).clone().requires_grad_(), length=pick(batch.policy.length)
+        ),
+        references=pick(batch.references),
+        scores=pick(batch.scores),
+        present=pick(batch.present),
+        graded=batch.graded[rows],
+        views=batch.views,
+    )
