@@ -69,21 +69,21 @@ class PrefOptCLI(LightningCLI):
         if self.subcommand == "fit" and not config.trainer.fast_dev_run:
             refuse_second_run(self.run_folder, ckpt_path)
         config.run_dir = str(self.run_folder)
+        self.trainer_defaults["callbacks"] = [
+            MetricsFile(config.run_dir),
+            PredictionWriter(config.run_dir),
+        ]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with its files in the run's folder."""
         asked = self._get(self.config_init, "trainer")
         # Only training writes at the top: evaluating later must not mix its curves into training's.
         logs = self.run_folder if self.subcommand == "fit" else self.run_folder / str(self.subcommand)
-        trainer = super().instantiate_trainer(
+        return super().instantiate_trainer(
             logger=_loggers(asked["logger"], logs),
             default_root_dir=asked["default_root_dir"] or str(self.run_folder),
             **kwargs,
         )
-        if not asked["fast_dev_run"]:
-            trainer.callbacks.append(MetricsFile(str(self.run_folder)))
-        trainer.callbacks.append(PredictionWriter(str(self.run_folder)))
-        return trainer
 
     def predict(self, **kwargs: Any) -> None:
         """Run ``Trainer.predict``; the predictions go to ``predictions.jsonl``."""

@@ -18,7 +18,7 @@ from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import PolicySpec, build_policy
 from pl_prefopt.scoring import LayoutName, Scorer
-from pl_prefopt.types import Outcome, PreferenceBatch, ScoredBatch, ViewLogProbs
+from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch, ViewLogProbs
 from pl_prefopt.views import View
 
 _STAGES = ("train", "val", "test")
@@ -108,7 +108,7 @@ class PreferenceModule(LightningModule):
     def score(self, batch: PreferenceBatch) -> ScoredBatch:
         """Return the policy's log-probs, with gradient, beside those that the references wrote."""
         return ScoredBatch(
-            policy=self.scorer(self.policy, batch.trees["plain"]),
+            policy=self.scorer(self.policy, batch.trees[PLAIN]),
             references=batch.reference_logps,
             scores=batch.scores,
             present=batch.present,
@@ -118,8 +118,9 @@ class PreferenceModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
         """Log the training metrics over the steps since they were last logged."""
+        trainer: Any = self.trainer
         step = self.global_step
-        if step % self.trainer.log_every_n_steps == 0 and step != self._metrics_logged_at:
+        if step % trainer.log_every_n_steps == 0 and step != self._metrics_logged_at:
             self._metrics_logged_at = step
             self._log_metrics("train")
 
@@ -131,7 +132,7 @@ class PreferenceModule(LightningModule):
         """Log the test metrics."""
         self._log_metrics("test")
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return what is trained and nothing else: an adapter's checkpoint is small."""
         whole: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")

@@ -45,12 +45,12 @@ def fill_table(
     """
     lengths = torch.as_tensor(file.dataset.lengths)
     # The longest rows first: if memory runs out, it does so at once.
-    order = torch.argsort(lengths, descending=True, stable=True).split(ROWS_A_PART)
+    order = torch.split(torch.argsort(lengths, descending=True, stable=True), ROWS_A_PART)
     mine = [
         number for number in range(workers.rank, len(order), workers.count) if not file.part(number).is_file()
     ]
     for number in _shown(mine, f"{file.dataset.split} rows, view {file.view}", visible=workers.rank == 0):
-        _score_part(reference, host, file, number, order[number].split(batch_size))
+        _score_part(reference, host, file, number, torch.split(order[number], batch_size))
     workers.wait()
     if workers.rank == 0:
         parts = [read_tensors(file.part(number)) for number in range(len(order))]

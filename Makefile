@@ -1,0 +1,45 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := .cache/models/SmolLM2-135M-Instruct
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install model demo test check format clean
+
+help:
+	@echo "make demo    train SmolLM2-135M with DPO on the shipped preferences, and show what changed"
+	@echo "make test    run the tests"
+	@echo "make check   lint and types"
+	@echo "make format  format the code"
+	@echo "make clean   remove the environment and caches"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,oracle]"
+	touch $@
+
+model: install
+	$(BIN)/python scripts/get_smollm2.py --out $(MODEL)
+
+demo: model
+	$(BIN)/python scripts/demo/run.py --model $(MODEL)
+
+test: model
+	$(BIN)/python -m pytest --numprocesses 2
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache
