@@ -1,1 +1,25 @@
-"""From files to batches."""
+"""Preference data: reading, rendering, caching and batching.
+
+``PreferenceDataModule`` is the `data:` section of a run; the other names are its parts.
+"""
+
+from pl_prefopt.data.cache import Cache
+from pl_prefopt.data.collate import collate
+from pl_prefopt.data.datamodule import PreferenceDataModule
+from pl_prefopt.data.dataset import PreferenceDataset
+from pl_prefopt.data.renderer import EncodedRow, Renderer
+from pl_prefopt.data.report import RowsSummary
+from pl_prefopt.data.sampler import LengthGroupedSampler
+from pl_prefopt.data.sources import Source
+
+__all__ = [
+    "Cache",
+    "EncodedRow",
+    "LengthGroupedSampler",
+    "PreferenceDataModule",
+    "PreferenceDataset",
+    "Renderer",
+    "RowsSummary",
+    "Source",
+    "collate",
+]

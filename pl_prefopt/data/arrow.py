@@ -1,0 +1,153 @@
+"""Tables on disk that are read by memory map, so that opening one costs nothing and workers share it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pl_prefopt.data.renderer import EncodedRow
+from pl_prefopt.rows import Message, PreferenceRow
+
+_ROWS_A_BLOCK = 1000
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+ROWS_SCHEMA = pa.schema(
+    [
+        ("prompt", _MESSAGES),
+        ("responses", pa.list_(_MESSAGES)),
+        ("scores", pa.list_(pa.float64())),
+        ("graded", pa.bool_()),
+        ("origin", pa.string()),
+    ]
+)
+TOKENS_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.list_(pa.int32()))),
+        ("counted", pa.list_(pa.list_(pa.bool_()))),
+        ("prompt_cut", pa.int32()),
+        ("response_cuts", pa.list_(pa.int32())),
+        ("length", pa.int64()),
+    ]
+)
+
+
+def write_table(path: Path, schema: Any, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records of ``schema`` to an Arrow file, block by block."""
+    records = iter(records)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        while block := list(itertools.islice(records, _ROWS_A_BLOCK)):
+            writer.write_batch(pa.RecordBatch.from_pylist(block, schema=schema))
+
+
+class Table:
+    """An Arrow file as random-access rows. It pickles as its path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._table: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_table": None}
+
+    @property
+    def table(self) -> Any:
+        """The memory-mapped ``pyarrow.Table``."""
+        if self._table is None:
+            with pa.ipc.open_file(pa.memory_map(str(self.path))) as reader:
+                self._table = reader.read_all()
+        return self._table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def cell(self, column: str, row: int) -> Any:
+        """Return one ``pyarrow`` scalar."""
+        return self.table[column][row]
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Return a column of numbers."""
+        values: npt.NDArray[Any] = self.table[name].to_numpy()
+        return values
+
+
+class StoredRows(Sequence[PreferenceRow]):
+    """Rows on disk, or some of them, as a sequence.
+
+    Args:
+        table: a table of ``ROWS_SCHEMA``.
+        numbers: which of its rows, in this order; all of them by default.
+    """
+
+    def __init__(self, table: Table, numbers: npt.NDArray[np.int64] | None = None) -> None:
+        self._table = table
+        self._numbers = np.arange(len(table)) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> PreferenceRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> StoredRows: ...
+    def __getitem__(self, index: int | slice) -> PreferenceRow | StoredRows:
+        """Return one row, or a sequence of some."""
+        if isinstance(index, slice):
+            return StoredRows(self._table, self._numbers[index])
+        number = int(self._numbers[index])
+        fields = {name: self._table.cell(name, number).as_py() for name in ROWS_SCHEMA.names}
+        return PreferenceRow(
+            prompt=_messages(fields["prompt"]),
+            responses=tuple(_messages(response) for response in fields["responses"]),
+            scores=None if fields["scores"] is None else tuple(fields["scores"]),
+            graded=fields["graded"],
+            origin=fields["origin"],
+        )
+
+    def subset(self, positions: npt.NDArray[np.int64]) -> StoredRows:
+        """Return the rows at these positions of this sequence."""
+        return StoredRows(self._table, self._numbers[positions])
+
+
+def _messages(items: list[dict[str, str]]) -> tuple[Message, ...]:
+    return tuple(Message(**item) for item in items)
+
+
+def row_record(row: PreferenceRow) -> dict[str, Any]:
+    """Return a row as a record of ``ROWS_SCHEMA``."""
+    return {
+        "prompt": [message._asdict() for message in row.prompt],
+        "responses": [[message._asdict() for message in response] for response in row.responses],
+        "scores": row.scores,
+        "graded": row.graded,
+        "origin": row.origin,
+    }
+
+
+def tokens_record(number: int, encoded: EncodedRow) -> dict[str, Any]:
+    """Return an encoded row as a record of ``TOKENS_SCHEMA``; ``number`` is the position of its text."""
+    fields = ("prompt_ids", "response_ids", "counted", "prompt_cut", "response_cuts", "length")
+    return {"row": number, **{name: getattr(encoded, name) for name in fields}}
+
+
+def read_tokens(table: Table, position: int) -> EncodedRow:
+    """Return the encoded row at a position of a table of ``TOKENS_SCHEMA``, without copying its tokens."""
+    return EncodedRow(
+        prompt_ids=table.cell("prompt_ids", position).values.to_numpy(),
+        response_ids=list(_arrays(table.cell("response_ids", position).values)),
+        counted=list(_arrays(table.cell("counted", position).values)),
+        prompt_cut=table.cell("prompt_cut", position).as_py(),
+        response_cuts=table.cell("response_cuts", position).as_py(),
+    )
+
+
+def _arrays(lists: Any) -> Iterator[npt.NDArray[Any]]:
+    for item in lists:
+        yield item.values.to_numpy(zero_copy_only=False)

@@ -1,0 +1,46 @@
+"""Putting encoded rows of different lengths into one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pl_prefopt.data.renderer import EncodedRow
+from pl_prefopt.types import TokenTree
+
+
+def collate(encoded: Sequence[EncodedRow]) -> TokenTree:
+    """Pad rows on the right. Padding is token 0 everywhere, and masked.
+
+    Args:
+        encoded: B >= 1 rows.
+
+    Returns:
+        A tree of B prompts with R and T of the largest row.
+    """
+    rows = len(encoded)
+    prompts = max(len(row.prompt_ids) for row in encoded)
+    responses = max(len(row.response_ids) for row in encoded)
+    tokens = max((len(ids) for row in encoded for ids in row.response_ids), default=1)
+    prompt_ids, prompt_mask = _empty(rows, prompts, dtype=np.int64), _empty(rows, prompts)
+    response_ids = _empty(rows, responses, tokens, dtype=np.int64)
+    response_mask, counted = _empty(rows, responses, tokens), _empty(rows, responses, tokens)
+    for b, row in enumerate(encoded):
+        length = len(row.prompt_ids)
+        prompt_ids[b, :length] = row.prompt_ids
+        prompt_mask[b, :length] = True
+        for r, (ids, flags) in enumerate(zip(row.response_ids, row.counted, strict=True)):
+            response_ids[b, r, : len(ids)] = ids
+            response_mask[b, r, : len(ids)] = True
+            counted[b, r, : len(ids)] = flags
+    arrays = (prompt_ids, prompt_mask, response_ids, response_mask, counted)
+    names = ("prompt_ids", "prompt_mask", "response_ids", "response_mask", "counted_mask")
+    return TokenTree(**{name: torch.from_numpy(a) for name, a in zip(names, arrays, strict=True)})
+
+
+def _empty(*shape: int, dtype: type = np.bool_) -> npt.NDArray[Any]:
+    return np.zeros(shape, dtype=dtype)

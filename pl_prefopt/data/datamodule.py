@@ -1,0 +1,354 @@
+"""The `data:` section: from sources to batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch.utils.data import DataLoader, Dataset
+
+from pl_prefopt.data.cache import Cache
+from pl_prefopt.data.dataset import PreferenceDataset
+from pl_prefopt.data.renderer import Renderer, TemplateName
+from pl_prefopt.data.report import OnBadRow
+from pl_prefopt.data.sampler import LengthGroupedSampler
+from pl_prefopt.data.sources import Source
+from pl_prefopt.data.store import RowStore, split_rows, store_rows
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.types import PreferenceBatch
+from pl_prefopt.views import View
+
+_SPLITS_OF_STAGE = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+    None: ("train", "val", "test", "predict"),
+}
+
+
+class PreferenceDataModule(LightningDataModule):
+    """Preference data from files, folders or the hub, tokenised once and cached.
+
+    Args:
+        train: the training rows: a path or hub name, or a ``Source``.
+        val: the validation rows.
+        test: the test rows.
+        predict: the rows to score.
+        held_out: rows to take from ``train`` for validation where ``val`` is not set: a number of rows (int)
+            or a share (float below 1). Rows with the same prompt stay together.
+        batch_size: training prompts a batch and device.
+        eval_batch_size: prompts a batch and device elsewhere; ``batch_size`` by default.
+        tokenizer: a tokeniser's folder or hub name; the policy's own by default.
+        template: ``auto``, ``chat``, ``plain`` or ``none``; see ``Renderer``.
+        max_prompt_length: the most tokens of a prompt; the left is cut. ``None`` for no limit.
+        max_response_length: the most tokens of a response; the right is cut. ``None`` for no limit.
+        on_bad_row: ``error`` stops at the first bad row, ``skip`` leaves bad rows out and counts them.
+        max_rows: the most rows of each source, from its beginning; ``None`` for all.
+        seed: of the training order and of ``held_out``.
+        num_workers: processes that prepare batches.
+        cache_dir: where rows and tokens are kept.
+    """
+
+    def __init__(
+        self,
+        train: str | Source | None = None,
+        val: str | Source | None = None,
+        test: str | Source | None = None,
+        predict: str | Source | None = None,
+        *,
+        held_out: int | float = 0,
+        batch_size: int = 4,
+        eval_batch_size: int | None = None,
+        tokenizer: str | None = None,
+        template: TemplateName = "auto",
+        max_prompt_length: int | None = 1024,
+        max_response_length: int | None = 1024,
+        on_bad_row: OnBadRow = "error",
+        max_rows: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str = ".cache/pl_prefopt",
+    ) -> None:
+        super().__init__()
+        given = {"train": train, "val": val, "test": test, "predict": predict}
+        self.sources = {split: Source.of(source) for split, source in given.items() if source is not None}
+        self.held_out = held_out
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.tokenizer, self.template = tokenizer, template
+        self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
+        self.on_bad_row, self.max_rows = on_bad_row, max_rows
+        self.seed, self.num_workers = seed, num_workers
+        self.datasets: dict[str, PreferenceDataset] = {}
+        self._cache = Cache(cache_dir)
+        self._renderer: Renderer | None = None
+        self._start = _Position()
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        for name, value, least in (
+            ("batch_size", self.batch_size, 1),
+            ("eval_batch_size", self.eval_batch_size, 1),
+            ("max_rows", self.max_rows, 1),
+            ("num_workers", self.num_workers, 0),
+            ("held_out", self.held_out, 0),
+        ):
+            if value is not None and value < least:
+                raise ConfigError(
+                    f"expected `data.{name}` to be at least {least}, got {value}; set another number"
+                )
+        if isinstance(self.held_out, float) and self.held_out >= 1:
+            raise ConfigError(
+                f"expected `data.held_out` as a share below 1 or a number of rows, got {self.held_out}; "
+                f"write {int(self.held_out)} for rows"
+            )
+        if self.held_out and "val" in self.sources:
+            raise ConfigError("expected `data.val` or `data.held_out`, got both; remove one of them")
+
+    @property
+    def renderer(self) -> Renderer:
+        """What turns rows into tokens.
+
+        Raises:
+            ConfigError: before ``setup``.
+        """
+        if self._renderer is None:
+            raise ConfigError(
+                "expected the data to be set up before its renderer is used; call `setup` first"
+            )
+        return self._renderer
+
+    # -- preparation
+
+    def prepare_data(self) -> None:
+        """Read and tokenise what the run needs, on one process a node; the others find it in the cache."""
+        stage = None if self.trainer is None else self.trainer.state.fn
+        renderer = self._make_renderer()
+        for split in self._splits(None if stage is None else stage.value):
+            self._open(split, renderer)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits of a stage: ``fit``, ``validate``, ``test``, ``predict`` or all.
+
+        Raises:
+            ConfigError: if a split that the stage needs is not set.
+            DataError: if a source cannot be read, or has bad rows and those are errors.
+        """
+        self._renderer = self._make_renderer()
+        if stage in ("fit", None):
+            self._start = _Position()
+        for split in self._splits(stage):
+            fresh = self._open(split, self._renderer)
+            known = self.datasets.get(split)
+            if known is None or known.fingerprint != fresh.fingerprint:
+                _print_once(fresh.report)
+            self.datasets[split] = fresh
+
+    def _splits(self, stage: str | None) -> list[str]:
+        """Return the splits to open for a stage, having checked that those it needs are there."""
+        available = set(self.sources)
+        if self.held_out and "train" in available:
+            available.add("val")
+        needed = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}.get(stage or "")
+        if needed and needed not in available:
+            alternative = " or `data.held_out`" if needed == "val" else ""
+            raise ConfigError(
+                f"expected data to {stage} with, got none; set `data.{needed}`{alternative}, "
+                f"such as `--data.{needed} rows.jsonl`"
+            )
+        return [split for split in _SPLITS_OF_STAGE[stage] if split in available]
+
+    def _open(self, split: str, renderer: Renderer) -> PreferenceDataset:
+        held = split == "val" and "val" not in self.sources
+        source = self.sources["train" if held else split]
+        store = store_rows(self._cache, source, on_bad_row=self.on_bad_row, max_rows=self.max_rows)
+        numbers: npt.NDArray[np.int64] | None = None
+        if self.held_out and split in ("train", "val"):
+            numbers = split_rows(self._cache, store, self.held_out, self.seed)[held]
+        return PreferenceDataset.tokenised(
+            _without_problems(store) if held else store,
+            renderer,
+            cache=self._cache,
+            split=split,
+            title=f"{split} (held out from {source.label})" if held else f"{split} ({source.label})",
+            numbers=numbers,
+            views=self._views(),
+            on_bad_row=self.on_bad_row,
+        )
+
+    def _views(self) -> Mapping[str, View]:
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return getattr(module, "views", {})
+
+    def _make_renderer(self) -> Renderer:
+        return Renderer(
+            self._load_tokenizer(),
+            template=self.template,
+            max_prompt_length=self.max_prompt_length,
+            max_response_length=self.max_response_length,
+        )
+
+    def _load_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            module = None if self.trainer is None else self.trainer.lightning_module
+            policy = getattr(module, "policy_spec", None)
+            if policy is None:
+                raise ConfigError(
+                    "expected a model whose policy brings a tokeniser, got none; set `data.tokenizer` to a "
+                    "tokeniser's folder or hub name"
+                )
+            return policy.load_tokenizer()
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.tokenizer)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"expected a tokeniser at `data.tokenizer: {self.tokenizer}`, got: {reason}; check the name"
+            ) from error
+
+    # -- batches
+
+    def train_dataloader(self) -> DataLoader[PreferenceBatch]:
+        """Batches of training rows, in a new order each epoch."""
+        dataset = self.datasets["train"]
+        sampler = self._sampler(dataset, self.batch_size, shuffle=True)
+        sampler.resume(*self._position())
+        if self.trainer is not None and getattr(self.trainer, "overfit_batches", False):
+            return self._loader(_SameBatches(dataset, list(sampler)), None)
+        return self._loader(dataset, sampler)
+
+    def val_dataloader(self) -> DataLoader[PreferenceBatch] | list[DataLoader[PreferenceBatch]]:
+        """Batches of validation rows, each row once, the longest first; none without such rows."""
+        return self._eval_dataloader("val") if "val" in self.datasets else []
+
+    def test_dataloader(self) -> DataLoader[PreferenceBatch]:
+        """Batches of test rows, each row once, the longest first."""
+        return self._eval_dataloader("test")
+
+    def predict_dataloader(self) -> DataLoader[PreferenceBatch]:
+        """Batches of the rows to score, each row once, the longest first."""
+        return self._eval_dataloader("predict")
+
+    def _eval_dataloader(self, split: str) -> DataLoader[PreferenceBatch]:
+        dataset = self.datasets[split]
+        return self._loader(dataset, self._sampler(dataset, self.eval_batch_size, shuffle=False))
+
+    def _sampler(self, dataset: PreferenceDataset, batch_size: int, *, shuffle: bool) -> LengthGroupedSampler:
+        ranks = {} if self.trainer is None else self.trainer.distributed_sampler_kwargs or {}
+        return LengthGroupedSampler(dataset.lengths, batch_size, shuffle=shuffle, seed=self.seed, **ranks)
+
+    def _loader(
+        self, dataset: Dataset[Any], sampler: LengthGroupedSampler | None
+    ) -> DataLoader[PreferenceBatch]:
+        return _Loader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    # -- resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where in which epoch training is, for a checkpoint."""
+        if "train" not in self.datasets or self.trainer is None:
+            return {}
+        epoch, batches_done = self._position()
+        position = _Position(epoch, batches_done, self._batches_now())
+        return {**position._asdict(), "order": self._order()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where a checkpoint was made."""
+        if not state_dict or "train" not in self.datasets:
+            return
+        if state_dict["order"] != self._order():
+            rank_zero_warn(
+                "The training rows, `data.batch_size`, `data.seed` or the number of devices differ from "
+                "those of the checkpoint, so the rest of its epoch may repeat rows and miss others."
+            )
+        self._start = _Position(**{field: state_dict[field] for field in _Position._fields})
+
+    def _order(self) -> list[Any]:
+        """Return all that the order of the training batches depends on."""
+        dataset = self.datasets["train"]
+        sampler = self._sampler(dataset, self.batch_size, shuffle=True)
+        return [dataset.fingerprint, self.batch_size, self.seed, sampler.num_replicas]
+
+    def _position(self) -> tuple[int, int]:
+        """Return the epoch that training is in and how many of its batches are done.
+
+        Counted from all batches so far, since the loops' counters of the current epoch mean different
+        things in different hooks.
+        """
+        batches_now, batches_an_epoch = self._batches_now(), self._batches_an_epoch()
+        done = self._start.batches_done + batches_now - self._start.batches_before
+        if not batches_an_epoch:
+            return self._start.epoch, done
+        return self._start.epoch + done // batches_an_epoch, done % batches_an_epoch
+
+    def _batches_now(self) -> int:
+        """Return the batches that this trainer, or the one it resumes, has trained on."""
+        if self.trainer is None:
+            return 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
+        return int(progress["total"]["processed"])
+
+    def _batches_an_epoch(self) -> int:
+        """Return the batches of an epoch, after ``limit_train_batches``; 0 while that is not known."""
+        batches = 0 if self.trainer is None else self.trainer.num_training_batches
+        return 0 if batches == float("inf") else int(batches)
+
+
+class _Position(NamedTuple):
+    """Where training started: the epoch, the batches of it already done, and those counted by then."""
+
+    epoch: int = 0
+    batches_done: int = 0
+    batches_before: int = 0
+
+
+class _Loader(DataLoader[PreferenceBatch]):
+    """A loader that Lightning knows to be resumable: the data module keeps its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        del state_dict
+
+
+class _SameBatches(Dataset[PreferenceBatch]):
+    """Fixed batches by number: what ``overfit_batches`` repeats."""
+
+    def __init__(self, dataset: PreferenceDataset, batches: Sequence[Sequence[int]]) -> None:
+        self._dataset, self._batches = dataset, batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> PreferenceBatch:
+        return self._dataset.batch(self._batches[index])
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _without_problems(store: RowStore) -> RowStore:
+    """The bad rows of a source are counted with the split that keeps the rest of it, not twice."""
+    return store._replace(skipped=0, problems=[])
+
+
+@rank_zero_only
+def _print_once(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,186 @@
+"""Tokenised preference rows of one split, batch by batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from pl_prefopt.data.arrow import Table, read_tokens
+from pl_prefopt.data.cache import Cache
+from pl_prefopt.data.collate import collate
+from pl_prefopt.data.renderer import EncodedRow, Renderer
+from pl_prefopt.data.report import OnBadRow, RowsSummary, write_report
+from pl_prefopt.data.store import RowStore, TokenStore, ViewedRows, store_tokens
+from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.rows import PreferenceRow
+from pl_prefopt.types import PLAIN, PreferenceBatch, TokenTree
+from pl_prefopt.views import View
+
+
+class PreferenceDataset(Dataset[PreferenceBatch]):
+    """Rows of one split with their tokens, on disk and read by memory map.
+
+    It is made by ``PreferenceDataset.tokenised`` and indexed with *lists* of row numbers, each a batch.
+
+    Attributes:
+        split: ``train``, ``val``, ``test`` or ``predict``.
+        rows: the rows as text.
+        renderer: what tokenised them.
+        views: the views that are tokenised besides the rows themselves, by name.
+        lengths: int64 [rows], tokens of each row: its prompt once, and all its responses.
+        fingerprint: a string that changes whenever rows, tokens or views do.
+        summary: counts.
+        report: the lines to print when the split is ready.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        rows: Sequence[PreferenceRow],
+        renderer: Renderer,
+        views: Mapping[str, View],
+        tables: Mapping[str, Table],
+        fingerprint: str,
+        summary: RowsSummary,
+        report: str,
+    ) -> None:
+        self.split, self.rows, self.renderer = split, rows, renderer
+        self.views, self._tables = dict(views), dict(tables)
+        self.fingerprint, self.summary, self.report = fingerprint, summary, report
+        self.lengths: npt.NDArray[np.int64] = tables[PLAIN].column("length")
+
+    @classmethod
+    def tokenised(
+        cls,
+        store: RowStore,
+        renderer: Renderer,
+        *,
+        cache: Cache,
+        split: str = "train",
+        title: str = "",
+        numbers: npt.NDArray[np.int64] | None = None,
+        views: Mapping[str, View] | None = None,
+        on_bad_row: OnBadRow = "error",
+    ) -> PreferenceDataset:
+        """Tokenise stored rows and their views, or find their tokens in the cache.
+
+        Args:
+            store: the rows of a source.
+            renderer: how to tokenise them.
+            cache: where tokens are kept.
+            split: the split's name.
+            title: what the report calls it.
+            numbers: which of the rows make up the split; all of them by default.
+            views: other renderings to tokenise, by name.
+            on_bad_row: what to do with rows that the chat template refuses.
+
+        Raises:
+            DataError: naming the row, if the chat template refuses it and that is an error.
+        """
+        rows = store.rows if numbers is None else store.rows.subset(numbers)
+        key = (store.content, None if numbers is None else numbers.tobytes())
+        plain = store_tokens(cache, rows, renderer, key=key, on_bad_row=on_bad_row)
+        rows = rows.subset(plain.table.column("row"))
+        views = dict(views or {})
+        viewed = {
+            name: store_tokens(
+                cache,
+                ViewedRows(rows, view),
+                renderer,
+                key=(*key, plain.content, view.fingerprint),
+                view=name,
+            )
+            for name, view in views.items()
+        }
+        tokens = {PLAIN: plain, **viewed}
+        skipped = store.skipped + plain.skipped
+        summary = dataclasses.replace(plain.tally.summary, skipped=skipped)
+        problems = [*store.problems, *plain.problems]
+        return cls(
+            split=split,
+            rows=rows,
+            renderer=renderer,
+            views=views,
+            tables={name: token_store.table for name, token_store in tokens.items()},
+            fingerprint=_fingerprint(tokens),
+            summary=summary,
+            report=write_report(title or split, summary, problems, plain.tally.percentiles),
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: Sequence[int]) -> PreferenceBatch:
+        """Return ``batch(indices)``: the form that a ``DataLoader`` asks for."""
+        return self.batch(indices)
+
+    def batch(
+        self,
+        indices: Sequence[int],
+        *,
+        renderer: Renderer | None = None,
+        views: Sequence[str] | None = None,
+    ) -> PreferenceBatch:
+        """Collect rows into a batch.
+
+        Args:
+            indices: B row numbers. ``~i`` stands for row ``i`` as a filler that only evens out the ranks: it
+                has tokens, but no response of it is present.
+            renderer: tokenises the rows on the spot, such as a reference's own; by default the stored tokens
+                are used.
+            views: which trees to make; by default the plain one and all of the dataset's views.
+
+        Returns:
+            A batch whose ``index`` holds row numbers in this split.
+
+        Raises:
+            ConfigError: if a view is not one of the dataset's.
+        """
+        numbers = [index if index >= 0 else ~index for index in indices]
+        rows = [self.rows[number] for number in numbers]
+        real = torch.tensor([index >= 0 for index in indices])
+        present, scores = _scores(rows, real)
+        names = [PLAIN, *self.views] if views is None else views
+        return PreferenceBatch(
+            index=torch.tensor(numbers, dtype=torch.int64),
+            split=self.split,
+            rows=rows,
+            present=present,
+            scores=scores,
+            graded=torch.tensor([row.graded for row in rows]) & real,
+            trees={name: self._tree(name, numbers, renderer) for name in names},
+        )
+
+    def _tree(self, view: str, numbers: Sequence[int], renderer: Renderer | None) -> TokenTree:
+        if view not in self._tables:
+            known = ", ".join(self._tables)
+            raise ConfigError(f"expected a view among {known}, got '{view}'{nearest(view, self._tables)}")
+        if renderer is None:
+            return collate([read_tokens(self._tables[view], number) for number in numbers])
+        return collate([self._encode(view, number, renderer) for number in numbers])
+
+    def _encode(self, view: str, number: int, renderer: Renderer) -> EncodedRow:
+        row = self.rows[number] if view == PLAIN else self.views[view](self.rows, number)
+        return renderer.encode(row)
+
+
+def _scores(rows: Sequence[PreferenceRow], real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``present`` and ``scores``, both [B, R]; a filler has neither."""
+    most = max(len(row.responses) for row in rows)
+    counts = torch.tensor([len(row.responses) for row in rows])
+    present = (torch.arange(most) < counts[:, None]) & real[:, None]
+    scores = torch.full((len(rows), most), torch.nan)
+    for b, row in enumerate(rows):
+        if row.scores is not None and real[b]:
+            scores[b, : len(row.scores)] = torch.tensor(row.scores)
+    return present, scores
+
+
+def _fingerprint(tokens: Mapping[str, TokenStore]) -> str:
+    return "-".join(f"{name}:{tokens[name].content}" for name in sorted(tokens))

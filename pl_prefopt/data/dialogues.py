@@ -1,0 +1,164 @@
+"""Turning raw texts, message lists and HH-RLHF dialogues into messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pl_prefopt.errors import nearest
+from pl_prefopt.rows import Message
+
+ROLES = ("system", "user", "assistant", "tool")
+
+_HH_START = "\n\nHuman:"
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+class BadRowError(Exception):
+    """A raw row that cannot be used. The message is the reason, without file and row."""
+
+
+def is_hh_dialogue(text: str) -> bool:
+    """Whether ``text`` is written as in Anthropic's HH-RLHF files."""
+    return text.startswith(_HH_START)
+
+
+def parse_hh_dialogue(text: str) -> list[Message]:
+    r"""Split an HH-RLHF dialogue into messages; consecutive turns of one role become one message.
+
+    >>> parse_hh_dialogue("\n\nHuman: Hi\n\nAssistant: Hello.\n\nAssistant: You?")
+    [Message(role='user', content='Hi'), Message(role='assistant', content='Hello.\n\nYou?')]
+    """
+    pieces = _HH_TURN.split(text)
+    messages: list[Message] = []
+    for name, content in zip(pieces[1::2], pieces[2::2], strict=True):
+        role = _HH_ROLES[name]
+        if messages and messages[-1].role == role:
+            content = f"{messages.pop().content}\n\n{content.strip()}"
+        messages.append(Message(role, content.strip()))
+    return messages
+
+
+def as_prompt(value: Any, key: str) -> list[Message]:
+    """Return the prompt's messages: a text is one user turn; an HH prompt loses the open turn at its end."""
+    messages = as_messages(value, key, role="user")
+    open_turn = isinstance(value, str) and is_hh_dialogue(value) and messages[-1] == Message("assistant", "")
+    return messages[:-1] if open_turn else messages
+
+
+def as_response(value: Any, key: str, prompt: Sequence[Message]) -> list[Message]:
+    """Return a response's messages: a text is one assistant turn; the prompt goes where it is repeated."""
+    messages = as_messages(value, key, role="assistant")
+    repeated = messages[: len(prompt)] == list(prompt)
+    return messages[len(prompt) :] if repeated else messages
+
+
+def as_messages(value: Any, key: str, role: str = "") -> list[Message]:
+    """Return ``value`` as messages.
+
+    Args:
+        value: a text, an HH-RLHF dialogue, or a list of objects with ``role`` and ``content``.
+        key: the column's name, for messages.
+        role: whose turn a plain text is; without one, a plain text is an error.
+
+    Raises:
+        BadRowError: if it is none of these.
+    """
+    if isinstance(value, str):
+        _check_text(value, key)
+        if is_hh_dialogue(value):
+            return parse_hh_dialogue(value)
+        if role:
+            return [Message(role, value)]
+    if not isinstance(value, list | tuple):
+        raise BadRowError(f"expected '{key}' to be text or a list of messages, got {_shown(value)}")
+    return [_as_message(item, f"{key}[{number}]") for number, item in enumerate(value)]
+
+
+def _as_message(item: Any, key: str) -> Message:
+    if not isinstance(item, Mapping) or "role" not in item or "content" not in item:
+        raise BadRowError(f"expected '{key}' to be a message with 'role' and 'content', got {_shown(item)}")
+    role, content = item["role"], item["content"]
+    if role not in ROLES:
+        raise BadRowError(
+            f"expected the role of '{key}' to be one of {', '.join(ROLES)}, got {role!r}"
+            f"{nearest(str(role), ROLES)}"
+        )
+    if item.get("tool_calls"):
+        raise BadRowError(f"'{key}' has 'tool_calls', which are not supported")
+    if isinstance(content, list):
+        content = "".join(_text_part(part, key) for part in content)
+    if not isinstance(content, str):
+        raise BadRowError(f"expected the content of '{key}' to be text, got {_shown(content)}")
+    _check_text(content, key)
+    return Message(role, content)
+
+
+def _text_part(part: Any, key: str) -> str:
+    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    raise BadRowError(f"expected the content of '{key}' to be text only, got {_shown(part)}")
+
+
+def _check_text(text: str, key: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRowError(f"expected '{key}' to be valid Unicode, got half of a surrogate pair") from None
+
+
+def _shown(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def split_at_common_prefix(
+    chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], tuple[list[Message], list[Message]]]:
+    """Split two whole dialogues into the prompt they share and what follows in each.
+
+    The prompt is their longest common prefix that leaves both a turn and does not end with an assistant turn.
+
+    Raises:
+        BadRowError: if they are identical or share no such prefix.
+    """
+    if chosen == rejected:
+        raise BadRowError("'chosen' and 'rejected' are identical, so there is nothing to prefer")
+    end = 0
+    while end < min(len(chosen), len(rejected)) and chosen[end] == rejected[end]:
+        end += 1
+    end = min(end, len(chosen) - 1, len(rejected) - 1)
+    while end > 0 and (chosen[end - 1].role == "assistant" or chosen[end].role != "assistant"):
+        end -= 1
+    if end <= 0:
+        raise BadRowError("there is no 'prompt', and 'chosen' and 'rejected' share no first user turn")
+    return chosen[:end], (chosen[end:], rejected[end:])
+
+
+def check_prompt(prompt: Sequence[Message]) -> None:
+    """Check that a prompt has something to answer.
+
+    Raises:
+        BadRowError: if it is empty or ends with an assistant turn.
+    """
+    if not prompt or not prompt[-1].content.strip():
+        raise BadRowError("the prompt is empty")
+    if prompt[-1].role == "assistant":
+        raise BadRowError("the prompt ends with an assistant turn, which belongs to the responses")
+
+
+def check_response(response: Sequence[Message], name: str) -> None:
+    """Check that a response is made of non-empty assistant turns, possibly with others between.
+
+    Raises:
+        BadRowError: if it is not; ``name`` says which response.
+    """
+    if not response:
+        raise BadRowError(f"{name} is empty")
+    for turn, at in (("begins", 0), ("ends", -1)):
+        if response[at].role != "assistant":
+            raise BadRowError(f"{name} {turn} with a {response[at].role} turn instead of an assistant's")
+    if any(m.role == "assistant" and not m.content.strip() for m in response):
+        raise BadRowError(f"{name} is empty, or has an empty assistant turn")

@@ -1,0 +1,286 @@
+"""The layouts that preference data comes in, each recognised by its columns and turned into rows.
+
+A new layout is one more small class in ``FORMATS``; nothing else knows their names.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from pl_prefopt.data.dialogues import (
+    BadRowError,
+    as_messages,
+    as_prompt,
+    as_response,
+    check_prompt,
+    check_response,
+    is_hh_dialogue,
+    split_at_common_prefix,
+)
+from pl_prefopt.errors import nearest
+from pl_prefopt.rows import Message, PreferenceRow
+
+Fields = Mapping[str, Any]
+
+_UNSUPPORTED = ("tools", "images", "image")
+
+
+class Format(Protocol):
+    """One layout of raw rows.
+
+    Attributes:
+        columns: the keys that a row of it has.
+    """
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See above."""
+        ...
+
+    def claims(self, fields: Fields) -> bool:
+        """Whether the columns show that this is the layout, even where some of them are missing."""
+        ...
+
+    def convert(self, fields: Fields) -> PreferenceRow:
+        """Turn raw fields into a row.
+
+        Raises:
+            BadRowError: if they cannot be one.
+        """
+        ...
+
+
+class Pairs:
+    """``chosen`` and ``rejected``, with ``prompt`` or with the prompt as what both begin with.
+
+    Covers TRL's preference format, plain and conversational, and raw HH-RLHF dialogues. TRL's
+    ``score_chosen`` and ``score_rejected`` become grades; where they tie, only the order is kept.
+    """
+
+    columns = ("prompt", "chosen", "rejected")
+
+    def claims(self, fields: Fields) -> bool:
+        """Either of the two is there."""
+        return "chosen" in fields or "rejected" in fields
+
+    def convert(self, fields: Fields) -> PreferenceRow:
+        """See the base class."""
+        chosen, rejected = (_pair_member(fields, key) for key in ("chosen", "rejected"))
+        if fields.get("prompt") is not None:
+            prompt = as_prompt(fields["prompt"], "prompt")
+            responses = (as_response(chosen, "chosen", prompt), as_response(rejected, "rejected", prompt))
+        else:
+            prompt, responses = _implicit_prompt(chosen, rejected)
+        if responses[0] == responses[1]:
+            raise BadRowError("'chosen' and 'rejected' are identical, so there is nothing to prefer")
+        scores, graded = _pair_scores(fields)
+        return _row(prompt, responses, scores, graded, names=("'chosen'", "'rejected'"))
+
+
+def _pair_member(fields: Fields, key: str) -> Any:
+    if fields.get(key) is None:
+        raise BadRowError(f"a pair needs two responses, but the key '{key}' is missing{_found(fields, key)}")
+    return fields[key]
+
+
+def _implicit_prompt(chosen: Any, rejected: Any) -> tuple[list[Message], tuple[list[Message], list[Message]]]:
+    """Split two whole dialogues, or two whole texts, where they part."""
+    if isinstance(chosen, str) and isinstance(rejected, str) and not is_hh_dialogue(chosen):
+        return _common_text(chosen, rejected)
+    dialogues = as_messages(chosen, "chosen"), as_messages(rejected, "rejected")
+    return split_at_common_prefix(*dialogues)
+
+
+def _common_text(chosen: str, rejected: str) -> tuple[list[Message], tuple[list[Message], list[Message]]]:
+    """Split two texts as TRL's ``extract_prompt`` does: a space at the end belongs to the responses."""
+    if chosen == rejected:
+        raise BadRowError("'chosen' and 'rejected' are identical, so there is nothing to prefer")
+    shorter = min(len(chosen), len(rejected))
+    end = next((at for at in range(shorter) if chosen[at] != rejected[at]), shorter)
+    if end and chosen[end - 1] == " ":
+        end -= 1
+    if not chosen[:end].strip():
+        raise BadRowError("there is no 'prompt', and 'chosen' and 'rejected' do not begin alike")
+    responses = [Message("assistant", chosen[end:])], [Message("assistant", rejected[end:])]
+    return [Message("user", chosen[:end])], responses
+
+
+def _pair_scores(fields: Fields) -> tuple[tuple[float, float], bool]:
+    present = [key for key in ("score_chosen", "score_rejected") if fields.get(key) is not None]
+    if not present:
+        return (1.0, 0.0), False
+    if len(present) == 1:
+        raise BadRowError(f"'{present[0]}' is there without its counterpart")
+    chosen, rejected = (_number(fields[key], key) for key in present)
+    if chosen < rejected:
+        raise BadRowError(f"'score_chosen' ({chosen:g}) is below 'score_rejected' ({rejected:g})")
+    return ((1.0, 0.0), False) if chosen == rejected else ((chosen, rejected), True)
+
+
+class ScoredResponses:
+    """``prompt`` with any number of ``responses`` and, optionally, as many ``scores``."""
+
+    columns = ("prompt", "responses", "scores")
+
+    def claims(self, fields: Fields) -> bool:
+        """``responses`` is there."""
+        return "responses" in fields
+
+    def convert(self, fields: Fields) -> PreferenceRow:
+        """See the base class."""
+        prompt = as_prompt(_needed(fields, "prompt"), "prompt")
+        raw = _sequence(_needed(fields, "responses"), "responses")
+        responses = [as_response(value, f"responses[{i}]", prompt) for i, value in enumerate(raw)]
+        scores = None
+        if fields.get("scores") is not None:
+            scores = [_number(v, f"scores[{i}]") for i, v in enumerate(_sequence(fields["scores"], "scores"))]
+        return _row(prompt, responses, scores, graded=scores is not None)
+
+
+class UltraFeedback:
+    """``instruction`` with ``completions``, a list of objects with ``response`` and a score."""
+
+    columns = ("instruction", "completions")
+    score_keys = ("overall_score", "fine-grained_score", "score", "rating")
+
+    def claims(self, fields: Fields) -> bool:
+        """``completions`` is there."""
+        return "completions" in fields
+
+    def convert(self, fields: Fields) -> PreferenceRow:
+        """See the base class."""
+        prompt_key = "instruction" if fields.get("instruction") is not None else "prompt"
+        prompt = as_prompt(_needed(fields, prompt_key, also="instruction"), prompt_key)
+        completions = _objects(_needed(fields, "completions"), "completions")
+        responses = [
+            as_response(_needed(item, "response"), f"completions[{i}].response", prompt)
+            for i, item in enumerate(completions)
+        ]
+        key = next((k for k in self.score_keys if any(c.get(k) is not None for c in completions)), None)
+        scores = key and [_number(c.get(key), f"completions[{i}].{key}") for i, c in enumerate(completions)]
+        return _row(prompt, responses, scores or None, graded=bool(scores))
+
+
+class Unpaired:
+    """``prompt``, one ``completion`` and a ``label``: true for desirable."""
+
+    columns = ("prompt", "completion", "label")
+
+    def claims(self, fields: Fields) -> bool:
+        """``completion`` or ``label`` is there."""
+        return "completion" in fields or "label" in fields
+
+    def convert(self, fields: Fields) -> PreferenceRow:
+        """See the base class."""
+        prompt = as_prompt(_needed(fields, "prompt"), "prompt")
+        response = as_response(_needed(fields, "completion"), "completion", prompt)
+        score = _label(_needed(fields, "label"))
+        return _row(prompt, [response], [score], graded=False, names=("'completion'",))
+
+
+FORMATS: tuple[Format, ...] = (Pairs(), ScoredResponses(), UltraFeedback(), Unpaired())
+
+
+def to_row(fields: Fields) -> PreferenceRow:
+    """Turn one raw row of any known layout into a ``PreferenceRow``.
+
+    Raises:
+        BadRowError: with the reason, if no layout fits or a value cannot be used.
+    """
+    for key in _UNSUPPORTED:
+        if fields.get(key):
+            raise BadRowError(f"the key '{key}' is not supported; remove it if the text stands without it")
+    for layout in FORMATS:
+        if layout.claims(fields):
+            return layout.convert(fields)
+    layouts = "; ".join(", ".join(layout.columns) for layout in FORMATS)
+    raise BadRowError(
+        f"expected the keys of one of the layouts ({layouts}), got {_listed(fields)}; "
+        "set `columns` to rename what is called otherwise"
+    )
+
+
+def _row(
+    prompt: Sequence[Message],
+    responses: Sequence[Sequence[Message]],
+    scores: Sequence[float] | None,
+    graded: bool,
+    names: Sequence[str] = (),
+) -> PreferenceRow:
+    """Check what all layouts have in common and build the row."""
+    check_prompt(prompt)
+    if not responses:
+        raise BadRowError("expected at least one response, got none")
+    for number, response in enumerate(responses):
+        check_response(response, names[number] if names else f"response {number + 1}")
+    if scores is not None and len(scores) != len(responses):
+        raise BadRowError(f"expected one score a response, got {len(scores)} for {len(responses)} responses")
+    return PreferenceRow(
+        prompt=tuple(prompt),
+        responses=tuple(tuple(response) for response in responses),
+        scores=None if scores is None else tuple(scores),
+        graded=graded,
+    )
+
+
+def _needed(fields: Fields, key: str, also: str = "") -> Any:
+    if fields.get(key) is None:
+        names = f"'{also}' or '{key}'" if also and also != key else f"'{key}'"
+        raise BadRowError(f"the key {names} is missing{_found(fields, key)}")
+    return fields[key]
+
+
+def _found(fields: Fields, key: str) -> str:
+    """Say which keys there are, and which of them may be meant."""
+    present = [name for name, value in fields.items() if value is not None]
+    return f" (got {_listed(present)}){nearest(key, present)}"
+
+
+def _listed(names: Mapping[str, Any] | Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "no keys"
+
+
+def _sequence(value: Any, key: str) -> list[Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, list | tuple):
+        raise BadRowError(f"expected '{key}' to be a list")
+    return list(value)
+
+
+def _objects(value: Any, key: str) -> list[dict[str, Any]]:
+    """Return a list of objects; ``datasets`` may have turned it into an object of lists."""
+    if isinstance(value, Mapping):
+        columns = {name: _sequence(items, f"{key}.{name}") for name, items in value.items()}
+        return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
+    items = _sequence(value, key)
+    if not all(isinstance(item, Mapping) for item in items):
+        raise BadRowError(f"expected '{key}' to be a list of objects with the key 'response'")
+    return items
+
+
+def _number(value: Any, key: str) -> float:
+    if value is None:
+        raise BadRowError(f"expected '{key}' to be a number, got nothing")
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        raise BadRowError(f"expected '{key}' to be a number, got {value!r}") from None
+    if not math.isfinite(number):
+        raise BadRowError(f"expected '{key}' to be a finite number, got {value}")
+    return number
+
+
+def _label(value: Any) -> float:
+    text = str(value).strip().lower()
+    if text in ("true", "1", "1.0"):
+        return 1.0
+    if text in ("false", "0", "0.0"):
+        return 0.0
+    raise BadRowError(f"expected 'label' to be true or false, got {value!r}")

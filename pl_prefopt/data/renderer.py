@@ -1,0 +1,332 @@
+"""From rows of text to tokens: one boundary between prompt and response, one end token a response."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pl_prefopt.data.templates import ChatTemplate, NoTemplate, PlainTemplate, Template, TemplateError
+from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.rows import Message, PreferenceRow
+
+TemplateName = Literal["auto", "chat", "plain", "none"]
+Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int32]
+Mask: TypeAlias = Sequence[bool] | npt.NDArray[np.bool_]
+
+_STAND_IN = "Certainly"
+
+
+class Segment(NamedTuple):
+    """A piece of a response.
+
+    Attributes:
+        text: without an end token.
+        counted: whether its tokens' log-probs count: an assistant wrote it.
+        ended: whether the end token follows.
+    """
+
+    text: str
+    counted: bool
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A row as text.
+
+    Attributes:
+        prompt: including the header of the assistant's turn.
+        responses: the segments of each response; the first and the last are counted.
+    """
+
+    prompt: str
+    responses: tuple[tuple[Segment, ...], ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class EncodedRow:
+    """A row as tokens of one tokeniser, truncated.
+
+    Attributes:
+        prompt_ids: P >= 1 token numbers.
+        response_ids: R lists of T >= 1 token numbers.
+        counted: R lists of T flags, false at tokens that no assistant wrote.
+        prompt_cut: tokens that truncation took from the prompt.
+        response_cuts: R numbers of tokens that truncation took from the responses.
+    """
+
+    prompt_ids: Ids
+    response_ids: Sequence[Ids]
+    counted: Sequence[Mask]
+    prompt_cut: int = 0
+    response_cuts: Sequence[int] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt, once, and of all responses."""
+        return len(self.prompt_ids) + sum(len(ids) for ids in self.response_ids)
+
+
+class Renderer:
+    """Writes rows as text and tokenises them.
+
+    The prompt's tokens are those of the prompt's text alone, so they never depend on a response. A response's
+    tokens are the rest of the whole dialogue's tokens where those begin with the prompt's; where a token
+    would straddle the boundary, the response is tokenised alone. A response of several turns is tokenised turn
+    by turn.
+
+    Each response ends with exactly one end token: the one its chat template writes (what follows it is cut),
+    else the tokeniser's ``eos``. The text of an end token inside a response is tokenised as plain characters.
+
+    Truncation keeps the right end of a prompt, and its BOS if it has one, and the left end of a response,
+    which then has no end token, since it does not end there.
+
+    Args:
+        tokenizer: a ``transformers`` tokeniser.
+        template: ``chat`` is the tokeniser's own template, ``plain`` writes ``User: ...`` and
+            ``Assistant: ...`` for base models, ``none`` joins the texts as they are, ``auto`` is ``chat``
+            where there is one, else ``plain``.
+        max_prompt_length: the most tokens of a prompt; ``None`` for no limit.
+        max_response_length: the most tokens of a response; ``None`` for no limit.
+
+    Raises:
+        ConfigError: if a limit is below 1, or the tokeniser lacks what the template needs.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        template: TemplateName = "auto",
+        max_prompt_length: int | None = None,
+        max_response_length: int | None = None,
+    ) -> None:
+        for name, limit in (
+            ("max_prompt_length", max_prompt_length),
+            ("max_response_length", max_response_length),
+        ):
+            if limit is not None and limit < 1:
+                raise ConfigError(f"expected `data.{name}` to be at least 1, got {limit}; null is no limit")
+        self.tokenizer = tokenizer
+        self.max_prompt_length = max_prompt_length
+        self.max_response_length = max_response_length
+        self._template = _make_template(tokenizer, template)
+        self._end = self._template.end_token or tokenizer.eos_token
+        if self._end is None:
+            raise ConfigError(
+                "expected a tokeniser with an `eos_token` to end responses with, got one without; set it in "
+                "the tokeniser's files"
+            )
+        self._end_id = int(tokenizer.convert_tokens_to_ids(self._end))
+        self._bos = [] if isinstance(self._template, ChatTemplate) else _leading_special_ids(tokenizer)
+
+    @property
+    def end_token_id(self) -> int:
+        """The token that ends each response."""
+        return self._end_id
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes whenever the tokens may: over the tokeniser's content, template and limits."""
+        parts = [
+            _tokenizer_content(self.tokenizer),
+            type(self._template).__name__,
+            json.dumps(self.tokenizer.chat_template, sort_keys=True),
+            repr((self._end, self._bos, self.max_prompt_length, self.max_response_length)),
+        ]
+        return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    def render(self, row: PreferenceRow) -> Rendered:
+        """Write a row as text.
+
+        Raises:
+            DataError: naming the row, if the chat template refuses it.
+        """
+        try:
+            prompt = self._template.opened(row.prompt)
+            return Rendered(prompt, tuple(tuple(self._segments(row.prompt, r)) for r in row.responses))
+        except TemplateError as error:
+            raise DataError(
+                f"{row.origin or 'a row'}: {error}; set `data.template: plain`, or change the row"
+            ) from error
+
+    def encode(self, row: PreferenceRow) -> EncodedRow:
+        """Tokenise and truncate one row.
+
+        Raises:
+            DataError: naming the row, if the chat template refuses it.
+        """
+        return self.tokenise([self.render(row)])[0]
+
+    def tokenise(self, rendered: Sequence[Rendered]) -> list[EncodedRow]:
+        """Tokenise and truncate rendered rows, all in one call of the tokeniser."""
+        texts = [text for row in rendered for text in _texts(row)]
+        ids = iter(self._tokenise(texts))
+        return [self._assemble(row, ids) for row in rendered]
+
+    # -- text
+
+    def _segments(self, prompt: Sequence[Message], response: Sequence[Message]) -> Iterator[Segment]:
+        """Cut a response's text into what assistants wrote and what lies between."""
+        glue = ""
+        before = self._template.opened(prompt)
+        for turn, message in enumerate(response):
+            if message.role != "assistant":
+                continue
+            until = [*prompt, *response[: turn + 1]]
+            opened = self._template.opened(until[:-1])
+            if turn > 0:
+                yield Segment(glue + _after(before, opened), counted=False, ended=False)
+            text = self._template.text(until)
+            body, glue, ended = self._split_at_end(self._assistant_text(text, opened, until))
+            last = turn == len(response) - 1
+            yield Segment(body, counted=True, ended=ended or last)
+            before = text
+
+    def _assistant_text(self, text: str, opened: str, dialogue: Sequence[Message]) -> str:
+        """Return what the last turn adds to a dialogue.
+
+        Some templates open a turn differently from how they write one down (such as with ``<think>``); there
+        the turn begins where its content does, which a stand-in of the content shows.
+        """
+        if text.startswith(opened):
+            return text[len(opened) :]
+        stand_in = self._template.text([*dialogue[:-1], Message("assistant", _STAND_IN)])
+        at = stand_in.rfind(_STAND_IN)
+        if at < 0 or text[:at] != stand_in[:at] or not text[at:].startswith(dialogue[-1].content.strip()):
+            raise TemplateError("the tokeniser's chat template does not write the assistant's text as it is")
+        return text[at:]
+
+    def _split_at_end(self, text: str) -> tuple[str, str, bool]:
+        """Split an assistant's text into body and what follows the template's end token."""
+        end = self._template.end_token
+        at = text.rfind(end) if end else -1
+        body, rest, ended = (
+            (text, "", False) if at < 0 or end is None else (text[:at], text[at + len(end) :], True)
+        )
+        while body.endswith(self._end):
+            body = body.removesuffix(self._end)
+        return body, rest, ended
+
+    # -- tokens
+
+    def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
+        return ids
+
+    def _literal(self, text: str) -> list[int]:
+        """Tokenise text in which an end token's characters mean nothing special."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        return ids
+
+    def _assemble(self, row: Rendered, ids: Iterator[list[int]]) -> EncodedRow:
+        """Build an encoded row from the tokens of ``_texts(row)``, which ``ids`` yields in that order."""
+        prompt_ids = next(ids)
+        responses, masks = [], []
+        for segments in row.responses:
+            tokens: list[int] = []
+            mask: list[bool] = []
+            for number, segment in enumerate(segments):
+                piece = self._piece(segment, next(ids), prompt_ids if number == 0 else [])
+                tokens += piece
+                mask += [segment.counted] * len(piece)
+            responses.append(tokens)
+            masks.append(mask)
+        return self._truncated(self._with_bos(prompt_ids), responses, masks)
+
+    def _piece(self, segment: Segment, ids: list[int], prompt_ids: list[int]) -> list[int]:
+        """Return a segment's tokens, given those of the prompt's and the segment's text together."""
+        if segment.counted and self._end in segment.text:
+            ids = self._literal(segment.text)
+        elif ids[: len(prompt_ids)] == prompt_ids:
+            ids = ids[len(prompt_ids) :]
+        else:
+            ids = self._tokenise([segment.text])[0]
+        return [*ids, self._end_id] if segment.ended else ids
+
+    def _with_bos(self, prompt_ids: list[int]) -> list[int]:
+        if prompt_ids[: len(self._bos)] != self._bos:
+            prompt_ids = [*self._bos, *prompt_ids]
+        # Even after a text that tokenises to nothing, the first response token is predicted from something.
+        return prompt_ids or [self._end_id]
+
+    def _truncated(
+        self, prompt: list[int], responses: list[list[int]], masks: list[list[bool]]
+    ) -> EncodedRow:
+        most, longest = self.max_response_length, self.max_prompt_length
+        kept = prompt if longest is None or len(prompt) <= longest else self._right_end(prompt, longest)
+        return EncodedRow(
+            prompt_ids=kept,
+            response_ids=[tokens[:most] for tokens in responses],
+            counted=[mask[:most] for mask in masks],
+            prompt_cut=len(prompt) - len(kept),
+            response_cuts=[max(0, len(tokens) - (most or len(tokens))) for tokens in responses],
+        )
+
+    def _right_end(self, prompt: list[int], length: int) -> list[int]:
+        """Keep the right end, with the BOS in front: models that were trained with one go astray without."""
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and prompt[0] == bos and length > 1:
+            return [bos, *prompt[len(prompt) - length + 1 :]]
+        return prompt[len(prompt) - length :]
+
+
+def _texts(row: Rendered) -> Iterator[str]:
+    """Yield all texts of a row to tokenise: a response's first segment together with the prompt."""
+    yield row.prompt
+    for segments in row.responses:
+        for number, segment in enumerate(segments):
+            yield row.prompt + segment.text if number == 0 else segment.text
+
+
+def _after(text: str, longer: str) -> str:
+    if not longer.startswith(text):
+        raise TemplateError("the tokeniser's chat template rewrites earlier turns")
+    return longer[len(text) :]
+
+
+def _make_template(tokenizer: Any, name: TemplateName) -> Template:
+    if name == "auto":
+        name = "chat" if tokenizer.chat_template else "plain"
+    if name == "chat":
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                "`data.template: chat` expects a tokeniser with a chat template, got one without; "
+                "set `data.template: plain`"
+            )
+        return ChatTemplate(tokenizer)
+    if name not in ("plain", "none"):
+        raise ConfigError(
+            f"expected `data.template` to be auto, chat, plain or none, got '{name}'; choose one"
+        )
+    return PlainTemplate() if name == "plain" else NoTemplate()
+
+
+def _leading_special_ids(tokenizer: Any) -> list[int]:
+    """Return what the tokeniser puts before a text by itself."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    starts = (n for n in range(len(full)) if full[n : n + len(bare)] == bare)
+    return list(full[: next(starts, 0)])
+
+
+def _tokenizer_content(tokenizer: Any) -> str:
+    """Serialise what decides about tokens, without state such as padding that calls leave behind."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        content = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
+    else:
+        content = json.loads(backend.to_str())
+        content.pop("padding", None)
+        content.pop("truncation", None)
+    return json.dumps([content, tokenizer.special_tokens_map], sort_keys=True, default=str)

@@ -1,0 +1,153 @@
+"""What reading and tokenising a split found: bad rows, truncations, lengths."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from pl_prefopt.data.renderer import EncodedRow
+from pl_prefopt.errors import DataError
+from pl_prefopt.rows import PreferenceRow
+
+OnBadRow = Literal["error", "skip"]
+
+_REASONS_KEPT = 5
+
+
+@dataclass(slots=True)
+class Problems:
+    """Collects bad rows, or stops at the first one.
+
+    Attributes:
+        on_bad_row: ``error`` raises at the first bad row, ``skip`` counts it.
+        count: the number of bad rows so far.
+        first: the first few, as ``"file.jsonl, row 12: reason"``.
+    """
+
+    on_bad_row: OnBadRow = "error"
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, sentence: str) -> None:
+        """Note a bad row.
+
+        Args:
+            sentence: ``"file.jsonl, row 12: reason"``.
+
+        Raises:
+            DataError: if bad rows are errors.
+        """
+        if self.on_bad_row == "error":
+            raise DataError(f"{sentence}; fix the row, or set `data.on_bad_row: skip` to leave such rows out")
+        self.count += 1
+        if len(self.first) < _REASONS_KEPT:
+            self.first.append(sentence)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsSummary:
+    """Counts over one split.
+
+    Attributes:
+        rows: rows in use.
+        responses: responses of all rows.
+        single: rows with one response.
+        comparable: rows with at least two responses whose scores differ.
+        graded: rows whose score differences mean something.
+        truncated_prompts: prompts that lost tokens on their left.
+        truncated_responses: responses that lost tokens on their right.
+        skipped: bad rows left out.
+    """
+
+    rows: int = 0
+    responses: int = 0
+    single: int = 0
+    comparable: int = 0
+    graded: int = 0
+    truncated_prompts: int = 0
+    truncated_responses: int = 0
+    skipped: int = 0
+
+
+class Tally:
+    """Counts rows as they are tokenised.
+
+    Attributes:
+        summary: the counts, without ``skipped``.
+        percentiles: for ``prompt`` and ``response``, the median, 90%, 99% and longest of the token numbers
+            before truncation.
+    """
+
+    def __init__(self) -> None:
+        self.summary = RowsSummary()
+        self.percentiles: dict[str, list[int]] = {}
+        self._lengths: dict[str, list[int]] = {"prompt": [], "response": []}
+
+    def add(self, row: PreferenceRow, encoded: EncodedRow) -> None:
+        """Count one row."""
+        before = self.summary
+        scores = set(row.scores or ())
+        self.summary = RowsSummary(
+            rows=before.rows + 1,
+            responses=before.responses + len(row.responses),
+            single=before.single + (len(row.responses) == 1),
+            comparable=before.comparable + (len(scores) > 1),
+            graded=before.graded + row.graded,
+            truncated_prompts=before.truncated_prompts + (encoded.prompt_cut > 0),
+            truncated_responses=before.truncated_responses + sum(cut > 0 for cut in encoded.response_cuts),
+        )
+        self._lengths["prompt"].append(len(encoded.prompt_ids) + encoded.prompt_cut)
+        self._lengths["response"] += [
+            len(ids) + cut for ids, cut in zip(encoded.response_ids, encoded.response_cuts, strict=True)
+        ]
+
+    def finish(self) -> None:
+        """Work out the percentiles."""
+        for name, lengths in self._lengths.items():
+            self.percentiles[name] = np.percentile(lengths, [50, 90, 99, 100]).astype(int).tolist()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the finished tally for a JSON file."""
+        return {"summary": dataclasses.asdict(self.summary), "percentiles": self.percentiles}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Tally:
+        """Return what ``to_json`` stored."""
+        tally = cls()
+        tally.summary = RowsSummary(**stored["summary"])
+        tally.percentiles = dict(stored["percentiles"])
+        return tally
+
+
+def write_report(
+    title: str,
+    summary: RowsSummary,
+    problems: Sequence[str],
+    percentiles: Mapping[str, Sequence[int]],
+) -> str:
+    """Return the lines that are printed when a split is ready.
+
+    Args:
+        title: the split and its source, such as ``"train (pairs.jsonl)"``.
+        summary: the counts.
+        problems: sentences about the first bad rows.
+        percentiles: those of a ``Tally``.
+    """
+    lines = [
+        f"{title}: {summary.rows} rows, {summary.responses} responses, "
+        f"{summary.comparable} rows whose scores differ"
+    ]
+    if summary.skipped:
+        lines.append(f"  {summary.skipped} bad rows skipped, the first of them:")
+        lines += [f"    {problem}" for problem in problems]
+    cuts = {"prompt": summary.truncated_prompts, "response": summary.truncated_responses}
+    for name, (median, most, nearly_all, longest) in percentiles.items():
+        lines.append(
+            f"  {name} tokens: median {median}, 90% {most}, 99% {nearly_all}, longest {longest}; "
+            f"{cuts[name]} {name}s truncated"
+        )
+    return "\n".join(lines)

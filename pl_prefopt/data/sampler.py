@@ -1,0 +1,93 @@
+"""Batches of rows of similar length: seeded, the same number on each rank, and resumable in mid-epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset, DistributedSampler
+
+_BATCHES_SORTED_TOGETHER = 50
+
+
+class LengthGroupedSampler(DistributedSampler[list[int]]):
+    """Yields batches as lists of row numbers.
+
+    Shuffled, it permutes all rows, sorts them by length within runs of 50 batches a rank, cuts the runs into
+    batches and permutes those. Unshuffled, it goes from the longest rows to the shortest. Ranks take
+    neighbouring batches, so that none waits long for the others. Each row comes once an epoch over all ranks;
+    where the last rows do not go round, a rank gets fillers ``~i``.
+
+    It is a ``DistributedSampler`` so that Lightning leaves it in place.
+
+    Args:
+        lengths: int64 [rows], tokens of each row.
+        batch_size: rows a batch and rank.
+        shuffle: whether the order changes from epoch to epoch.
+        seed: of the order.
+        num_replicas: the number of ranks.
+        rank: this rank.
+    """
+
+    def __init__(
+        self,
+        lengths: npt.NDArray[np.int64],
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        super().__init__(
+            _Rows(len(lengths)), num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed
+        )
+        self._lengths = np.asarray(lengths)
+        self._batch_size = batch_size
+        self._resume_at = (-1, 0)
+
+    def __len__(self) -> int:
+        """Return the batches of a whole epoch on each rank."""
+        return -(-len(self._lengths) // (self._batch_size * self.num_replicas))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Return this rank's batches of this epoch, without those that ``resume`` leaves out."""
+        epoch, done = self._resume_at
+        steps = self._steps()
+        return iter([step[self.rank] for step in steps[done if epoch == self.epoch else 0 :]])
+
+    def resume(self, epoch: int, batches_done: int) -> None:
+        """Continue in ``epoch`` after its first ``batches_done`` batches. Other epochs are whole."""
+        self._resume_at = (epoch, batches_done)
+        self.set_epoch(epoch)
+
+    def _steps(self) -> list[list[list[int]]]:
+        """Return all batches of this epoch: one a rank, step by step."""
+        a_step = self._batch_size * self.num_replicas
+        random = np.random.default_rng((self.seed, self.epoch))
+        order = random.permutation(len(self._lengths)) if self.shuffle else np.arange(len(self._lengths))
+        run = a_step * _BATCHES_SORTED_TOGETHER if self.shuffle else len(order)
+        steps: list[list[list[int]]] = []
+        for start in range(0, len(order), run):
+            rows = order[start : start + run]
+            rows = rows[np.argsort(-self._lengths[rows], kind="stable")]
+            steps += [self._shared_out(rows[at : at + a_step].tolist()) for at in range(0, len(rows), a_step)]
+        return [steps[i] for i in random.permutation(len(steps))] if self.shuffle else steps
+
+    def _shared_out(self, rows: list[int]) -> list[list[int]]:
+        """Give each rank neighbouring rows, as many as the others."""
+        a_rank = -(-len(rows) // self.num_replicas)
+        filler = ~int(np.argmin(self._lengths))
+        rows = rows + [filler] * (a_rank * self.num_replicas - len(rows))
+        return [rows[rank * a_rank : (rank + 1) * a_rank] for rank in range(self.num_replicas)]
+
+
+class _Rows(Dataset[int], Sized):
+    """What ``DistributedSampler`` wants to know of a dataset: its length."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length

@@ -1,0 +1,308 @@
+"""Reading files, folders and hub data sets into raw records that know where they came from."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from pl_prefopt.errors import DataError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the rows of a split come from.
+
+    Attributes:
+        path: a file (``.jsonl``, ``.json``, ``.csv``, ``.parquet``, each also with ``.gz``), a folder written
+            by ``datasets`` or holding such files, or a data set's name on the hub.
+        split: the split of a folder or hub data set.
+        name: the configuration of a hub data set.
+        columns: columns to rename, ``{name in the data: name expected}``, such as ``{question: prompt}``.
+    """
+
+    path: str
+    split: str = "train"
+    name: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, source: str | Source) -> Source:
+        """Return ``source``, with a bare path made a ``Source``."""
+        return cls(path=source) if isinstance(source, str) else source
+
+    @property
+    def label(self) -> str:
+        """What messages call it: a file's or folder's own name, or the hub name."""
+        return Path(self.path).name if Path(self.path).exists() else self.path
+
+
+class Record(NamedTuple):
+    """One raw row: its fields, or, where it could not even be parsed, the problem."""
+
+    origin: str
+    fields: Mapping[str, Any]
+    problem: str = ""
+
+
+class Reading(NamedTuple):
+    """An opened source: a key that changes whenever the content does, and the records."""
+
+    content_key: str
+    records: Callable[[], Iterator[Record]]
+
+
+def open_source(source: Source, scratch: Path) -> Reading:
+    """Find ``source``, without reading its rows yet where it is a local file or folder.
+
+    Args:
+        source: what to read.
+        scratch: a folder for what ``datasets`` converts along the way.
+
+    Raises:
+        DataError: if there is nothing of that name.
+    """
+    path = Path(source.path).expanduser()
+    if path.is_file():
+        content_key = _hash_files([path])
+        read = _file_reader(path)
+        return Reading(content_key, lambda: _renamed(read(path, scratch), source))
+    if path.is_dir():
+        content_key = _hash_files(sorted(p for p in path.rglob("*") if p.is_file())) + source.split
+        return Reading(content_key, lambda: _renamed(_read_folder(path, source), source))
+    if _looks_like_a_file(source.path):
+        raise DataError(_missing_file(path))
+    table = _load_hub(source)
+    return Reading(str(table._fingerprint), lambda: _renamed(_numbered(table, source.label), source))
+
+
+def _hash_files(paths: Iterable[Path]) -> str:
+    """Hash names and bytes: a changed file is other data, a touched one is not."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _renamed(records: Iterable[Record], source: Source) -> Iterator[Record]:
+    if not source.columns:
+        yield from records
+        return
+    for record in records:
+        fields = {source.columns.get(key, key): value for key, value in record.fields.items()}
+        yield record._replace(fields=fields)
+
+
+# -- files
+
+_FileReader = Callable[[Path, Path], Iterator[Record]]
+
+
+def _file_reader(path: Path) -> _FileReader:
+    suffix = _data_suffix(path)
+    readers: dict[str, _FileReader] = {
+        ".jsonl": _read_lines,
+        ".json": _read_json,
+        ".csv": _read_csv,
+        ".parquet": _read_parquet,
+    }
+    if suffix not in readers:
+        known = ", ".join(readers)
+        raise DataError(
+            f"expected a file ending in {known} (each also with .gz), got {path}; rename or convert it"
+        )
+    return readers[suffix]
+
+
+def _data_suffix(path: Path) -> str:
+    """Return the suffix in lower case, looking behind ``.gz``."""
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
+
+
+def _open_bytes(path: Path) -> BinaryIO:
+    if path.name.lower().endswith(".gz"):
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    return path.open("rb")
+
+
+def _read_lines(path: Path, scratch: Path) -> Iterator[Record]:
+    """Read one JSON object a line. Done here and not by ``datasets``, so that a broken line has a number."""
+    del scratch
+    with _open_bytes(path) as file:
+        for number in itertools.count(1):
+            try:
+                line = file.readline()
+            except (OSError, EOFError, zlib.error) as error:
+                raise DataError(
+                    f"{path.name}, row {number}: the gzip stream breaks off ({error}); fetch the file again"
+                ) from error
+            if not line:
+                return
+            if line.strip():
+                yield _parse_line(line, f"{path.name}, row {number}")
+
+
+def _parse_line(line: bytes, origin: str) -> Record:
+    try:
+        fields = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        byte = line[error.start]
+        return Record(origin, {}, f"not UTF-8 (byte 0x{byte:02x} at byte {error.start + 1} of the line)")
+    except (ValueError, RecursionError) as error:
+        return Record(origin, {}, f"broken JSON ({error})")
+    if not isinstance(fields, dict):
+        return Record(origin, {}, f"expected a JSON object, got {type(fields).__name__}")
+    return Record(origin, fields)
+
+
+def _read_json(path: Path, scratch: Path) -> Iterator[Record]:
+    """Read a ``.json`` file: a list of objects, or one object a line under the wrong name."""
+    with _open_bytes(path) as file:
+        first = next((line for line in file if line.strip()), b"")
+    if not first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+        return _read_lines(path, scratch)
+    return _read_by_datasets("json", path, scratch)
+
+
+def _read_parquet(path: Path, scratch: Path) -> Iterator[Record]:
+    return _read_by_datasets("parquet", path, scratch)
+
+
+def _read_csv(path: Path, scratch: Path) -> Iterator[Record]:
+    """Read a CSV file. Every cell stays text: ``007`` is no number, and ``NA`` is not missing."""
+    try:
+        with _open_bytes(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+            header = next(csv.reader(text), [])
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, "csv", error) from error
+    as_text = {column: str for column in header}
+    for record in _read_by_datasets("csv", path, scratch, converters=as_text, keep_default_na=False):
+        yield record._replace(fields={key: _csv_cell(cell) for key, cell in record.fields.items()})
+
+
+def _csv_cell(cell: Any) -> Any:
+    """Return a list where the cell holds one as JSON, such as messages, and nothing where it is empty."""
+    if not isinstance(cell, str) or not cell:
+        return None
+    if cell.startswith("[") and cell.endswith("]"):
+        try:
+            return json.loads(cell)
+        except ValueError:
+            return cell
+    return cell
+
+
+def _read_by_datasets(kind: str, path: Path, scratch: Path, **options: Any) -> Iterator[Record]:
+    import datasets
+
+    try:
+        table = datasets.load_dataset(
+            kind, data_files=str(path), split="train", cache_dir=str(scratch / "datasets"), **options
+        )
+    except Exception as error:
+        raise _unreadable(path, kind, error) from error
+    yield from _numbered(table, path.name)
+
+
+def _unreadable(path: Path, kind: str, error: BaseException) -> DataError:
+    where = str(path)
+    if kind != "parquet" and (row := _first_undecodable_line(path)):
+        return DataError(
+            f"{path.name}, line {row}: not UTF-8; save the file as UTF-8, or as JSONL, where single rows "
+            "can be skipped"
+        )
+    while error.__cause__ is not None:
+        error = error.__cause__
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return DataError(f"could not read {where} as {kind} ({reason}); mend it, or save it as JSONL")
+
+
+def _first_undecodable_line(path: Path) -> int:
+    """Return the 1-based number of the first line that is not UTF-8, or 0."""
+    try:
+        with _open_bytes(path) as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError:
+                    return number
+    except (OSError, EOFError, zlib.error):
+        return 0
+    return 0
+
+
+def _numbered(table: Iterable[Mapping[str, Any]], name: str) -> Iterator[Record]:
+    for number, fields in enumerate(table, start=1):
+        yield Record(f"{name}, row {number}", fields)
+
+
+# -- folders and the hub
+
+
+def _read_folder(path: Path, source: Source) -> Iterator[Record]:
+    import datasets
+
+    saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+    load = datasets.load_from_disk if saved else datasets.load_dataset
+    try:
+        loaded = load(str(path))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"expected a folder saved by `datasets` or holding data files at {path} ({reason}); check `path`"
+        ) from error
+    yield from _numbered(_pick_split(loaded, source), source.label)
+
+
+def _pick_split(loaded: Any, source: Source) -> Iterable[Mapping[str, Any]]:
+    if not hasattr(loaded, "keys"):
+        return loaded  # type: ignore[no-any-return]
+    if source.split not in loaded:
+        known = ", ".join(sorted(loaded.keys()))
+        raise DataError(
+            f"expected a split '{source.split}' in {source.path}, got {known}; "
+            f"set `split` to one of them{nearest(source.split, loaded.keys())}"
+        )
+    return loaded[source.split]  # type: ignore[no-any-return]
+
+
+def _load_hub(source: Source) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(source.path, source.name, split=source.split)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"'{source.path}' is no file or folder here, and as a hub data set it failed ({reason}); "
+            "check `path`, `name` and `split`"
+        ) from error
+
+
+def _looks_like_a_file(path: str) -> bool:
+    """A hub name is ``name`` or ``owner/name`` without a data suffix."""
+    names_a_place = path.startswith((".", "/", "~")) or path.count("/") > 1
+    return names_a_place or _data_suffix(Path(path)) in _FILE_SUFFIXES
+
+
+_FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".tsv")
+
+
+def _missing_file(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"expected data at {path}, but there is no folder {folder}; check `path`"
+    hint = nearest(path.name, sorted(p.name for p in folder.iterdir()))
+    return f"expected data at {path}, but {folder.resolve()} has no such file; check `path`{hint}"

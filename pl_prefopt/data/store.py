@@ -1,0 +1,269 @@
+"""Building the cached tables: the rows of a source, and a split's tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pl_prefopt.data.arrow import (
+    ROWS_SCHEMA,
+    TOKENS_SCHEMA,
+    StoredRows,
+    Table,
+    row_record,
+    tokens_record,
+    write_table,
+)
+from pl_prefopt.data.cache import Cache
+from pl_prefopt.data.dialogues import BadRowError
+from pl_prefopt.data.formats import to_row
+from pl_prefopt.data.renderer import Rendered, Renderer
+from pl_prefopt.data.report import OnBadRow, Problems, Tally
+from pl_prefopt.data.sources import Record, Source, open_source
+from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.rows import PreferenceRow
+from pl_prefopt.types import PLAIN
+from pl_prefopt.views import View
+
+_ROWS_A_CALL = 256
+_ROWS_FILE, _TOKENS_FILE, _NOTES_FILE = "rows.arrow", "tokens.arrow", "notes.json"
+
+
+class RowStore(NamedTuple):
+    """The rows of a source, on disk.
+
+    Attributes:
+        rows: all usable rows.
+        content: a hash over them.
+        skipped: bad rows left out.
+        problems: sentences about the first of those.
+    """
+
+    rows: StoredRows
+    content: str
+    skipped: int
+    problems: list[str]
+
+
+class TokenStore(NamedTuple):
+    """The tokens of one view of some rows, on disk.
+
+    Attributes:
+        table: as many rows of tokens as could be rendered.
+        content: a hash over tokens and rows.
+        skipped: rows that the template refused.
+        problems: sentences about the first of those.
+        tally: counts.
+    """
+
+    table: Table
+    content: str
+    skipped: int
+    problems: list[str]
+    tally: Tally
+
+
+def store_rows(cache: Cache, source: Source, *, on_bad_row: OnBadRow, max_rows: int | None) -> RowStore:
+    """Read a source into rows, or find them in the cache.
+
+    Raises:
+        DataError: if the source cannot be read, a row is bad and that is an error, or no row is usable.
+    """
+    reading = open_source(source, cache.root)
+    columns = sorted(source.columns.items())
+    key = (reading.content_key, source.label, source.name, columns, on_bad_row, max_rows)
+
+    def build(folder: Path) -> None:
+        problems, digest = Problems(on_bad_row), _Digest()
+        rows = itertools.islice(_usable_rows(reading.records(), problems), max_rows)
+        write_table(folder / _ROWS_FILE, ROWS_SCHEMA, map(row_record, _hashed(rows, digest)))
+        if digest.items == 0:
+            reason = f"; the first problem is {problems.first[0]}" if problems.first else ", it is empty"
+            raise DataError(f"expected preference rows in {source.path}, got none that is usable{reason}")
+        _write_notes(folder, digest, problems)
+
+    folder = cache.entry("rows", key, build)
+    return RowStore(StoredRows(Table(folder / _ROWS_FILE)), **_read_notes(folder))
+
+
+def store_tokens(
+    cache: Cache,
+    rows: Sequence[PreferenceRow],
+    renderer: Renderer,
+    *,
+    key: tuple[object, ...],
+    view: str = PLAIN,
+    on_bad_row: OnBadRow = "error",
+) -> TokenStore:
+    """Tokenise rows, or find their tokens in the cache.
+
+    Args:
+        cache: where the tokens are kept.
+        rows: what to tokenise, already as the view shows it.
+        renderer: how.
+        key: all that determines ``rows``.
+        view: the name of the view, for the cache.
+        on_bad_row: what to do with rows that the chat template refuses.
+
+    Raises:
+        DataError: naming the row, if the chat template refuses it and that is an error.
+    """
+
+    def build(folder: Path) -> None:
+        problems, digest, tally = Problems(on_bad_row), _Digest(), Tally()
+        records = _token_records(_renderable(rows, renderer, problems), renderer, digest, tally)
+        write_table(folder / _TOKENS_FILE, TOKENS_SCHEMA, records)
+        if digest.items == 0:
+            raise DataError(f"expected rows that the template can write, got none: {problems.first[0]}")
+        tally.finish()
+        _write_notes(folder, digest, problems, tally=tally.to_json())
+
+    folder = cache.entry("tokens", (key, view, renderer.fingerprint, on_bad_row), build)
+    notes = _read_notes(folder)
+    return TokenStore(Table(folder / _TOKENS_FILE), **{**notes, "tally": Tally.from_json(notes["tally"])})
+
+
+class ViewedRows(Sequence[PreferenceRow]):
+    """Rows as a view shows them, each made when it is asked for."""
+
+    def __init__(self, rows: Sequence[PreferenceRow], view: View) -> None:
+        self._rows, self._view = rows, view
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._view(self._rows, index)
+
+
+def _usable_rows(records: Iterable[Record], problems: Problems) -> Iterator[PreferenceRow]:
+    for record in records:
+        if record.problem:
+            problems.add(f"{record.origin}: {record.problem}")
+            continue
+        try:
+            row = to_row(record.fields)
+        except BadRowError as error:
+            problems.add(f"{record.origin}: {error}")
+            continue
+        yield dataclasses.replace(row, origin=record.origin)
+
+
+class _Renderable(NamedTuple):
+    number: int
+    row: PreferenceRow
+    rendered: Rendered
+
+
+def _renderable(
+    rows: Sequence[PreferenceRow], renderer: Renderer, problems: Problems
+) -> Iterator[_Renderable]:
+    for number in range(len(rows)):
+        row = rows[number]
+        try:
+            rendered = renderer.render(row)
+        except DataError as error:
+            if problems.on_bad_row == "error":
+                raise
+            problems.add(str(error))
+            continue
+        yield _Renderable(number, row, rendered)
+
+
+def _token_records(
+    renderable: Iterator[_Renderable], renderer: Renderer, digest: _Digest, tally: Tally
+) -> Iterator[Mapping[str, Any]]:
+    while block := list(itertools.islice(renderable, _ROWS_A_CALL)):
+        encoded = renderer.tokenise([item.rendered for item in block])
+        for item, tokens in zip(block, encoded, strict=True):
+            record = tokens_record(item.number, tokens)
+            digest.add(row_record(item.row) | record | {"origin": ""})
+            tally.add(item.row, tokens)
+            yield record
+
+
+class _Digest:
+    """Hashes and counts."""
+
+    def __init__(self) -> None:
+        self.items = 0
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, item: object) -> None:
+        self.items += 1
+        self._hash.update(repr(item).encode() + b"\0")
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _hashed(rows: Iterable[PreferenceRow], digest: _Digest) -> Iterator[PreferenceRow]:
+    for row in rows:
+        digest.add(dataclasses.replace(row, origin=""))
+        yield row
+
+
+def _write_notes(folder: Path, digest: _Digest, problems: Problems, **more: object) -> None:
+    notes = {"content": digest.hexdigest(), "skipped": problems.count, "problems": problems.first, **more}
+    (folder / _NOTES_FILE).write_text(json.dumps(notes), encoding="utf-8")
+
+
+def _read_notes(folder: Path) -> dict[str, Any]:
+    notes: dict[str, Any] = json.loads((folder / _NOTES_FILE).read_text(encoding="utf-8"))
+    return notes
+
+
+def split_rows(
+    cache: Cache, store: RowStore, held_out: float, seed: int
+) -> dict[bool, npt.NDArray[np.int64]]:
+    """Return the numbers of the rows that stay (``False``) and those that are held out (``True``).
+
+    Raises:
+        ConfigError: if either side would be empty.
+    """
+
+    def build(folder: Path) -> None:
+        np.save(folder / "held_out.npy", hold_out(store.rows, held_out, seed))
+
+    folder = cache.entry("split", (store.content, held_out, seed), build)
+    chosen = np.load(folder / "held_out.npy")
+    if chosen.all() or not chosen.any():
+        prompts = "one prompt" if len({row.prompt for row in store.rows}) == 1 else "its prompts"
+        raise ConfigError(
+            f"expected `data.held_out` to leave rows to train on and rows to hold out, got {held_out} of "
+            f"{len(chosen)} rows with {prompts} kept together; choose another number, or set `data.val`"
+        )
+    return {held: np.flatnonzero(chosen == held) for held in (False, True)}
+
+
+def hold_out(rows: Sequence[PreferenceRow], held_out: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Choose rows to hold out, prompt by prompt, so that no prompt is on both sides.
+
+    Args:
+        rows: all rows.
+        held_out: how many, as a number of rows (int) or a share of them (float below 1). Prompts are added
+            until there are at least that many rows.
+        seed: of the choice.
+
+    Returns:
+        bool [rows], true where held out.
+    """
+    target = round(held_out * len(rows)) if isinstance(held_out, float) else held_out
+    prompts: dict[Any, list[int]] = {}
+    for number, row in enumerate(rows):
+        prompts.setdefault(row.prompt, []).append(number)
+    groups = list(prompts.values())
+    chosen = np.zeros(len(rows), dtype=np.bool_)
+    for group in np.random.default_rng(seed).permutation(len(groups)):
+        if chosen.sum() >= target:
+            break
+        chosen[groups[group]] = True
+    return chosen
