@@ -33,7 +33,7 @@ def random_batch(seed=0, *, prompts=5, responses=4, views=True):
     present = torch.rand(prompts, responses, generator=generator) < 0.8
     present[0], present[1] = torch.arange(responses) < 2, torch.arange(responses) < 1
     present[2:, 0] = True
-    scores = torch.randint(0, 3, present.shape, generator=generator).float()
+    scores = torch.randint(0, 5, present.shape, generator=generator).float()
     scores[torch.rand(present.shape, generator=generator) < 0.1] = NAN
     scores[0, :2] = torch.tensor([1.0, 0.0])
     scores[~present] = NAN

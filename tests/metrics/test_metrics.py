@@ -1,0 +1,275 @@
+"""Each metric against values worked by hand, and what all of them promise."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+from torchmetrics import Metric
+
+from pl_prefopt.metrics import METRIC_HELP, build_suite
+from pl_prefopt.types import ResponseLogProbs
+from tests.metrics.inputs import inputs, join, random_inputs
+from tests.objectives.batches import NAN
+
+STAGE = "val/"
+
+
+def read(*batches, num_references=0, stage="val"):
+    """The suite's values after these batches, by name without the stage."""
+    suite = build_suite(stage, num_references)
+    for batch in batches:
+        suite.update(**batch)
+    return {name.removeprefix(f"{stage}/"): value.item() for name, value in suite.compute().items()}
+
+
+# --- by hand
+
+
+def test_pairs_by_hand():
+    # Row 0: scores 3 > 2 > 1, rewards 1, 4, 0: margins −3 (0,1), 1 (0,2), 4 (1,2): 2 of 3 right.
+    # Row 1: one pair with margin 0, a draw. Row 2: tied scores, nothing. 2.5 of 4.
+    values = read(
+        inputs(
+            [[1.0, 4.0, 0.0], [2.0, 2.0, 0.0], [5.0, 7.0, 0.0]],
+            [[3.0, 2.0, 1.0], [1.0, 0.0, NAN], [1.0, 1.0, NAN]],
+            policy=[[-1.0, -2.0, -4.0], [-8.0, -9.0, 0.0], [-1.0, -1.0, 0.0]],
+        )
+    )
+    assert values["accuracy"] == pytest.approx(2.5 / 4)
+    assert values["margin"] == pytest.approx((-3 + 1 + 4 + 0) / 4)
+    assert values["chosen_reward"] == pytest.approx((1 + 1 + 4 + 2) / 4)
+    assert values["rejected_reward"] == pytest.approx((4 + 0 + 0 + 2) / 4)
+    assert values["chosen_logp"] == pytest.approx((-1 - 1 - 2 - 8) / 4)
+    assert values["rejected_logp"] == pytest.approx((-2 - 4 - 4 - 9) / 4)
+
+
+def test_ranking_accuracy_by_hand():
+    # Sums: −6 < −4 wrong, −3 > −5 right. Averages: −6/6 > −4/2 right, −3/1 < −5/5 wrong, third a draw
+    # of averages (−2/1 = −4/2) and right by sums.
+    values = read(
+        inputs(
+            torch.zeros(3, 2),
+            [[1.0, 0.0]] * 3,
+            policy=[[-6.0, -4.0], [-3.0, -5.0], [-2.0, -4.0]],
+            length=[[6, 2], [1, 5], [1, 2]],
+        )
+    )
+    assert values["ranking_accuracy"] == pytest.approx(2 / 3)
+    assert values["ranking_accuracy_normalized"] == pytest.approx(1.5 / 3)
+    assert values["accuracy"] == 0.5
+
+
+def test_an_untrained_policy_reads_chance():
+    assert read(inputs(torch.zeros(4, 2), [[1.0, 0.0]] * 4))["accuracy"] == 0.5
+
+
+def test_kl_by_hand():
+    # Against reference 0: (−3 + 5, −4 + 4.5) over the two present; against 1: (−3 + 2, −4 + 3).
+    values = read(
+        inputs(
+            [[0.0, 0.0, 0.0]],
+            [[1.0, 0.0, NAN]],
+            policy=[[-3.0, -4.0, 99.0]],
+            references=[[[-5.0, -4.5, 0.0]], [[-2.0, -3.0, 0.0]]],
+            present=[[True, True, False]],
+        ),
+        num_references=2,
+    )
+    assert values["kl_0"] == pytest.approx(1.25)
+    assert values["kl_1"] == pytest.approx(-1.0)
+
+
+def test_length_bias_by_hand():
+    # Rewards 1, 2, 3 on lengths 2, 4, 6 over two rows: r = 1; the absent response would spoil it.
+    values = read(
+        inputs(
+            [[1.0, 2.0], [3.0, -50.0]],
+            [[1.0, 1.0], [1.0, NAN]],
+            length=[[2, 4], [6, 0]],
+            present=[[True, True], [True, False]],
+        )
+    )
+    assert values["length_bias"] == pytest.approx(1.0)
+
+
+def test_correlations_by_hand():
+    # Pairs winner first: (margin, difference of scores) = (1, 1), (3, 2), (2, 3).
+    # Pearson: means 2 and 2, Σ = (−1)(−1) + (1)(0) + (0)(1) = 1, both variances 2: 0.5. The ranks are the
+    # values, so Spearman is 0.5 too. Kendall: of 3 pairs 2 agree and 1 does not: 1/3.
+    values = read(inputs([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0]], [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]))
+    assert values["pearson"] == pytest.approx(0.5)
+    assert values["spearman"] == pytest.approx(0.5, abs=1e-5)  # torchmetrics adds 1e-6 to the denominator
+    assert values["kendall"] == pytest.approx(1 / 3)
+
+
+def test_correlations_read_graded_rows_only():
+    graded = inputs([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0]], [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    bare = inputs([[-9.0, 0.0]], [[1.0, 0.0]], graded=[False])
+    assert read(graded, bare)["pearson"] == pytest.approx(0.5)
+    assert math.isnan(read(bare)["pearson"])
+
+
+# --- against SciPy and NumPy on ragged rows with ties and unknown scores
+
+
+def loop_over_pairs(batch):
+    """The same pairs the slow way: (margin, difference) of graded rows, and margins of all rows."""
+    graded, margins = [], []
+    rows, responses = batch["scores"].shape
+    for row in range(rows):
+        for i in range(responses):
+            for j in range(responses):
+                both = batch["present"][row, i] and batch["present"][row, j]
+                difference = (batch["scores"][row, i] - batch["scores"][row, j]).item()
+                if both and difference > 0:
+                    margin = (batch["reward"][row, i] - batch["reward"][row, j]).item()
+                    margins.append(margin)
+                    if batch["graded"][row]:
+                        graded.append((margin, difference))
+    return np.array(graded), np.array(margins)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_against_scipy(seed):
+    batch = random_inputs(seed, prompts=12)
+    graded, margins = loop_over_pairs(batch)
+    assert len(graded) > 5
+    assert len(margins) > len(graded)
+    values = read(batch, num_references=1)
+    assert values["accuracy"] == pytest.approx((margins > 0).mean())
+    assert values["margin"] == pytest.approx(margins.mean(), abs=1e-6)
+    assert values["pearson"] == pytest.approx(scipy.stats.pearsonr(*graded.T)[0], abs=1e-5)
+    assert values["spearman"] == pytest.approx(scipy.stats.spearmanr(*graded.T)[0], abs=1e-5)
+    assert values["kendall"] == pytest.approx(scipy.stats.kendalltau(*graded.T)[0], abs=1e-5)
+    present = batch["present"]
+    rewards, lengths = batch["reward"][present], batch["policy"].length[present]
+    assert values["length_bias"] == pytest.approx(np.corrcoef(rewards, lengths)[0, 1], abs=1e-5)
+    distance = (batch["policy"].sum - batch["references"][0])[present].mean().item()
+    assert values["kl_0"] == pytest.approx(distance, abs=1e-6)
+
+
+# --- what all promise
+
+
+def test_batches_add_up_to_the_whole():
+    parts = [random_inputs(seed, prompts=prompts) for seed, prompts in ((0, 5), (1, 2), (2, 9))]
+    assert read(*parts, num_references=1) == pytest.approx(read(join(*parts), num_references=1), abs=1e-5)
+
+
+def test_reset_forgets():
+    suite = build_suite("val", 1)
+    suite.update(**random_inputs(0))
+    suite.compute()
+    suite.reset()
+    suite.update(**random_inputs(1))
+    fresh = read(random_inputs(1), num_references=1)
+    values = {name.removeprefix(STAGE): value.item() for name, value in suite.compute().items()}
+    assert values == pytest.approx(fresh, nan_ok=True)
+
+
+def test_metrics_that_agree_at_first_do_not_merge():
+    # All rewards are 0 in the first batch: chosen, rejected and margin hold equal states then.
+    first = inputs(torch.zeros(2, 2), [[1.0, 0.0]] * 2)
+    values = read(first, inputs([[3.0, 1.0], [3.0, 1.0]], [[1.0, 0.0]] * 2))
+    assert (values["chosen_reward"], values["rejected_reward"], values["margin"]) == (1.5, 0.5, 1.0)
+
+
+def test_nothing_counted_is_nan_without_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values = read(
+            inputs([[1.0, 2.0]], [[1.0, 1.0]], references=[[[0.0, 0.0]]], present=[[False, False]]),
+            num_references=1,
+        )
+        constant = read(inputs([[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [2.0, 0.0]]))
+    assert values.keys() == {name for name in METRIC_HELP if name != "kl_k"} | {"kl_0"}
+    assert all(math.isnan(value) for value in values.values())
+    for name in ("pearson", "spearman", "kendall", "length_bias"):
+        assert math.isnan(constant[name])
+
+
+def test_single_pair_has_no_correlation():
+    assert math.isnan(read(inputs([[1.0, 0.0]], [[1.0, 0.0]]))["pearson"])
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.double()])
+def test_a_cast_of_the_module_changes_nothing(cast):
+    suite = build_suite("val", 1)
+    home = nn.ModuleList([suite])
+    suite.update(**random_inputs(0))
+    cast(home)
+    suite.update(**random_inputs(1))
+    suite.set_dtype(torch.float32)
+    suite.update(**random_inputs(2))
+    expected = read(*(random_inputs(seed) for seed in range(3)), num_references=1)
+    values = {name.removeprefix(STAGE): value.item() for name, value in suite.compute().items()}
+    assert values == expected
+    assert suite["accuracy"].count.dtype == torch.int64
+    assert suite["margin"].total.dtype == torch.float32
+
+
+def test_low_precision_inputs_are_counted_in_float32():
+    # 600 pairs with the margin 1: a bfloat16 sum stops at 256.
+    batch = inputs(torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16).expand(600, 2), [[1.0, 0.0]] * 600)
+    suite = build_suite("train", 0)
+    for row in range(600):
+        suite.update(**{name: _row(value, row) for name, value in batch.items()})
+    values = suite.compute()
+    assert values["train/margin"].dtype == torch.float32
+    assert values["train/margin"].item() == 1.0
+
+
+def _row(value, row):
+    if isinstance(value, ResponseLogProbs):
+        return ResponseLogProbs(sum=value.sum[row : row + 1], length=value.length[row : row + 1])
+    return value[:, row : row + 1] if value.dim() == 3 else value[row : row + 1]
+
+
+def test_a_suite_reset_in_inference_mode_still_updates_in_training():
+    suite = build_suite("val", 1)
+    with torch.inference_mode():
+        suite.update(**random_inputs(0))
+        suite.compute()
+        suite.reset()
+    suite.update(**random_inputs(1))
+    suite.update(**random_inputs(2))
+    assert suite.compute()["val/margin"].isfinite()
+
+
+# --- the suites and their documentation
+
+
+def test_train_has_the_cheap_means_only():
+    expected = {"accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"}
+    assert set(build_suite("train", 2)) == {f"train/{name}" for name in expected}
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_other_stages_have_all_and_one_distance_a_reference(stage):
+    names = {name.removeprefix(f"{stage}/") for name in build_suite(stage, 2)}
+    assert names == {name for name in METRIC_HELP if name != "kl_k"} | {"kl_0", "kl_1"}
+    assert not any("kl_" in name for name in build_suite(stage, 0))
+
+
+def test_every_name_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    names, *_ = page.split("\n## ")
+    table = [line for line in names.splitlines() if line.startswith("| `")]
+    documented = {line.split("`")[1]: line.split("|")[2].strip() for line in table}
+    assert documented == METRIC_HELP
+
+
+def test_every_update_asks_for_common_arguments_only():
+    common = set(inputs(torch.zeros(1, 1), torch.zeros(1, 1)))
+    for metric in build_suite("val", 1).values():
+        assert isinstance(metric, Metric)
+        assert metric.full_state_update is False
+        assert set(inspect.signature(metric.update).parameters) <= common
