@@ -17,9 +17,6 @@ from pl_prefopt.objectives.base import Needs, ReferenceFreeObjective, ReferenceO
 from pl_prefopt.pairing import Pairing
 from pl_prefopt.types import Outcome, ScoredBatch
 
-_FILLER = -1.0
-"""A harmless log-prob. Absent responses hold 0, the log of certainty, where log-odds are infinite."""
-
 
 class PairLoss(Protocol):
     """A pairwise loss of one number a response or more: winner and loser of the first, of the second, ..."""
@@ -43,7 +40,8 @@ def compare(batch: ScoredBatch, pairing: Pairing, pair_loss: PairLoss, *operands
         The mean loss over each prompt's pairs; loss 0 and not counted where a prompt has no pair.
     """
     wins = pairing(batch.scores, batch.present)
-    filled = [torch.where(batch.present, operand, _FILLER) for operand in operands]
+    # The grid holds absent responses too. Whatever stands there, NaN or not, must not reach a gradient.
+    filled = [torch.where(batch.present, operand, 0.0) for operand in operands]
     sides = [side for operand in filled for side in (operand.unsqueeze(-1), operand.unsqueeze(-2))]
     result = pair_loss(*sides)
     loss, counted = mean_over_pairs(result.loss, wins)
