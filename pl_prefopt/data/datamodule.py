@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -224,9 +225,13 @@ class PreferenceDataModule(LightningDataModule):
             return self._loader(_SameBatches(dataset, list(sampler)), None)
         return self._loader(dataset, sampler)
 
-    def val_dataloader(self) -> DataLoader[PreferenceBatch] | list[DataLoader[PreferenceBatch]]:
-        """Batches of validation rows, each row once, the longest first; none without such rows."""
-        return self._eval_dataloader("val") if "val" in self.datasets else []
+    def val_dataloader(self) -> DataLoader[PreferenceBatch] | dict[str, DataLoader[PreferenceBatch]]:
+        """Batches of validation rows, each row once, the longest first; no loader without such rows."""
+        if "val" in self.datasets:
+            return self._eval_dataloader("val")
+        # Without validation rows this is what is wanted, so Lightning's warning about it would only mislead.
+        warnings.filterwarnings("ignore", "Total length of `dict` across ranks is zero")
+        return {}
 
     def test_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Batches of test rows, each row once, the longest first."""

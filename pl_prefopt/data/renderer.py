@@ -76,10 +76,10 @@ class EncodedRow:
 class Renderer:
     """Writes rows as text and tokenises them.
 
-    The prompt's tokens are those of the prompt's text alone, so they never depend on a response. A response's
-    tokens are the rest of the whole dialogue's tokens where those begin with the prompt's; where a token
-    would straddle the boundary, the response is tokenised alone. A response of several turns is tokenised turn
-    by turn.
+    The prompt's tokens are those of the prompt's text alone, so they never depend on a response. A
+    response's tokens are the rest of the whole dialogue's tokens where those begin with the prompt's; where a
+    token would straddle the boundary, the response is tokenised alone. A response of several turns is
+    tokenised turn by turn.
 
     Each response ends with exactly one end token: the one its chat template writes (what follows it is cut),
     else the tokeniser's ``eos``. The text of an end token inside a response is tokenised as plain characters.

@@ -8,6 +8,8 @@ import hashlib
 import io
 import itertools
 import json
+import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -177,7 +179,20 @@ def _read_json(path: Path, scratch: Path) -> Iterator[Record]:
 
 
 def _read_parquet(path: Path, scratch: Path) -> Iterator[Record]:
-    return _read_by_datasets("parquet", path, scratch)
+    """Read a Parquet file, unpacked first where it is gzipped, which ``datasets`` does not do for Parquet."""
+    if not path.name.lower().endswith(".gz"):
+        yield from _read_by_datasets("parquet", path, scratch)
+        return
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        unpacked = Path(folder) / "unpacked.parquet"
+        try:
+            with _open_bytes(path) as packed, unpacked.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+        except (OSError, EOFError, zlib.error) as error:
+            raise _unreadable(path, "parquet", error) from error
+        for number, record in enumerate(_read_by_datasets("parquet", unpacked, scratch), start=1):
+            yield record._replace(origin=f"{path.name}, row {number}")
 
 
 def _read_csv(path: Path, scratch: Path) -> Iterator[Record]:

@@ -1,0 +1,204 @@
+"""Each layout becomes the one internal shape; each kind of bad row says what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from pl_prefopt.data.dialogues import BadRowError
+from pl_prefopt.data.formats import to_row
+from pl_prefopt.errors import DataError
+from tests.data.support import BAD_BYTES, assistant, pair, read, stored, user, write_jsonl
+
+CHAT = [{"role": "user", "content": "Hi"}]
+GOOD = [{"role": "assistant", "content": "Hello."}]
+BAD = [{"role": "assistant", "content": "No."}]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "Hi", "chosen": "Hello.", "rejected": "No."},
+        {"prompt": CHAT, "chosen": GOOD, "rejected": BAD},
+        {"prompt": CHAT, "chosen": "Hello.", "rejected": "No."},
+        {"prompt": "Hi", "chosen": CHAT + GOOD, "rejected": CHAT + BAD},
+        {"chosen": CHAT + GOOD, "rejected": CHAT + BAD},
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi\n\nAssistant: No."},
+        {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "Hello.", "rejected": "No."},
+    ],
+)
+def test_pairs(fields):
+    row = to_row(fields)
+    assert row.prompt == (user("Hi"),)
+    assert row.responses == ((assistant("Hello."),), (assistant("No."),))
+    assert (row.scores, row.graded) == ((1.0, 0.0), False)
+
+
+def test_an_implicit_prompt_never_ends_with_an_assistant_turn():
+    start = [{"role": "system", "content": "Be brief."}, *CHAT, *GOOD]
+    then = [{"role": "user", "content": "More"}]
+    row = to_row(
+        {"chosen": [*start, *then, *GOOD], "rejected": [*start, {"role": "user", "content": "Less"}, *BAD]}
+    )
+    assert row.prompt == (("system", "Be brief."), ("user", "Hi"))
+    assert [len(response) for response in row.responses] == [3, 3]
+    assert row.responses[0][0] == assistant("Hello.")
+
+
+def test_dialogues_of_which_one_goes_on():
+    row = to_row({"chosen": CHAT + GOOD, "rejected": CHAT + GOOD + CHAT + BAD})
+    assert row.prompt == (user("Hi"),)
+    assert [len(response) for response in row.responses] == [1, 3]
+
+
+def test_an_implicit_text_prompt_is_split_as_trl_does():
+    row = to_row({"chosen": "The sky is blue.", "rejected": "The sky is green."})
+    assert row.prompt == (user("The sky is"),)
+    assert row.responses == ((assistant(" blue."),), (assistant(" green."),))
+
+
+def test_trl_scores_are_grades_and_a_tie_keeps_the_order():
+    fields = {"prompt": "Hi", "chosen": "a", "rejected": "b", "score_chosen": 8.5}
+    graded = to_row({**fields, "score_rejected": 3})
+    assert (graded.scores, graded.graded) == ((8.5, 3.0), True)
+    tied = to_row({**fields, "score_rejected": 8.5})
+    assert (tied.scores, tied.graded) == ((1.0, 0.0), False)
+
+
+def test_hh_turns_of_one_role_become_one_and_dialogues_may_part_early():
+    start = "\n\nHuman: Hi\n\nAssistant: One.\n\nAssistant: Two."
+    row = to_row(
+        {"chosen": start + "\n\nHuman: x\n\nAssistant: y", "rejected": "\n\nHuman: Hi\n\nAssistant: Else."}
+    )
+    assert row.prompt == (user("Hi"),)
+    assert row.responses[0] == (assistant("One.\n\nTwo."), user("x"), assistant("y"))
+    assert row.responses[1] == (assistant("Else."),)
+
+
+def test_scored_responses_of_any_number_with_ties():
+    row = to_row({"prompt": "Hi", "responses": ["a", "b", "c"], "scores": [1, 1, 2.5]})
+    assert (len(row.responses), row.scores, row.graded) == (3, (1.0, 1.0, 2.5), True)
+    assert to_row({"prompt": "Hi", "responses": ["a"]}).scores is None
+
+
+@pytest.mark.parametrize("layout", ["list", "columns"])
+def test_ultrafeedback(layout: str):
+    completions = [{"response": "a", "overall_score": 7.5}, {"response": "b", "overall_score": 2}]
+    columns = {"response": ["a", "b"], "overall_score": [7.5, 2]}
+    row = to_row({"instruction": "Hi", "completions": completions if layout == "list" else columns})
+    assert row.responses == ((assistant("a"),), (assistant("b"),))
+    assert (row.scores, row.graded) == ((7.5, 2.0), True)
+
+
+@pytest.mark.parametrize(("label", "score"), [(True, 1.0), (False, 0.0), (1, 1.0), ("false", 0.0)])
+def test_unpaired(label, score):
+    row = to_row({"prompt": CHAT, "completion": GOOD, "label": label})
+    assert (row.responses, row.scores, row.graded) == (((assistant("Hello."),),), (score,), False)
+
+
+PAIR = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+MANY = {"prompt": "Hi", "responses": ["a", "b"], "scores": [1, 2]}
+BAD_FIELDS = [
+    ({"prompt": "Hi"}, "expected the keys of one of the layouts"),
+    ({}, "no keys"),
+    ({"prompt": "Hi", "chosen": "a"}, "a pair needs two responses, but the key 'rejected' is missing"),
+    ({**PAIR, "rejected": None}, "the key 'rejected' is missing"),
+    ({"prompt": "Hi", "chosen": "a", "rejectd": "b"}, "did you mean 'rejectd'"),
+    ({**PAIR, "chosen": "  "}, "'chosen' is empty"),
+    ({**PAIR, "rejected": []}, "'rejected' is empty"),
+    ({**PAIR, "rejected": "a"}, "identical"),
+    ({"chosen": "a b", "rejected": "a b"}, "identical"),
+    ({"chosen": CHAT + GOOD, "rejected": CHAT + GOOD}, "identical"),
+    ({"chosen": "abc", "rejected": "xyz"}, "do not begin alike"),
+    (
+        {"chosen": CHAT + GOOD, "rejected": [{"role": "user", "content": "?"}, *BAD]},
+        "share no first user turn",
+    ),
+    ({**PAIR, "prompt": " "}, "the prompt is empty"),
+    ({**PAIR, "prompt": []}, "the prompt is empty"),
+    ({**PAIR, "prompt": CHAT + GOOD}, "the prompt ends with an assistant turn"),
+    ({**PAIR, "prompt": 3}, "expected 'prompt' to be text or a list of messages, got 3"),
+    ({**PAIR, "chosen": CHAT + CHAT + GOOD}, "'chosen' begins with a user turn"),
+    ({**PAIR, "chosen": GOOD + CHAT}, "'chosen' ends with a user turn"),
+    ({**PAIR, "chosen": [{"role": "asistant", "content": "a"}]}, "did you mean 'assistant'"),
+    ({**PAIR, "chosen": [{"content": "a"}]}, "to be a message with 'role' and 'content'"),
+    ({**PAIR, "chosen": [{"role": "assistant", "content": None}]}, "content of 'chosen[0]' to be text"),
+    ({**PAIR, "chosen": "\ud800"}, "valid Unicode"),
+    ({**PAIR, "tools": [{"name": "x"}]}, "'tools' is not supported"),
+    ({**PAIR, "score_chosen": 1}, "without its counterpart"),
+    ({**PAIR, "score_chosen": 1, "score_rejected": 2}, "is below"),
+    ({**PAIR, "score_chosen": math.nan, "score_rejected": 2}, "'score_chosen' to be a finite number"),
+    ({**MANY, "scores": [1, math.nan]}, "expected 'scores[1]' to be a finite number, got nan"),
+    ({**MANY, "scores": [1, math.inf]}, "expected 'scores[1]' to be a finite number, got inf"),
+    ({**MANY, "scores": [1, None]}, "expected 'scores[1]' to be a number, got nothing"),
+    ({**MANY, "scores": [1, "x"]}, "expected 'scores[1]' to be a number, got 'x'"),
+    ({**MANY, "scores": [1]}, "one score a response, got 1 for 2"),
+    ({**MANY, "responses": []}, "at least one response"),
+    ({**MANY, "responses": ["a", ""]}, "response 2 is empty"),
+    ({**MANY, "responses": "a"}, "expected 'responses' to be a list"),
+    ({"responses": ["a"]}, "the key 'prompt' is missing"),
+    ({"instruction": "Hi", "completions": [{"text": "a"}]}, "the key 'response' is missing"),
+    ({"completions": [{"response": "a"}]}, "'instruction' or 'prompt' is missing"),
+    ({"prompt": "Hi", "completion": "a"}, "the key 'label' is missing"),
+    ({"prompt": "Hi", "completion": "a", "label": "maybe"}, "'label' to be true or false"),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason"), BAD_FIELDS)
+def test_bad_rows_say_why(fields, reason: str):
+    with pytest.raises(BadRowError) as error:
+        to_row(fields)
+    assert reason in str(error.value)
+
+
+BAD_LINES = [
+    (BAD_BYTES, "not UTF-8 (byte 0xe9 at byte 32 of the line)"),
+    (b'{"prompt": "Hi", ', "broken JSON"),
+    (b'["prompt"]', "expected a JSON object, got list"),
+    (json.dumps({**MANY, "scores": [1, math.nan]}).encode(), "expected 'scores[1]' to be a finite number"),
+    (json.dumps({**PAIR, "rejected": "a"}).encode(), "identical"),
+]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES)
+def test_bad_lines_are_errors_or_skipped(tmp_path: Path, name: str, line: bytes, reason: str):
+    path = write_jsonl(tmp_path / name, [pair(1), line, pair(2)])
+    with pytest.raises(DataError) as error:
+        read(path, tmp_path / "cache")
+    message = str(error.value)
+    assert message.startswith(f"{name}, row 2: ")
+    assert reason in message
+    assert "data.on_bad_row: skip" in message
+    store = stored(path, tmp_path / "cache", on_bad_row="skip")
+    assert [row.origin for row in store.rows] == [f"{name}, row 1", f"{name}, row 3"]
+    assert store.skipped == 1
+    assert reason in store.problems[0]
+
+
+def test_a_file_without_a_usable_row_is_an_error_even_when_skipping(tmp_path: Path):
+    with pytest.raises(DataError, match=r"got none that is usable; the first problem is rows.jsonl, row 1"):
+        read(write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "Hi"}]), tmp_path / "cache", on_bad_row="skip")
+    with pytest.raises(DataError, match="it is empty"):
+        read(write_jsonl(tmp_path / "empty.jsonl", []), tmp_path / "cache")
+
+
+def test_real_hh_dialogues(shared_data: Path, tmp_path: Path):
+    store = stored(str(shared_data / "hh_harmless.jsonl.gz"), tmp_path, on_bad_row="skip")
+    assert (len(store.rows), store.skipped) == (1796, 4)
+    assert [problem.split(":")[0].split()[-1] for problem in store.problems] == ["191", "658", "771", "1604"]
+    for row in store.rows:
+        assert row.prompt[-1].role == "user"
+        assert all(response[-1].role == "assistant" for response in row.responses)
+    with pytest.raises(DataError, match="hh_harmless.jsonl.gz, row 191: 'chosen' is empty"):
+        stored(str(shared_data / "hh_harmless.jsonl.gz"), tmp_path)
+
+
+def test_real_ranked_responses(shared_data: Path, tmp_path: Path):
+    rows = read(str(shared_data / "alpacaeval_ranked.jsonl.gz"), tmp_path)
+    assert len(rows) == 600
+    assert {len(row.responses) for row in rows} == {4, 5, 6, 8}
+    assert all(row.graded and len(row.scores or ()) == len(row.responses) for row in rows)
