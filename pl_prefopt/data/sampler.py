@@ -14,8 +14,8 @@ _BATCHES_SORTED_TOGETHER = 50
 class LengthGroupedSampler(DistributedSampler[list[int]]):
     """Yields batches as lists of row numbers.
 
-    Shuffled, it permutes all rows, sorts them by length within runs of 50 batches a rank, cuts the runs into
-    batches and permutes those. Unshuffled, it goes from the longest rows to the shortest. Ranks take
+    Shuffled, it permutes all rows, sorts them by length within runs of up to 50 batches a rank, cuts the runs
+    into batches and permutes those. Unshuffled, it goes from the longest rows to the shortest. Ranks take
     neighbouring batches, so that none waits long for the others. Each row comes once an epoch over all ranks;
     where the last rows do not go round, a rank gets fillers ``~i``.
 
@@ -67,13 +67,18 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
         a_step = self._batch_size * self.num_replicas
         random = np.random.default_rng((self.seed, self.epoch))
         order = random.permutation(len(self._lengths)) if self.shuffle else np.arange(len(self._lengths))
-        run = a_step * _BATCHES_SORTED_TOGETHER if self.shuffle else len(order)
+        run = a_step * self._steps_sorted_together() if self.shuffle else len(order)
         steps: list[list[list[int]]] = []
         for start in range(0, len(order), run):
             rows = order[start : start + run]
             rows = rows[np.argsort(-self._lengths[rows], kind="stable")]
             steps += [self._shared_out(rows[at : at + a_step].tolist()) for at in range(0, len(rows), a_step)]
         return [steps[i] for i in random.permutation(len(steps))] if self.shuffle else steps
+
+    def _steps_sorted_together(self) -> int:
+        """Return few enough that the same rows do not meet again each epoch, even in a small data set."""
+        quarter = len(self._lengths) // (4 * self._batch_size * self.num_replicas)
+        return max(1, min(_BATCHES_SORTED_TOGETHER, quarter))
 
     def _shared_out(self, rows: list[int]) -> list[list[int]]:
         """Give each rank neighbouring rows, as many as the others."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,7 +39,9 @@ def test_fit_with_held_out_prompts_sees_each_row_on_one_side(make, tmp_path: Pat
     train, val = data.datasets["train"], data.datasets["val"]
     assert len(train) + len(val) == 14
     assert not {row.prompt for row in train.rows} & {row.prompt for row in val.rows}
-    assert sorted(sum((batch for _, batch in module.seen), [])) == list(range(len(train)))
+    assert sorted(functools.reduce(operator.iadd, (batch for _, batch in module.seen), [])) == list(
+        range(len(train))
+    )
     assert sorted(module.evaluated) == list(range(len(val)))
 
 
@@ -56,7 +60,7 @@ def test_validate_test_and_predict(make, tmp_path: Path):
     run.test(module, data, verbose=False)
     assert sorted(module.evaluated) == sorted([*range(14), *range(14)])
     predicted = run.predict(module, data)
-    assert sorted(sum(predicted, [])) == list(range(14))
+    assert sorted(functools.reduce(operator.iadd, predicted, [])) == list(range(14))
     assert max(len(batch) for batch in predicted) == 3
 
 
@@ -88,7 +92,7 @@ def test_without_a_tokeniser(make):
 
 def test_bad_rows_stop_the_run_or_are_counted(make, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = write_jsonl(tmp_path / "bad.jsonl", [pair(0), {"prompt": "Hi", "chosen": "a"}, pair(1)])
-    with pytest.raises(DataError, match="bad.jsonl, row 2: .*'rejected' is missing"):
+    with pytest.raises(DataError, match=r"bad\.jsonl, row 2: .*'rejected' is missing"):
         trainer(tmp_path, max_steps=1).fit(Recorder(), make(rows))
     for _ in range(2):
         trainer(tmp_path, max_steps=1).fit(Recorder(), make(rows, on_bad_row="skip"))

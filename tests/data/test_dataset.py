@@ -132,7 +132,7 @@ def test_rows_that_the_template_refuses_are_skipped_too(tmp_path: Path):
     assert data.batch([0]).rows[0] == data.rows[0]
     assert "2 bad rows skipped" in data.report
     assert "rows.jsonl, row 2: the tokeniser's chat template refuses" in data.report
-    with pytest.raises(DataError, match="rows.jsonl, row 2"):
+    with pytest.raises(DataError, match=r"rows\.jsonl, row 2"):
         PreferenceDataset.tokenised(store, renderer, cache=cache)
 
 

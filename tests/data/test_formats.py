@@ -193,7 +193,7 @@ def test_real_hh_dialogues(shared_data: Path, tmp_path: Path):
     for row in store.rows:
         assert row.prompt[-1].role == "user"
         assert all(response[-1].role == "assistant" for response in row.responses)
-    with pytest.raises(DataError, match="hh_harmless.jsonl.gz, row 191: 'chosen' is empty"):
+    with pytest.raises(DataError, match=r"hh_harmless\.jsonl\.gz, row 191: 'chosen' is empty"):
         stored(str(shared_data / "hh_harmless.jsonl.gz"), tmp_path)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import warnings
 from pathlib import Path
 
@@ -56,7 +58,9 @@ def resumed(make, tmp_path: Path, checkpoint: Path, **options):
 def test_each_epoch_has_all_rows_in_its_own_order(make, tmp_path: Path):
     seen = uninterrupted(make, tmp_path)
     epochs = [[batch for epoch, batch in seen if epoch == e] for e in range(EPOCHS)]
-    assert [sorted(sum(batches, [])) for batches in epochs] == [list(range(22))] * EPOCHS
+    assert [sorted(functools.reduce(operator.iadd, batches, [])) for batches in epochs] == [
+        list(range(22))
+    ] * EPOCHS
     assert epochs[0] != epochs[1] != epochs[2]
 
 

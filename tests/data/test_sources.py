@@ -111,7 +111,7 @@ def test_an_unknown_suffix_names_the_known_ones(tmp_path: Path):
 
 def test_an_unknown_split_names_the_known_ones(tmp_path: Path):
     as_saved_splits(tmp_path / "splits")
-    with pytest.raises(DataError, match="expected a split 'trian'.*got train; .*did you mean 'train'"):
+    with pytest.raises(DataError, match=r"expected a split 'trian'.*got train; .*did you mean 'train'"):
         read(Source(path=str(tmp_path / "splits"), split="trian"), tmp_path / "cache")
 
 
