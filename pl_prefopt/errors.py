@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each message is one sentence: what was expected, what came, what to type next."""
+"""The errors a user can cause, each one sentence: what was expected, what came, what to type next."""
 
 from __future__ import annotations
 

@@ -27,3 +27,12 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the shared preference data is not at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture
+def prefopt(monkeypatch, capsys, tmp_path):
+    """Return the command line, to be called with its arguments; its working folder is ``tmp_path``."""
+    from tests.runs import CommandLine
+
+    monkeypatch.chdir(tmp_path)
+    return CommandLine(monkeypatch, capsys)

@@ -22,7 +22,11 @@ CORPUS = (
 
 
 def tiny_tokenizer(
-    *, chat_template: str | None = CHATML, bos: bool = False, vocab_size: int = 400, corpus: Iterable[str] = CORPUS
+    *,
+    chat_template: str | None = CHATML,
+    bos: bool = False,
+    vocab_size: int = 400,
+    corpus: Iterable[str] = CORPUS,
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokeniser on a few sentences; it can encode any text."""
     tokenizer = Tokenizer(models.BPE())
@@ -52,7 +56,9 @@ def tiny_tokenizer(
     return fast
 
 
-def tiny_llama(vocab_size: int = 400, *, seed: int = 0, layers: int = 2, hidden: int = 32) -> LlamaForCausalLM:
+def tiny_llama(
+    vocab_size: int = 400, *, seed: int = 0, layers: int = 2, hidden: int = 32
+) -> LlamaForCausalLM:
     """Build a random Llama whose logits are spread enough for log-probs to differ visibly."""
     torch.manual_seed(seed)
     config = LlamaConfig(

@@ -11,9 +11,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from pl_prefopt.callbacks import MetricsFile, PredictionWriter, ReferenceEnsemble
-from pl_prefopt.cli.run_folder import choose_run_folder, keep_earlier_metrics, refuse_second_run
+from pl_prefopt.cli.run_folder import (
+    choose_run_folder,
+    find_checkpoint,
+    keep_earlier_metrics,
+    refuse_second_run,
+)
 from pl_prefopt.data import PreferenceDataModule
-from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules import PreferenceModule
 
 
@@ -42,16 +46,14 @@ class PrefOptCLI(LightningCLI):
         return stages
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``references``, ``checkpoint`` and ``run_dir``."""
+        """Add ``references``, ``best``, ``last`` and ``run_dir``."""
         parser.add_lightning_class_args(ReferenceEnsemble, "references")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.save_last": True,
-                "checkpoint.filename": "step-{step}",
-                "checkpoint.auto_insert_metric_name": False,
-            }
-        )
+        # Lightning's own `save_last` saves nothing where the monitored metric didn't improve, so the newest
+        # weights, from which a run goes on, have a callback of their own.
+        for key in ("best", "last"):
+            parser.add_lightning_class_args(ModelCheckpoint, key)
+            parser.set_defaults({f"{key}.filename": key, f"{key}.enable_version_counter": False})
+        parser.set_defaults({"best.monitor": "val/accuracy", "best.mode": "max"})
         parser.add_argument(
             "--run_dir",
             type=str | None,
@@ -63,12 +65,16 @@ class PrefOptCLI(LightningCLI):
         """Decide on the run's folder before anything is built or loaded."""
         config = self.config[self.subcommand]
         method = str(config.model.init_args.objective.class_path).rsplit(".", 1)[-1]
-        ckpt_path = config.get("ckpt_path")
-        _check_checkpoint(ckpt_path)
-        self.run_folder = choose_run_folder(asked=config.run_dir, ckpt_path=ckpt_path, method=method)
-        if self.subcommand == "fit" and not config.trainer.fast_dev_run:
-            refuse_second_run(self.run_folder, ckpt_path)
+        training = self.subcommand == "fit"
+        asked = config.get("ckpt_path")
+        self.run_folder = choose_run_folder(asked=config.run_dir, ckpt_path=asked, method=method)
+        if training and not config.trainer.fast_dev_run:
+            refuse_second_run(self.run_folder, asked)
+        config.ckpt_path = find_checkpoint(asked, self.run_folder, may_be_missing=training)
         config.run_dir = str(self.run_folder)
+        if training and config.data.val is None and not config.data.held_out:
+            # Without validation there is no best; with a monitor Lightning would stop at the epoch's end.
+            config.best.update(monitor=None, save_top_k=0)
         self.trainer_defaults["callbacks"] = [
             MetricsFile(config.run_dir),
             PredictionWriter(config.run_dir),
@@ -76,6 +82,9 @@ class PrefOptCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with its files in the run's folder."""
+        for key in ("best", "last"):
+            checkpoint = self._get(self.config_init, key)
+            checkpoint.dirpath = checkpoint.dirpath or str(self.run_folder / "checkpoints")
         asked = self._get(self.config_init, "trainer")
         # Only training writes at the top: evaluating later must not mix its curves into training's.
         logs = self.run_folder if self.subcommand == "fit" else self.run_folder / str(self.subcommand)
@@ -100,14 +109,6 @@ class PrefOptCLI(LightningCLI):
     def _say_untrained(self) -> None:
         if self.trainer.is_global_zero and self.config[self.subcommand].get("ckpt_path") is None:
             print("No --ckpt_path given: this measures the policy as it is before training.")
-
-
-def _check_checkpoint(ckpt_path: str | None) -> None:
-    if ckpt_path is None or ckpt_path in ("last", "best", "hpc", "registry") or Path(ckpt_path).exists():
-        return
-    raise ConfigError(
-        f"Expected --ckpt_path to be a checkpoint, 'last' or 'best', but '{ckpt_path}' is missing."
-    )
 
 
 def _loggers(asked: Any, folder: Path) -> list[Logger] | bool:

@@ -56,7 +56,9 @@ def _run(arguments: list[str]) -> None:
     if len(arguments) == 1:
         _fail(f"`prefopt {arguments[0]}` needs settings.\n\n{_help()}")
     from pl_prefopt.cli.app import PrefOptCLI
+    from pl_prefopt.cli.quiet import hush
 
+    hush()
     PrefOptCLI()
 
 

@@ -39,6 +39,25 @@ def refuse_second_run(folder: Path, ckpt_path: str | None) -> None:
         )
 
 
+def find_checkpoint(asked: str | None, folder: Path, *, may_be_missing: bool) -> str | None:
+    """Return the checkpoint's path: ``last`` and ``best`` are those of the run's folder.
+
+    Args:
+        asked: the ``ckpt_path`` setting.
+        folder: the run's folder.
+        may_be_missing: whether ``last`` may be missing, because the run was stopped before its first one.
+    """
+    if asked is None:
+        return None
+    path = folder / "checkpoints" / f"{asked}.ckpt" if asked in ("last", "best") else Path(asked)
+    if path.exists():
+        return str(path)
+    if may_be_missing and asked == "last":
+        print(f"There is no checkpoint in {folder} yet: starting from the beginning.")
+        return None
+    raise ConfigError(f"Expected --ckpt_path to be a checkpoint, 'last' or 'best', but {path} is missing.")
+
+
 def keep_earlier_metrics(folder: Path) -> None:
     """Rename an earlier ``metrics.csv``, which the logger would delete."""
     current = folder / "metrics.csv"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.errors import ContractError
 from pl_prefopt.metrics import LossMean, build_suite
-from pl_prefopt.modules.checkpoints import check_fits, describe, save_description, trained_names
+from pl_prefopt.modules.checkpoints import check_fits, describe, save_description, trained_weights
 from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import PolicySpec, build_policy
@@ -120,7 +120,8 @@ class PreferenceModule(LightningModule):
         """Log the training metrics over the steps since they were last logged."""
         trainer: Any = self.trainer
         step = self.global_step
-        if step % trainer.log_every_n_steps == 0 and step != self._metrics_logged_at:
+        every = trainer.log_every_n_steps
+        if every and step % every == 0 and step != self._metrics_logged_at:
             self._metrics_logged_at = step
             self._log_metrics("train")
 
@@ -136,7 +137,7 @@ class PreferenceModule(LightningModule):
         """Return what is trained and nothing else: an adapter's checkpoint is small."""
         whole: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
-        kept = {prefix + name for name in trained_names(self)}
+        kept = {prefix + name for name in trained_weights(self)}
         return {key: value for key, value in whole.items() if key in kept}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -145,7 +146,7 @@ class PreferenceModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another run's checkpoint."""
-        check_fits(checkpoint, self._description(), trained_names(self))
+        check_fits(checkpoint, self._description(), trained_weights(self))
 
     def _evaluate(self, batch: PreferenceBatch, stage: str) -> Outcome:
         scored = self.score(batch)
@@ -182,7 +183,8 @@ class PreferenceModule(LightningModule):
             values[f"{stage}/loss"] = loss.compute()
         loss.reset()
         counted = {name: value for name, value in values.items() if not torch.isnan(value)}
-        self.log_dict(counted, prog_bar=False, batch_size=1)
+        for name, value in counted.items():
+            self.log(name, value, prog_bar=name.endswith(("/accuracy", "/margin")), batch_size=1)
 
     def _description(self) -> dict[str, str]:
         return describe(type(self.objective).__name__, self.policy_spec.name)

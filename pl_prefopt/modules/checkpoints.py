@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pl_prefopt.errors import ConfigError
 
 _KEY = "pl_prefopt"
 
 
-def trained_names(module: nn.Module) -> set[str]:
-    """Return the names of the parameters that are trained."""
-    return {name for name, weight in module.named_parameters() if weight.requires_grad}
+def trained_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are trained, by name."""
+    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
 def describe(method: str, base: str) -> dict[str, str]:
@@ -26,13 +27,15 @@ def save_description(checkpoint: dict[str, Any], description: dict[str, str]) ->
     checkpoint[_KEY] = description
 
 
-def check_fits(checkpoint: dict[str, Any], description: dict[str, str], trained: set[str]) -> None:
+def check_fits(
+    checkpoint: dict[str, Any], description: dict[str, str], trained: Mapping[str, Tensor]
+) -> None:
     """Refuse a checkpoint of another method or base, or one whose weights wouldn't be used.
 
     Args:
         checkpoint: as Lightning read it.
         description: of the run that wants to load it.
-        trained: the names of the parameters that it must hold.
+        trained: the parameters that it must hold, by name.
 
     Raises:
         ConfigError: saying what differs.
@@ -44,9 +47,13 @@ def check_fits(checkpoint: dict[str, Any], description: dict[str, str], trained:
                 f"The checkpoint was made with {key} '{found[key]}', but this run has '{wanted}': "
                 "use the configuration that the checkpoint was made with, or start without ckpt_path."
             )
-    missing = trained - set(checkpoint["state_dict"])
-    if missing:
+    saved = checkpoint["state_dict"]
+    unfit = [
+        name for name, weight in trained.items() if name not in saved or saved[name].shape != weight.shape
+    ]
+    if unfit:
         raise ConfigError(
-            f"The checkpoint lacks {len(missing)} of the {len(trained)} weights that this run trains, such "
-            f"as '{min(missing)}': policy.lora or policy.adapter differs from the run that made it."
+            f"The checkpoint lacks {len(unfit)} of the {len(trained)} weights that this run trains, or has "
+            f"them in another shape, such as '{unfit[0]}': policy.lora or policy.adapter differs from the "
+            "run that made it."
         )

@@ -43,7 +43,7 @@ def fill_table(
         batch_size: rows in one forward pass.
         workers: the processes that share the work; each scores every ``count``-th part.
     """
-    lengths = torch.as_tensor(file.dataset.lengths)
+    lengths = torch.tensor(file.dataset.lengths)
     # The longest rows first: if memory runs out, it does so at once.
     order = torch.split(torch.argsort(lengths, descending=True, stable=True), ROWS_A_PART)
     mine = [

@@ -7,11 +7,11 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
-from tests.support import tiny_llama
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.policies import FourBit, PolicySpec, build_frozen, build_policy
+from tests.support import tiny_llama
 
 LORA = {"r": 4, "target_modules": "all-linear"}
 

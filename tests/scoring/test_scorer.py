@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.scoring.architectures import CONFIGS, VOCABULARY, build
 from torch import nn
 from transformers import BloomConfig, BloomForCausalLM
 
 from pl_prefopt.scoring import Scorer
 from pl_prefopt.scoring.layouts import TreeLayout
 from pl_prefopt.types import TokenTree
+from tests.scoring.architectures import CONFIGS, VOCABULARY, build
 
 PROMPTS = [5, 1, 3]
 RESPONSES = [[4, 1, 2], [1], [3, 6]]

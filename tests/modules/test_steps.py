@@ -1,0 +1,291 @@
+"""Whole runs of a tiny policy: what a step computes, logs, saves and refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+from pl_prefopt.callbacks import ReferenceEnsemble
+from pl_prefopt.errors import ConfigError, ContractError
+from pl_prefopt.modules import DPOModule, PreferenceModule, ReferenceFreeModule, Schedule
+from pl_prefopt.modules import base as module_base
+from pl_prefopt.objectives import DPO, IPO, KTO, Needs, Objective, SimPO
+from pl_prefopt.policies import PolicySpec
+from pl_prefopt.references import AdapterOff
+from pl_prefopt.types import Outcome
+from pl_prefopt.views import Mismatched
+from tests.runs import lora_spec, make_datamodule, make_trainer, pair_rows, scored_rows
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.5)
+
+
+def trained(module):
+    return {
+        name: weight.detach().clone() for name, weight in module.named_parameters() if weight.requires_grad
+    }
+
+
+class Record(Callback):
+    """Keeps each training step's loss."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].item())
+
+
+class Sink(Logger):
+    """Keeps what is logged."""
+
+    name = version = "sink"
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def log_metrics(self, metrics, step=None):
+        self.seen.append(metrics)
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+def test_an_untrained_policy_has_no_margin_and_a_loss_of_ln_2(tiny_model, tmp_path):
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]))
+    (metrics,) = trainer.validate(
+        DPOModule(lora_spec(tiny_model), DPO()), make_datamodule(tmp_path), verbose=False
+    )
+    assert metrics["val/margin"] == 0
+    assert metrics["val/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert metrics["val/accuracy"] == 0.5
+    assert metrics["val/kl_0"] == 0
+    # Margins that are all zero correlate with nothing: no number instead of a made-up one.
+    assert "val/pearson" not in metrics
+    assert metrics["val/chosen_logp"] < -10
+
+
+def test_training_learns_the_pairs_and_changes_the_adapter_only(tiny_model, tmp_path):
+    module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), sgd)
+    module.configure_model()
+    before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), max_epochs=6)
+    trainer.fit(module, make_datamodule(tmp_path, pair_rows()))
+    changed = {name for name, weight in module.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    assert trainer.callback_metrics["val/accuracy"] > 0.9
+    assert trainer.callback_metrics["val/margin"] > 0.5
+    assert trainer.callback_metrics["val/loss"] < 0.5
+
+
+def test_validation_does_not_depend_on_the_batch_size(tiny_model, tmp_path):
+    module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), sgd)
+    ensemble = ReferenceEnsemble([AdapterOff()])
+    make_trainer(tmp_path, ensemble, max_epochs=2).fit(module, make_datamodule(tmp_path, scored_rows(7)))
+    results = [
+        make_trainer(tmp_path, ensemble).validate(
+            module, make_datamodule(tmp_path, scored_rows(7), eval_batch_size=size), verbose=False
+        )[0]
+        for size in (1, 3, 7)
+    ]
+    assert {"val/pearson", "val/spearman", "val/kendall", "val/length_bias"} <= set(results[0])
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], abs=2e-4)
+
+
+def test_accumulated_steps_equal_one_large_step(tiny_model, tmp_path):
+    rows, weights = pair_rows(4), []
+    for size in (4, 1):
+        torch.manual_seed(0)
+        module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), sgd)
+        trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), accumulate_grad_batches=4 // size)
+        trainer.fit(module, make_datamodule(tmp_path, rows, batch_size=size))
+        assert trainer.global_step == 1
+        weights.append(trained(module))
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], atol=1e-6, rtol=1e-4)
+
+
+def test_training_metrics_are_logged_over_the_steps_since_the_last_time(tiny_model, tmp_path):
+    logged = {}
+    for every in (1, 2):
+        torch.manual_seed(0)
+        module = DPOModule(lora_spec(tiny_model), DPO(), sgd)
+        trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), log_every_n_steps=every)
+        sink = trainer.logger = Sink()
+        trainer.fit(module, make_datamodule(tmp_path, pair_rows(6), batch_size=1))
+        logged[every] = [
+            metrics["train/chosen_logp"] for metrics in sink.seen if "train/chosen_logp" in metrics
+        ]
+    assert len(logged[1]) == 6
+    pairs = zip(logged[1][::2], logged[1][1::2], strict=True)
+    assert logged[2] == pytest.approx([(first + second) / 2 for first, second in pairs])
+
+
+def test_the_schedule_warms_up_over_a_share_of_the_steps(tiny_model, tmp_path):
+    module = DPOModule(lora_spec(tiny_model), DPO(), sgd, Schedule(name="linear", warmup=0.5))
+    rates = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), Watch())
+    trainer.fit(module, make_datamodule(tmp_path, pair_rows(8)))
+    assert rates == pytest.approx([0, 0.25, 0.5, 0.25])
+
+
+def test_an_unknown_schedule_lists_the_known_ones(tiny_model, tmp_path):
+    module = DPOModule(lora_spec(tiny_model), DPO(), sgd, Schedule(name="cosinus"))
+    with pytest.raises(ConfigError, match=r"cosine.*got 'cosinus'"):
+        make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()])).fit(module, make_datamodule(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("objective", "count", "message"),
+    [(DPO(), 0, "exactly 1"), (DPO(), 2, "exactly 1"), (KTO(), 0, "exactly 1")],
+)
+def test_a_wrong_number_of_references_is_refused_before_any_model_loads(
+    tiny_model, tmp_path, monkeypatch, objective, count, message
+):
+    monkeypatch.setattr(module_base, "build_policy", lambda spec: pytest.fail("the model was loaded"))
+    module = DPOModule(lora_spec(tiny_model), objective)
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()] * count))
+    with pytest.raises(ContractError, match=f"{message}.*references.members has {count}"):
+        trainer.fit(module, make_datamodule(tmp_path))
+
+
+def test_without_the_callback_a_missing_reference_is_refused_too(tiny_model, tmp_path):
+    with pytest.raises(ContractError, match="DPO needs exactly 1"):
+        make_trainer(tmp_path).fit(DPOModule(lora_spec(tiny_model), DPO()), make_datamodule(tmp_path))
+
+
+def test_pairs_are_missing_in_unpaired_rows(tiny_model, tmp_path):
+    rows = [{"prompt": "Say yes.", "completion": f"Yes {n}.", "label": bool(n % 2)} for n in range(4)]
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]))
+    with pytest.raises(ContractError, match=r"none of the 4 train rows has two responses"):
+        trainer.fit(DPOModule(lora_spec(tiny_model), DPO()), make_datamodule(tmp_path, rows))
+
+
+def test_unpaired_rows_train_kto(tiny_model, tmp_path):
+    rows = [{"prompt": f"Say yes {n}.", "completion": f"Yes {n}.", "label": bool(n % 2)} for n in range(4)]
+    record, module = Record(), DPOModule(lora_spec(tiny_model), KTO(), sgd)
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), record, max_epochs=3)
+    trainer.fit(module, make_datamodule(tmp_path, rows))
+    assert record.losses[0] == pytest.approx(0.5, abs=1e-6)
+    assert trainer.callback_metrics["val/loss"] < 0.499
+    assert trainer.callback_metrics["val/kl"] >= 0
+
+
+def test_reference_free_objectives_run_without_and_with_references_to_watch(tiny_model, tmp_path):
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO(), sgd)
+    trainer = make_trainer(tmp_path)
+    trainer.fit(module, make_datamodule(tmp_path))
+    assert "val/kl_0" not in trainer.callback_metrics
+    watched = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]))
+    (metrics,) = watched.validate(module, make_datamodule(tmp_path), verbose=False)
+    assert metrics["val/kl_0"] != 0
+
+
+class TwoReferencesAndAView(Objective):
+    """Asks for everything that the contract can carry."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    @property
+    def needs(self):
+        return Needs(min_references=2, max_references=2, views={"next": Mismatched()})
+
+    def forward(self, batch):
+        self.seen.append(batch)
+        counted = batch.present.any(-1)
+        return Outcome(loss=-batch.policy.mean.sum(-1), counted=counted, reward=batch.policy.sum.detach())
+
+
+def test_two_references_and_a_second_view_arrive(tiny_model, tmp_path):
+    objective = TwoReferencesAndAView()
+    module = PreferenceModule(lora_spec(tiny_model), objective, sgd)
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff(), AdapterOff()]), limit_train_batches=1)
+    trainer.fit(module, make_datamodule(tmp_path, scored_rows(4)))
+    first = objective.seen[0]
+    assert first.references.shape == (2, *first.present.shape)
+    torch.testing.assert_close(first.references[0], first.policy.sum.detach(), atol=1e-5, rtol=0)
+    view = first.views["next"]
+    assert view.references.shape == (2, *view.present.shape)
+    assert not view.policy.sum.requires_grad
+    assert first.policy.sum.requires_grad
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_references_and_scores_stay_float32_in_half_precision(tiny_model, tmp_path, precision):
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            seen.append(
+                (batch.reference_logps.dtype, batch.scores.dtype, batch.scores.nan_to_num().max().item())
+            )
+
+    rows = [{**row, "scores": [score + 0.31 for score in row["scores"]]} for row in scored_rows()]
+    module = DPOModule(lora_spec(tiny_model), DPO(), sgd)
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), Watch(), precision=precision)
+    trainer.fit(module, make_datamodule(tmp_path, rows))
+    assert {kinds[:2] for kinds in seen} == {(torch.float32, torch.float32)}
+    assert all(round(score % 1, 4) == 0.31 for *_, score in seen)
+    totals = [metric.total for metric in module.suites["val_stage"].values() if hasattr(metric, "total")]
+    assert totals
+    assert {total.dtype for total in totals} == {torch.float32}
+
+
+def test_a_checkpoint_holds_the_adapter_only_and_continues_a_run(tiny_model, tmp_path):
+    def fit(epochs, checkpoint=None):
+        torch.manual_seed(0)
+        module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), sgd)
+        trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), max_epochs=epochs)
+        trainer.fit(module, make_datamodule(tmp_path), ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / "run.ckpt")
+        return trained(module)
+
+    whole = fit(2)
+    fit(1)
+    saved = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    assert all("lora_" in name for name in saved["state_dict"])
+    assert len(saved["state_dict"]) == len(whole)
+    for name, weight in fit(2, tmp_path / "run.ckpt").items():
+        assert torch.equal(weight, whole[name])
+
+
+@pytest.mark.parametrize(
+    ("spec", "objective", "message"),
+    [
+        ({}, IPO(), "made with method 'DPO', but this run has 'IPO'"),
+        ({"lora": {"r": 2, "target_modules": "all-linear"}}, DPO(), "policy.lora or policy.adapter differs"),
+        ({"lora": {"r": 4, "target_modules": ["q_proj", "embed_tokens"]}}, DPO(), "policy.adapter differs"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tiny_model, tmp_path, spec, objective, message):
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), limit_train_batches=1)
+    trainer.fit(DPOModule(lora_spec(tiny_model), DPO()), make_datamodule(tmp_path))
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    other = PolicySpec(**{"name": str(tiny_model), "lora": lora_spec(tiny_model).lora, **spec})
+    again = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]))
+    with pytest.raises(ConfigError, match=message):
+        again.fit(DPOModule(other, objective), make_datamodule(tmp_path), ckpt_path=tmp_path / "run.ckpt")
+
+
+def test_the_checkpoint_of_a_fully_trained_model_is_whole(tiny_model, tmp_path):
+    module = ReferenceFreeModule(PolicySpec(name=str(tiny_model)), SimPO(), sgd)
+    trainer = make_trainer(tmp_path, limit_train_batches=1)
+    trainer.fit(module, make_datamodule(tmp_path))
+    assert set(module.state_dict()) == set(trained(module))
+    assert isinstance(module.policy, nn.Module)
