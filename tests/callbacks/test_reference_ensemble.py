@@ -1,0 +1,286 @@
+"""The Reference-Ensemble: what each member gives, and that computing it once changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch.utils.data import DataLoader
+
+from pl_prefopt.callbacks import ReferenceEnsemble
+from pl_prefopt.data import Renderer
+from pl_prefopt.errors import ConfigError, ContractError, DataError
+from pl_prefopt.modules import DPOModule, ReferenceFreeModule
+from pl_prefopt.objectives import DPO, KTO, SimPO
+from pl_prefopt.policies import PolicySpec, build_frozen, build_policy
+from pl_prefopt.references import AdapterOff, FrozenModel, NamedAdapter, PrecomputedTable, Reference
+from pl_prefopt.references import frozen as frozen_module
+from pl_prefopt.references import precompute as precompute_module
+from pl_prefopt.scoring import Scorer
+from pl_prefopt.types import PLAIN
+from tests.runs import lora_spec, make_datamodule, make_trainer, pair_rows, scored_rows
+from tests.support import CHATML, save_tiny_model, tiny_llama, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory):
+    """A model with other weights, another vocabulary and another template."""
+    folder = tmp_path_factory.mktemp("other")
+    tokenizer = tiny_tokenizer(chat_template=CHATML.replace("<|im_start|>", "### "), vocab_size=320)
+    tiny_llama(len(tokenizer), seed=5, hidden=48).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sibling_model(tmp_path_factory):
+    """A model with other weights and the policy's tokeniser."""
+    return save_tiny_model(tmp_path_factory.mktemp("sibling"), seed=3)
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model, tmp_path_factory):
+    """A saved adapter that changes its base."""
+    torch.manual_seed(1)
+    policy = build_policy(lora_spec(tiny_model))
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1)
+    folder = tmp_path_factory.mktemp("adapter")
+    policy.save_pretrained(folder)
+    return folder
+
+
+class Keep(Callback):
+    """Keeps the references' log-probs of every validation row."""
+
+    def __init__(self):
+        self.found, self.present = {}, {}
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        for position, index in enumerate(batch.index.tolist()):
+            self.found[index] = batch.reference_logps[:, position]
+            self.present[index] = batch.present[position]
+
+    def table(self):
+        width = max(len(mask) for mask in self.present.values())
+        rows = []
+        for index in sorted(self.found):
+            values = self.found[index].masked_fill(~self.present[index], 0.0)
+            rows.append(torch.nn.functional.pad(values, (0, width - values.shape[1])))
+        return torch.stack(rows, dim=1)
+
+
+def gather(folder, module, ensemble, **data):
+    """Validate and return float32 [K, rows, R], 0 where absent."""
+    keep = Keep()
+    datamodule = make_datamodule(folder, scored_rows(), **data)
+    make_trainer(folder, ensemble, keep).validate(module, datamodule, verbose=False)
+    return keep.table(), datamodule
+
+
+def scored_by(model, datamodule, renderer=None):
+    """What ``model`` gives all validation rows in one plain batch."""
+    dataset = datamodule.datasets["val"]
+    batch = dataset.batch(range(len(dataset)), renderer=renderer)
+    with torch.no_grad():
+        return Scorer("plain")(model.eval(), batch.trees[PLAIN]).sum
+
+
+def test_every_member_gives_its_own_log_probs_in_order(
+    tiny_model, sibling_model, other_model, adapter, tmp_path
+):
+    members = [
+        AdapterOff(),
+        NamedAdapter(str(adapter)),
+        FrozenModel(PolicySpec(name=str(sibling_model))),
+        FrozenModel(PolicySpec(name=str(other_model))),
+    ]
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    table, datamodule = gather(tmp_path, module, ReferenceEnsemble(members))
+    assert table.dtype == torch.float32
+    specs = [
+        PolicySpec(name=str(tiny_model)),
+        PolicySpec(name=str(tiny_model), adapter=str(adapter)),
+        PolicySpec(name=str(sibling_model)),
+        PolicySpec(name=str(other_model)),
+    ]
+    other = Renderer(specs[3].load_tokenizer())
+    for number, spec in enumerate(specs):
+        expected = scored_by(build_frozen(spec), datamodule, other if number == 3 else None)
+        torch.testing.assert_close(table[number], expected, atol=2e-3, rtol=1e-5)
+    assert (table[0] - table[1]).abs().max() > 1
+
+
+def test_a_named_adapter_leaves_the_policy_as_it_was(tiny_model, adapter, tmp_path):
+    module = DPOModule(lora_spec(tiny_model), DPO())
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([NamedAdapter(str(adapter))]), limit_train_batches=2)
+    trainer.fit(module, make_datamodule(tmp_path))
+    assert module.policy.active_adapter == "default"
+    trained = [name for name, weight in module.named_parameters() if weight.requires_grad]
+    assert trained
+    assert all(".default." in name for name in trained)
+    assert set(module.state_dict()) == set(trained)
+
+
+def test_a_fully_trained_policy_has_no_adapter_to_switch_off(tiny_model, adapter, tmp_path):
+    for member in (AdapterOff(), NamedAdapter(str(adapter))):
+        module = DPOModule(PolicySpec(name=str(tiny_model)), DPO())
+        with pytest.raises(ContractError, match="needs a policy with an adapter"):
+            make_trainer(tmp_path, ReferenceEnsemble([member])).fit(module, make_datamodule(tmp_path))
+
+
+def test_a_fully_trained_policy_starts_at_its_frozen_self(tiny_model, tmp_path):
+    spec = PolicySpec(name=str(tiny_model))
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([FrozenModel(spec)]))
+    (metrics,) = trainer.validate(DPOModule(spec, DPO()), make_datamodule(tmp_path), verbose=False)
+    assert metrics["val/margin"] == 0
+
+
+def test_a_missing_adapter_is_refused_before_any_model_loads(tiny_model, tmp_path):
+    module = DPOModule(lora_spec(tiny_model), DPO())
+    ensemble = ReferenceEnsemble([NamedAdapter(str(tmp_path))])
+    with pytest.raises(ConfigError, match=r"adapter_config\.json"):
+        make_trainer(tmp_path, ensemble).fit(module, make_datamodule(tmp_path))
+
+
+def ensemble_with_cache(folder, *members, **settings):
+    return ReferenceEnsemble(list(members), precompute=True, cache_dir=str(folder / "tables"), **settings)
+
+
+def test_precomputed_log_probs_equal_those_computed_online(tiny_model, other_model, tmp_path):
+    def members():
+        return [AdapterOff(), FrozenModel(PolicySpec(name=str(other_model)))]
+
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    online, _ = gather(tmp_path, module, ReferenceEnsemble(members()))
+    cached, _ = gather(tmp_path, module, ensemble_with_cache(tmp_path, *members(), batch_size=3))
+    torch.testing.assert_close(cached, online, atol=1e-4, rtol=1e-5)
+
+
+def test_training_from_the_table_equals_training_online(tiny_model, tmp_path):
+    weights = []
+    for ensemble in (ReferenceEnsemble([AdapterOff()]), ensemble_with_cache(tmp_path, AdapterOff())):
+        torch.manual_seed(0)
+        module = DPOModule(lora_spec(tiny_model), KTO(), lambda p: torch.optim.SGD(p, lr=0.5))
+        make_trainer(tmp_path, ensemble).fit(module, make_datamodule(tmp_path))
+        weights.append(module.state_dict())
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_a_second_run_loads_no_reference_model(tiny_model, sibling_model, tmp_path, monkeypatch):
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    reference = FrozenModel(PolicySpec(name=str(sibling_model)))
+    first, _ = gather(tmp_path, module, ensemble_with_cache(tmp_path, reference))
+    assert reference.model is None
+    monkeypatch.setattr(frozen_module, "build_frozen", lambda spec: pytest.fail("the model was loaded"))
+    again = ensemble_with_cache(tmp_path, FrozenModel(PolicySpec(name=str(sibling_model))))
+    second, _ = gather(tmp_path, module, again)
+    assert torch.equal(first, second)
+
+
+class Counting(Reference):
+    """Gives −length, counts the rows it scores, and can be killed."""
+
+    def __init__(self, fatal=None):
+        self.rows, self.fatal = [], fatal
+
+    def fingerprint(self, policy):
+        return "counting"
+
+    def prepare(self, host, datasets):
+        pass
+
+    def log_probs(self, host, batch, view):
+        self.rows += batch.index.tolist()
+        if self.fatal is not None and len(self.rows) > self.fatal:
+            raise KeyboardInterrupt
+        return -batch.trees[view].counted_mask.sum(-1).float()
+
+    def release(self):
+        pass
+
+
+def test_a_killed_precomputation_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(precompute_module, "ROWS_A_PART", 2)
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    killed = Counting(fatal=4)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        gather(tmp_path, module, ensemble_with_cache(tmp_path, killed))
+    rest = Counting()
+    table, datamodule = gather(tmp_path, module, ensemble_with_cache(tmp_path, rest))
+    assert len(rest.rows) == 2
+    assert sorted(set(killed.rows[:4]) | set(rest.rows)) == list(range(6))
+    whole = datamodule.datasets["val"].batch(range(6))
+    assert torch.equal(table[0], -whole.trees[PLAIN].counted_mask.sum(-1).float())
+    # Nothing unfinished is left behind, and a third run scores nothing.
+    assert not list((tmp_path / "tables").rglob("*.parts"))
+    third = Counting()
+    gather(tmp_path, module, ensemble_with_cache(tmp_path, third))
+    assert third.rows == []
+
+
+def test_views_are_precomputed_too(tiny_model, tmp_path):
+    module = DPOModule(lora_spec(tiny_model), KTO())
+    trainer = make_trainer(tmp_path, ensemble_with_cache(tmp_path, AdapterOff()))
+    trainer.validate(module, make_datamodule(tmp_path), verbose=False)
+    names = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "tables").rglob("*.safetensors"))
+    assert names == ["val-mismatched", "val-plain"]
+
+
+def test_a_table_travels(tiny_model, sibling_model, tmp_path):
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    reference = FrozenModel(PolicySpec(name=str(sibling_model)))
+    first, _ = gather(tmp_path, module, ensemble_with_cache(tmp_path, reference))
+    (folder,) = (tmp_path / "tables").iterdir()
+    moved = folder.rename(tmp_path / "moved")
+    second, _ = gather(tmp_path, module, ReferenceEnsemble([PrecomputedTable(str(moved))]))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"max_response_length": 5}, {"template": "plain"}, {"max_rows": 5}],
+    ids=["length limit", "template", "rows"],
+)
+def test_a_table_of_other_data_is_refused(tiny_model, tmp_path, change):
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    gather(tmp_path, module, ensemble_with_cache(tmp_path, Counting()))
+    table = ReferenceEnsemble([PrecomputedTable(str(tmp_path / "tables" / "counting"))])
+    with pytest.raises(DataError, match=r"holds only val-plain-.*precompute"):
+        gather(tmp_path, module, table, **change)
+
+
+def test_a_missing_or_damaged_table_is_one_sentence(tiny_model, tmp_path):
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    with pytest.raises(ConfigError, match="is none"):
+        gather(tmp_path, module, ReferenceEnsemble([PrecomputedTable(str(tmp_path / "nowhere"))]))
+    gather(tmp_path, module, ensemble_with_cache(tmp_path, Counting()))
+    (file,) = (tmp_path / "tables").rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(DataError, match="delete it"):
+        gather(tmp_path, module, ensemble_with_cache(tmp_path, Counting()))
+
+
+def test_precompute_without_a_datamodule_says_what_it_needs(tiny_model, tmp_path):
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    datamodule = make_datamodule(tmp_path, tokenizer=str(tiny_model))
+    datamodule.prepare_data()
+    datamodule.setup("validate")
+    batches = DataLoader([datamodule.datasets["val"].batch([0, 1])], batch_size=None)
+    trainer = make_trainer(tmp_path, ensemble_with_cache(tmp_path, AdapterOff()))
+    with pytest.raises(ContractError, match="PreferenceDataModule"):
+        trainer.validate(module, batches, verbose=False)
+
+
+def test_members_are_in_no_checkpoint(tiny_model, sibling_model, tmp_path):
+    module = DPOModule(lora_spec(tiny_model), DPO())
+    reference = FrozenModel(PolicySpec(name=str(sibling_model)))
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([reference]), limit_train_batches=1)
+    trainer.fit(module, make_datamodule(tmp_path, pair_rows()))
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    saved = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    assert all("lora_" in name for name in saved["state_dict"])
+    assert reference.model is None
