@@ -32,6 +32,8 @@ class TokenTree:
         response_mask: bool [B, R, T], true at the response's tokens (all of them are attended to).
         counted_mask: bool [B, R, T], true where a token's log-prob counts; false at the turns of a
             user inside a response of several messages.
+        longest: the most response tokens that any one prompt has, over all its responses together. Known
+            from the masks, and kept so that nobody has to ask a GPU for it.
     """
 
     prompt_ids: Tensor
@@ -39,15 +41,23 @@ class TokenTree:
     response_ids: Tensor
     response_mask: Tensor
     counted_mask: Tensor
+    longest: int = -1
+
+    def __post_init__(self) -> None:
+        if self.longest < 0:
+            self.longest = int(self.response_mask.flatten(1).sum(dim=1).max())
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenTree:
         """Return a copy on ``device``."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
-        return TokenTree(**moved)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TokenTree:
         """Return a copy in page-locked memory."""
-        return TokenTree(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, move: _Move) -> TokenTree:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "longest"}
+        return TokenTree(longest=self.longest, **{name: move(tensor) for name, tensor in tensors.items()})
 
 
 class PreferenceBatch:
@@ -179,9 +189,12 @@ class Outcome:
         counted: bool [B], false where a prompt has nothing to compare (all its scores tie); its loss is 0.
         reward: float32 [B, R], each response's implicit reward, detached.
         stats: scalars for the dashboard, detached.
+        view_rewards: float32 [B, R], the rewards of the same responses on second views, by the view's name,
+            detached.
     """
 
     loss: Tensor
     counted: Tensor
     reward: Tensor
     stats: Mapping[str, Tensor] = field(default_factory=dict)
+    view_rewards: Mapping[str, Tensor] = field(default_factory=dict)

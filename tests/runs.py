@@ -31,7 +31,7 @@ def scored_rows(count: int = 6, *, source: str = "") -> list[dict[str, Any]]:
         {
             "prompt": f"{PROMPTS[number % len(PROMPTS)]} {source}{number}",
             "responses": [f"{answer} {number}" for answer in answers[: 2 + number % 3]],
-            "scores": [float((3 * number + 2 * place) % 7) for place in range(2 + number % 3)],
+            "scores": [1.0 + (3 * number + 2 * place) % 7 for place in range(2 + number % 3)],
         }
         for number in range(count)
     ]

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from pl_prefopt.callbacks import MetricsFile, PredictionWriter, ReferenceEnsemble
+from pl_prefopt.cli.parser import Parser
 from pl_prefopt.cli.run_folder import (
     choose_run_folder,
     find_checkpoint,
@@ -34,6 +35,7 @@ class PrefOptCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_kwargs={"description": "Preference optimisation of language models."},
+            parser_class=Parser,
             args=args,
         )
 
@@ -72,9 +74,9 @@ class PrefOptCLI(LightningCLI):
             refuse_second_run(self.run_folder, asked)
         config.ckpt_path = find_checkpoint(asked, self.run_folder, may_be_missing=training)
         config.run_dir = str(self.run_folder)
-        if training and config.data.val is None and not config.data.held_out:
+        if training and not _validates(config):
             # Without validation there is no best; with a monitor Lightning would stop at the epoch's end.
-            config.best.update(monitor=None, save_top_k=0)
+            config.best.monitor, config.best.save_top_k = None, 0
         self.trainer_defaults["callbacks"] = [
             MetricsFile(config.run_dir),
             PredictionWriter(config.run_dir),
@@ -109,6 +111,10 @@ class PrefOptCLI(LightningCLI):
     def _say_untrained(self) -> None:
         if self.trainer.is_global_zero and self.config[self.subcommand].get("ckpt_path") is None:
             print("No --ckpt_path given: this measures the policy as it is before training.")
+
+
+def _validates(config: Any) -> bool:
+    return config.trainer.limit_val_batches != 0 and bool(config.data.val or config.data.held_out)
 
 
 def _loggers(asked: Any, folder: Path) -> list[Logger] | bool:

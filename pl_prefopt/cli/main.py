@@ -43,8 +43,20 @@ def main() -> None:
         )
     try:
         _run(arguments)
-    except PrefOptError as error:
-        _fail(str(error))
+    except Exception as error:
+        mistake = _mistake_behind(error)
+        if mistake is None:
+            raise
+        _fail(str(mistake))
+
+
+def _mistake_behind(error: BaseException | None) -> PrefOptError | None:
+    """Return the user's mistake that caused ``error``: parsers and trainers wrap what they meet."""
+    while error is not None:
+        if isinstance(error, PrefOptError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _run(arguments: list[str]) -> None:

@@ -37,9 +37,13 @@ def collate(encoded: Sequence[EncodedRow]) -> TokenTree:
             response_ids[b, r, : len(ids)] = ids
             response_mask[b, r, : len(ids)] = True
             counted[b, r, : len(ids)] = flags
-    arrays = (prompt_ids, prompt_mask, response_ids, response_mask, counted)
-    names = ("prompt_ids", "prompt_mask", "response_ids", "response_mask", "counted_mask")
-    return TokenTree(**{name: torch.from_numpy(a) for name, a in zip(names, arrays, strict=True)})
+    return TokenTree(
+        prompt_ids=torch.from_numpy(prompt_ids),
+        prompt_mask=torch.from_numpy(prompt_mask),
+        response_ids=torch.from_numpy(response_ids),
+        response_mask=torch.from_numpy(response_mask),
+        counted_mask=torch.from_numpy(counted),
+    )
 
 
 def _empty(*shape: int, dtype: type = np.bool_) -> npt.NDArray[Any]:

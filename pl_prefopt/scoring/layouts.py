@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,51 +39,87 @@ class PlainLayout(Layout):
 class TreeLayout(Layout):
     """One input row a prompt, its tokens computed once: [prompt | response 1 | response 2 | ...].
 
-    Each response's positions continue the prompt's, and it attends to the prompt and to itself. For
-    models whose attention takes a [B, 1, L, L] mask and whose positions are given by ``position_ids``.
+    Responses stand side by side without padding between them. Each one's positions continue the prompt's,
+    and it attends to the prompt and to itself. For models whose attention takes a [B, 1, L, L] mask and
+    whose positions are given by ``position_ids``.
     """
 
     def token_log_probs(self, model: nn.Module, tree: TokenTree) -> Tensor:
-        """Return float32 [B, R, T]; the values at padding mean nothing."""
-        responses, length = tree.response_ids.shape[1:]
+        """Return float32 [B, R, T]; the values at padding are 0."""
         prompt_ids, prompt_mask = left_padded(tree.prompt_ids, tree.prompt_mask)
-        attended = tree_mask(prompt_mask, tree.response_mask).unsqueeze(1)
+        slots = Slots.of(tree)
+        labels = tree.response_ids.flatten(1).gather(1, slots.token)
         logits = last_logits(
             model,
-            responses * length + 1,
-            input_ids=torch.cat([prompt_ids, tree.response_ids.flatten(1)], dim=1),
-            attention_mask=_as_model_takes_it(attended, model),
-            position_ids=_tree_positions(prompt_mask, responses, length),
+            labels.shape[1] + 1,
+            input_ids=torch.cat([prompt_ids, labels], dim=1),
+            attention_mask=_as_model_takes_it(tree_mask(prompt_mask, slots).unsqueeze(1), model),
+            position_ids=_tree_positions(prompt_mask, slots),
         )
-        # A response's first token is predicted at the prompt's end, the others each at the token before.
-        first = label_log_probs(logits[:, :1].expand(-1, responses, -1), tree.response_ids[:, :, 0])
-        rest = logits[:, 1:].view(len(logits), responses, length, -1)
-        later = label_log_probs(rest[:, :, :-1], tree.response_ids[:, :, 1:])
-        return torch.cat([first.unsqueeze(-1), later], dim=-1)
+        log_probs = _slot_log_probs(logits, labels, slots)
+        flat = log_probs.new_zeros(tree.response_ids.flatten(1).shape)
+        return flat.scatter(1, slots.token, log_probs).view(tree.response_ids.shape)
 
 
-def tree_mask(prompt_mask: Tensor, response_mask: Tensor) -> Tensor:
-    """Return which position may attend to which, bool [B, L, L] with L = P + R·T.
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """Where a prompt's response tokens stand in its input row: W slots after the prompt.
+
+    Attributes:
+        token: int64 [B, W], each slot's place in the flattened [R·T] responses.
+        response: int64 [B, W], which response it belongs to, from 1; the prompt is 0.
+        step: int64 [B, W], its place in the response.
+        filled: bool [B, W], false at the padding behind a prompt's last response.
+    """
+
+    token: Tensor
+    response: Tensor
+    step: Tensor
+    filled: Tensor
+
+    @classmethod
+    def of(cls, tree: TokenTree) -> Slots:
+        """Line up the response tokens of each prompt, in order and without gaps."""
+        length = tree.response_ids.shape[2]
+        padding = ~tree.response_mask.flatten(1)
+        token = padding.to(torch.uint8).argsort(dim=1, stable=True)[:, : tree.longest]
+        return cls(
+            token=token,
+            response=token // length + 1,
+            step=token % length,
+            filled=~padding.gather(1, token),
+        )
+
+
+def tree_mask(prompt_mask: Tensor, slots: Slots) -> Tensor:
+    """Return which position may attend to which, bool [B, L, L] with L = P + W.
 
     Args:
         prompt_mask: bool [B, P], left padded.
-        response_mask: bool [B, R, T].
+        slots: the responses' places behind it.
     """
-    width = prompt_mask.shape[1]
-    responses, length = response_mask.shape[1:]
-    device = prompt_mask.device
-    valid = torch.cat([prompt_mask, response_mask.flatten(1)], dim=1)
+    branch = torch.cat([torch.zeros_like(prompt_mask, dtype=torch.int64), slots.response], dim=1)
+    valid = torch.cat([prompt_mask, slots.filled], dim=1)
     total = valid.shape[1]
-    position = torch.arange(total, device=device)
-    # Branch 0 is the prompt, branch r the r-th response.
-    branch = torch.cat(
-        [position.new_zeros(width), torch.arange(1, responses + 1, device=device).repeat_interleave(length)]
-    )
-    visible = (branch[None, :] == 0) | (branch[None, :] == branch[:, None])
-    visible = visible & (position[None, :] <= position[:, None])
+    visible = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+    visible &= torch.ones(total, total, dtype=torch.bool, device=valid.device).tril()
+    visible &= valid[:, None, :]
     # Padding attends to itself: a row with nothing to attend to would be NaN.
-    diagonal = torch.eye(total, dtype=torch.bool, device=device)
-    return (visible & valid[:, None, :]) | diagonal
+    visible |= torch.eye(total, dtype=torch.bool, device=valid.device)
+    return visible
+
+
+def _slot_log_probs(logits: Tensor, labels: Tensor, slots: Slots) -> Tensor:
+    """Return float32 [B, W] from the logits [B, 1 + W, V] of the prompt's end and of all slots.
+
+    A response's first token is predicted at the prompt's end, each other one at the slot before it.
+    """
+    slot = torch.arange(labels.shape[1], device=labels.device)
+    source = torch.where(slots.step == 0, 0, slot)
+    row = torch.arange(len(labels), device=labels.device).unsqueeze(1)
+    chosen = logits[row, source, labels].float()
+    normaliser = logits.float().logsumexp(dim=-1).gather(1, source)
+    return (chosen - normaliser).masked_fill(~slots.filled, 0.0)
 
 
 def _repeat_and_append(prompt: Tensor, response: Tensor) -> Tensor:
@@ -90,10 +127,9 @@ def _repeat_and_append(prompt: Tensor, response: Tensor) -> Tensor:
     return torch.cat([repeated, response], dim=-1).flatten(0, 1)
 
 
-def _tree_positions(prompt_mask: Tensor, responses: int, length: int) -> Tensor:
+def _tree_positions(prompt_mask: Tensor, slots: Slots) -> Tensor:
     prompt = (prompt_mask.cumsum(dim=1) - 1).clamp(min=0)
-    response = prompt_mask.sum(dim=1, keepdim=True) + torch.arange(length, device=prompt_mask.device)
-    return torch.cat([prompt, response.repeat(1, responses)], dim=1)
+    return torch.cat([prompt, prompt_mask.sum(dim=1, keepdim=True) + slots.step], dim=1)
 
 
 def _as_model_takes_it(mask: Tensor, model: nn.Module) -> Tensor:

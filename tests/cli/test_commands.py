@@ -1,0 +1,241 @@
+"""The command line as a user meets it: one run through all commands, and what each mistake gets told."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.runs import scored_rows, write_rows
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
+
+
+def axes(method="dpo"):
+    """The configuration files of a CPU run."""
+    files = (CONFIGS / "base.yaml", CONFIGS / "methods" / f"{method}.yaml", CONFIGS / "hardware" / "cpu.yaml")
+    return [part for file in files for part in ("-c", file)]
+
+
+@pytest.fixture
+def settings(tiny_model, tmp_path):
+    """Where the policy and the rows are."""
+    rows = write_rows(tmp_path / "rows.jsonl", scored_rows(8))
+    return [
+        "--trainer.log_every_n_steps",
+        "1",
+        "--data.train",
+        rows,
+        "--data.held_out",
+        "3",
+        "--model.init_args.policy.name",
+        tiny_model,
+    ]
+
+
+@pytest.fixture
+def run(prefopt, settings):
+    """A finished run's folder."""
+    prefopt("fit", *axes(), *settings, "--run_dir", "run", "--model.init_args.optimizer.lr", "0.01")
+    return Path("run")
+
+
+def test_a_run_leaves_everything_in_its_folder(run, prefopt):
+    names = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "metrics.csv", "metrics.json", "checkpoints"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    with (run / "metrics.csv").open() as file:
+        columns = next(csv.reader(file))
+    assert {"train/loss", "val/accuracy", "val/margin"} <= set(columns)
+    assert yaml.safe_load((run / "config.yaml").read_text())["run_dir"] == "run"
+
+
+def test_validating_a_checkpoint_gives_what_training_measured(run, prefopt):
+    measured = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").unlink()
+    prefopt("validate", "-c", run / "config.yaml", "--ckpt_path", "last")
+    again = json.loads((run / "metrics.json").read_text())
+    assert again == pytest.approx(measured, abs=1e-5)
+    assert {"val/accuracy", "val/margin", "val/loss"} <= set(again)
+    # The curves of training are still there.
+    assert "train/loss" in (run / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_testing_adds_to_the_metrics(run, prefopt):
+    shutil.copy("rows.jsonl", "test.jsonl")
+    prefopt("test", "-c", run / "config.yaml", "--ckpt_path", "best", "--data.test", "test.jsonl")
+    names = set(json.loads((run / "metrics.json").read_text()))
+    assert {"val/accuracy", "test/accuracy", "test/margin"} <= names
+
+
+def test_validating_without_a_checkpoint_says_what_it_measures(run, prefopt):
+    printed = prefopt("validate", "-c", run / "config.yaml", "--run_dir", "untrained")
+    assert "as it is before training" in printed
+    assert json.loads(Path("untrained/metrics.json").read_text())["val/margin"] == 0
+
+
+def test_predictions_are_one_line_a_prompt(run, prefopt):
+    arguments = ("predict", "-c", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "last.ckpt")
+    prefopt(*arguments, "--data.predict", "rows.jsonl")
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(8))
+    rows = scored_rows(8)
+    for line, row in zip(lines, rows, strict=True):
+        assert line["prompt"] == [{"role": "user", "content": row["prompt"]}]
+        assert [response["response"] for response in line["responses"]] == row["responses"]
+        assert [response["score"] for response in line["responses"]] == row["scores"]
+        by_reward = sorted(line["responses"], key=lambda response: -response["reward"])
+        assert [response["rank"] for response in by_reward] == list(range(1, len(by_reward) + 1))
+        assert all(response["log_prob"] < 0 < response["length"] for response in line["responses"])
+
+
+def log_prob(model, tokenizer, prompt, response):
+    """Σ log π(response | prompt) by plain transformers."""
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+    )
+    start = tokenizer(text, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(f"{text}{response}<|im_end|>", add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([whole])
+    with torch.no_grad():
+        scores = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+    return scores.gather(-1, ids[0, 1:, None])[len(start) - 1 :].sum().item()
+
+
+@pytest.mark.parametrize("merge", [False, True], ids=["adapter", "merged"])
+def test_an_exported_policy_gives_the_same_log_probs_in_plain_transformers(run, prefopt, tiny_model, merge):
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    prefopt("predict", "-c", run / "config.yaml", "--ckpt_path", checkpoint, "--data.predict", "rows.jsonl")
+    prefopt("export", checkpoint, "--out", "exported", "--merge", str(merge).lower())
+    if merge:
+        model = AutoModelForCausalLM.from_pretrained("exported")
+    else:
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), "exported")
+    tokenizer = AutoTokenizer.from_pretrained("exported")
+    for line in Path("run/predictions.jsonl").read_text().splitlines():
+        predicted = json.loads(line)
+        for response in predicted["responses"]:
+            found = log_prob(model.eval(), tokenizer, predicted["prompt"][0]["content"], response["response"])
+            assert found == pytest.approx(response["log_prob"], abs=2e-3)
+
+
+def test_a_stopped_run_goes_on_with_the_same_command(prefopt, settings):
+    command = ["fit", *axes(), *settings, "--run_dir", "run", "--ckpt_path", "last"]
+    assert "starting from the beginning" in prefopt(*command)
+    first = Path("run/metrics.csv").read_text()
+    prefopt(*command, "--trainer.max_epochs", "2")
+    assert Path("run/metrics.1.csv").read_text() == first
+    saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert saved["epoch"] == 1
+
+
+def test_a_second_run_in_the_same_folder_is_refused(run, prefopt, settings):
+    said = prefopt.fails("fit", *axes(), *settings, "--run_dir", "run")
+    assert "holds a run already" in said
+    assert "--ckpt_path last" in said
+
+
+def test_without_validation_rows_the_last_checkpoint_is_kept(prefopt, settings):
+    prefopt("fit", *axes(), *settings, "--data.held_out", "0", "--run_dir", "run")
+    assert {path.name for path in Path("run/checkpoints").iterdir()} == {"last.ckpt"}
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
+def test_every_method_takes_a_step(prefopt, settings, method, tiny_model):
+    files = yaml.safe_load(method.read_text())
+    members = files.get("references", {}).get("members", [])
+    extra = [
+        part
+        for number, member in enumerate(members)
+        if "model" in member.get("init_args", {})
+        for part in (f"--references.members[{number}].init_args.model.name", tiny_model)
+    ]
+    prefopt("fit", *axes(method.stem), *settings, *extra, "--trainer.fast_dev_run", "1")
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "data").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_data_file_parses(prefopt, file, tiny_model):
+    printed = prefopt(
+        "fit", *axes(), "-c", file, "--model.init_args.policy.name", tiny_model, "--print_config"
+    )
+    assert yaml.safe_load(printed)["data"]["train"]
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "ready").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_ready_file_parses_alone(prefopt, file):
+    whole = yaml.safe_load(prefopt("fit", "-c", file, "--print_config"))
+    assert whole["model"]["init_args"]["objective"]
+    assert whole["data"]["train"]
+
+
+def test_method_and_hardware_merge_in_either_order(prefopt, settings):
+    base, method, hardware = axes()[1::2]
+    one = prefopt("fit", "-c", base, "-c", method, "-c", hardware, *settings, "--print_config")
+    other = prefopt("fit", "-c", base, "-c", hardware, "-c", method, *settings, "--print_config")
+    assert yaml.safe_load(one) == yaml.safe_load(other)
+
+
+MISTAKES = {
+    "no such file": (["--data.train", "nope.jsonl"], "nope.jsonl"),
+    "no such model": (["--model.init_args.policy.name", "nope/nothing"], "'nope/nothing'"),
+    "no references": (["--references.members", "[]"], "DPO needs exactly 1 reference"),
+    "lora typo": (["--model.init_args.policy.lora.rank", "4"], "no setting 'rank'"),
+    "setting typo": (["--data.trian", "x"], "did you mean 'data.train'"),
+    "wrong number": (["--data.batch_size", "0"], "batch_size"),
+    "out of range": (["--model.init_args.objective.init_args.beta", "-1"], "beta"),
+    "missing checkpoint": (["--ckpt_path", "runs/none.ckpt"], "runs/none.ckpt is missing"),
+    "wrong family": (
+        ["--model.init_args.objective", "pl_prefopt.objectives.SimPO"],
+        "ReferenceObjective",
+    ),
+    "no such class": (["--model.init_args.objective", "pl_prefopt.objectives.DPPO"], "DPPO"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_without_a_traceback(prefopt, settings, mistake):
+    arguments, expected = MISTAKES[mistake]
+    assert expected in prefopt.fails("fit", *axes(), *settings, *arguments)
+
+
+def test_a_bad_row_is_named(prefopt, settings):
+    write_rows(Path("bad.jsonl"), [*scored_rows(2), {"prompt": "Say yes.", "chosen": "Yes.", "rejected": ""}])
+    said = prefopt.fails("fit", *axes(), *settings, "--data.train", "bad.jsonl")
+    assert "bad.jsonl, row 3" in said
+
+
+def test_help_and_unknown_commands(prefopt):
+    assert "usage: prefopt" in prefopt()
+    assert "export" in prefopt("--help")
+    assert "did you mean 'fit'" in prefopt.fails("fitt")
+    assert "needs settings" in prefopt.fails("fit")
+
+
+def test_export_says_what_it_misses(prefopt, run):
+    assert "is missing" in prefopt.fails("export", "run/checkpoints/none.ckpt", "--out", "somewhere")
+    Path("there").mkdir()
+    assert "exists" in prefopt.fails("export", "run/checkpoints/last.ckpt", "--out", "there")
+    shutil.move("run/config.yaml", "config.yaml")
+    assert "--config" in prefopt.fails("export", "run/checkpoints/last.ckpt", "--out", "somewhere")
+    prefopt("export", "run/checkpoints/last.ckpt", "--out", "somewhere", "--config", "config.yaml")
+
+
+def test_help_needs_no_torch():
+    import subprocess
+    import sys
+
+    script = (
+        "import sys; sys.argv = ['prefopt', '--help']\n"
+        "from pl_prefopt.cli.main import main; main()\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
