@@ -47,7 +47,7 @@ def _load(spec: PolicySpec) -> Any:
         config = AutoConfig.from_pretrained(spec.name, **source, trust_remote_code=spec.trust_remote_code)
         if not spec.dropout:
             _silence_dropout(config)
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             spec.name,
             config=config,
             dtype=spec.dtype,
@@ -56,6 +56,12 @@ def _load(spec: PolicySpec) -> Any:
             trust_remote_code=spec.trust_remote_code,
             **source,
         )
+    quantizer = getattr(model, "hf_quantizer", None)
+    if spec.gguf_file is not None and quantizer is not None:
+        # GGUF weights are de-quantised while loading, but the model still calls itself quantised and would
+        # refuse to be saved.
+        quantizer.remove_quantization_config(model)
+    return model
 
 
 def _silence_dropout(config: Any) -> None:

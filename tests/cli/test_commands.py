@@ -13,6 +13,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.gguf_files import write_tiny_gguf
 from tests.runs import scored_rows, write_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -239,3 +240,24 @@ def test_help_needs_no_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_a_gguf_policy_trains_and_is_exported_for_plain_transformers(prefopt, settings, tmp_path):
+    pytest.importorskip("gguf")
+    Path("gguf").mkdir()
+    name = write_tiny_gguf(tmp_path / "gguf")
+    policy = ["--model.init_args.policy.name", "gguf", "--model.init_args.policy.gguf_file", name]
+    prefopt("fit", *axes(), *settings, *policy, "--run_dir", "run")
+    prefopt("export", "run/checkpoints/last.ckpt", "--out", "merged", "--merge", "true")
+    assert AutoModelForCausalLM.from_pretrained("merged").config.vocab_size > 300
+    prefopt("export", "run/checkpoints/last.ckpt", "--out", "adapter")
+    assert Path("adapter/adapter_model.safetensors").is_file()
+
+
+def test_a_four_bit_policy_trains_and_merges_into_full_precision(prefopt, settings):
+    pytest.importorskip("bitsandbytes")
+    policy = ["--model.init_args.policy.four_bit", '{"compute": "float32"}']
+    prefopt("fit", *axes(), *settings, *policy, "--run_dir", "run")
+    prefopt("export", "run/checkpoints/last.ckpt", "--out", "merged", "--merge", "true")
+    merged = AutoModelForCausalLM.from_pretrained("merged")
+    assert merged.get_input_embeddings().weight.dtype == torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.policies import FourBit, PolicySpec, build_frozen, build_policy
+from tests.gguf_files import write_tiny_gguf
 from tests.support import tiny_llama
 
 LORA = {"r": 4, "target_modules": "all-linear"}
@@ -127,3 +129,16 @@ def test_the_fingerprint_follows_the_number_format(tiny_model):
     assert PolicySpec(name=name, dtype="bfloat16").fingerprint != PolicySpec(name=name).fingerprint
     # What changes no log-prob of the base changes no fingerprint.
     assert PolicySpec(name=name, gradient_checkpointing=True).fingerprint == PolicySpec(name=name).fingerprint
+
+
+def test_gguf_weights_load_as_they_are_and_can_be_saved(tmp_path):
+    pytest.importorskip("gguf")
+    spec = PolicySpec(name=str(tmp_path), gguf_file=write_tiny_gguf(tmp_path))
+    assert spec.load_tokenizer().encode("<|im_end|>") == [2]
+    ids, original = torch.arange(5, 15)[None], tiny_llama(len(spec.load_tokenizer()))
+    policy = build_policy(spec)
+    torch.testing.assert_close(policy(input_ids=ids).logits, original(input_ids=ids).logits)
+    merged = build_policy(dataclasses.replace(spec, lora=LORA)).merge_and_unload()
+    merged.save_pretrained(tmp_path / "saved")
+    again = build_policy(PolicySpec(name=str(tmp_path / "saved")))
+    torch.testing.assert_close(again(input_ids=ids).logits, original(input_ids=ids).logits)
