@@ -1,15 +1,28 @@
 """Pure functions: the losses as their papers print them, unreduced, on tensors of log-probs."""
 
 from pl_prefopt.functional.divergences import alpha_divergence, forward_kl, jensen_shannon, reverse_kl
+from pl_prefopt.functional.multi_pair import (
+    ListLoss,
+    best_and_rest,
+    list_mle,
+    pair_mcm,
+    pair_mcs,
+    pair_mnm,
+    pair_mns,
+    pair_single,
+)
 from pl_prefopt.functional.numerics import log1mexp
 from pl_prefopt.functional.pairwise import PairwiseLoss, dpo, dpop, f_dpo, hinge, ipo, robust_dpo
+from pl_prefopt.functional.pointwise import point_ce, point_mse
 from pl_prefopt.functional.reference_free import orpo, simpo
 from pl_prefopt.functional.unpaired import UnpairedLoss, kto
 
 __all__ = [
+    "ListLoss",
     "PairwiseLoss",
     "UnpairedLoss",
     "alpha_divergence",
+    "best_and_rest",
     "dpo",
     "dpop",
     "f_dpo",
@@ -18,8 +31,16 @@ __all__ = [
     "ipo",
     "jensen_shannon",
     "kto",
+    "list_mle",
     "log1mexp",
     "orpo",
+    "pair_mcm",
+    "pair_mcs",
+    "pair_mnm",
+    "pair_mns",
+    "pair_single",
+    "point_ce",
+    "point_mse",
     "reverse_kl",
     "robust_dpo",
     "simpo",

@@ -2,7 +2,8 @@
 
 from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.dpo import DPOModule
+from pl_prefopt.modules.mppo import MPPOModule
 from pl_prefopt.modules.reference_free import ReferenceFreeModule
 from pl_prefopt.modules.schedule import Schedule
 
-__all__ = ["DPOModule", "PreferenceModule", "ReferenceFreeModule", "Schedule"]
+__all__ = ["DPOModule", "MPPOModule", "PreferenceModule", "ReferenceFreeModule", "Schedule"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,13 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from pl_prefopt.errors import ContractError
+from pl_prefopt.errors import ContractError, DataError
 from pl_prefopt.metrics import LossMean, build_suite
 from pl_prefopt.modules.checkpoints import check_fits, describe, save_description, trained_weights
 from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import PolicySpec, build_policy
+from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.scoring import LayoutName, Scorer
 from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch, ViewLogProbs
 from pl_prefopt.views import View
@@ -216,3 +217,20 @@ def _check_rows(objective: Objective, datasets: Mapping[str, Any]) -> None:
                 "responses with different scores: use pairs or scored lists, or an unpaired objective "
                 "such as pl_prefopt.objectives.KTO."
             )
+        if split != "predict":
+            _check_scores(objective, split, rows.rows)
+
+
+def _check_scores(objective: Objective, split: str, rows: Sequence[PreferenceRow]) -> None:
+    name, allowed = type(objective).__name__, objective.needs.score_range
+    if allowed is None:
+        return
+    low, high = allowed
+    for row in rows:
+        for score in row.scores or ():
+            if not low <= score <= high:
+                raise DataError(
+                    f"{name} expects scores from {low} to {high}, but {row.origin or 'a row'} ({split}) has "
+                    f"the score {score}: set objective.init_args.score_range to the lowest and the highest "
+                    "score that your data can have."
+                )

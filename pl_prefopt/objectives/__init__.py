@@ -4,6 +4,19 @@ from pl_prefopt.objectives.base import Needs, Objective, ReferenceFreeObjective,
 from pl_prefopt.objectives.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon, ReverseKL
 from pl_prefopt.objectives.dpo import DPO, DPOP, FDPO, IPO, Hinge, RobustDPO
 from pl_prefopt.objectives.kto import KTO
+from pl_prefopt.objectives.mppo import (
+    ListMLE,
+    MPPOObjective,
+    MPPOPairsObjective,
+    MPPOPointObjective,
+    PairMCM,
+    PairMCS,
+    PairMNM,
+    PairMNS,
+    PairSingle,
+    PointCE,
+    PointMSE,
+)
 from pl_prefopt.objectives.pairs import PairwiseReferenceFreeObjective, PairwiseReferenceObjective
 from pl_prefopt.objectives.reference_free import ORPO, SimPO
 
@@ -19,10 +32,21 @@ __all__ = [
     "ForwardKL",
     "Hinge",
     "JensenShannon",
+    "ListMLE",
+    "MPPOObjective",
+    "MPPOPairsObjective",
+    "MPPOPointObjective",
     "Needs",
     "Objective",
+    "PairMCM",
+    "PairMCS",
+    "PairMNM",
+    "PairMNS",
+    "PairSingle",
     "PairwiseReferenceFreeObjective",
     "PairwiseReferenceObjective",
+    "PointCE",
+    "PointMSE",
     "ReferenceFreeObjective",
     "ReferenceObjective",
     "ReverseKL",

@@ -20,6 +20,7 @@ class Needs:
         min_references: the fewest references it can work with.
         max_references: the most; ``None`` means any number.
         min_responses: the fewest responses a row must have to give a loss.
+        score_range: the lowest and the highest score that it can take; ``None`` for any.
         views: other renderings of the rows to score without gradient, by the name under which they
             arrive in ``ScoredBatch.views``.
     """
@@ -27,6 +28,7 @@ class Needs:
     min_references: int = 0
     max_references: int | None = None
     min_responses: int = 1
+    score_range: tuple[float, float] | None = None
     views: Mapping[str, View] = field(default_factory=dict)
 
 
