@@ -1,6 +1,7 @@
 """Metrics: torchmetrics classes that read rewards, log-probs and scores, and one suite of them per stage."""
 
 from pl_prefopt.metrics.grades import GradeKendall, GradePearson, GradeSpearman
+from pl_prefopt.metrics.lists import NDCG, BestOfN, KendallWithin, LikelihoodGap, RankLikelihood
 from pl_prefopt.metrics.losses import LossMean
 from pl_prefopt.metrics.pairs import (
     ChosenLogProb,
@@ -17,16 +18,21 @@ from pl_prefopt.metrics.suite import METRIC_HELP, build_suite
 
 __all__ = [
     "METRIC_HELP",
+    "NDCG",
+    "BestOfN",
     "ChosenLogProb",
     "ChosenReward",
     "GradeKendall",
     "GradePearson",
     "GradeSpearman",
+    "KendallWithin",
     "LengthBias",
+    "LikelihoodGap",
     "LossMean",
     "Margin",
     "NormalizedRankingAccuracy",
     "PreferenceAccuracy",
+    "RankLikelihood",
     "RankingAccuracy",
     "RejectedLogProb",
     "RejectedReward",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchmetrics import Metric, MetricCollection
 
 from pl_prefopt.metrics.grades import GradeKendall, GradePearson, GradeSpearman
+from pl_prefopt.metrics.lists import NDCG, BestOfN, KendallWithin, LikelihoodGap, RankLikelihood
 from pl_prefopt.metrics.pairs import (
     ChosenLogProb,
     ChosenReward,
@@ -29,6 +30,14 @@ METRIC_HELP: dict[str, str] = {
     "kendall": "Kendall's τ-b of reward margin and score difference over the pairs of graded rows.",
     "ranking_accuracy": "Share of pairs in which the policy gives the better response the higher log-prob.",
     "ranking_accuracy_normalized": "As ranking_accuracy, with the average log-prob a token.",
+    "best_of_n": "Share of prompts whose highest reward goes to a response of the highest score.",
+    "ndcg": "Mean over prompts of the normalised discounted cumulative gain of the order by reward.",
+    "kendall_within": "Mean over prompts of Kendall's τ-b of reward and score within the prompt.",
+    "likelihood_best": "Mean over prompts of the best response's p = exp(ℓ̄), ℓ̄ its average log-prob a token.",
+    "likelihood_rank_2": "As likelihood_best, of the second-best response.",
+    "likelihood_rank_3": "As likelihood_best, of the third-best response.",
+    "likelihood_rank_4": "As likelihood_best, of the fourth-best response.",
+    "likelihood_gap": "Mean over prompts of the best response's p minus the mean p of those below it.",
     "kl_k": "Mean over responses of the policy's log-prob minus that of reference k, counted from 0.",
     "length_bias": "Pearson's r of reward and response length over all responses.",
 }
@@ -75,6 +84,12 @@ def _thorough(num_references: int) -> dict[str, Metric | MetricCollection]:
         "kendall": GradeKendall(),
         "ranking_accuracy": RankingAccuracy(),
         "ranking_accuracy_normalized": NormalizedRankingAccuracy(),
+        "best_of_n": BestOfN(),
+        "ndcg": NDCG(),
+        "kendall_within": KendallWithin(),
+        "likelihood_best": RankLikelihood(rank=1),
+        **{f"likelihood_rank_{rank}": RankLikelihood(rank=rank) for rank in (2, 3, 4)},
+        "likelihood_gap": LikelihoodGap(),
         **{f"kl_{k}": SequenceKL(reference=k) for k in range(num_references)},
         "length_bias": LengthBias(),
     }

@@ -1,0 +1,117 @@
+"""Metrics over all responses to a prompt at once.
+
+They count prompts that have something to rank: at least two known scores that differ. Every such prompt
+weighs the same, however many responses it has; responses of unknown score have no part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.retrieval import retrieval_normalized_dcg
+
+from pl_prefopt.metrics.pairs import winner_minus_loser
+from pl_prefopt.metrics.states import Mean
+from pl_prefopt.pairing import ALL_PAIRS
+from pl_prefopt.types import ResponseLogProbs
+
+
+class BestOfN(Mean):
+    """The share of prompts whose highest reward goes to a response of the highest score.
+
+    Of several responses with the highest reward one is taken to be drawn at random, so an untrained policy
+    whose rewards are all 0 reads chance.
+    """
+
+    def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``reward``, ``scores`` and ``present`` [B, R]."""
+        first = _highest(reward.float(), _known(scores, present))
+        right = first & _highest(scores, _known(scores, present))
+        self.add(right.sum(dim=-1) / first.sum(dim=-1).clamp(min=1), _rankable(scores, present))
+
+
+class NDCG(Mean):
+    """The mean over prompts of the normalised discounted cumulative gain of the order by reward.
+
+    A response's gain is its score above the prompt's lowest, so that no scale of scores flatters; equal
+    rewards share their places' discounts.
+    """
+
+    def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``reward``, ``scores`` and ``present`` [B, R]."""
+        known, rankable = _known(scores, present), _rankable(scores, present)
+        values = [
+            retrieval_normalized_dcg(rewards[keep].float(), graded[keep] - graded[keep].min())
+            for rewards, graded, keep in zip(reward[rankable], scores[rankable], known[rankable], strict=True)
+        ]
+        if values:
+            counted = torch.stack(values)
+            self.add(counted, torch.ones_like(counted, dtype=torch.bool))
+
+
+class KendallWithin(Mean):
+    """The mean over prompts of Kendall's τ-b of reward and score; 0 where all its rewards are equal."""
+
+    def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``reward``, ``scores`` and ``present`` [B, R]."""
+        known = _known(scores, present)
+        both = known.unsqueeze(-1) & known.unsqueeze(-2)
+        by_score = winner_minus_loser(torch.where(known, scores, 0.0)).sign() * both
+        by_reward = winner_minus_loser(reward.float()).sign() * both
+        agreement = (by_score * by_reward).sum(dim=(-2, -1))
+        comparisons = by_score.abs().sum(dim=(-2, -1)) * by_reward.abs().sum(dim=(-2, -1))
+        self.add(agreement / comparisons.clamp(min=1).sqrt(), _rankable(scores, present))
+
+
+class RankLikelihood(Mean):
+    """The mean over prompts of p = exp(log π(y|x) / |y|) of the response with the k-th highest score.
+
+    Responses with equal scores share the ranks that they take up.
+
+    Args:
+        rank: k, counted from 1; prompts with fewer responses do not count.
+    """
+
+    def __init__(self, *, rank: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rank = rank
+
+    def update(self, policy: ResponseLogProbs, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``policy`` of [B, R], ``scores`` and ``present`` [B, R]."""
+        known, wins = _known(scores, present), ALL_PAIRS(scores, present)
+        better, worse = wins.sum(dim=-2), wins.sum(dim=-1)
+        last = known.sum(dim=-1, keepdim=True) - worse
+        here = known & (better < self.rank) & (self.rank <= last)
+        self.add(_mean(policy, here), here.any(dim=-1) & _rankable(scores, present))
+
+
+class LikelihoodGap(Mean):
+    """The mean over prompts of p of the best responses minus the mean p of all those below them."""
+
+    def update(self, policy: ResponseLogProbs, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``policy`` of [B, R], ``scores`` and ``present`` [B, R]."""
+        known = _known(scores, present)
+        best = _highest(scores, known)
+        self.add(_mean(policy, best) - _mean(policy, known & ~best), _rankable(scores, present))
+
+
+def _known(scores: Tensor, present: Tensor) -> Tensor:
+    return present & ~scores.isnan()
+
+
+def _rankable(scores: Tensor, present: Tensor) -> Tensor:
+    return ALL_PAIRS(scores, present).any(dim=-1).any(dim=-1)
+
+
+def _highest(values: Tensor, where: Tensor) -> Tensor:
+    """Return bool [B, R], the places of each row's highest value among those where ``where`` is true."""
+    filled = torch.where(where, values, -torch.inf)
+    return where & (filled == filled.amax(dim=-1, keepdim=True))
+
+
+def _mean(policy: ResponseLogProbs, where: Tensor) -> Tensor:
+    """Return [B], the mean of p where ``where`` is true."""
+    p = torch.where(where, policy.mean.float().exp(), 0.0)
+    return p.sum(dim=-1) / where.sum(dim=-1).clamp(min=1)
