@@ -1,17 +1,21 @@
 """Metrics: torchmetrics classes that read rewards, log-probs and scores, and one suite of them per stage."""
 
 from pl_prefopt.metrics.grades import GradeKendall, GradePearson, GradeSpearman
+from pl_prefopt.metrics.intervals import BootstrapIntervals
 from pl_prefopt.metrics.lists import NDCG, BestOfN, KendallWithin, LikelihoodGap, RankLikelihood
 from pl_prefopt.metrics.losses import LossMean
 from pl_prefopt.metrics.pairs import (
     ChosenLogProb,
     ChosenReward,
     Margin,
+    Marginal,
     NormalizedRankingAccuracy,
     PreferenceAccuracy,
     RankingAccuracy,
     RejectedLogProb,
     RejectedReward,
+    ViewAccuracy,
+    ViewMargin,
 )
 from pl_prefopt.metrics.responses import LengthBias, SequenceKL
 from pl_prefopt.metrics.suite import METRIC_HELP, build_suite
@@ -20,6 +24,7 @@ __all__ = [
     "METRIC_HELP",
     "NDCG",
     "BestOfN",
+    "BootstrapIntervals",
     "ChosenLogProb",
     "ChosenReward",
     "GradeKendall",
@@ -30,6 +35,7 @@ __all__ = [
     "LikelihoodGap",
     "LossMean",
     "Margin",
+    "Marginal",
     "NormalizedRankingAccuracy",
     "PreferenceAccuracy",
     "RankLikelihood",
@@ -37,5 +43,7 @@ __all__ = [
     "RejectedLogProb",
     "RejectedReward",
     "SequenceKL",
+    "ViewAccuracy",
+    "ViewMargin",
     "build_suite",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from pl_prefopt.metrics.states import Mean, Share
@@ -12,6 +15,11 @@ from pl_prefopt.types import ResponseLogProbs
 def winner_minus_loser(values: Tensor) -> Tensor:
     """Return [B, R, R] differences of ``values`` [B, R]: at [b, i, j] that of i, the winner, over j."""
     return values.unsqueeze(-1) - values.unsqueeze(-2)
+
+
+def log_ratio(policy: ResponseLogProbs, reference: Tensor) -> Tensor:
+    """Return float32 [B, R]: log π_θ(y|x) − log π_ref(y|x)."""
+    return policy.sum.float() - reference.float()
 
 
 class PreferenceAccuracy(Share):
@@ -84,3 +92,55 @@ class NormalizedRankingAccuracy(Share):
     def update(self, policy: ResponseLogProbs, scores: Tensor, present: Tensor) -> None:
         """Count a batch: ``policy`` of [B, R], ``scores`` [B, R], ``present`` [B, R]."""
         self.add(winner_minus_loser(policy.mean), ALL_PAIRS(scores, present))
+
+
+class Marginal(Mean):
+    """The mean over pairs of h, the better response's log-ratio to reference k minus the worse one's.
+
+    The reward margin of DPO without its β, so that it compares across values of β and with IPO. The average
+    marginal of Sr-DPO's study, arXiv 2405.21040.
+
+    Args:
+        reference: k, the reference's place in the configured list.
+    """
+
+    def __init__(self, *, reference: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.reference = reference
+
+    def update(self, policy: ResponseLogProbs, references: Tensor, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``policy`` of [B, R], ``references`` [K, B, R], ``scores``, ``present`` [B, R]."""
+        ratio = log_ratio(policy, references[self.reference])
+        self.add(winner_minus_loser(ratio), ALL_PAIRS(scores, present))
+
+
+class ViewAccuracy(PreferenceAccuracy):
+    """``PreferenceAccuracy`` of the rewards on a second view, such as Sr-DPO's quality prompt.
+
+    Args:
+        view: the view's name.
+    """
+
+    def __init__(self, *, view: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.view = view
+
+    def update(self, view_rewards: Mapping[str, Tensor], scores: Tensor, present: Tensor) -> None:  # type: ignore[override]
+        """Count a batch: ``view_rewards`` [B, R] by view, ``scores`` [B, R], ``present`` [B, R]."""
+        super().update(view_rewards[self.view], scores, present)
+
+
+class ViewMargin(Margin):
+    """``Margin`` of the rewards on a second view.
+
+    Args:
+        view: the view's name.
+    """
+
+    def __init__(self, *, view: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.view = view
+
+    def update(self, view_rewards: Mapping[str, Tensor], scores: Tensor, present: Tensor) -> None:  # type: ignore[override]
+        """Count a batch: ``view_rewards`` [B, R] by view, ``scores`` [B, R], ``present`` [B, R]."""
+        super().update(view_rewards[self.view], scores, present)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torchmetrics import Metric, MetricCollection
 
 from pl_prefopt.metrics.grades import GradeKendall, GradePearson, GradeSpearman
+from pl_prefopt.metrics.intervals import BootstrapIntervals
 from pl_prefopt.metrics.lists import NDCG, BestOfN, KendallWithin, LikelihoodGap, RankLikelihood
 from pl_prefopt.metrics.pairs import (
     ChosenLogProb,
     ChosenReward,
     Margin,
+    Marginal,
     NormalizedRankingAccuracy,
     PreferenceAccuracy,
     RankingAccuracy,
     RejectedLogProb,
     RejectedReward,
+    ViewAccuracy,
+    ViewMargin,
 )
 from pl_prefopt.metrics.responses import LengthBias, SequenceKL
 
@@ -40,27 +46,39 @@ METRIC_HELP: dict[str, str] = {
     "likelihood_gap": "Mean over prompts of the best response's p minus the mean p of those below it.",
     "kl_k": "Mean over responses of the policy's log-prob minus that of reference k, counted from 0.",
     "length_bias": "Pearson's r of reward and response length over all responses.",
+    "marginal_k": "Mean over pairs of h, the difference of log-ratios to reference k: a margin without β.",
+    "accuracy_v": "As accuracy, of the rewards on the objective's second view v, such as Sr-DPO's quality.",
+    "margin_v": "As margin, of the rewards on the objective's second view v.",
+    "X_low": "Lower end of the 95 % bootstrap interval over prompts of the metric X; in tests only.",
+    "X_high": "Upper end of that interval.",
 }
-"""One sentence for each name, without the stage; ``kl_k`` stands for ``kl_0``, ``kl_1`` and so on."""
+"""One sentence for each name, without the stage.
+
+``kl_k`` stands for ``kl_0``, ``kl_1`` and so on, ``accuracy_v`` for ``accuracy_quality`` and so on, and
+``X_low`` for the intervals that ``BootstrapIntervals`` lists.
+"""
 
 
-def build_suite(stage: str, num_references: int) -> MetricCollection:
+def build_suite(stage: str, num_references: int, views: Sequence[str] = ()) -> MetricCollection:
     """Build the metrics of a stage; their names begin with ``{stage}/``.
 
-    ``train`` gets the cheap means only; any other stage gets all. A value is NaN where nothing was
-    counted, such as a correlation on rows without grades.
+    ``train`` gets the cheap means only; any other stage gets all, and ``test`` intervals too. A value is
+    NaN where nothing was counted, such as a correlation on rows without grades.
 
     Args:
         stage: ``train``, ``val``, ``test`` or ``predict``.
         num_references: K; there is one ``kl_k`` for each.
+        views: the second views whose rewards are judged.
 
     Returns:
-        A collection whose ``update`` takes ``reward``, ``policy``, ``references``, ``scores``, ``present``
-        and ``graded`` by keyword and hands each metric what it asks for.
+        A collection whose ``update`` takes ``reward``, ``policy``, ``references``, ``scores``, ``present``,
+        ``graded`` and ``view_rewards`` by keyword and hands each metric what it asks for.
     """
-    metrics = _cheap_means()
+    metrics = _cheap_means() | _on_views(views)
     if stage != "train":
         metrics |= _thorough(num_references)
+    if stage == "test":
+        metrics |= {"intervals": BootstrapIntervals(num_references=num_references, views=views)}
     # Without `compute_groups=False` two metrics whose states agree after the first batch, as all rewards
     # of an untrained policy do, would share one state from then on.
     return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)
@@ -74,6 +92,13 @@ def _cheap_means() -> dict[str, Metric | MetricCollection]:
         "rejected_reward": RejectedReward(),
         "chosen_logp": ChosenLogProb(),
         "rejected_logp": RejectedLogProb(),
+    }
+
+
+def _on_views(views: Sequence[str]) -> dict[str, Metric | MetricCollection]:
+    return {
+        **{f"accuracy_{view}": ViewAccuracy(view=view) for view in views},
+        **{f"margin_{view}": ViewMargin(view=view) for view in views},
     }
 
 
@@ -91,5 +116,6 @@ def _thorough(num_references: int) -> dict[str, Metric | MetricCollection]:
         **{f"likelihood_rank_{rank}": RankLikelihood(rank=rank) for rank in (2, 3, 4)},
         "likelihood_gap": LikelihoodGap(),
         **{f"kl_{k}": SequenceKL(reference=k) for k in range(num_references)},
+        **{f"marginal_{k}": Marginal(reference=k) for k in range(num_references)},
         "length_bias": LengthBias(),
     }

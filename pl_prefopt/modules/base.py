@@ -72,7 +72,10 @@ class PreferenceModule(LightningModule):
         """Check that objective, references and rows fit together, and build the metrics."""
         _check_references(self.objective, self.num_references)
         _check_rows(self.objective, getattr(getattr(self.trainer, "datamodule", None), "datasets", {}))
-        self.suites = nn.ModuleDict({_key(name): build_suite(name, self.num_references) for name in _STAGES})
+        views = self.objective.rewarded_views
+        self.suites = nn.ModuleDict(
+            {_key(name): build_suite(name, self.num_references, views) for name in _STAGES}
+        )
         self.losses = nn.ModuleDict({_key(name): LossMean() for name in _STAGES})
 
     def configure_model(self) -> None:
@@ -160,6 +163,7 @@ class PreferenceModule(LightningModule):
             scores=scored.scores,
             present=scored.present,
             graded=scored.graded,
+            view_rewards=outcome.view_rewards,
         )
         loss: Any = self.losses[_key(stage)]
         loss.update(outcome.loss, outcome.counted)

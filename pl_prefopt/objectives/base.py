@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import nn
 
@@ -38,6 +39,9 @@ class Objective(nn.Module, ABC):
     A new objective is a subclass: it states its ``needs``, which has no default on purpose, and
     computes ``forward``. It never sees a model, a token or a trainer.
     """
+
+    rewarded_views: ClassVar[tuple[str, ...]] = ()
+    """The views whose rewards ``Outcome.view_rewards`` holds; the metrics judge them too."""
 
     @property
     @abstractmethod

@@ -21,7 +21,7 @@ IDLE = ([0, 1, 2, 3], [])
 
 
 def evaluate(seeds):
-    suite = build_suite("val", 1)
+    suite = build_suite("test", 1)  # all metrics, intervals too
     for seed in seeds:
         suite.update(**random_inputs(seed, prompts=3 + seed))
     return {name: value.item() for name, value in suite.compute().items()}
