@@ -1,6 +1,14 @@
 """Pure functions: the losses as their papers print them, unreduced, on tensors of log-probs."""
 
 from pl_prefopt.functional.divergences import alpha_divergence, forward_kl, jensen_shannon, reverse_kl
+from pl_prefopt.functional.mixture import (
+    adaptive_epsilon,
+    adaptive_weights,
+    clip_to_first,
+    log_geometric_mean,
+    log_harmonic_mean,
+    multi_dpo,
+)
 from pl_prefopt.functional.multi_pair import (
     ListLoss,
     best_and_rest,
@@ -15,14 +23,18 @@ from pl_prefopt.functional.numerics import log1mexp
 from pl_prefopt.functional.pairwise import PairwiseLoss, dpo, dpop, f_dpo, hinge, ipo, robust_dpo
 from pl_prefopt.functional.pointwise import point_ce, point_mse
 from pl_prefopt.functional.reference_free import orpo, simpo
+from pl_prefopt.functional.self_refined import refinement, sr_dpo, sr_ipo
 from pl_prefopt.functional.unpaired import UnpairedLoss, kto
 
 __all__ = [
     "ListLoss",
     "PairwiseLoss",
     "UnpairedLoss",
+    "adaptive_epsilon",
+    "adaptive_weights",
     "alpha_divergence",
     "best_and_rest",
+    "clip_to_first",
     "dpo",
     "dpop",
     "f_dpo",
@@ -33,6 +45,9 @@ __all__ = [
     "kto",
     "list_mle",
     "log1mexp",
+    "log_geometric_mean",
+    "log_harmonic_mean",
+    "multi_dpo",
     "orpo",
     "pair_mcm",
     "pair_mcs",
@@ -41,7 +56,10 @@ __all__ = [
     "pair_single",
     "point_ce",
     "point_mse",
+    "refinement",
     "reverse_kl",
     "robust_dpo",
     "simpo",
+    "sr_dpo",
+    "sr_ipo",
 ]

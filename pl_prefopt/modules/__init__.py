@@ -3,7 +3,17 @@
 from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.dpo import DPOModule
 from pl_prefopt.modules.mppo import MPPOModule
+from pl_prefopt.modules.mrpo import MRPOModule
 from pl_prefopt.modules.reference_free import ReferenceFreeModule
 from pl_prefopt.modules.schedule import Schedule
+from pl_prefopt.modules.self_refined import SrModule
 
-__all__ = ["DPOModule", "MPPOModule", "PreferenceModule", "ReferenceFreeModule", "Schedule"]
+__all__ = [
+    "DPOModule",
+    "MPPOModule",
+    "MRPOModule",
+    "PreferenceModule",
+    "ReferenceFreeModule",
+    "Schedule",
+    "SrModule",
+]

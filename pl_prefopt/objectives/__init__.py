@@ -4,6 +4,18 @@ from pl_prefopt.objectives.base import Needs, Objective, ReferenceFreeObjective,
 from pl_prefopt.objectives.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon, ReverseKL
 from pl_prefopt.objectives.dpo import DPO, DPOP, FDPO, IPO, Hinge, RobustDPO
 from pl_prefopt.objectives.kto import KTO
+from pl_prefopt.objectives.mixture import (
+    AdaptiveClip,
+    AdaptiveWeights,
+    Aggregate,
+    Clip,
+    FixedClip,
+    FixedWeights,
+    Geometric,
+    Harmonic,
+    UniformWeights,
+    Weights,
+)
 from pl_prefopt.objectives.mppo import (
     ListMLE,
     MPPOObjective,
@@ -17,8 +29,11 @@ from pl_prefopt.objectives.mppo import (
     PointCE,
     PointMSE,
 )
+from pl_prefopt.objectives.mrpo import MRPO, MultiDPO, MultiReferenceObjective
+from pl_prefopt.objectives.pair_references import PairReference, SingleReference, VirtualReference
 from pl_prefopt.objectives.pairs import PairwiseReferenceFreeObjective, PairwiseReferenceObjective
 from pl_prefopt.objectives.reference_free import ORPO, SimPO
+from pl_prefopt.objectives.self_refined import SelfRefinedObjective, SrDPO, SrIPO
 
 __all__ = [
     "DPO",
@@ -26,22 +41,34 @@ __all__ = [
     "FDPO",
     "IPO",
     "KTO",
+    "MRPO",
     "ORPO",
+    "AdaptiveClip",
+    "AdaptiveWeights",
+    "Aggregate",
     "AlphaDivergence",
+    "Clip",
     "Divergence",
+    "FixedClip",
+    "FixedWeights",
     "ForwardKL",
+    "Geometric",
+    "Harmonic",
     "Hinge",
     "JensenShannon",
     "ListMLE",
     "MPPOObjective",
     "MPPOPairsObjective",
     "MPPOPointObjective",
+    "MultiDPO",
+    "MultiReferenceObjective",
     "Needs",
     "Objective",
     "PairMCM",
     "PairMCS",
     "PairMNM",
     "PairMNS",
+    "PairReference",
     "PairSingle",
     "PairwiseReferenceFreeObjective",
     "PairwiseReferenceObjective",
@@ -51,5 +78,12 @@ __all__ = [
     "ReferenceObjective",
     "ReverseKL",
     "RobustDPO",
+    "SelfRefinedObjective",
     "SimPO",
+    "SingleReference",
+    "SrDPO",
+    "SrIPO",
+    "UniformWeights",
+    "VirtualReference",
+    "Weights",
 ]

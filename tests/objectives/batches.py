@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from pl_prefopt.types import ResponseLogProbs, ScoredBatch, ViewLogProbs
@@ -74,3 +76,57 @@ def select(batch, rows, columns=None):
         graded=batch.graded[rows],
         views=batch.views,
     )
+
+
+def ensemble(seed=0, count=3, *, prompts=5, responses=4, view=None):
+    """A ragged random batch with ``count`` references; with ``view`` also a view of that name on its rows."""
+    batch = random_batch(seed, prompts=prompts, responses=responses, views=False)
+    generator = torch.Generator().manual_seed(1000 + seed)
+
+    def log_probs(*shape):
+        drawn = -20 * torch.rand(*shape, *batch.present.shape, generator=generator) - 0.5
+        return torch.where(batch.present, drawn, 0.0)
+
+    views = {}
+    if view:
+        policy = ResponseLogProbs(sum=log_probs(), length=batch.policy.length)
+        views[view] = ViewLogProbs(policy=policy, references=log_probs(count), present=batch.present)
+    return dataclasses.replace(batch, references=log_probs(count), views=views)
+
+
+def select_with_views(batch, rows, columns=None):
+    """As ``select``, of views on the batch's own responses too."""
+    chosen = select(batch, rows, columns)
+    columns = torch.arange(batch.scores.shape[1]) if columns is None else columns
+
+    def pick(tensor):
+        return tensor[..., torch.as_tensor(rows), :][..., columns]
+
+    views = {
+        name: ViewLogProbs(
+            policy=ResponseLogProbs(sum=pick(view.policy.sum), length=pick(view.policy.length)),
+            references=pick(view.references),
+            present=pick(view.present),
+        )
+        for name, view in batch.views.items()
+    }
+    return dataclasses.replace(chosen, views=views)
+
+
+def garbage_where_absent(batch):
+    """The batch with NaN in place of everything that is absent, as a new leaf."""
+    absent = ~batch.present
+
+    def spoil(values):
+        return values.detach().masked_fill(absent, NAN)
+
+    views = {
+        name: dataclasses.replace(
+            view,
+            policy=ResponseLogProbs(sum=spoil(view.policy.sum), length=view.policy.length),
+            references=spoil(view.references),
+        )
+        for name, view in batch.views.items()
+    }
+    policy = ResponseLogProbs(sum=spoil(batch.policy.sum).requires_grad_(), length=batch.policy.length)
+    return dataclasses.replace(batch, policy=policy, references=spoil(batch.references), views=views)

@@ -12,14 +12,25 @@ from jsonargparse import ArgumentParser
 from pl_prefopt.objectives import (
     AlphaDivergence,
     ForwardKL,
+    Geometric,
+    MultiReferenceObjective,
     Objective,
     ReferenceFreeObjective,
     ReferenceObjective,
+    SelfRefinedObjective,
+    UniformWeights,
+    VirtualReference,
 )
+from pl_prefopt.views import QualityPrompt
 
 FOLDER = Path(__file__).parents[2] / "configs" / "methods"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-FAMILIES = {"DPOModule": ReferenceObjective, "ReferenceFreeModule": ReferenceFreeObjective}
+FAMILIES = {
+    "MRPOModule": MultiReferenceObjective,
+    "SrModule": SelfRefinedObjective,
+    "DPOModule": ReferenceObjective,
+    "ReferenceFreeModule": ReferenceFreeObjective,
+}
 
 
 def load(name):
@@ -40,6 +51,7 @@ def build(*settings):
 def test_the_methods_are_all_there():
     expected = ["dpo", "cdpo", "ipo", "ipo_mean", "hinge", "rdpo", "dpop", "kto", "simpo", "orpo"]
     expected += [f"f_dpo_{divergence}" for divergence in ("reverse_kl", "forward_kl", "js", "alpha")]
+    expected += ["mrpo", "mrpo_geometric", "mrpo_uniform", "multi_dpo", "sr_dpo", "sr_ipo", "sr_mrpo"]
     assert set(expected) <= set(NAMES)
 
 
@@ -73,6 +85,20 @@ def test_nested_settings_arrive():
     assert build(load("f_dpo_alpha")).divergence == AlphaDivergence(alpha=0.5)
     assert build(load("cdpo")).label_smoothing == 0.1
     assert build(load("ipo_mean")).normalize == "mean"
+    assert build(load("mrpo")).reference == build(load("sr_mrpo")).reference == VirtualReference()
+    assert build(load("mrpo_geometric")).reference == VirtualReference(aggregate=Geometric())
+    assert build(load("mrpo_uniform")).reference == VirtualReference(UniformWeights())
+    assert build(load("sr_dpo")).view == build(load("sr_ipo")).view == QualityPrompt()
+
+
+@pytest.mark.parametrize("second", ["mrpo", "multi_dpo", "sr_dpo", "sr_mrpo"])
+@pytest.mark.parametrize("first", ["dpo", "mrpo_uniform", "mrpo_geometric", "sr_ipo", "sr_mrpo"])
+def test_references_of_an_earlier_method_leave_nothing_behind(first, second):
+    swapped, plain = build(load(first), load(second)), build(load(second))
+    assert type(swapped) is type(plain)
+    assert vars(swapped) == vars(plain) | {
+        name: vars(swapped)[name] for name in vars(swapped) if name[0] == "_"
+    }
 
 
 @pytest.mark.parametrize("first", NAMES)

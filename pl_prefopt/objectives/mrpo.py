@@ -1,0 +1,144 @@
+"""MRPO and Multi-DPO: pairs against several references."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from pl_prefopt import functional
+from pl_prefopt.objectives.base import Needs, Objective
+from pl_prefopt.objectives.checks import positive
+from pl_prefopt.objectives.mixture import (
+    ADAPTIVE_CLIP,
+    ADAPTIVE_WEIGHTS,
+    HARMONIC,
+    Aggregate,
+    Clip,
+    Weights,
+)
+from pl_prefopt.objectives.pair_references import VirtualReference, mix
+from pl_prefopt.objectives.pairs import mean_over_pairs
+from pl_prefopt.pairing import ALL_PAIRS, Pairing
+from pl_prefopt.types import Outcome, ScoredBatch
+
+
+class MultiReferenceObjective(Objective):
+    """The family that compares the policy with any number of references: MRPO, Multi-DPO."""
+
+    @property
+    @abstractmethod
+    def num_references(self) -> tuple[int, int | None]:
+        """The fewest and the most references that it takes; ``None`` for any number."""
+
+    @property
+    def needs(self) -> Needs:
+        """One reference or more, and two responses."""
+        fewest, most = self.num_references
+        return Needs(min_references=fewest, max_references=most, min_responses=2)
+
+
+class MRPO(MultiReferenceObjective):
+    """Multi-reference preference optimisation (Le et al., arXiv 2405.16388).
+
+    DPO against a virtual reference made of all. The first reference should be the policy's own start. A
+    response's reward is β(log π_θ − log π̃); weights hang on pairs, and where a prompt has more than two
+    responses the reward takes their mean over the response's pairs.
+
+    Args:
+        beta: β > 0, how dear it is to leave the references.
+        weights: how much each reference counts for a pair.
+        clip: how near the first reference the others are held.
+        aggregate: the mean that is taken.
+        pairing: which responses to compare.
+
+    Raises:
+        ConfigError: if a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        beta: float = 0.1,
+        weights: Weights = ADAPTIVE_WEIGHTS,
+        clip: Clip = ADAPTIVE_CLIP,
+        aggregate: Aggregate = HARMONIC,
+        pairing: Pairing = ALL_PAIRS,
+    ) -> None:
+        super().__init__()
+        self.beta = positive("beta", beta)
+        self.reference = VirtualReference(weights, clip, aggregate)
+        self.pairing = pairing
+
+    @property
+    def num_references(self) -> tuple[int, int | None]:
+        """At least one; as many as there are fixed weights."""
+        return self.reference.num_references
+
+    def forward(self, batch: ScoredBatch) -> Outcome:
+        """Average DPO's loss over each prompt's pairs."""
+        wins = self.pairing(batch.scores, batch.present)
+        virtual = self.reference(batch.references, batch.present, wins)
+        policy = torch.where(batch.present, batch.policy.sum, 0.0)
+        losses = functional.dpo(
+            policy.unsqueeze(-1), policy.unsqueeze(-2), virtual.chosen, virtual.rejected, beta=self.beta
+        ).loss
+        loss, counted = mean_over_pairs(losses, wins)
+        reward = self.beta * (policy.detach() - virtual.response)
+        return Outcome(
+            loss=loss,
+            counted=counted,
+            reward=torch.where(batch.present, reward, 0.0),
+            stats=virtual.stats,
+        )
+
+
+class MultiDPO(MultiReferenceObjective):
+    """The weighted mean of DPO's losses over all references, MRPO's baseline (arXiv 2405.16388).
+
+    A response's reward is β(log π_θ − log π_1), with π_1 the first reference.
+
+    Args:
+        beta: β > 0, how dear it is to leave the references.
+        weights: how much each reference counts for a pair.
+        clip: how near the first reference the others are held.
+        pairing: which responses to compare.
+
+    Raises:
+        ConfigError: if a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        beta: float = 0.1,
+        weights: Weights = ADAPTIVE_WEIGHTS,
+        clip: Clip = ADAPTIVE_CLIP,
+        pairing: Pairing = ALL_PAIRS,
+    ) -> None:
+        super().__init__()
+        self.beta = positive("beta", beta)
+        self.weights, self.clip, self.pairing = weights, clip, pairing
+
+    @property
+    def num_references(self) -> tuple[int, int | None]:
+        """At least one; as many as there are fixed weights."""
+        return self.weights.count or 1, self.weights.count
+
+    def forward(self, batch: ScoredBatch) -> Outcome:
+        """Average the losses over references, then over each prompt's pairs."""
+        wins = self.pairing(batch.scores, batch.present)
+        mixture = mix(batch.references, batch.present, self.weights, self.clip)
+        policy = torch.where(batch.present, batch.policy.sum, 0.0)
+        result = functional.multi_dpo(
+            *_grid(policy), *_grid(mixture.clipped), mixture.weights, beta=self.beta
+        )
+        loss, counted = mean_over_pairs(result.loss, wins)
+        reward = torch.where(batch.present, result.chosen_reward.squeeze(-1), 0.0)
+        return Outcome(loss=loss, counted=counted, reward=reward, stats=mixture.stats(batch.present, wins))
+
+
+def _grid(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``values`` of winners by row and of losers by column."""
+    return values.unsqueeze(-1), values.unsqueeze(-2)

@@ -1,0 +1,179 @@
+"""What the policy is compared with, pair by pair: one reference, or one made of several.
+
+Weights hang on the pair, so a virtual reference gives a response another log-prob in each of its pairs.
+Log-probs of references therefore come as grids [B, R, R], winner by row and loser by column.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pl_prefopt import functional
+from pl_prefopt.objectives.mixture import (
+    ADAPTIVE_CLIP,
+    ADAPTIVE_WEIGHTS,
+    HARMONIC,
+    Aggregate,
+    Clip,
+    Weights,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceGrid:
+    """A reference's log-probs of all pairs of a prompt's responses. Finite everywhere, without gradient.
+
+    Attributes:
+        chosen: of the winner, [B, R, R] or [B, R, 1].
+        rejected: of the loser, [B, R, R] or [B, 1, R].
+        response: [B, R], of each response by itself, for its reward.
+        stats: scalars for the dashboard.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    response: Tensor
+    stats: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class PairReference(ABC):
+    """A rule that makes one reference of those configured."""
+
+    @property
+    @abstractmethod
+    def num_references(self) -> tuple[int, int | None]:
+        """The fewest and the most references that it takes; ``None`` for any number."""
+
+    @abstractmethod
+    def __call__(self, references: Tensor, present: Tensor, wins: Tensor) -> ReferenceGrid:
+        """Return the reference's log-probs.
+
+        Args:
+            references: L_k(y), [K, B, R].
+            present: bool [B, R].
+            wins: bool [B, R, R], the pairs that are compared.
+        """
+
+
+@dataclass(frozen=True)
+class SingleReference(PairReference):
+    """The one reference that is configured."""
+
+    @property
+    def num_references(self) -> tuple[int, int | None]:
+        """Exactly one."""
+        return 1, 1
+
+    def __call__(self, references: Tensor, present: Tensor, wins: Tensor) -> ReferenceGrid:
+        """Return its log-probs."""
+        only = torch.where(present, references[0].detach(), 0.0)
+        return ReferenceGrid(chosen=only.unsqueeze(-1), rejected=only.unsqueeze(-2), response=only)
+
+
+@dataclass(frozen=True)
+class VirtualReference(PairReference):
+    """MRPO's virtual reference (Le et al., arXiv 2405.16388), made of any number of references.
+
+    Args:
+        weights: how much each reference counts for a pair.
+        clip: how near the first reference the others are held.
+        aggregate: the mean that is taken.
+    """
+
+    weights: Weights = ADAPTIVE_WEIGHTS
+    clip: Clip = ADAPTIVE_CLIP
+    aggregate: Aggregate = HARMONIC
+
+    @property
+    def num_references(self) -> tuple[int, int | None]:
+        """At least one; as many as there are fixed weights."""
+        return self.weights.count or 1, self.weights.count
+
+    def __call__(self, references: Tensor, present: Tensor, wins: Tensor) -> ReferenceGrid:
+        """Mix the references.
+
+        A response's own log-prob, for its reward, is taken with the mean of its weights over the prompt's
+        other responses. With two responses that is the log-prob in their pair.
+        """
+        mixture = mix(references, present, self.weights, self.clip)
+        chosen = self.aggregate(mixture.clipped.unsqueeze(-1), mixture.weights)
+        rejected = self.aggregate(mixture.clipped.unsqueeze(-2), mixture.weights)
+        response = self.aggregate(mixture.clipped, mean_weights(mixture.weights, present))
+        accuracy = share_won(chosen - rejected, wins)
+        stats = mixture.stats(present, wins) | {"reference_accuracy": accuracy}
+        return ReferenceGrid(chosen=chosen, rejected=rejected, response=response, stats=stats)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """References, clipped and weighted, before a mean or a sum is taken.
+
+    Attributes:
+        references: L_k(y), [K, B, R], 0 where absent.
+        clipped: L̂_k(y), [K, B, R].
+        epsilon: ε(y), [B, R].
+        weights: α_k of each pair, [K, B, R, R].
+    """
+
+    references: Tensor
+    clipped: Tensor
+    epsilon: Tensor
+    weights: Tensor
+
+    def stats(self, present: Tensor, wins: Tensor) -> dict[str, Tensor]:
+        """Return the mean weights and ε, how much is clipped, and how often references disagree.
+
+        Each is a number even where a batch has nothing to count: weights are then 1/K, the others 0.
+        """
+        others = present.expand_as(self.clipped[1:])
+        margins = (self.references.unsqueeze(-1) - self.references.unsqueeze(-2)).sign()
+        return {
+            **{
+                f"alpha_{k}": _mean(weight, wins, 1 / len(self.weights))
+                for k, weight in enumerate(self.weights)
+            },
+            "epsilon": _mean(self.epsilon, present, 0.0),
+            "clip_rate": _mean((self.clipped[1:] != self.references[1:]).float(), others, 0.0),
+            "reference_disagreement": _mean((margins != margins[:1]).any(dim=0).float(), wins, 0.0),
+        }
+
+
+def mix(references: Tensor, present: Tensor, weights: Weights, clip: Clip) -> Mixture:
+    """Weigh and clip the references' log-probs [K, B, R]; both read them unclipped."""
+    references = torch.where(present, references.detach(), 0.0)
+    epsilon = clip(references)
+    return Mixture(
+        references=references,
+        clipped=functional.clip_to_first(references, epsilon),
+        epsilon=epsilon,
+        weights=weights(references.unsqueeze(-1), references.unsqueeze(-2)),
+    )
+
+
+def mean_weights(weights: Tensor, present: Tensor) -> Tensor:
+    """Average the weights of pairs [K, B, R, R] over each response's pairs with the others present.
+
+    Returns:
+        [K, B, R]; for the only response of a prompt, the weights of its pair with itself.
+    """
+    itself = torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
+    others = present.unsqueeze(-2) & ~itself
+    count = others.sum(dim=-1)
+    mean = torch.where(others, weights, 0.0).sum(dim=-1) / count.clamp(min=1)
+    return torch.where(count > 0, mean, weights.diagonal(dim1=-2, dim2=-1))
+
+
+def share_won(margins: Tensor, wins: Tensor) -> Tensor:
+    """Return the share of pairs with a margin above 0, a draw counting one half; one half without pairs."""
+    return _mean((margins.sign() + 1) / 2, wins, 0.5)
+
+
+def _mean(values: Tensor, where: Tensor, otherwise: float) -> Tensor:
+    count = where.sum()
+    mean = torch.where(where, values, 0.0).sum() / count.clamp(min=1)
+    return torch.where(count > 0, mean, otherwise)
