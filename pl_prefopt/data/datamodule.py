@@ -79,7 +79,7 @@ class PreferenceDataModule(LightningDataModule):
         super().__init__()
         given = {"train": train, "val": val, "test": test, "predict": predict}
         self.sources = {split: Source.of(source) for split, source in given.items() if source is not None}
-        self.held_out = held_out
+        self.held_out = held_out if val is None else 0
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.tokenizer, self.template = tokenizer, template
         self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
@@ -108,8 +108,6 @@ class PreferenceDataModule(LightningDataModule):
                 f"expected `data.held_out` as a share below 1 or a number of rows, got {self.held_out}; "
                 f"write {int(self.held_out)} for rows"
             )
-        if self.held_out and "val" in self.sources:
-            raise ConfigError("expected `data.val` or `data.held_out`, got both; remove one of them")
 
     @property
     def renderer(self) -> Renderer:

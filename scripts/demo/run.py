@@ -39,8 +39,16 @@ def main() -> None:
     model = ["--model.init_args.policy.name", settings.model]
 
     prefopt("validate", "-c", CONFIG, *model, "--run_dir", str(run / "before"))
-    prefopt("fit", "-c", CONFIG, *model, "--run_dir", str(run))
-    prefopt("validate", "-c", str(run / "config.yaml"), "--ckpt_path", str(checkpoint))
+    prefopt("fit", "-c", CONFIG, *model, "--run_dir", str(run), "--trainer.limit_val_batches", "0")
+    prefopt(
+        "validate",
+        "-c",
+        str(run / "config.yaml"),
+        "--ckpt_path",
+        str(checkpoint),
+        "--trainer.limit_val_batches",
+        "1.0",
+    )
     prefopt("export", str(checkpoint), "--out", str(run / "adapter"))
 
     console = Console()
@@ -99,7 +107,7 @@ def _answer(policy, tokenizer, prompt: str) -> str:
         return_tensors="pt",
         return_dict=True,
     )
-    output = policy.generate(**inputs, max_new_tokens=80, do_sample=False)
+    output = policy.generate(**inputs, max_new_tokens=48, do_sample=False)
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 

@@ -115,7 +115,6 @@ def test_a_changed_file_is_read_again(make, tmp_path: Path):
     [
         ({"batch_size": 0}, r"data\.batch_size` to be at least 1, got 0"),
         ({"held_out": 2.0}, "write 2 for rows"),
-        ({"held_out": 3, "val": "x.jsonl"}, "got both"),
     ],
 )
 def test_settings_that_cannot_work(options, message: str):
@@ -164,3 +163,10 @@ def test_a_source_on_the_command_line(make):
     data = parse(f"--data.train.path={make.rows}", '--data.train.columns={"question": "prompt"}')
     assert data.sources["train"] == Source(path=make.rows, columns={"question": "prompt"})
     assert parse(f"--data.train={make.rows}").sources["train"] == Source(path=make.rows)
+
+
+def test_rows_are_held_out_only_where_there_are_no_validation_rows(make):
+    data = make(val=make.rows, held_out=0.5)
+    data.prepare_data()
+    data.setup("fit")
+    assert (len(data.datasets["train"]), len(data.datasets["val"])) == (14, 14)

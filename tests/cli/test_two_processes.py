@@ -1,0 +1,48 @@
+"""Two processes on a CPU: one folder, shared scoring, and the numbers of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_commands import axes
+from tests.runs import scored_rows, write_rows
+
+
+def prefopt(folder: Path, *arguments: object) -> str:
+    """Run `prefopt` in processes of its own."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pl_prefopt", *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_two_processes_train_and_measure_as_one(tiny_model, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", scored_rows(9))
+    settings = ["--data.train", rows, "--data.val", rows, "--model.init_args.policy.name", tiny_model]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    cached = ["--references.precompute", "true", "--model.init_args.optimizer.lr", "0.01"]
+    # 9 rows do not divide by 2 processes: the last batches are uneven.
+    prefopt(tmp_path, "fit", *axes(), *settings, *two, *cached, "--data.batch_size", "2")
+    (run,) = (tmp_path / "runs").iterdir()
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    together = json.loads((run / "metrics.json").read_text())
+    assert not list((tmp_path / ".cache").rglob("*.parts"))
+
+    alone = ["--trainer.devices", "1", "--references.precompute", "false"]
+    prefopt(tmp_path, "validate", "-c", run / "config.yaml", "--ckpt_path", "last", *alone)
+    assert json.loads((run / "metrics.json").read_text()) == pytest.approx(together, abs=1e-4)
+    assert together["val/margin"] != 0
