@@ -112,10 +112,10 @@ def test_the_pages_name_only_classes_and_settings_that_exist():
     pages = Path(__file__).parents[2] / "docs" / "methods"
     blocks = [
         yaml.safe_load(block.split("```")[0])
-        for page in ("dpo", "kto", "simpo_orpo")
+        for page in ("dpo", "kto", "simpo_orpo", "mrpo", "sr_dpo")
         for block in (pages / f"{page}.md").read_text(encoding="utf-8").split("```yaml\n")[1:]
     ]
-    assert len(blocks) == 9
+    assert len(blocks) == 12
     for block in blocks:
         whole = block if "model" in block else {"model": {"init_args": block}}
         objective = whole["model"]["init_args"]["objective"]
