@@ -1,0 +1,317 @@
+"""MPPO's objectives on whole batches: shapes, scales, draws, settings, and their pages."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pl_prefopt import functional, objectives
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.objectives import (
+    ListMLE,
+    Needs,
+    PairMCM,
+    PairMCS,
+    PairMNM,
+    PairMNS,
+    PairSingle,
+    PointCE,
+    PointMSE,
+)
+from pl_prefopt.objectives.draws import Draws
+from pl_prefopt.types import ResponseLogProbs, ScoredBatch
+from tests.objectives.batches import NAN, make_batch, random_batch, select
+from tests.objectives.test_method_configs import build, load
+
+PAIRED = {
+    "pair_single": PairSingle().eval(),
+    "pair_mns": PairMNS(),
+    "pair_mnm": PairMNM(),
+    "pair_mcs": PairMCS(),
+    "pair_mcm": PairMCM(),
+    "list_mle": ListMLE(),
+}
+POINT = {"point_ce": PointCE(score_range=(0.0, 4.0)), "point_mse": PointMSE(score_range=(0.0, 4.0))}
+EVERY = PAIRED | POINT
+
+
+def softplus(x):
+    return math.log1p(math.exp(x))
+
+
+def one(p, scores, length=4):
+    """A batch of one prompt whose responses have these mean likelihoods."""
+    return make_batch([[length * math.log(each) for each in p]], None, [scores])
+
+
+# --- by hand
+
+
+def test_sums_are_divided_by_lengths():
+    # exp(−2/4) and exp(−6/3)
+    batch = make_batch([[-2.0, -6.0]], None, [[1.0, 0.0]], length=[[4, 3]])
+    outcome = PairMNM()(batch)
+    p = [math.exp(-0.5), math.exp(-2.0)]
+    assert outcome.reward[0].tolist() == pytest.approx(p)
+    assert outcome.loss.item() == pytest.approx(softplus(p[1] - p[0]))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_p_does_not_change_when_a_response_is_repeated(repeats):
+    batch = make_batch([[-2.0 * repeats, -3.0]], None, [[1.0, 0.0]], length=[[4 * repeats, 4]])
+    assert PairMNM()(batch).reward[0, 0].item() == pytest.approx(math.exp(-0.5))
+
+
+def test_points_average_over_the_responses_of_a_prompt():
+    # Scores 10, 1 and unknown become 1, 0.1 and nothing; p = 0.5, 0.5, 0.9.
+    batch = one([0.5, 0.5, 0.9], [10.0, 1.0, NAN])
+    cross_entropy = (math.log(2) + math.log(2)) / 2
+    assert PointCE()(batch).loss.item() == pytest.approx(cross_entropy, rel=1e-6)
+    assert PointMSE()(batch).loss.item() == pytest.approx((0.25 + 0.16) / 2, rel=1e-6)
+    assert PointMSE()(batch).reward[0].tolist() == pytest.approx([0.5, 0.5, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("score_range", "scores"),
+    [((1.0, 10.0), [1.0, 5.5, 10.0]), ((0.0, 1.0), [0.0, 0.5, 1.0]), ((-3.0, 5.0), [-3.0, 1.0, 5.0])],
+)
+def test_any_scale_becomes_the_papers(score_range, scores):
+    scaled = PointCE(score_range=score_range).scaled(torch.tensor(scores))
+    assert scaled.tolist() == pytest.approx([0.1, 0.55, 1.0])
+
+
+def test_the_papers_own_scale_is_divided_by_ten():
+    grades = torch.arange(1.0, 11.0)
+    torch.testing.assert_close(PointMSE().scaled(grades), grades / 10)
+
+
+def test_a_single_response_has_a_point_loss_and_no_pair():
+    batch = make_batch([[-4.0]], None, [[10.0]])
+    assert PointCE()(batch).loss.item() == pytest.approx(1.0)
+    assert PointCE()(batch).counted.tolist() == [True]
+    assert PairMNM()(batch).counted.tolist() == [False]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_temperature_is_passed_on(name):
+    settings = {"score_range": (0.0, 4.0)} if name in POINT else {}
+    objective = type(EVERY[name])(temperature=2.0, **settings).eval()
+    cold, warm = one([0.25, 0.09], [4.0, 2.0]), one([0.5, 0.3], [4.0, 2.0])
+    assert objective(cold).loss.item() == pytest.approx(EVERY[name](warm).loss.item(), rel=1e-5)
+    torch.testing.assert_close(objective(cold).reward, EVERY[name](warm).reward)
+
+
+# --- all of them
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_ragged_batch_equals_its_prompts_one_by_one(name, seed):
+    objective, batch = EVERY[name], random_batch(seed)
+    together = objective(batch)
+    together.loss.sum().backward()
+    for row in range(len(batch.scores)):
+        columns = batch.present[row].nonzero()[:, 0]
+        single = select(batch, [row], columns)
+        alone = objective(single)
+        torch.testing.assert_close(alone.loss[0], together.loss[row])
+        torch.testing.assert_close(alone.reward[0], together.reward[row, columns])
+        assert alone.counted[0] == together.counted[row]
+        alone.loss.sum().backward()
+        torch.testing.assert_close(single.policy.sum.grad[0], batch.policy.sum.grad[row, columns])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_stands_at_absent_responses_does_not_matter(name):
+    batch = random_batch(4)
+    plain, absent = EVERY[name](batch), ~batch.present
+    assert absent.any()
+    garbage = ScoredBatch(
+        policy=ResponseLogProbs(
+            sum=batch.policy.sum.detach().masked_fill(absent, NAN).requires_grad_(),
+            length=batch.policy.length.masked_fill(absent, 99),
+        ),
+        references=batch.references,
+        scores=batch.scores.masked_fill(absent, 5.0),
+        present=batch.present,
+        graded=batch.graded,
+    )
+    outcome = EVERY[name](garbage)
+    outcome.loss.sum().backward()
+    assert torch.equal(outcome.loss, plain.loss)
+    assert torch.equal(outcome.reward, plain.reward)
+    assert (garbage.policy.sum.grad[absent] == 0).all()
+    assert garbage.policy.sum.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_outcome_contract(name):
+    batch = random_batch(5)
+    outcome = EVERY[name](batch)
+    assert outcome.loss.shape == outcome.counted.shape == (5,)
+    assert outcome.reward.shape == batch.present.shape
+    assert outcome.loss.dtype == outcome.reward.dtype == torch.float32
+    assert outcome.counted.dtype == torch.bool
+    assert outcome.loss.requires_grad
+    assert not outcome.reward.requires_grad
+    assert (outcome.reward[~batch.present] == 0).all()
+    assert (outcome.reward[batch.present] > 0).all()
+    assert (outcome.loss[~outcome.counted] == 0).all()
+    assert outcome.counted[0]
+    outcome.loss.sum().backward()
+    assert batch.policy.sum.grad.isfinite().all()
+    assert (batch.policy.sum.grad[0, :2] != 0).any()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_batch_without_anything_to_learn_still_has_a_gradient_of_zero(name):
+    batch = make_batch([[-3.0, -4.0], [0.0, 0.0]], None, [[NAN, NAN], [NAN, NAN]])
+    outcome = EVERY[name](batch)
+    outcome.loss.sum().backward()
+    assert outcome.loss.tolist() == [0.0, 0.0]
+    assert not outcome.counted.any()
+    assert (batch.policy.sum.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_responses_of_unknown_score_get_a_reward_and_no_gradient(name):
+    batch = make_batch([[-3.0, -4.0, -5.0]], None, [[1.0, 0.0, NAN]])
+    outcome = EVERY[name](batch)
+    outcome.loss.sum().backward()
+    assert batch.policy.sum.grad[0, 2] == 0
+    assert outcome.reward[0, 2] > 0
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_references_are_ignored(name):
+    free, watched = random_batch(6), random_batch(6)
+    watched.references.fill_(-1.0)
+    assert torch.equal(EVERY[name](free).loss, EVERY[name](watched).loss)
+
+
+# --- draws
+
+
+def test_pair_single_draws_in_training_and_averages_in_evaluation():
+    p, scores = [0.8, 0.5, 0.1], [3.0, 2.0, 1.0]
+    torch.manual_seed(0)
+    objective = PairSingle()
+    drawn = {round(objective(one(p, scores)).loss.item(), 4) for _ in range(30)}
+    assert drawn == {round(softplus(-0.3), 4), round(softplus(-0.7), 4)}
+    mean = (softplus(-0.3) + softplus(-0.7)) / 2
+    assert objective.eval()(one(p, scores)).loss.item() == pytest.approx(mean, rel=1e-6)
+
+
+def test_pair_single_draws_every_response_below_the_best_equally_often_and_no_other():
+    torch.manual_seed(0)
+    scores = torch.tensor([[2.0, 5.0, 5.0, 1.0, NAN, 3.0]]).expand(3000, -1)
+    present = torch.tensor([True, True, True, True, True, False]).expand(3000, -1)
+    _, rest = functional.best_and_rest(scores, present)
+    counts = Draws().choose(rest, 1).sum(dim=0).tolist()
+    assert counts[1] == counts[2] == counts[4] == counts[5] == 0
+    assert counts[0] + counts[3] == 3000
+    assert abs(counts[0] - 1500) < 150
+
+
+@pytest.mark.parametrize("kind", [PairMCS, PairMCM])
+def test_num_pairs_draws_that_many_pairs_in_training(kind):
+    p, scores = [0.8, 0.5, 0.1], [3.0, 2.0, 1.0]
+    margins = {"01": 0.3, "02": 0.7, "12": 0.4}
+    torch.manual_seed(0)
+    objective = kind(num_pairs=2)
+    drawn = {round(objective(one(p, scores)).loss.item(), 4) for _ in range(40)}
+    if kind is PairMCS:
+        expected = {
+            round(softplus(-margins[a]) + softplus(-margins[b]), 4)
+            for a, b in (("01", "02"), ("01", "12"), ("02", "12"))
+        }
+    else:
+        expected = {round(softplus(-total), 4) for total in (1.0, 0.7, 1.1)}
+    assert drawn == expected
+    everything = kind()(one(p, scores)).loss
+    assert torch.equal(objective.eval()(one(p, scores)).loss, everything)
+    assert torch.equal(kind(num_pairs=3)(one(p, scores)).loss, everything)
+    assert torch.equal(kind(num_pairs=99)(one(p, scores)).loss, everything)
+
+
+def test_draws_follow_the_seed_and_go_on_from_a_state():
+    candidates = torch.ones(20, 6, dtype=torch.bool)
+
+    def start(seed):
+        torch.manual_seed(seed)
+        return Draws()
+
+    first, same, other = start(0), start(0), start(1)
+    assert torch.equal(first.choose(candidates, 2), same.choose(candidates, 2))
+    state = first.state
+    expected = first.choose(candidates, 2)
+    assert not torch.equal(expected, start(0).choose(candidates, 2))
+    other.state = state
+    assert torch.equal(other.choose(candidates, 2), expected)
+
+
+def test_draws_leave_the_global_generator_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    Draws().choose(torch.ones(3, 3, dtype=torch.bool), 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- needs, settings, configurations, pages
+
+
+def test_needs():
+    assert PairMNM().needs == Needs(min_responses=2)
+    assert PointCE(score_range=(0.0, 5.0)).needs == Needs(score_range=(0.0, 5.0))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_family_is_its_own(name):
+    assert isinstance(EVERY[name], objectives.MPPOObjective)
+    assert not isinstance(EVERY[name], (objectives.ReferenceFreeObjective, objectives.ReferenceObjective))
+
+
+@pytest.mark.parametrize(
+    ("make", "setting"),
+    [
+        (lambda: PairMNM(temperature=0.0), "temperature"),
+        (lambda: PointCE(temperature=-1.0), "temperature"),
+        (lambda: PointCE(score_range=(1.0, 1.0)), "score_range"),
+        (lambda: PointMSE(score_range=(10.0, 1.0)), "score_range"),
+        (lambda: PointMSE(score_range=(NAN, 1.0)), "score_range"),
+        (lambda: PairMCS(num_pairs=0), "num_pairs"),
+        (lambda: PairMCM(num_pairs=-1), "num_pairs"),
+    ],
+)
+def test_settings_out_of_range_name_themselves_in_one_sentence(make, setting):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    message = str(caught.value)
+    assert message.startswith(setting)
+    assert message.endswith(".")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_each_variant_has_a_configuration_with_the_papers_settings(name):
+    built, config = build(load(f"mppo_{name}")), load(f"mppo_{name}")
+    assert type(built) is type(EVERY[name])
+    assert built.temperature == 1.0
+    assert config["model"]["class_path"] == "pl_prefopt.modules.MPPOModule"
+    assert config["references"]["members"] == []
+    assert getattr(built, "score_range", (1.0, 10.0)) == (1.0, 10.0)
+    assert getattr(built, "num_pairs", None) is None
+
+
+def test_the_page_names_only_classes_and_settings_that_exist():
+    page = Path(__file__).parents[2] / "docs" / "methods" / "mppo.md"
+    blocks = page.read_text(encoding="utf-8").split("```yaml\n")[1:]
+    assert blocks
+    for block in map(yaml.safe_load, (block.split("```")[0] for block in blocks)):
+        objective = block["model"]["init_args"]["objective"]
+        assert set(objective["init_args"]) == set(inspect.signature(type(build(block))).parameters)
