@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from pl_prefopt.errors import DataError
 from pl_prefopt.scoring.inputs import accepts, base_model
 from pl_prefopt.scoring.layouts import Layout, PlainLayout, TreeLayout
 from pl_prefopt.types import ResponseLogProbs, TokenTree
@@ -32,6 +33,7 @@ class Scorer:
 
     def __call__(self, model: nn.Module, tree: TokenTree) -> ResponseLogProbs:
         """Return the log-probs of each response of ``tree``, float32 [B, R], with gradient if enabled."""
+        _check_length(model, tree)
         if not self._decided:
             self._decide(model, tree)
         log_probs = self._layout_for(model, tree).token_log_probs(model, tree)
@@ -55,6 +57,18 @@ class Scorer:
             self._shared = TreeLayout()
         else:
             warnings.warn(f"Each prompt is computed once a response, because {obstacle}.", stacklevel=3)
+
+
+def _check_length(model: nn.Module, tree: TokenTree) -> None:
+    config = base_model(model).config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    prompt, response = tree.prompt_ids.shape[1], tree.response_ids.shape[2]
+    if limit is not None and prompt + response > limit:
+        raise DataError(
+            f"{type(base_model(model)).__name__} takes at most {limit} tokens, but a batch has a prompt of "
+            f"{prompt} and a response of {response} of its tokens: set data.max_prompt_length and "
+            f"data.max_response_length so that they add up to less."
+        )
 
 
 def attention_window(model: nn.Module) -> int | None:

@@ -284,3 +284,37 @@ def test_members_are_in_no_checkpoint(tiny_model, sibling_model, tmp_path):
     saved = torch.load(tmp_path / "run.ckpt", weights_only=True)
     assert all("lora_" in name for name in saved["state_dict"])
     assert reference.model is None
+
+
+def test_an_offloaded_reference_gives_the_same_log_probs(tiny_model, other_model, tmp_path):
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    spec = PolicySpec(name=str(other_model))
+    members = [FrozenModel(spec), FrozenModel(spec, offload=True, device="cpu")]
+    table, _ = gather(tmp_path, module, ReferenceEnsemble(members))
+    assert torch.equal(table[0], table[1])
+
+
+def test_a_reference_with_its_own_tokeniser_refuses_responses_cut_for_the_policy(
+    tiny_model, other_model, sibling_model, tmp_path
+):
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    own = ReferenceEnsemble([FrozenModel(PolicySpec(name=str(other_model)))])
+    with pytest.raises(ContractError, match=r"of the val responses are cut for the policy"):
+        gather(tmp_path, module, own, max_response_length=5)
+    # One that shares the policy's tokens sees what the policy sees.
+    shared = ReferenceEnsemble([FrozenModel(PolicySpec(name=str(sibling_model)))])
+    table, datamodule = gather(tmp_path, module, shared, max_response_length=5)
+    expected = scored_by(build_frozen(PolicySpec(name=str(sibling_model))), datamodule)
+    torch.testing.assert_close(table[0], expected, atol=2e-3, rtol=1e-5)
+
+
+def test_a_text_too_long_for_a_reference_is_one_sentence(tiny_model, tmp_path):
+    short = tmp_path / "short"
+    tokenizer = tiny_tokenizer(vocab_size=320)
+    model = tiny_llama(len(tokenizer))
+    model.config.max_position_embeddings = 16
+    model.save_pretrained(short)
+    tokenizer.save_pretrained(short)
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    with pytest.raises(DataError, match="takes at most 16 tokens"):
+        gather(tmp_path, module, ReferenceEnsemble([FrozenModel(PolicySpec(name=str(short)))]))
