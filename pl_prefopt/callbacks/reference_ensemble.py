@@ -31,6 +31,9 @@ class ReferenceEnsemble(Callback):
             models. A second run on the same data finds them there.
         cache_dir: where the log-probs are kept, a folder a reference.
         batch_size: rows in one forward pass of ``precompute``.
+
+    Attributes:
+        tables: after precomputing, the folders of the log-probs.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class ReferenceEnsemble(Callback):
         self.precompute = precompute
         self.cache_dir = cache_dir
         self.batch_size = batch_size
+        self.tables: list[Path] = []
         self._ready: list[Reference] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -152,4 +156,5 @@ class ReferenceEnsemble(Callback):
             for file in missing:
                 fill_table(member, module, file, batch_size=self.batch_size, workers=workers)
             member.release()
+        self.tables.append(folder)
         return PrecomputedTable(str(folder))

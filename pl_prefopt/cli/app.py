@@ -18,6 +18,7 @@ from pl_prefopt.cli.run_folder import (
     keep_earlier_metrics,
     refuse_second_run,
 )
+from pl_prefopt.cli.trainer import PrefOptTrainer
 from pl_prefopt.data import PreferenceDataModule
 from pl_prefopt.modules import PreferenceModule
 
@@ -29,6 +30,7 @@ class PrefOptCLI(LightningCLI):
         super().__init__(
             PreferenceModule,
             PreferenceDataModule,
+            trainer_class=PrefOptTrainer,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -45,6 +47,7 @@ class PrefOptCLI(LightningCLI):
         stages = LightningCLI.subcommands()
         # Predictions go to a file; keeping them in memory as well would not scale.
         stages["predict"] = stages["predict"] | {"return_predictions"}
+        stages["precompute"] = {"model", "datamodule"}
         return stages
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -67,6 +70,9 @@ class PrefOptCLI(LightningCLI):
         """Decide on the run's folder before anything is built or loaded."""
         config = self.config[self.subcommand]
         method = str(config.model.init_args.objective.class_path).rsplit(".", 1)[-1]
+        if self.subcommand == "precompute":
+            self._prepare_precompute(config)
+            return
         training = self.subcommand == "fit"
         asked = config.get("ckpt_path")
         self.run_folder = choose_run_folder(asked=config.run_dir, ckpt_path=asked, method=method)
@@ -81,6 +87,15 @@ class PrefOptCLI(LightningCLI):
             MetricsFile(config.run_dir),
             PredictionWriter(config.run_dir),
         ]
+
+    def _prepare_precompute(self, config: Any) -> None:
+        """Leave nothing behind but the tables."""
+        config.references.precompute = True
+        config.trainer.logger = False
+        config.trainer.num_sanity_val_steps = 0
+        config.best.monitor, config.best.save_top_k = None, 0
+        self.save_config_callback = None
+        self.run_folder = Path(config.run_dir or config.references.cache_dir)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with its files in the run's folder."""
@@ -99,6 +114,12 @@ class PrefOptCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Run ``Trainer.predict``; the predictions go to ``predictions.jsonl``."""
         self.trainer.predict(return_predictions=False, **kwargs)
+
+    def after_precompute(self) -> None:
+        """Say where the tables are."""
+        if self.trainer.is_global_zero:
+            for folder in self._get(self.config_init, "references").tables:
+                print(f"Log-probs are in {folder}")
 
     def before_validate(self) -> None:
         """Say so if there is nothing trained to validate."""

@@ -12,6 +12,7 @@ _STAGES = {
     "validate": "measure it on the validation rows",
     "test": "measure it on the test rows",
     "predict": "write each response's log-prob, reward and rank",
+    "precompute": "score the rows with every reference, and train nothing",
 }
 _TOOLS = {"export": "write a trained policy as a PEFT folder or a merged model"}
 _COMMANDS = _STAGES | _TOOLS
@@ -75,7 +76,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:<9} {what}" for name, what in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<10} {what}" for name, what in _COMMANDS.items())
     return _HELP.format(version=version("pl-prefopt"), commands=commands)
 
 

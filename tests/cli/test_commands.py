@@ -261,3 +261,18 @@ def test_a_four_bit_policy_trains_and_merges_into_full_precision(prefopt, settin
     prefopt("export", "run/checkpoints/last.ckpt", "--out", "merged", "--merge", "true")
     merged = AutoModelForCausalLM.from_pretrained("merged")
     assert merged.get_input_embeddings().weight.dtype == torch.float32
+
+
+def test_precompute_scores_and_leaves_only_the_tables(prefopt, settings, tiny_model):
+    member = '[{"class_path": "pl_prefopt.references.FrozenModel", "init_args": {"model": {"name": "%s"}}}]'
+    reference = ["--references.members", member % tiny_model]
+    printed = prefopt("precompute", *axes(), *settings, *reference)
+    (folder,) = Path(".cache/pl_prefopt/references").iterdir()
+    assert f"Log-probs are in {folder}" in printed
+    assert len(list(folder.glob("*.safetensors"))) == 2
+    assert not Path("runs").exists()
+    # On another machine the table stands in for the model.
+    shutil.move(folder, "table")
+    table = '[{"class_path": "pl_prefopt.references.PrecomputedTable", "init_args": {"folder": "table"}}]'
+    prefopt("fit", *axes(), *settings, "--references.members", table, "--run_dir", "run")
+    assert "val/margin" in json.loads(Path("run/metrics.json").read_text())
