@@ -96,7 +96,6 @@ def test_the_demos_data_from_the_command_line(prefopt, tiny_model, tmp_path):
         "--data.train": ROOT / "scripts/demo/preferences_train.jsonl",
         "--data.val": ROOT / "scripts/demo/preferences_heldout.jsonl",
         "--model.init_args.policy.name": tiny_model,
-        "--references.precompute": "false",
         "--run_dir": tmp_path / "run",
     }
     settings = [part for pair in (smoke | data).items() for part in pair]
