@@ -1,19 +1,18 @@
 """The MPPO study: eight variants, DPO and SimPO from one start, on equal budgets. See docs/studies/mppo.md.
 
-    python scripts/studies/mppo.py [--config scripts/studies/mppo.yaml] [--out runs/studies/mppo]
+    python scripts/studies/mppo.py [--config scripts/studies/mppo.yaml] [--out runs/studies/mppo] [--report]
 
-1. The rows are split by prompt: some for the start, some to train on, some held out. 2. The start: the model
-is fine-tuned on the best response of each start prompt (Point-CE with every score at its
-   highest is the mean negative log-likelihood) and saved whole.
+1. The rows are split by prompt: some for the start, some to train on, some held out.
+2. The start: the model is fine-tuned on the best response of each start prompt (Point-CE with every score at
+   its highest is the mean negative log-likelihood) and saved whole.
 3. Every method trains a fresh adapter on the start with every seed, on the same prompts, steps and learning
-rate,
-   and is measured on the held-out prompts. The seed decides the adapter's first weights, the order and the
-   draws.
+   rate, and is measured on the held-out prompts. The seed decides the adapter's first weights, the order and
+   the draws.
 4. A table (Markdown and CSV), the answers to three questions and a figure are written.
 
 A run whose ``metrics.json`` is there is skipped, so a stopped study goes on where it stopped; seeds are the
-outer loop, so that a study stopped early still holds every method. Delete the folder after a change of the
-YAML.
+outer loop, so that a study stopped early still holds every method. ``--report`` trains nothing and writes the
+results of the runs that are there. Delete the folder after a change of the YAML.
 """
 
 from __future__ import annotations
@@ -70,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=Path(__file__).with_suffix(".yaml"))
     parser.add_argument("--out", type=Path, default=Path("runs/studies/mppo"))
+    parser.add_argument("--report", action="store_true", help="write results, train nothing")
     given = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -79,8 +79,9 @@ def main(argv: list[str] | None = None) -> None:
     results: Results = {method: [] for method in study["methods"]}
     for seed in study["seeds"]:
         for method in study["methods"]:
-            results[method].append(run(study, given.out, method, seed))
-            write(given.out, start, {name: runs for name, runs in results.items() if runs})
+            if not given.report or run_file(given.out, method, seed).is_file():
+                results[method].append(run(study, given.out, method, seed))
+    write(given.out, start, {name: runs for name, runs in results.items() if runs})
     print((given.out / "table.md").read_text(encoding="utf-8"), flush=True)
     print((given.out / "answers.md").read_text(encoding="utf-8"), flush=True)
 
@@ -136,7 +137,7 @@ def prepare_start(study: dict[str, Any], out: Path) -> Metrics:
 
 def run(study: dict[str, Any], out: Path, method: str, seed: int) -> Metrics:
     """Train a method with a seed and return its held-out metrics, or those of the run that is there."""
-    finished = out / "runs" / f"{method}-{seed}" / "metrics.json"
+    finished = run_file(out, method, seed)
     if finished.is_file():
         return _read(finished)
     began = time.monotonic()
@@ -147,6 +148,11 @@ def run(study: dict[str, Any], out: Path, method: str, seed: int) -> Metrics:
     metrics = _measure(study, out, module) | {"seconds": time.monotonic() - began}
     print(f"{method}, seed {seed}: {metrics['seconds']:.0f} s", flush=True)
     return _write_json(finished, metrics)
+
+
+def run_file(out: Path, method: str, seed: int) -> Path:
+    """Return where a run's metrics are once it has finished."""
+    return out / "runs" / f"{method}-{seed}" / "metrics.json"
 
 
 def build_objective(described: dict[str, Any]) -> Objective:
@@ -230,11 +236,11 @@ def markdown_table(start: Metrics, results: Results) -> str:
 
 def answers(start: Metrics, results: Results) -> str:
     """Return each question's difference over the seeds; a verdict needs all seeds to agree in sign."""
-    lines = ["| question | measured | answer |", "|---|---|---|"]
+    lines = ["| question | seeds | measured | answer |", "|---|---|---|---|"]
     for question, values in questions(start, results):
         signs = {(value > 0) - (value < 0) for value in values}
         verdict = {frozenset({1}): "yes", frozenset({-1}): "no"}.get(frozenset(signs), "the seeds disagree")
-        lines.append(f"| {question} | {_shown(values, signed=True)} | {verdict} |")
+        lines.append(f"| {question} | {len(values)} | {_shown(values, signed=True)} | {verdict} |")
     return "\n".join(lines) + "\n"
 
 

@@ -23,7 +23,7 @@ def load_script():
 
 @pytest.fixture
 def study(tiny_model, tmp_path):
-    """A configuration of two methods on a handful of rows."""
+    """A configuration of three methods on a handful of rows."""
     rows = [
         {
             "prompt": f"Say {number}.",
@@ -34,7 +34,7 @@ def study(tiny_model, tmp_path):
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     whole = yaml.safe_load(SCRIPT.with_suffix(".yaml").read_text(encoding="utf-8"))
-    methods = ("Point-CE", "Pair-MNS", "Pair-MNM", "Pair-MCM", "DPO", "SimPO")
+    methods = ("Point-CE", "Pair-MCM", "DPO")
     changes = {
         "model": str(tiny_model),
         "data": str(tmp_path / "rows.jsonl"),
@@ -54,11 +54,11 @@ def test_the_study_writes_its_results_and_goes_on_where_it_stopped(study, tmp_pa
     script.main(study)
     with (out / "table.csv").open(encoding="utf-8") as file:
         table = {row["method"]: row for row in csv.DictReader(file)}
-    assert list(table) == ["start", "Point-CE", "Pair-MNS", "Pair-MNM", "Pair-MCM", "DPO", "SimPO"]
+    assert list(table) == ["start", "Point-CE", "Pair-MCM", "DPO"]
     assert table["DPO"]["runs"] == "2"
-    assert 0 < float(table["Pair-MNM"]["likelihood_best mean"]) < 1
-    assert float(table["Pair-MNM"]["likelihood_best sd"]) > 0
-    assert (out / "answers.md").read_text(encoding="utf-8").count("\n") == 9
+    assert 0 < float(table["Pair-MCM"]["likelihood_best mean"]) < 1
+    assert float(table["Pair-MCM"]["likelihood_best sd"]) > 0
+    assert (out / "answers.md").read_text(encoding="utf-8").count("\n") == 6
     assert "<svg" in (out / "figure.svg").read_text(encoding="utf-8")
 
     prompts = [
@@ -69,12 +69,15 @@ def test_the_study_writes_its_results_and_goes_on_where_it_stopped(study, tmp_pa
     assert not prompts[2] & (prompts[0] | prompts[1])
 
     before = (out / "table.md").read_text(encoding="utf-8")
-    (out / "runs" / "Pair-MNM-1" / "metrics.json").unlink()
+    (out / "runs" / "Pair-MCM-1" / "metrics.json").unlink()
+    load_script().main([*study, "--report"])
+    with (out / "table.csv").open(encoding="utf-8") as file:
+        assert {row["method"]: row["runs"] for row in csv.DictReader(file)}["Pair-MCM"] == "1"
     capsys.readouterr()
     load_script().main(study)
     printed = capsys.readouterr().out
-    assert "Pair-MNM, seed 1" in printed
-    assert "Pair-MNM, seed 0" not in printed
+    assert "Pair-MCM, seed 1" in printed
+    assert "Pair-MCM, seed 0" not in printed
     assert (out / "table.md").read_text(encoding="utf-8") == before
 
 
@@ -83,6 +86,6 @@ def test_verdicts_need_all_seeds_to_agree():
     start = dict.fromkeys((*script.RANKS, "likelihood_gap"), 0.5)
     up, down = ({name: value for name in start} for value in (0.6, 0.4))
     said = script.answers(start, {"Point-CE": [up, up]})
-    assert "raises p of all ranks (least change) | +0.1000 ± 0.0000 | yes |" in said
-    assert "shrinks the gap (start − end) | -0.1000 ± 0.0000 | no |" in said
+    assert "raises p of all ranks (least change) | 2 | +0.1000 ± 0.0000 | yes |" in said
+    assert "shrinks the gap (start − end) | 2 | -0.1000 ± 0.0000 | no |" in said
     assert "the seeds disagree" in script.answers(start, {"Point-CE": [up, down]})
