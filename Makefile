@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 MODEL := .cache/models/SmolLM2-135M-Instruct
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# Threads that wait without spinning, so that a busy machine is slower but not ten times slower.
+export OMP_WAIT_POLICY := passive
 
 .PHONY: help install model demo test check format clean
 
