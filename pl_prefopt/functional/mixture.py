@@ -86,10 +86,7 @@ def log_harmonic_mean(references: Tensor, weights: Tensor) -> Tensor:
     Returns:
         log π̃(y), [...]. π̃ is not normalised; its normaliser cancels in a pair.
     """
-    # Relative to the first reference, whose clipped neighbours differ from it by little: equal log-probs
-    # then give exactly that log-prob, and no digits of it are lost in the sum.
-    first = references[0]
-    return first - torch.logsumexp(weights.log() + (first - references), dim=0)
+    return -torch.logsumexp(weights.log() - references, dim=0)
 
 
 def log_geometric_mean(references: Tensor, weights: Tensor) -> Tensor:
@@ -105,7 +102,7 @@ def log_geometric_mean(references: Tensor, weights: Tensor) -> Tensor:
     Returns:
         log π̃(y), [...], not normalised.
     """
-    first = references[0]
+    first = references[0]  # relative to it, equal log-probs give that log-prob to the last digit
     return first + (weights * (references - first)).sum(dim=0)
 
 

@@ -170,14 +170,14 @@ def test_marginals_and_views_by_hand():
         policy=[[-8.0, -11.0], [-5.0, -6.0]],
         references=[[[-10.0, -10.0], [-5.0, -7.0]], [[-7.0, -12.0], [-8.0, -7.0]]],
     )
-    batch["view_rewards"] = {"quality": torch.tensor([[0.5, 0.0], [0.0, 1.5]])}
+    batch["view_rewards"] = {"quality": torch.tensor([[0.5, 0.0], [0.0, -1.5]])}
     suite = build_suite("test", 2, ["quality"])
     suite.update(**batch)
     values = {name.removeprefix("test/"): value.item() for name, value in suite.compute().items()}
     assert values["marginal_0"] == pytest.approx((3 - 1) / 2)
     assert values["marginal_1"] == pytest.approx((-2 + 2) / 2)
-    assert values["accuracy_quality"] == 0.5
-    assert values["margin_quality"] == pytest.approx((0.5 - 1.5) / 2)
+    assert values["accuracy_quality"] == 1.0
+    assert values["margin_quality"] == pytest.approx((0.5 + 1.5) / 2)
     for name in ("marginal_0", "marginal_1", "accuracy_quality", "margin_quality"):
         assert values[f"{name}_low"] <= values[name] <= values[f"{name}_high"]
 

@@ -272,6 +272,22 @@ def test_precomputed_references_give_the_same_steps(tiny_model, two_strangers, t
     assert tables == {"plain", "quality"}
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_leaves_references_and_rewards_alone(tiny_model, other_model, tmp_path, precision):
+    objective = SrDPO(reference=VirtualReference(FixedWeights([1, 2])))
+    module = SrModule(lora_spec(tiny_model), objective, sgd)
+    kept = Predictions()
+    ensemble = ReferenceEnsemble([AdapterOff(), frozen(other_model)])
+    trainer = make_trainer(tmp_path, ensemble, kept, precision=precision)
+    trainer.fit(module, make_datamodule(tmp_path))
+    assert trainer.callback_metrics["train/loss"].isfinite()
+    trainer.predict(module, make_datamodule(tmp_path), return_predictions=False)
+    for _, scored, outcome in kept.batches:
+        found = [scored.references, scored.views["quality"].references, outcome.loss, outcome.reward]
+        found += [*outcome.stats.values(), *outcome.view_rewards.values()]
+        assert {values.dtype for values in found} == {torch.float32}
+
+
 def test_the_view_is_what_the_policy_scores(tiny_model, tmp_path):
     rows = pair_rows(2)
     objective = SrDPO(view=QualityPrompt(text="Be good."))
