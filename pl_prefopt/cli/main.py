@@ -61,6 +61,9 @@ def _mistake_behind(error: BaseException | None) -> PrefOptError | None:
 
 
 def _run(arguments: list[str]) -> None:
+    from pl_prefopt.cli.quiet import hush
+
+    hush()
     if arguments[0] == "export":
         from pl_prefopt.cli.export import export
 
@@ -69,9 +72,7 @@ def _run(arguments: list[str]) -> None:
     if len(arguments) == 1:
         _fail(f"`prefopt {arguments[0]}` needs settings.\n\n{_help()}")
     from pl_prefopt.cli.app import PrefOptCLI
-    from pl_prefopt.cli.quiet import hush
 
-    hush()
     PrefOptCLI()
 
 

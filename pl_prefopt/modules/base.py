@@ -18,7 +18,7 @@ from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import PolicySpec, build_policy
 from pl_prefopt.rows import PreferenceRow
-from pl_prefopt.scoring import LayoutName, Scorer
+from pl_prefopt.scoring import LayoutName, Scorer, evaluating
 from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch, ViewLogProbs
 from pl_prefopt.views import View
 
@@ -176,7 +176,9 @@ class PreferenceModule(LightningModule):
         tree = batch.trees[name]
         present = tree.response_mask.any(dim=-1) & batch.present.any(dim=-1, keepdim=True)
         references = batch.references.get(name, batch.scores.new_empty((0, *present.shape)))
-        return ViewLogProbs(policy=self.scorer(self.policy, tree), references=references, present=present)
+        with evaluating(self.policy):  # an offset should not depend on an adapter's dropout
+            log_probs = self.scorer(self.policy, tree)
+        return ViewLogProbs(policy=log_probs, references=references, present=present)
 
     def _log_metrics(self, stage: str) -> None:
         """Log what was counted; a value that nothing was counted for is NaN, and no number is better."""
