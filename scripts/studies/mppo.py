@@ -49,6 +49,7 @@ from pl_prefopt.references import AdapterOff
 RANKS = ("likelihood_best", "likelihood_rank_2", "likelihood_rank_3", "likelihood_rank_4")
 COLUMNS = {
     "accuracy": "pairwise accuracy",
+    "ranking_accuracy_normalized": "accuracy by p",
     "best_of_n": "best of n",
     "ndcg": "NDCG",
     "pearson": "Pearson",
