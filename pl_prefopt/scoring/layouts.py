@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_prefopt.scoring.inputs import base_model, label_log_probs, last_logits, left_padded
+from pl_prefopt.scoring.heads import Head
+from pl_prefopt.scoring.inputs import base_model, left_padded
 from pl_prefopt.types import TokenTree
 
 
@@ -17,14 +18,14 @@ class Layout(ABC):
     """A way of computing the log-prob of each response token given its prompt."""
 
     @abstractmethod
-    def token_log_probs(self, model: nn.Module, tree: TokenTree) -> Tensor:
+    def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
         """Return float32 [B, R, T]; the values at padding mean nothing."""
 
 
 class PlainLayout(Layout):
     """One input row a response: its prompt, then itself. Works with every causal model."""
 
-    def token_log_probs(self, model: nn.Module, tree: TokenTree) -> Tensor:
+    def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
         """Return float32 [B, R, T]; the values at padding mean nothing."""
         prompts, responses, length = tree.response_ids.shape
         prompt_ids, prompt_mask = left_padded(tree.prompt_ids, tree.prompt_mask)
@@ -32,8 +33,10 @@ class PlainLayout(Layout):
         mask = _repeat_and_append(prompt_mask, tree.response_mask)
         positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long(), "position_ids": positions}
-        logits = last_logits(model, length + 1, **inputs)[:, :-1]
-        return label_log_probs(logits, ids[:, -length:]).view(prompts, responses, length)
+        labels = ids[:, -length:]
+        source = torch.arange(length, device=ids.device).expand_as(labels)
+        log_probs = head.log_probs(model, labels, source, prompt_ids.shape[1] - 1, **inputs)
+        return log_probs.view(prompts, responses, length)
 
 
 class TreeLayout(Layout):
@@ -44,19 +47,22 @@ class TreeLayout(Layout):
     whose positions are given by ``position_ids``.
     """
 
-    def token_log_probs(self, model: nn.Module, tree: TokenTree) -> Tensor:
+    def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
         """Return float32 [B, R, T]; the values at padding are 0."""
         prompt_ids, prompt_mask = left_padded(tree.prompt_ids, tree.prompt_mask)
         slots = Slots.of(tree)
         labels = tree.response_ids.flatten(1).gather(1, slots.token)
-        logits = last_logits(
+        # A response's first token is predicted at the prompt's end, each other one at the slot before it.
+        source = torch.where(slots.step == 0, 0, torch.arange(labels.shape[1], device=labels.device))
+        log_probs = head.log_probs(
             model,
-            labels.shape[1] + 1,
+            labels,
+            source,
+            prompt_ids.shape[1] - 1,
             input_ids=torch.cat([prompt_ids, labels], dim=1),
             attention_mask=_as_model_takes_it(tree_mask(prompt_mask, slots).unsqueeze(1), model),
             position_ids=_tree_positions(prompt_mask, slots),
-        )
-        log_probs = _slot_log_probs(logits, labels, slots)
+        ).masked_fill(~slots.filled, 0.0)
         flat = log_probs.new_zeros(tree.response_ids.flatten(1).shape)
         return flat.scatter(1, slots.token, log_probs).view(tree.response_ids.shape)
 
@@ -107,19 +113,6 @@ def tree_mask(prompt_mask: Tensor, slots: Slots) -> Tensor:
     # Padding attends to itself: a row with nothing to attend to would be NaN.
     visible |= torch.eye(total, dtype=torch.bool, device=valid.device)
     return visible
-
-
-def _slot_log_probs(logits: Tensor, labels: Tensor, slots: Slots) -> Tensor:
-    """Return float32 [B, W] from the logits [B, 1 + W, V] of the prompt's end and of all slots.
-
-    A response's first token is predicted at the prompt's end, each other one at the slot before it.
-    """
-    slot = torch.arange(labels.shape[1], device=labels.device)
-    source = torch.where(slots.step == 0, 0, slot)
-    row = torch.arange(len(labels), device=labels.device).unsqueeze(1)
-    chosen = logits[row, source, labels].float()
-    normaliser = logits.float().logsumexp(dim=-1).gather(1, source)
-    return (chosen - normaliser).masked_fill(~slots.filled, 0.0)
 
 
 def _repeat_and_append(prompt: Tensor, response: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pl_prefopt.errors import DataError
+from pl_prefopt.scoring.heads import ChunkedHead, Head, WholeLogits
 from pl_prefopt.scoring.inputs import accepts, base_model
 from pl_prefopt.scoring.layouts import Layout, PlainLayout, TreeLayout
 from pl_prefopt.types import ResponseLogProbs, TokenTree
@@ -21,6 +22,8 @@ LayoutName = Literal["auto", "tree", "plain"]
 class Scorer:
     """Computes log-probs of responses with one model.
 
+    The first call finds out, on a handful of tokens, how the model can be run.
+
     Args:
         layout: ``tree`` computes each prompt once for all its responses; ``plain`` once a response;
             ``auto`` takes the tree where the model supports it and a probe confirms that both agree.
@@ -28,15 +31,14 @@ class Scorer:
 
     def __init__(self, layout: LayoutName = "auto") -> None:
         self.layout = layout
-        self._shared: TreeLayout | None = TreeLayout() if layout == "tree" else None
-        self._decided = layout != "auto"
+        self._shared: TreeLayout | None = None
+        self._head: Head | None = None
 
     def __call__(self, model: nn.Module, tree: TokenTree) -> ResponseLogProbs:
         """Return the log-probs of each response of ``tree``, float32 [B, R], with gradient if enabled."""
         _check_length(model, tree)
-        if not self._decided:
-            self._decide(model, tree)
-        log_probs = self._layout_for(model, tree).token_log_probs(model, tree)
+        head = self._head or self._decide(model, tree.prompt_ids.device)
+        log_probs = self._layout_for(model, tree).token_log_probs(model, tree, head)
         counted = tree.counted_mask
         return ResponseLogProbs(
             sum=log_probs.masked_fill(~counted, 0.0).sum(dim=-1),
@@ -50,13 +52,24 @@ class Scorer:
             return PlainLayout()
         return self._shared
 
-    def _decide(self, model: nn.Module, tree: TokenTree) -> None:
-        self._decided = True
-        obstacle = _obstacle(model) or _disagreement(model, tree.prompt_ids.device)
-        if obstacle is None:
-            self._shared = TreeLayout()
-        else:
+    def _decide(self, model: nn.Module, device: torch.device) -> Head:
+        whole, chunked, plain, shared = WholeLogits(), ChunkedHead(), PlainLayout(), TreeLayout()
+        obstacle = _disagreement(model, device, (plain, chunked), (plain, whole), "its head run in pieces")
+        self._head = whole if obstacle else chunked
+        if obstacle:
+            warnings.warn(f"All logits of a batch are held at once, because {obstacle}.", stacklevel=3)
+        if self.layout == "plain":
+            return self._head
+        obstacle = None
+        if self.layout == "auto":
+            obstacle = _obstacle(model) or _disagreement(
+                model, device, (shared, self._head), (plain, self._head), "a tree-shaped mask"
+            )
+        if obstacle:
             warnings.warn(f"Each prompt is computed once a response, because {obstacle}.", stacklevel=3)
+        else:
+            self._shared = shared
+        return self._head
 
 
 def _check_length(model: nn.Module, tree: TokenTree) -> None:
@@ -92,20 +105,26 @@ def _obstacle(model: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def _disagreement(model: nn.Module, device: torch.device) -> str | None:
-    """Score a tiny tree in both layouts: a model that ignores the mask or the positions gives itself away."""
-    tree = _probe(device)
+def _disagreement(
+    model: nn.Module,
+    device: torch.device,
+    tried: tuple[Layout, Head],
+    known: tuple[Layout, Head],
+    what: str,
+) -> str | None:
+    """Score a tiny tree in two ways; return what is wrong with the first if it differs from the second."""
+    tree, name = _probe(device), type(base_model(model)).__name__
     with evaluating(model):
         try:
-            shared = TreeLayout().token_log_probs(model, tree)
+            found = tried[0].token_log_probs(model, tree, tried[1])
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            return f"{type(base_model(model)).__name__} refuses a tree-shaped mask ({error})"
-        plain = PlainLayout().token_log_probs(model, tree)
-    gap = (shared - plain)[tree.response_mask].abs().max().item()
+            return f"{name} refuses {what} ({error})"
+        expected = known[0].token_log_probs(model, tree, known[1])
+    gap = (found - expected)[tree.response_mask].abs().max().item()
     exact = next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
     if gap <= (1e-3 if exact else 0.25):
         return None
-    return f"{type(base_model(model)).__name__} gives other numbers with a tree-shaped mask (by {gap:.2g})"
+    return f"{name} gives other numbers with {what} (by {gap:.2g})"
 
 
 def _probe(device: torch.device) -> TokenTree:
@@ -125,10 +144,11 @@ def _probe(device: torch.device) -> TokenTree:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` in evaluation mode (no dropout) and back."""
-    was_training = model.training
+    """Put ``model`` in evaluation mode (no dropout) and every part of it back into its own."""
+    training = [part for part in model.modules() if part.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for part in training:
+            part.training = True

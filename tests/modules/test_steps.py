@@ -73,6 +73,7 @@ def test_an_untrained_policy_has_no_margin_and_a_loss_of_ln_2(tiny_model, tmp_pa
 
 
 def test_training_learns_the_pairs_and_changes_the_adapter_only(tiny_model, tmp_path):
+    torch.manual_seed(0)
     module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), sgd)
     module.configure_model()
     before = {name: weight.detach().clone() for name, weight in module.named_parameters()}

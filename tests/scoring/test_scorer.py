@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, Gemma2Config, GraniteConfig
 
-from pl_prefopt.scoring import Scorer
+from pl_prefopt.scoring import Scorer, heads
 from pl_prefopt.scoring.layouts import TreeLayout
 from pl_prefopt.types import TokenTree
 from tests.scoring.architectures import CONFIGS, VOCABULARY, build
@@ -65,18 +66,76 @@ def test_values_equal_unpadded_sequences(name, attention, layout):
         )
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
-def test_gradients_equal_unpadded_sequences(name):
-    model, tree = build(name), ragged_tree()
-    gradients = []
-    for sums in (Scorer("tree")(model, tree).sum, Scorer("plain")(model, tree).sum, one_by_one(model, tree)):
+def gradients(model, *ways):
+    """Gradients of Σ s², s the sums of log-probs in each way, as one vector a way."""
+    for sums in (way() for way in ways):
         model.zero_grad()
         sums.square().sum().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-    scale = gradients[2].abs().max()
+        yield torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("trained", ["all", "all but the head", "adapter"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_equal_unpadded_sequences(name, trained, monkeypatch):
+    monkeypatch.setattr(heads, "CHUNK_ELEMENTS", 5 * VOCABULARY)
+    model, tree = build(name), ragged_tree()
+    if trained == "all but the head":
+        model.get_output_embeddings().requires_grad_(requires_grad=False)
+    if trained == "adapter":
+        torch.manual_seed(1)
+        settings = LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        model = get_peft_model(model, settings)
+    found = gradients(
+        model,
+        lambda: Scorer("auto")(model, tree).sum,
+        lambda: Scorer("plain")(model, tree).sum,
+        lambda: one_by_one(model, tree),
+    )
+    shared, plain, expected = found
+    scale = expected.abs().max()
     assert scale > 1
-    for gradient in gradients[:2]:
-        assert (gradient - gradients[2]).abs().max() < 1e-4 * scale
+    for gradient in (shared, plain):
+        assert (gradient - expected).abs().max() < 1e-4 * scale
+
+
+@pytest.mark.parametrize("setting", [{"final_logit_softcapping": 2.0}, {"logits_scaling": 3.0}])
+def test_bent_and_scaled_logits(setting):
+    torch.manual_seed(0)
+    common = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads_of = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
+    kind = Gemma2Config if "final_logit_softcapping" in setting else GraniteConfig
+    extra = {"head_dim": 8, "sliding_window": 512} if kind is Gemma2Config else {}
+    model = AutoModelForCausalLM.from_config(kind(**common, **heads_of, **extra, **setting)).eval()
+    tree, scorer = ragged_tree(), Scorer()
+    with torch.no_grad():
+        torch.testing.assert_close(scorer(model, tree).sum, one_by_one(model, tree), atol=2e-4, rtol=1e-5)
+    assert isinstance(scorer._head, heads.ChunkedHead)
+
+
+def test_a_head_that_cannot_be_run_alone_is_found_out():
+    class Shifted(nn.Module):
+        """Adds to its logits what its output embeddings don't know of."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = build("llama")
+            self.config = self.inner.config
+            self.base_model = self.inner.model
+
+        def get_output_embeddings(self):
+            return self.inner.lm_head
+
+        def forward(self, input_ids, attention_mask, position_ids, use_cache):
+            out = self.inner(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+            out.logits = out.logits + torch.arange(VOCABULARY) / 10
+            return out
+
+    model, tree = Shifted(), ragged_tree()
+    with pytest.warns(UserWarning, match="other numbers with its head run in pieces"):
+        found = Scorer()(model, tree).sum
+    given = {"attention_mask": None, "position_ids": None, "use_cache": False}
+    expected = one_by_one(lambda input_ids: model(input_ids=input_ids, **given), tree)
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-5)
 
 
 def test_only_counted_tokens_count():
@@ -123,14 +182,16 @@ def test_a_model_that_ignores_the_mask_is_found_out():
             self.inner = build("llama")
             self.config = self.inner.config
 
-        def forward(self, input_ids, attention_mask, position_ids, use_cache, logits_to_keep):
+        def get_output_embeddings(self):
+            return self.inner.lm_head
+
+        def base_model(self, attention_mask, **inputs):
             flat = attention_mask if attention_mask.dim() == 2 else None
-            return self.inner(
-                input_ids=input_ids,
-                attention_mask=flat,
-                position_ids=position_ids,
-                logits_to_keep=logits_to_keep,
-            )
+            return self.inner.model(attention_mask=flat, **inputs)
+
+        def forward(self, attention_mask, position_ids, **inputs):
+            flat = attention_mask if attention_mask.dim() == 2 else None
+            return self.inner(attention_mask=flat, position_ids=position_ids, **inputs)
 
     with pytest.warns(UserWarning, match="other numbers"):
         Scorer()(Careless(), ragged_tree())
