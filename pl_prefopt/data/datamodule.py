@@ -44,6 +44,8 @@ class PreferenceDataModule(LightningDataModule):
         held_out: rows to take from ``train`` for validation where ``val`` is not set: a number of rows (int)
             or a share (float below 1). Rows with the same prompt stay together.
         batch_size: training prompts a batch and device.
+        max_tokens_per_batch: the most tokens a training batch and device, padding included; ``None`` for no
+            limit. With it ``batch_size`` may be generous.
         eval_batch_size: prompts a batch and device elsewhere; ``batch_size`` by default.
         tokenizer: a tokeniser's folder or hub name; the policy's own by default.
         template: ``auto``, ``chat``, ``plain`` or ``none``; see ``Renderer``.
@@ -65,6 +67,7 @@ class PreferenceDataModule(LightningDataModule):
         *,
         held_out: int | float = 0,
         batch_size: int = 4,
+        max_tokens_per_batch: int | None = None,
         eval_batch_size: int | None = None,
         tokenizer: str | None = None,
         template: TemplateName = "auto",
@@ -81,6 +84,7 @@ class PreferenceDataModule(LightningDataModule):
         self.sources = {split: Source.of(source) for split, source in given.items() if source is not None}
         self.held_out = held_out if val is None else 0
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.max_tokens_per_batch = max_tokens_per_batch
         self.tokenizer, self.template = tokenizer, template
         self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
         self.on_bad_row, self.max_rows = on_bad_row, max_rows
@@ -95,6 +99,7 @@ class PreferenceDataModule(LightningDataModule):
         for name, value, least in (
             ("batch_size", self.batch_size, 1),
             ("eval_batch_size", self.eval_batch_size, 1),
+            ("max_tokens_per_batch", self.max_tokens_per_batch, 1),
             ("max_rows", self.max_rows, 1),
             ("num_workers", self.num_workers, 0),
             ("held_out", self.held_out, 0),
@@ -245,7 +250,10 @@ class PreferenceDataModule(LightningDataModule):
 
     def _sampler(self, dataset: PreferenceDataset, batch_size: int, *, shuffle: bool) -> LengthGroupedSampler:
         ranks = {} if self.trainer is None else self.trainer.distributed_sampler_kwargs or {}
-        return LengthGroupedSampler(dataset.lengths, batch_size, shuffle=shuffle, seed=self.seed, **ranks)
+        limit = self.max_tokens_per_batch if shuffle else None
+        return LengthGroupedSampler(
+            dataset.lengths, batch_size, shuffle=shuffle, max_tokens=limit, seed=self.seed, **ranks
+        )
 
     def _loader(
         self, dataset: Dataset[Any], sampler: LengthGroupedSampler | None
@@ -259,6 +267,14 @@ class PreferenceDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    @property
+    def prompts_a_batch(self) -> float:
+        """Training prompts a batch and device: the loss is divided by them, so that all weigh the same."""
+        if self.max_tokens_per_batch is None:
+            return self.batch_size
+        sampler = self._sampler(self.datasets["train"], self.batch_size, shuffle=True)
+        return len(self.datasets["train"]) / (len(sampler) * sampler.num_replicas)
 
     # -- resuming
 
@@ -285,7 +301,8 @@ class PreferenceDataModule(LightningDataModule):
         """Return all that the order of the training batches depends on."""
         dataset = self.datasets["train"]
         sampler = self._sampler(dataset, self.batch_size, shuffle=True)
-        return [dataset.fingerprint, self.batch_size, self.seed, sampler.num_replicas]
+        limits = [self.batch_size, self.max_tokens_per_batch]
+        return [dataset.fingerprint, *limits, self.seed, sampler.num_replicas]
 
     def _position(self) -> tuple[int, int]:
         """Return the epoch that training is in and how many of its batches are done.

@@ -62,6 +62,7 @@ class PreferenceModule(LightningModule):
         # Checkpoints hold only what is trained; on_load_checkpoint counts that nothing of it is missing.
         self.strict_loading = False
         self._metrics_logged_at = 0
+        self._prompts_a_batch: float | None = None
 
     @property
     def views(self) -> Mapping[str, View]:
@@ -78,6 +79,11 @@ class PreferenceModule(LightningModule):
         )
         self.losses = nn.ModuleDict({_key(name): LossMean() for name in _STAGES})
 
+    def on_train_start(self) -> None:
+        """Ask once how many prompts a batch has."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        self._prompts_a_batch = getattr(datamodule, "prompts_a_batch", None)
+
     def configure_model(self) -> None:
         """Load the policy, once."""
         if "policy" not in self._modules:
@@ -90,11 +96,15 @@ class PreferenceModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """Return the mean loss over the batch's prompts."""
+        """Return the batch's part of the loss, which is the mean over all prompts of an optimiser step.
+
+        The sum is divided by the prompts that a batch has as a rule, not by those of this one: then every
+        prompt weighs the same, however prompts fall into batches, accumulated batches and ranks.
+        """
         outcome = self._evaluate(batch, "train")
-        loss = outcome.loss.sum() / outcome.counted.sum().clamp(min=1)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        return loss
+        mean = outcome.loss.detach().sum() / outcome.counted.sum().clamp(min=1)
+        self.log("train/loss", mean, prog_bar=True, batch_size=len(batch))
+        return outcome.loss.sum() / (self._prompts_a_batch or len(batch))
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
         """Count the batch in the validation metrics."""

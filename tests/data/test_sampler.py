@@ -86,3 +86,38 @@ def test_resuming_leaves_out_what_is_done_in_that_epoch_only(rank: int):
 
 def test_lightning_leaves_it_in_place():
     assert isinstance(LengthGroupedSampler(lengths(3), 1, shuffle=True), DistributedSampler)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    size=st.integers(1, 6),
+    limit=st.integers(1, 150),
+    ranks=st.integers(1, 3),
+    epoch=st.integers(0, 2),
+)
+def test_token_limits_hold_and_no_row_is_lost(lengths, size, limit, ranks, epoch):
+    samplers = [
+        LengthGroupedSampler(
+            np.array(lengths), size, shuffle=True, max_tokens=limit, num_replicas=ranks, rank=rank
+        )
+        for rank in range(ranks)
+    ]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    batches = [list(sampler) for sampler in samplers]
+    assert {len(own) for own in batches} == {len(samplers[0])}
+    real = [row for own in batches for batch in own for row in batch if row >= 0]
+    assert sorted(real) == list(range(len(lengths)))
+    for batch in (batch for own in batches for batch in own):
+        assert len(batch) <= size
+        longest = max(lengths[row] for row in batch)
+        assert len(batch) == 1 or len(batch) * longest <= limit
+
+
+def test_token_limited_batches_come_in_another_order_each_epoch():
+    sampler = LengthGroupedSampler(np.arange(1, 41), 4, shuffle=True, max_tokens=60)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert first != second
+    assert sorted(map(sorted, first)) == sorted(map(sorted, second))

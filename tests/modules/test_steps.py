@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch import nn
+from torch.utils.data import DataLoader
 
 from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.errors import ConfigError, ContractError
@@ -102,17 +103,36 @@ def test_validation_does_not_depend_on_the_batch_size(tiny_model, tmp_path):
         assert other == pytest.approx(results[0], abs=2e-4)
 
 
-def test_accumulated_steps_equal_one_large_step(tiny_model, tmp_path):
-    rows, weights = pair_rows(4), []
-    for size in (4, 1):
+def in_order(datamodule):
+    """A training loader without a shuffle, so that runs with other batch sizes see the same rows a step."""
+
+    def loader():
+        rows, size = datamodule.datasets["train"], datamodule.batch_size
+        batches = [list(range(start, min(start + size, len(rows)))) for start in range(0, len(rows), size)]
+        return DataLoader(rows, batch_size=None, sampler=batches)
+
+    return loader
+
+
+TIED = {"prompt": "Say maybe.", "responses": ["Maybe.", "Yes or no?"], "scores": [2, 2]}
+
+
+@pytest.mark.parametrize("rows", [4, 6], ids=["whole batches", "a part of a batch at the end"])
+def test_accumulated_steps_equal_one_large_step(tiny_model, tmp_path, rows):
+    # A prompt without pairs is among the rows, so that dividing by what a batch counts would show.
+    data, weights = [*scored_rows(rows - 1), TIED], []
+    for size in (4, 2, 1):
         torch.manual_seed(0)
-        module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), sgd)
+        module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), lambda p: torch.optim.SGD(p, lr=0.05))
         trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), accumulate_grad_batches=4 // size)
-        trainer.fit(module, make_datamodule(tmp_path, rows, batch_size=size))
-        assert trainer.global_step == 1
+        datamodule = make_datamodule(tmp_path, data, batch_size=size)
+        datamodule.train_dataloader = in_order(datamodule)
+        trainer.fit(module, datamodule)
+        assert trainer.global_step == -(-rows // 4)
         weights.append(trained(module))
-    for name, weight in weights[0].items():
-        torch.testing.assert_close(weight, weights[1][name], atol=1e-6, rtol=1e-4)
+    for other in weights[1:]:
+        for name, weight in weights[0].items():
+            torch.testing.assert_close(weight, other[name], atol=1e-6, rtol=1e-4)
 
 
 def test_training_metrics_are_logged_over_the_steps_since_the_last_time(tiny_model, tmp_path):
