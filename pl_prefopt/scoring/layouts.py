@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pl_prefopt.scoring.heads import Head
-from pl_prefopt.scoring.inputs import base_model, left_padded
+from pl_prefopt.scoring.inputs import left_padded
+from pl_prefopt.scoring.masks import for_model, tree_mask
 from pl_prefopt.types import TokenTree
 
 
@@ -44,13 +45,15 @@ class TreeLayout(Layout):
 
     Responses stand side by side without padding between them. Each one's positions continue the prompt's,
     and it attends to the prompt and to itself. For models whose attention takes a [B, 1, L, L] mask and
-    whose positions are given by ``position_ids``.
+    whose positions are given by ``position_ids``; layers with a sliding window get a mask of their own.
     """
 
     def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
         """Return float32 [B, R, T]; the values at padding are 0."""
         prompt_ids, prompt_mask = left_padded(tree.prompt_ids, tree.prompt_mask)
         slots = Slots.of(tree)
+        positions = _tree_positions(prompt_mask, slots)
+        mask = tree_mask(prompt_mask, slots.response, slots.filled)
         labels = tree.response_ids.flatten(1).gather(1, slots.token)
         # A response's first token is predicted at the prompt's end, each other one at the slot before it.
         source = torch.where(slots.step == 0, 0, torch.arange(labels.shape[1], device=labels.device))
@@ -60,8 +63,8 @@ class TreeLayout(Layout):
             source,
             prompt_ids.shape[1] - 1,
             input_ids=torch.cat([prompt_ids, labels], dim=1),
-            attention_mask=_as_model_takes_it(tree_mask(prompt_mask, slots).unsqueeze(1), model),
-            position_ids=_tree_positions(prompt_mask, slots),
+            attention_mask=for_model(mask, positions, model),
+            position_ids=positions,
         ).masked_fill(~slots.filled, 0.0)
         flat = log_probs.new_zeros(tree.response_ids.flatten(1).shape)
         return flat.scatter(1, slots.token, log_probs).view(tree.response_ids.shape)
@@ -97,24 +100,6 @@ class Slots:
         )
 
 
-def tree_mask(prompt_mask: Tensor, slots: Slots) -> Tensor:
-    """Return which position may attend to which, bool [B, L, L] with L = P + W.
-
-    Args:
-        prompt_mask: bool [B, P], left padded.
-        slots: the responses' places behind it.
-    """
-    branch = torch.cat([torch.zeros_like(prompt_mask, dtype=torch.int64), slots.response], dim=1)
-    valid = torch.cat([prompt_mask, slots.filled], dim=1)
-    total = valid.shape[1]
-    visible = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
-    visible &= torch.ones(total, total, dtype=torch.bool, device=valid.device).tril()
-    visible &= valid[:, None, :]
-    # Padding attends to itself: a row with nothing to attend to would be NaN.
-    visible |= torch.eye(total, dtype=torch.bool, device=valid.device)
-    return visible
-
-
 def _repeat_and_append(prompt: Tensor, response: Tensor) -> Tensor:
     repeated = prompt.unsqueeze(1).expand(-1, response.shape[1], -1)
     return torch.cat([repeated, response], dim=-1).flatten(0, 1)
@@ -123,12 +108,3 @@ def _repeat_and_append(prompt: Tensor, response: Tensor) -> Tensor:
 def _tree_positions(prompt_mask: Tensor, slots: Slots) -> Tensor:
     prompt = (prompt_mask.cumsum(dim=1) - 1).clamp(min=0)
     return torch.cat([prompt, prompt_mask.sum(dim=1, keepdim=True) + slots.step], dim=1)
-
-
-def _as_model_takes_it(mask: Tensor, model: nn.Module) -> Tensor:
-    """SDPA takes a boolean mask; eager attention adds the mask to its scores."""
-    if base_model(model).config._attn_implementation == "sdpa":
-        return mask
-    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    zero = torch.zeros((), dtype=dtype, device=mask.device)
-    return zero.where(mask, torch.finfo(dtype).min)

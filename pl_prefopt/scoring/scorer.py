@@ -14,6 +14,7 @@ from pl_prefopt.errors import DataError
 from pl_prefopt.scoring.heads import ChunkedHead, Head, WholeLogits
 from pl_prefopt.scoring.inputs import accepts, base_model
 from pl_prefopt.scoring.layouts import Layout, PlainLayout, TreeLayout
+from pl_prefopt.scoring.masks import FULL, SLIDING, layer_kinds
 from pl_prefopt.types import ResponseLogProbs, TokenTree
 
 LayoutName = Literal["auto", "tree", "plain"]
@@ -38,19 +39,13 @@ class Scorer:
         """Return the log-probs of each response of ``tree``, float32 [B, R], with gradient if enabled."""
         _check_length(model, tree)
         head = self._head or self._decide(model, tree.prompt_ids.device)
-        log_probs = self._layout_for(model, tree).token_log_probs(model, tree, head)
+        layout = self._shared or PlainLayout()
+        log_probs = layout.token_log_probs(model, tree, head)
         counted = tree.counted_mask
         return ResponseLogProbs(
             sum=log_probs.masked_fill(~counted, 0.0).sum(dim=-1),
             length=counted.sum(dim=-1),
         )
-
-    def _layout_for(self, model: nn.Module, tree: TokenTree) -> Layout:
-        window = attention_window(model)
-        reach = tree.prompt_ids.shape[1] + tree.response_ids.shape[2]
-        if self._shared is None or (window is not None and reach > window):
-            return PlainLayout()
-        return self._shared
 
     def _decide(self, model: nn.Module, device: torch.device) -> Head:
         whole, chunked, plain, shared = WholeLogits(), ChunkedHead(), PlainLayout(), TreeLayout()
@@ -84,21 +79,14 @@ def _check_length(model: nn.Module, tree: TokenTree) -> None:
         )
 
 
-def attention_window(model: nn.Module) -> int | None:
-    """Return the model's sliding attention window in tokens, if it has one.
-
-    Up to this reach a window changes nothing; beyond it the tree's own mask would override it.
-    """
-    config = base_model(model).config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    return int(window) if window else None
-
-
 def _obstacle(model: nn.Module) -> str | None:
     name = type(base_model(model)).__name__
     attention = getattr(base_model(model).config, "_attn_implementation", None)
     if attention not in ("sdpa", "eager"):
         return f"attn_implementation '{attention}' takes no mask of its own (sdpa and eager do)"
+    unknown = layer_kinds(base_model(model).config.get_text_config()) - {FULL, SLIDING}
+    if unknown:
+        return f"{name} has layers of the kind {min(unknown)}"
     if not accepts(model, "position_ids"):
         return f"{name} takes no position_ids"
     return None

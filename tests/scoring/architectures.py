@@ -27,7 +27,13 @@ CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "gemma3": lambda: transformers.Gemma3TextConfig(**_GROUPED, head_dim=8, sliding_window=512),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**_SMALL),
     "gpt2": lambda: transformers.GPT2Config(**_GPT2),
-    "mistral_window_6": lambda: transformers.MistralConfig(**_GROUPED, sliding_window=6),
+    "mistral_window_4": lambda: transformers.MistralConfig(**_GROUPED, sliding_window=4),
+    "gemma3_window_4": lambda: transformers.Gemma3TextConfig(
+        **_GROUPED, head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "qwen2_window_4": lambda: transformers.Qwen2Config(
+        **_GROUPED, use_sliding_window=True, sliding_window=4, max_window_layers=1
+    ),
 }
 
 

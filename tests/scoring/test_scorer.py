@@ -205,3 +205,18 @@ def test_bfloat16_models_give_float32_log_probs_close_to_their_own():
     assert rough.dtype == torch.float32
     present = tree.response_mask.any(-1)
     assert (rough - exact)[present].abs().max() < 0.05 * exact[present].abs().max()
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.endswith("window_4")])
+def test_sliding_windows_share_their_prompts_too(name):
+    model, tree, scorer = build(name), ragged_tree(), Scorer()
+    with torch.no_grad():
+        scorer(model, tree)
+        wide = build(name)
+        for layer in wide.modules():
+            if getattr(layer, "sliding_window", None):
+                layer.sliding_window = 512
+        wide.config.sliding_window = 512
+        gap = (one_by_one(model, tree) - one_by_one(wide, tree)).abs().max()
+    assert isinstance(scorer._shared, TreeLayout)
+    assert gap > 0.01, "the window must matter for these lengths, or the test shows nothing"
