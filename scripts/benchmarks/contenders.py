@@ -201,7 +201,7 @@ def floor(settings: Settings, clock: Clock, folder: str) -> None:
     for rows in batches(dataset, settings):
         tree = dataset.batch(list(rows)).trees["plain"]
         count = tree.longest
-        ids = torch.randint(5, 1000, (len(rows), tree.prompt_ids.shape[1] + count))
+        ids = torch.randint(5, 300, (len(rows), tree.prompt_ids.shape[1] + count))
         logits = policy(input_ids=ids, logits_to_keep=count, use_cache=False).logits
         logits.logsumexp(-1).sum().backward()
         clock.tick()
