@@ -367,7 +367,7 @@ def drawn(path: Path, rows: int, columns: int, *, size: float, sharey: bool = Fa
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "study"}
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": path.parent.name}
     from matplotlib import pyplot
 
     shape: Any = {"figsize": (size * columns, size * rows), "squeeze": False, "layout": "constrained"}

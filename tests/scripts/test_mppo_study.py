@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-from pathlib import Path
+from functools import partial
 
 import pytest
 import yaml
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "studies" / "mppo.py"
+from tests.scripts import study_scripts
+
+SCRIPT = study_scripts.STUDIES / "mppo.py"
+load_script = partial(study_scripts.load_script, "mppo")
 pytest.importorskip("matplotlib", reason="the study's figure needs the `studies` extra")
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("mppo_study", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
