@@ -152,7 +152,8 @@ def train(study: Study, method: dict[str, Any], seed: int) -> Metrics:
         return stability
     own = shared.measure(study, module, "test", [shared.precomputed(study, references(study, module))])
     mixed = {key: own[key] for key in ("alpha_1", "epsilon", "clip_rate", "reference_accuracy") if key in own}
-    rewards = {f"own_{key}": own[key] for key in ("accuracy", "margin", "kl_0")}
+    ends = ("", "_low", "_high")
+    rewards = {f"own_{key}{end}": own[f"{key}{end}"] for key in ("accuracy", "margin") for end in ends}
     return judged(study, module) | rewards | mixed | stability
 
 
@@ -194,6 +195,7 @@ def questions(study: Study, second: Metrics, results: Results) -> list[Question]
     stronger = second["ranking_accuracy"] - second["untuned_ranking_accuracy"]
     strays = shared.compare(results, "marginal_0", name(0), "DPO")
     own = shared.compare(results, "own_accuracy", published, "DPO")
+    unclipped = lead(published, "loss_max", name(max(study["epsilon_max"])))
     return [
         ("reference 2 is stronger by log-ratio (accuracy − ½)", [second["accuracy"] - 0.5]),
         ("reference 2 is stronger by log π (accuracy − reference 1's)", [stronger]),
@@ -205,6 +207,7 @@ def questions(study: Study, second: Metrics, results: Results) -> list[Question]
         ("adaptive weights beat uniform ones (accuracy)", lead("MRPO-uniform")),
         ("the harmonic mean beats the geometric one (accuracy)", lead("MRPO-geometric")),
         ("accuracy rises, then falls with ε_max (mean within − mean of the ends)", hump(study, results)),
+        ("without a clip the loss gets higher (greatest, widest ε_max − published)", unclipped),
         (f"ε_max = 0 is DPO ({SAME} − difference of marginals)", [SAME - abs(gap) for gap in strays]),
     ]
 
