@@ -247,6 +247,7 @@ def draw(path: Path, study: Study, results: Results) -> None:
             samples = [shared.column(results.get(method, []), metric) for method in methods]
             shared.error_bars(right, range(len(methods)), samples, linestyle="none")
             right.set_xticks(range(len(methods)), methods, rotation=60, ha="right")
+        axes[0, 1].set_xticklabels([])  # the panel below has the same methods
         axes[0, 0].legend()
 
 
