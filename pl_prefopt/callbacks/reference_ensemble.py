@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from pl_prefopt.data import SPLITS_OF_STAGE
 from pl_prefopt.errors import ContractError
 from pl_prefopt.references import PrecomputedTable, Reference
 from pl_prefopt.references.precompute import Workers, fill_table
 from pl_prefopt.references.tables import TableFile
 from pl_prefopt.types import PreferenceBatch
-
-_STAGE_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
 class ReferenceEnsemble(Callback):
@@ -112,7 +111,7 @@ class ReferenceEnsemble(Callback):
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         found = getattr(getattr(trainer, "datamodule", None), "datasets", {})
-        datasets = {split: found[split] for split in _STAGE_SPLITS[stage] if split in found}
+        datasets = {split: found[split] for split in SPLITS_OF_STAGE[stage] if split in found}
         module: Any = pl_module
         self._ready = list(self.members)
         if self.precompute:

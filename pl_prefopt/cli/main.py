@@ -7,15 +7,14 @@ from importlib.metadata import version
 
 from pl_prefopt.errors import PrefOptError, nearest
 
-_STAGES = {
+_COMMANDS = {
     "fit": "train a policy on preference data",
     "validate": "measure it on the validation rows",
     "test": "measure it on the test rows",
     "predict": "write each response's log-prob, reward and rank",
     "precompute": "score the rows with every reference, and train nothing",
+    "export": "write a trained policy as a PEFT folder or a merged model",
 }
-_TOOLS = {"export": "write a trained policy as a PEFT folder or a merged model"}
-_COMMANDS = _STAGES | _TOOLS
 
 _HELP = """prefopt {version}: preference optimisation of language models
 

@@ -5,7 +5,7 @@
 
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.collate import collate
-from pl_prefopt.data.datamodule import PreferenceDataModule
+from pl_prefopt.data.datamodule import SPLITS_OF_STAGE, PreferenceDataModule
 from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.renderer import EncodedRow, Renderer
 from pl_prefopt.data.report import RowsSummary
@@ -13,6 +13,7 @@ from pl_prefopt.data.sampler import LengthGroupedSampler
 from pl_prefopt.data.sources import Source
 
 __all__ = [
+    "SPLITS_OF_STAGE",
     "Cache",
     "EncodedRow",
     "LengthGroupedSampler",

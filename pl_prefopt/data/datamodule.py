@@ -24,7 +24,7 @@ from pl_prefopt.errors import ConfigError
 from pl_prefopt.types import PreferenceBatch
 from pl_prefopt.views import View
 
-_SPLITS_OF_STAGE = {
+SPLITS_OF_STAGE = {
     "fit": ("train", "val"),
     "validate": ("val",),
     "test": ("test",),
@@ -165,7 +165,7 @@ class PreferenceDataModule(LightningDataModule):
                 f"expected data to {stage} with, got none; set `data.{needed}`{alternative}, "
                 f"such as `--data.{needed} rows.jsonl`"
             )
-        return [split for split in _SPLITS_OF_STAGE[stage] if split in available]
+        return [split for split in SPLITS_OF_STAGE[stage] if split in available]
 
     def _open(self, split: str, renderer: Renderer) -> PreferenceDataset:
         held = split == "val" and "val" not in self.sources
