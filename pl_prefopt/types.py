@@ -32,8 +32,10 @@ class TokenTree:
         response_mask: bool [B, R, T], true at the response's tokens (all of them are attended to).
         counted_mask: bool [B, R, T], true where a token's log-prob counts; false at the turns of a
             user inside a response of several messages.
-        longest: the most response tokens that any one prompt has, over all its responses together. Known
-            from the masks, and kept so that nobody has to ask a GPU for it.
+        prompt_lengths: each prompt's number of tokens. These three are known from the tensors, and kept on
+            the host so that nobody has to ask a GPU for them.
+        response_lengths: each prompt's number of response tokens, over all its responses together.
+        common: with how many of the same tokens all B prompts begin.
     """
 
     prompt_ids: Tensor
@@ -41,11 +43,16 @@ class TokenTree:
     response_ids: Tensor
     response_mask: Tensor
     counted_mask: Tensor
-    longest: int = -1
+    prompt_lengths: tuple[int, ...] = ()
+    response_lengths: tuple[int, ...] = ()
+    common: int = -1
 
     def __post_init__(self) -> None:
-        if self.longest < 0:
-            self.longest = int(self.response_mask.flatten(1).sum(dim=1).max())
+        if self.common < 0:
+            self.prompt_lengths = tuple(self.prompt_mask.sum(dim=1).tolist())
+            self.response_lengths = tuple(self.response_mask.flatten(1).sum(dim=1).tolist())
+            same = (self.prompt_ids == self.prompt_ids[0]) & self.prompt_mask
+            self.common = int(same.all(dim=0).cumprod(dim=0).sum())
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenTree:
         """Return a copy on ``device``."""
@@ -56,8 +63,8 @@ class TokenTree:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, move: _Move) -> TokenTree:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "longest"}
-        return TokenTree(longest=self.longest, **{name: move(tensor) for name, tensor in tensors.items()})
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return TokenTree(**{k: move(v) if isinstance(v, Tensor) else v for k, v in held.items()})
 
 
 class PreferenceBatch:

@@ -15,7 +15,7 @@ from pl_prefopt.scoring.inputs import base_model, label_log_probs, last_logits
 CHUNK_ELEMENTS = 2**25
 """Logits held at a time: 128 MiB in float32."""
 
-_Score = Callable[[Tensor, Tensor], Tensor]
+_ToLogits = Callable[[Tensor], Tensor]
 
 
 class Head(ABC):
@@ -25,14 +25,15 @@ class Head(ABC):
     def log_probs(
         self, model: nn.Module, labels: Tensor, source: Tensor, start: int, **inputs: Any
     ) -> Tensor:
-        """Run ``model`` on ``inputs`` and return log π of each label, float32 [N, W].
+        """Run ``model`` on ``inputs`` and return log π of each label, float32 [M].
 
         Args:
             model: the policy or a reference.
-            labels: int64 [N, W].
-            source: int64 [N, W], the position that predicts each label, counted from ``start``.
-            start: the first position that predicts anything.
-            inputs: what the model's ``forward`` takes, for N rows.
+            labels: int64 [M].
+            source: int64 [M], the position that predicts each label, in the N · (L - start) positions that
+                remain without the first ``start`` columns.
+            start: the first column that predicts anything.
+            inputs: what the model's ``forward`` takes, for N rows of L columns.
         """
 
 
@@ -42,11 +43,9 @@ class WholeLogits(Head):
     def log_probs(
         self, model: nn.Module, labels: Tensor, source: Tensor, start: int, **inputs: Any
     ) -> Tensor:
-        """Run ``model`` on ``inputs`` and return log π of each label, float32 [N, W]."""
+        """Run ``model`` on ``inputs`` and return log π of each label, float32 [M]."""
         logits = last_logits(model, inputs["input_ids"].shape[1] - start, **inputs)
-        row = torch.arange(len(labels), device=labels.device).unsqueeze(1)
-        chosen = logits[row, source, labels].float()
-        return chosen - logits.float().logsumexp(dim=-1).gather(1, source)
+        return label_log_probs(logits.flatten(0, 1)[source], labels)
 
 
 class ChunkedHead(Head):
@@ -59,58 +58,64 @@ class ChunkedHead(Head):
     def log_probs(
         self, model: nn.Module, labels: Tensor, source: Tensor, start: int, **inputs: Any
     ) -> Tensor:
-        """Run ``model`` on ``inputs`` and return log π of each label, float32 [N, W]."""
+        """Run ``model`` on ``inputs`` and return log π of each label, float32 [M]."""
         base = base_model(model)
         hidden = base.base_model(**inputs, use_cache=False).last_hidden_state[:, start:]
-        row = torch.arange(len(labels), device=labels.device).unsqueeze(1)
         embeddings = base.get_output_embeddings()
-        score = _scorer(embeddings, base.config.get_text_config())
-        flat = hidden[row, source].flatten(0, 1), labels.flatten()
+        to_logits = _logits_of(embeddings, base.config.get_text_config())
         size = max(1, CHUNK_ELEMENTS // embeddings.weight.shape[0])
         trained = any(weight.requires_grad for weight in embeddings.parameters())
-        return _in_chunks(score, *flat, size=size, trained=trained).view(labels.shape)
+        return _in_chunks(to_logits, hidden.flatten(0, 1)[source], labels, size=size, trained=trained)
 
 
-def _scorer(embeddings: nn.Module, config: Any) -> _Score:
-    """Return the function from hidden states [M, D] and labels [M] to log-probs [M].
+def _logits_of(embeddings: nn.Module, config: Any) -> _ToLogits:
+    """Return the function from hidden states [M, D] to logits [M, V].
 
     Some families scale their logits, or bend them into a range; a probe compares with the model's own.
     """
     factor = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
     cap = getattr(config, "final_logit_softcapping", None)
 
-    def score(hidden: Tensor, labels: Tensor) -> Tensor:
-        logits = embeddings(hidden)
+    def to_logits(hidden: Tensor) -> Tensor:
+        logits: Tensor = embeddings(hidden)
         if factor != 1:
             logits = logits * factor
         if cap is not None:
             logits = cap * torch.tanh(logits / cap)
-        return label_log_probs(logits, labels)
+        return logits.float()
 
-    return score
+    return to_logits
 
 
-def _in_chunks(score: _Score, hidden: Tensor, labels: Tensor, *, size: int, trained: bool) -> Tensor:
+def _in_chunks(to_logits: _ToLogits, hidden: Tensor, labels: Tensor, *, size: int, trained: bool) -> Tensor:
+    def score(hidden: Tensor, labels: Tensor) -> Tensor:
+        return label_log_probs(to_logits(hidden), labels)
+
     chunks = list(zip(torch.split(hidden, size), torch.split(labels, size), strict=True))
     if not torch.is_grad_enabled():
         return torch.cat([score(*chunk) for chunk in chunks])
     if trained:
         return torch.cat([checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks])
-    return torch.cat([_WithGradient.apply(score, *chunk) for chunk in chunks])  # type: ignore[no-untyped-call]
+    return torch.cat([_WithGradient.apply(to_logits, *chunk) for chunk in chunks])  # type: ignore[no-untyped-call]
 
 
 class _WithGradient(torch.autograd.Function):
     """Computes each log-prob together with its gradient, which is all that the backward pass needs."""
 
     @staticmethod
-    def forward(ctx: Any, score: _Score, hidden: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, to_logits: _ToLogits, hidden: Tensor, labels: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = hidden.detach().requires_grad_()
-            log_probs = score(leaf, labels)
-            # A log-prob depends on its own hidden state alone, so the sum's gradient is that of each.
-            (gradient,) = torch.autograd.grad(log_probs.sum(), leaf)
+            logits = to_logits(leaf)
+        values, labels = logits.detach(), labels.unsqueeze(1)
+        total = values.logsumexp(dim=1, keepdim=True)
+        log_probs = (values.gather(1, labels) - total).squeeze(1)
+        # d log π / d logits = 1[label] - π, written over the logits: they are the largest thing in memory.
+        outer = values.sub_(total).exp_().neg_()
+        outer.scatter_add_(1, labels, torch.ones_like(total))
+        (gradient,) = torch.autograd.grad(logits, leaf, outer)
         ctx.save_for_backward(gradient)
-        return log_probs.detach()
+        return log_probs
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[None, Tensor, None]:

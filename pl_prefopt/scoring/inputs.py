@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,12 @@ def left_padded(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     shift = width - mask.sum(dim=1, keepdim=True)
     source = (torch.arange(width, device=ids.device) - shift) % width
     return ids.gather(1, source), mask.gather(1, source)
+
+
+def on_device(values: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Return ``values`` as int64 on ``device``, without waiting for a GPU to finish what it is at."""
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def last_logits(model: nn.Module, count: int, **inputs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""How a token tree is laid out in a model's input. Above this package nobody knows which layout ran."""
+"""How token trees are laid out in a model's input. Above this package nobody knows which layout ran."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pl_prefopt.scoring.heads import Head
-from pl_prefopt.scoring.inputs import left_padded
-from pl_prefopt.scoring.masks import for_model, tree_mask
+from pl_prefopt.scoring.inputs import left_padded, on_device
+from pl_prefopt.scoring.masks import Branches, for_model
+from pl_prefopt.scoring.packing import pack
 from pl_prefopt.types import TokenTree
 
 
@@ -28,83 +29,131 @@ class PlainLayout(Layout):
 
     def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
         """Return float32 [B, R, T]; the values at padding mean nothing."""
-        prompts, responses, length = tree.response_ids.shape
+        length = tree.response_ids.shape[2]
         prompt_ids, prompt_mask = left_padded(tree.prompt_ids, tree.prompt_mask)
         ids = _repeat_and_append(prompt_ids, tree.response_ids)
         mask = _repeat_and_append(prompt_mask, tree.response_mask)
         positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long(), "position_ids": positions}
-        labels = ids[:, -length:]
-        source = torch.arange(length, device=ids.device).expand_as(labels)
-        log_probs = head.log_probs(model, labels, source, prompt_ids.shape[1] - 1, **inputs)
-        return log_probs.view(prompts, responses, length)
+        start = prompt_ids.shape[1] - 1
+        # Of the columns from the prompt's last on, all but a row's last predict the next one.
+        source = torch.arange(len(ids) * (length + 1), device=ids.device).view(len(ids), -1)[:, :-1]
+        log_probs = head.log_probs(model, ids[:, -length:].flatten(), source.flatten(), start, **inputs)
+        return log_probs.view(tree.response_ids.shape)
 
 
 class TreeLayout(Layout):
-    """One input row a prompt, its tokens computed once: [prompt | response 1 | response 2 | ...].
+    """Every token once: [common | prompt 1 | its responses ... | prompt 2 | its responses ... | ...].
 
-    Responses stand side by side without padding between them. Each one's positions continue the prompt's,
-    and it attends to the prompt and to itself. For models whose attention takes a [B, 1, L, L] mask and
-    whose positions are given by ``position_ids``; layers with a sliding window get a mask of their own.
+    Trees stand side by side in few rows, without padding between them; what all prompts begin with (a system
+    prompt, say) stands in front of each row. A prompt attends to what is common and to itself, a response
+    also to its prompt, and positions count on along each such branch. For models whose attention takes a
+    mask [N, 1, L, L] and whose positions are given by ``position_ids``; layers with a sliding window get a
+    mask of their own.
     """
 
     def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
         """Return float32 [B, R, T]; the values at padding are 0."""
-        prompt_ids, prompt_mask = left_padded(tree.prompt_ids, tree.prompt_mask)
-        slots = Slots.of(tree)
-        positions = _tree_positions(prompt_mask, slots)
-        mask = tree_mask(prompt_mask, slots.response, slots.filled)
-        labels = tree.response_ids.flatten(1).gather(1, slots.token)
-        # A response's first token is predicted at the prompt's end, each other one at the slot before it.
-        source = torch.where(slots.step == 0, 0, torch.arange(labels.shape[1], device=labels.device))
+        places = Places.of(tree)
+        branches = places.branches(tree)
+        shape, padding = tree.response_ids.shape, ~tree.response_mask.flatten()
+        # The response tokens in order, without padding; how many there are, the host knows.
+        token = padding.to(torch.uint8).argsort(stable=True)[: sum(tree.response_lengths)]
         log_probs = head.log_probs(
             model,
-            labels,
-            source,
-            prompt_ids.shape[1] - 1,
-            input_ids=torch.cat([prompt_ids, labels], dim=1),
-            attention_mask=for_model(mask, positions, model),
-            position_ids=positions,
-        ).masked_fill(~slots.filled, 0.0)
-        flat = log_probs.new_zeros(tree.response_ids.flatten(1).shape)
-        return flat.scatter(1, slots.token, log_probs).view(tree.response_ids.shape)
+            tree.response_ids.flatten()[token],
+            _predicting(tree, places).flatten()[token],
+            0,
+            input_ids=places.spread(tree.prompt_ids, tree.response_ids, padding=0),
+            attention_mask=for_model(branches, model),
+            position_ids=branches.position,
+        )
+        return log_probs.new_zeros(shape.numel()).scatter(0, token, log_probs).view(shape)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slots:
-    """Where a prompt's response tokens stand in its input row: W slots after the prompt.
+class Places:
+    """Where each token of a tree stands in N rows of L columns, as row · L + column; padding is at N · L.
 
     Attributes:
-        token: int64 [B, W], each slot's place in the flattened [R·T] responses.
-        response: int64 [B, W], which response it belongs to, from 1; the prompt is 0.
-        step: int64 [B, W], its place in the response.
-        filled: bool [B, W], false at the padding behind a prompt's last response.
+        prompt: int64 [B, P].
+        response: int64 [B, R, T].
+        prompt_end: int64 [B], each prompt's last token.
+        rows: N.
+        width: L.
     """
 
-    token: Tensor
+    prompt: Tensor
     response: Tensor
-    step: Tensor
-    filled: Tensor
+    prompt_end: Tensor
+    rows: int
+    width: int
 
     @classmethod
-    def of(cls, tree: TokenTree) -> Slots:
-        """Line up the response tokens of each prompt, in order and without gaps."""
-        length = tree.response_ids.shape[2]
-        padding = ~tree.response_mask.flatten(1)
-        token = padding.to(torch.uint8).argsort(dim=1, stable=True)[:, : tree.longest]
+    def of(cls, tree: TokenTree) -> Places:
+        """Pack the trees of a batch; the host knows their sizes, so no GPU is asked for anything."""
+        common = tree.common
+        lengths = [sum(pair) for pair in zip(tree.prompt_lengths, tree.response_lengths, strict=True)]
+        packing = pack(lengths, common)
+        firsts = [row * packing.width for row in packing.row]
+        own = [first + start - common for first, start in zip(firsts, packing.start, strict=True)]
+        sides = on_device([firsts, own, tree.prompt_lengths], tree.prompt_ids.device)
+
+        def placed(number: Tensor) -> Tensor:
+            """Return the places of the tokens with these numbers, counted from each tree's first."""
+            shape = (-1,) + (1,) * (number.dim() - 1)
+            first, behind, _ = sides.unbind()
+            return number + torch.where(number < common, first.view(shape), behind.view(shape))
+
+        prompt_length, nowhere = sides[2], packing.rows * packing.width
+        before = tree.response_mask.flatten(1).cumsum(dim=1).view(tree.response_mask.shape) - 1
+        prompt = placed(tree.prompt_mask.cumsum(dim=1) - 1)
+        response = placed(before + prompt_length.view(-1, 1, 1))
         return cls(
-            token=token,
-            response=token // length + 1,
-            step=token % length,
-            filled=~padding.gather(1, token),
+            prompt=prompt.masked_fill(~tree.prompt_mask, nowhere),
+            response=response.masked_fill(~tree.response_mask, nowhere),
+            prompt_end=placed(prompt_length - 1),
+            rows=packing.rows,
+            width=packing.width,
         )
+
+    def spread(self, prompt: Tensor, response: Tensor, *, padding: int) -> Tensor:
+        """Put values of prompt tokens [B, P] and response tokens [B, R, T] to their places in [N, L]."""
+        size = self.rows * self.width
+        places = torch.cat([self.prompt.flatten(), self.response.flatten()])
+        values = torch.cat([prompt.flatten(), response.flatten()])
+        laid = values.new_full((size + 1,), padding).scatter(0, places, values)
+        return laid[:size].view(self.rows, self.width)
+
+    def branches(self, tree: TokenTree) -> Branches:
+        """Return which branch each place belongs to."""
+        batch, responses = tree.response_ids.shape[:2]
+        trunk = 1 + torch.arange(batch, device=self.prompt.device) * (responses + 1)
+        number = torch.arange(tree.prompt_ids.shape[1], device=self.prompt.device)
+        prompt = torch.where(number < tree.common, 0, trunk.unsqueeze(1))
+        own = trunk.unsqueeze(1) + torch.arange(1, responses + 1, device=trunk.device)
+        shape = tree.response_ids.shape
+        return Branches(
+            own=self.spread(prompt, own.unsqueeze(2).expand(shape), padding=-1),
+            trunk=self.spread(prompt, trunk.view(-1, 1, 1).expand(shape), padding=-1),
+            position=self.spread(*_positions(tree), padding=0),
+        )
+
+
+def _positions(tree: TokenTree) -> tuple[Tensor, Tensor]:
+    """Return the position ids of prompt tokens, [B, P], and of response tokens, [B, R, T]."""
+    prompt = torch.arange(tree.prompt_ids.shape[1], device=tree.prompt_ids.device)
+    step = torch.arange(tree.response_ids.shape[2], device=tree.prompt_ids.device)
+    response = tree.prompt_mask.sum(dim=1).view(-1, 1, 1) + step
+    return prompt.expand(tree.prompt_ids.shape), response.expand(tree.response_ids.shape)
+
+
+def _predicting(tree: TokenTree, places: Places) -> Tensor:
+    """Return the place that predicts each response token, [B, R, T]: the one before it on its branch."""
+    step = torch.arange(tree.response_ids.shape[2], device=tree.response_ids.device)
+    return torch.where(step == 0, places.prompt_end.view(-1, 1, 1), places.response - 1)
 
 
 def _repeat_and_append(prompt: Tensor, response: Tensor) -> Tensor:
     repeated = prompt.unsqueeze(1).expand(-1, response.shape[1], -1)
     return torch.cat([repeated, response], dim=-1).flatten(0, 1)
-
-
-def _tree_positions(prompt_mask: Tensor, slots: Slots) -> Tensor:
-    prompt = (prompt_mask.cumsum(dim=1) - 1).clamp(min=0)
-    return torch.cat([prompt, prompt_mask.sum(dim=1, keepdim=True) + slots.step], dim=1)

@@ -2,55 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pl_prefopt.scoring.inputs import base_model
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def tree_mask(prompt_mask: Tensor, response: Tensor, filled: Tensor) -> Tensor:
-    """Return which position may attend to which, bool [B, L, L] with L = P + W.
+@dataclass(frozen=True, kw_only=True)
+class Branches:
+    """The tree that the tokens of each input row form.
+
+    Attributes:
+        own: int64 [N, L], the branch of each token: 0 is what all prompts have in common, -1 padding.
+        trunk: int64 [N, L], the branch of its prompt.
+        position: int64 [N, L], the position ids.
+    """
+
+    own: Tensor
+    trunk: Tensor
+    position: Tensor
+
+    def visible(self, row: Tensor, query: Tensor, key: Tensor, window: int | None = None) -> Tensor:
+        """Tell whether the token at ``query`` may attend to the one at ``key``.
+
+        A window is measured in positions, which are those of the response standing alone. Padding sees
+        padding: a token with nothing to attend to would be NaN.
+        """
+        seen, on = self.own[row, key], self.own[row, query]
+        visible = ((seen == 0) | (seen == self.trunk[row, query]) | (seen == on)) & (key <= query)
+        if window is None:
+            return visible
+        return visible & ((self.position[row, query] - self.position[row, key] < window) | (on == -1))
+
+
+def for_model(branches: Branches, model: nn.Module) -> Any:
+    """Return the mask as the model's ``forward`` takes it: one, or a dictionary of one a kind of layer.
 
     Args:
-        prompt_mask: bool [B, P], left padded.
-        response: int64 [B, W], which response each slot behind the prompt belongs to, from 1.
-        filled: bool [B, W], false at slots without a token.
+        branches: of N rows.
+        model: the policy or a reference; its attention must be one of ``FORMS``.
     """
-    branch = torch.cat([torch.zeros_like(prompt_mask, dtype=torch.int64), response], dim=1)
-    valid = torch.cat([prompt_mask, filled], dim=1)
-    total = valid.shape[1]
-    visible = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
-    visible &= torch.ones(total, total, dtype=torch.bool, device=valid.device).tril()
-    visible &= valid[:, None, :]
-    # Padding attends to itself: a row with nothing to attend to would be NaN.
-    visible |= torch.eye(total, dtype=torch.bool, device=valid.device)
-    return visible
-
-
-def for_model(mask: Tensor, positions: Tensor, model: nn.Module) -> Tensor | dict[str, Tensor]:
-    """Return ``mask`` as the model's ``forward`` takes it: one, or one a kind of layer.
-
-    Where layers see only a window of positions, the window is measured in the positions of a branch, which
-    are those of the response standing alone.
-
-    Args:
-        mask: bool [B, L, L].
-        positions: int64 [B, L], the position ids.
-        model: the policy or a reference.
-    """
-    config = base_model(model).config.get_text_config()
+    base = base_model(model)
+    config = base.config.get_text_config()
+    form = FORMS[base.config._attn_implementation]
     kinds = layer_kinds(config)
     if SLIDING not in kinds:
-        return _as_attention_takes_it(mask, model)
-    near = positions[:, :, None] - positions[:, None, :] < config.sliding_window
-    windowed = _as_attention_takes_it(mask & near, model)
+        return form(branches, model, None)
+    windowed = form(branches, model, config.sliding_window)
     if kinds == {SLIDING}:
         return windowed
-    return {FULL: _as_attention_takes_it(mask, model), SLIDING: windowed}
+    return {FULL: form(branches, model, None), SLIDING: windowed}
 
 
 def layer_kinds(config: Any) -> set[str]:
@@ -59,11 +67,49 @@ def layer_kinds(config: Any) -> set[str]:
     return set(getattr(config, "layer_types", None) or [SLIDING if window else FULL])
 
 
-def _as_attention_takes_it(mask: Tensor, model: nn.Module) -> Tensor:
-    """SDPA takes a boolean mask [B, 1, L, L]; eager attention adds the mask to its scores."""
-    mask = mask.unsqueeze(1)
-    if base_model(model).config._attn_implementation == "sdpa":
-        return mask
+def dense(branches: Branches, window: int | None) -> Tensor:
+    """Return the mask as bool [N, 1, L, L]."""
+    rows, width = branches.own.shape
+    row, place = (torch.arange(count, device=branches.own.device) for count in (rows, width))
+    return branches.visible(row.view(-1, 1, 1, 1), place.view(-1, 1), place, window)
+
+
+def _for_sdpa(branches: Branches, model: nn.Module, window: int | None) -> Tensor:
+    """SDPA would turn a boolean mask into this one in every layer again, and keep each for the backward."""
+    mask, weight = dense(branches, window), next(model.parameters())
+    # What a sharded model computes in is not what it is stored in, so the mask's type can't be told.
+    return mask if isinstance(weight, DTensor) else _added(mask, model)
+
+
+def _for_eager(branches: Branches, model: nn.Module, window: int | None) -> Tensor:
+    return _added(dense(branches, window), model)
+
+
+def _added(mask: Tensor, model: nn.Module) -> Tensor:
+    """Return what is to be added to the attention's scores, in the type that the model computes in."""
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    if torch.is_autocast_enabled(mask.device.type):
+        dtype = torch.get_autocast_dtype(mask.device.type)
     zero = torch.zeros((), dtype=dtype, device=mask.device)
     return zero.where(mask, torch.finfo(dtype).min)
+
+
+def _for_flex_attention(branches: Branches, model: nn.Module, window: int | None) -> Any:
+    """Blocks of tokens that see nothing of each other are skipped; a mask [L, L] is never made on a GPU."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows, width = branches.own.shape
+
+    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return branches.visible(row, query, key, window)
+
+    device = branches.own.device
+    return create_block_mask(visible, rows, None, width, width, device=device, _compile=device.type == "cuda")
+
+
+FORMS: dict[str, Callable[[Branches, nn.Module, int | None], Any]] = {
+    "sdpa": _for_sdpa,
+    "eager": _for_eager,
+    "flex_attention": _for_flex_attention,
+}
+"""The kinds of attention that take a mask of one's own, by their name in transformers."""

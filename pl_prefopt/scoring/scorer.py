@@ -14,7 +14,7 @@ from pl_prefopt.errors import DataError
 from pl_prefopt.scoring.heads import ChunkedHead, Head, WholeLogits
 from pl_prefopt.scoring.inputs import accepts, base_model
 from pl_prefopt.scoring.layouts import Layout, PlainLayout, TreeLayout
-from pl_prefopt.scoring.masks import FULL, SLIDING, layer_kinds
+from pl_prefopt.scoring.masks import FORMS, FULL, SLIDING, layer_kinds
 from pl_prefopt.types import ResponseLogProbs, TokenTree
 
 LayoutName = Literal["auto", "tree", "plain"]
@@ -82,8 +82,8 @@ def _check_length(model: nn.Module, tree: TokenTree) -> None:
 def _obstacle(model: nn.Module) -> str | None:
     name = type(base_model(model)).__name__
     attention = getattr(base_model(model).config, "_attn_implementation", None)
-    if attention not in ("sdpa", "eager"):
-        return f"attn_implementation '{attention}' takes no mask of its own (sdpa and eager do)"
+    if attention not in FORMS:
+        return f"attn_implementation '{attention}' takes no mask of one's own ({', '.join(FORMS)} do)"
     unknown = layer_kinds(base_model(model).config.get_text_config()) - {FULL, SLIDING}
     if unknown:
         return f"{name} has layers of the kind {min(unknown)}"
