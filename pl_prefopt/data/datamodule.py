@@ -44,8 +44,8 @@ class PreferenceDataModule(LightningDataModule):
         held_out: rows to take from ``train`` for validation where ``val`` is not set: a number of rows (int)
             or a share (float below 1). Rows with the same prompt stay together.
         batch_size: training prompts a batch and device.
-        max_tokens_per_batch: the most tokens a training batch and device, padding included; ``None`` for no
-            limit. With it ``batch_size`` may be generous.
+        max_tokens_per_batch: the most tokens a training batch and device, prompts counted once; ``None`` for
+            no limit. With it ``batch_size`` may be generous.
         eval_batch_size: prompts a batch and device elsewhere; ``batch_size`` by default.
         tokenizer: a tokeniser's folder or hub name; the policy's own by default.
         template: ``auto``, ``chat``, ``plain`` or ``none``; see ``Renderer``.

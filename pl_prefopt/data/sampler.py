@@ -19,9 +19,9 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
     neighbouring batches, so that none waits long for the others. Each row comes once an epoch over all ranks;
     where the last rows do not go round, a rank gets fillers ``~i``.
 
-    With ``max_tokens`` a batch also holds at most so many tokens, padding included; a row that is longer is a
-    batch by itself. Which rows share a batch is then the same in every epoch, since Lightning asks only once
-    how many batches an epoch has; the order of the batches still changes.
+    With ``max_tokens`` a batch also holds at most so many tokens, each prompt's counted once; a row that is
+    longer is a batch by itself. Which rows share a batch is then the same in every epoch, since Lightning
+    asks only once how many batches an epoch has; the order of the batches still changes.
 
     It is a ``DistributedSampler`` so that Lightning leaves it in place.
 
@@ -102,8 +102,8 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
         """Cut rows, the longest first, into batches within the limits, and those into steps."""
         batches: list[list[int]] = [[]]
         for row in rows:
-            padded = (len(batches[-1]) + 1) * self._lengths[(batches[-1] or [row])[0]]
-            if batches[-1] and (len(batches[-1]) == self._batch_size or padded > limit):
+            tokens = self._lengths[[*batches[-1], row]].sum()
+            if batches[-1] and (len(batches[-1]) == self._batch_size or tokens > limit):
                 batches.append([])
             batches[-1].append(row)
         batches += [[self._filler]] * (-len(batches) % self.num_replicas)

@@ -18,7 +18,7 @@ from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import PolicySpec, build_policy
 from pl_prefopt.rows import PreferenceRow
-from pl_prefopt.scoring import LayoutName, Scorer, evaluating
+from pl_prefopt.scoring import HeadName, LayoutName, Scorer, evaluating
 from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch, ViewLogProbs
 from pl_prefopt.views import View
 
@@ -38,7 +38,8 @@ class PreferenceModule(LightningModule):
         objective: the loss and the reward.
         optimizer: makes the optimiser from the trainable parameters.
         schedule: the learning rate's course.
-        layout: how a prompt and its responses are laid out in the model's input.
+        layout: how prompts and their responses are laid out in the model's input, see ``Scorer``.
+        head: how hidden states become log-probs, see ``Scorer``.
     """
 
     policy: nn.Module
@@ -50,6 +51,7 @@ class PreferenceModule(LightningModule):
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = Schedule(),  # noqa: B008 - frozen
         layout: LayoutName = "auto",
+        head: HeadName = "chunked",
     ) -> None:
         super().__init__()
         policy.check_trainable()
@@ -57,7 +59,7 @@ class PreferenceModule(LightningModule):
         self.objective = objective
         self.make_optimizer = optimizer
         self.schedule = schedule
-        self.scorer = Scorer(layout)
+        self.scorer = Scorer(layout, head)
         self.num_references = 0  # the ReferenceEnsemble says how many there are
         # Checkpoints hold only what is trained; on_load_checkpoint counts that nothing of it is missing.
         self.strict_loading = False

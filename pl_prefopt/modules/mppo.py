@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.cli import OptimizerCallable
-
-from pl_prefopt.modules.base import PreferenceModule, adamw
-from pl_prefopt.modules.schedule import Schedule
+from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.objectives import MPPOObjective
 from pl_prefopt.policies import PolicySpec
-from pl_prefopt.scoring import LayoutName
 
 _DRAWS = "pl_prefopt_draws"
 
@@ -21,22 +17,13 @@ class MPPOModule(PreferenceModule):
     Args:
         policy: the model to train.
         objective: the loss and the reward.
-        optimizer: makes the optimiser from the trainable parameters.
-        schedule: the learning rate's course.
-        layout: how a prompt and its responses are laid out in the model's input.
+        options: the same for all families, see ``PreferenceModule``.
     """
 
     objective: MPPOObjective
 
-    def __init__(
-        self,
-        policy: PolicySpec,
-        objective: MPPOObjective,
-        optimizer: OptimizerCallable = adamw,
-        schedule: Schedule = Schedule(),  # noqa: B008 - frozen
-        layout: LayoutName = "auto",
-    ) -> None:
-        super().__init__(policy, objective, optimizer, schedule, layout)
+    def __init__(self, policy: PolicySpec, objective: MPPOObjective, **options: Any) -> None:
+        super().__init__(policy, objective, **options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note where the random draws are, beside what every method notes."""

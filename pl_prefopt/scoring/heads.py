@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,12 +49,8 @@ class WholeLogits(Head):
         return label_log_probs(logits.flatten(0, 1)[source], labels)
 
 
-class ChunkedHead(Head):
-    """The model's body, then its output embeddings on a few positions at a time.
-
-    A frozen head costs what it always does: each token's gradient is computed along with its log-prob, and
-    the logits are forgotten. A head that is trained is run again in the backward pass.
-    """
+class SplitHead(Head):
+    """The model's body, then its output embeddings by a way of one's own."""
 
     def log_probs(
         self, model: nn.Module, labels: Tensor, source: Tensor, start: int, **inputs: Any
@@ -61,30 +58,79 @@ class ChunkedHead(Head):
         """Run ``model`` on ``inputs`` and return log π of each label, float32 [M]."""
         base = base_model(model)
         hidden = base.base_model(**inputs, use_cache=False).last_hidden_state[:, start:]
-        embeddings = base.get_output_embeddings()
-        to_logits = _logits_of(embeddings, base.config.get_text_config())
+        bend = Bend.of(base.config.get_text_config())
+        return self.label_log_probs(base.get_output_embeddings(), bend, hidden.flatten(0, 1)[source], labels)
+
+    @abstractmethod
+    def label_log_probs(self, embeddings: Any, bend: Bend, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return log π of each label, float32 [M], given the hidden states [M, D] that predict them."""
+
+
+@dataclass(frozen=True)
+class Bend:
+    """What some families do to their logits; a probe compares with the model's own.
+
+    Attributes:
+        factor: what they are multiplied with.
+        cap: the bound c of the range (-c, c) that they are then bent into by tanh; ``None`` for no bound.
+    """
+
+    factor: float
+    cap: float | None
+
+    @classmethod
+    def of(cls, config: Any) -> Bend:
+        """Read a model's configuration."""
+        factor = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        return cls(factor, getattr(config, "final_logit_softcapping", None))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return the bent logits."""
+        if self.factor != 1:
+            logits = logits * self.factor
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+class ChunkedHead(SplitHead):
+    """Some positions at a time.
+
+    A frozen head costs what it always does: each token's gradient is computed along with its log-prob, and
+    the logits are forgotten. A head that is trained is run again in the backward pass.
+    """
+
+    def label_log_probs(self, embeddings: Any, bend: Bend, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return log π of each label, float32 [M], given the hidden states [M, D] that predict them."""
+
+        def to_logits(hidden: Tensor) -> Tensor:
+            return bend(embeddings(hidden)).float()
+
         size = max(1, CHUNK_ELEMENTS // embeddings.weight.shape[0])
         trained = any(weight.requires_grad for weight in embeddings.parameters())
-        return _in_chunks(to_logits, hidden.flatten(0, 1)[source], labels, size=size, trained=trained)
+        return _in_chunks(to_logits, hidden, labels, size=size, trained=trained)
 
 
-def _logits_of(embeddings: nn.Module, config: Any) -> _ToLogits:
-    """Return the function from hidden states [M, D] to logits [M, V].
+class FusedHead(SplitHead):
+    """One GPU kernel that never writes the logits to memory: that of cut-cross-entropy.
 
-    Some families scale their logits, or bend them into a range; a probe compares with the model's own.
+    Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", arXiv 2411.09009. Its gradients
+    leave nothing out, as the paper's would with its filter on.
     """
-    factor = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    cap = getattr(config, "final_logit_softcapping", None)
 
-    def to_logits(hidden: Tensor) -> Tensor:
-        logits: Tensor = embeddings(hidden)
-        if factor != 1:
-            logits = logits * factor
-        if cap is not None:
-            logits = cap * torch.tanh(logits / cap)
-        return logits.float()
+    def label_log_probs(self, embeddings: Any, bend: Bend, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return log π of each label, float32 [M], given the hidden states [M, D] that predict them."""
+        from cut_cross_entropy import linear_cross_entropy
 
-    return to_logits
+        if type(embeddings) is not nn.Linear or embeddings.bias is not None:
+            raise TypeError("the kernel knows output embeddings of one weight only")
+        nll = linear_cross_entropy(
+            hidden * bend.factor if bend.factor != 1 else hidden,
+            embeddings.weight,
+            labels,
+            softcap=bend.cap,
+            reduction="none",
+            filter_eps=None,
+        )
+        return -nll.float()
 
 
 def _in_chunks(to_logits: _ToLogits, hidden: Tensor, labels: Tensor, *, size: int, trained: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +11,18 @@ from typing import Literal
 import torch
 from torch import nn
 
-from pl_prefopt.errors import DataError
-from pl_prefopt.scoring.heads import ChunkedHead, Head, WholeLogits
+from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.scoring.heads import ChunkedHead, FusedHead, Head, SplitHead, WholeLogits
 from pl_prefopt.scoring.inputs import accepts, base_model
 from pl_prefopt.scoring.layouts import Layout, PlainLayout, TreeLayout
 from pl_prefopt.scoring.masks import FORMS, FULL, SLIDING, layer_kinds
 from pl_prefopt.types import ResponseLogProbs, TokenTree
 
 LayoutName = Literal["auto", "tree", "plain"]
+HeadName = Literal["chunked", "fused"]
+
+
+_HEADS: dict[HeadName, type[SplitHead]] = {"chunked": ChunkedHead, "fused": FusedHead}
 
 
 class Scorer:
@@ -28,10 +33,21 @@ class Scorer:
     Args:
         layout: ``tree`` computes each prompt once for all its responses; ``plain`` once a response;
             ``auto`` takes the tree where the model supports it and a probe confirms that both agree.
+        head: ``chunked`` computes logits of some positions at a time; ``fused`` asks a GPU kernel of the
+            package cut-cross-entropy. Where a probe finds either to be off, the model's own head is run.
+
+    Raises:
+        ConfigError: if ``head`` is ``fused`` and the package is missing.
     """
 
-    def __init__(self, layout: LayoutName = "auto") -> None:
+    def __init__(self, layout: LayoutName = "auto", head: HeadName = "chunked") -> None:
+        if head == "fused" and importlib.util.find_spec("cut_cross_entropy") is None:
+            raise ConfigError(
+                "model.head is 'fused', but the package cut-cross-entropy is not there: "
+                "pip install 'pl-prefopt[fused]', or set model.head to 'chunked'."
+            )
         self.layout = layout
+        self._split_head = _HEADS[head]
         self._shared: TreeLayout | None = None
         self._head: Head | None = None
 
@@ -48,9 +64,9 @@ class Scorer:
         )
 
     def _decide(self, model: nn.Module, device: torch.device) -> Head:
-        whole, chunked, plain, shared = WholeLogits(), ChunkedHead(), PlainLayout(), TreeLayout()
-        obstacle = _disagreement(model, device, (plain, chunked), (plain, whole), "its head run in pieces")
-        self._head = whole if obstacle else chunked
+        whole, split, plain, shared = WholeLogits(), self._split_head(), PlainLayout(), TreeLayout()
+        obstacle = _disagreement(model, device, (plain, split), (plain, whole), "its head run by itself")
+        self._head = whole if obstacle else split
         if obstacle:
             warnings.warn(f"All logits of a batch are held at once, because {obstacle}.", stacklevel=3)
         if self.layout == "plain":
@@ -105,7 +121,7 @@ def _disagreement(
     with evaluating(model):
         try:
             found = tried[0].token_log_probs(model, tree, tried[1])
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
             return f"{name} refuses {what} ({error})"
         expected = known[0].token_log_probs(model, tree, known[1])
     gap = (found - expected)[tree.response_mask].abs().max().item()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+import types
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, Gemma2Config, GraniteConfig
 
-from pl_prefopt.scoring import Scorer, heads
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.scoring import Scorer, heads, packing
 from pl_prefopt.scoring.layouts import TreeLayout
 from pl_prefopt.types import TokenTree
 from tests.scoring.architectures import CONFIGS, VOCABULARY, build
@@ -17,8 +24,11 @@ PROMPTS = [5, 1, 3]
 RESPONSES = [[4, 1, 2], [1], [3, 6]]
 
 
-def ragged_tree(prompts=PROMPTS, responses=RESPONSES, *, seed: int = 0) -> TokenTree:
-    """Random tokens of the given lengths; a prompt with fewer responses has absent ones."""
+def ragged_tree(prompts=PROMPTS, responses=RESPONSES, *, common: int = 0, seed: int = 0) -> TokenTree:
+    """Random tokens of the given lengths; a prompt with fewer responses has absent ones.
+
+    All prompts begin with ``common`` tokens of the same.
+    """
     generator = torch.Generator().manual_seed(seed)
     count, longest = max(map(len, responses)), max(map(max, responses))
     prompt_mask = torch.tensor([[p < n for p in range(max(prompts))] for n in prompts])
@@ -26,8 +36,10 @@ def ragged_tree(prompts=PROMPTS, responses=RESPONSES, *, seed: int = 0) -> Token
     for row, lengths in enumerate(responses):
         for number, length in enumerate(lengths):
             response_mask[row, number, :length] = True
+    prompt_ids = torch.randint(3, VOCABULARY, prompt_mask.shape, generator=generator)
+    prompt_ids[:, :common] = prompt_ids[0, :common]
     return TokenTree(
-        prompt_ids=torch.randint(3, VOCABULARY, prompt_mask.shape, generator=generator) * prompt_mask,
+        prompt_ids=prompt_ids * prompt_mask,
         prompt_mask=prompt_mask,
         response_ids=torch.randint(3, VOCABULARY, response_mask.shape, generator=generator) * response_mask,
         response_mask=response_mask,
@@ -66,6 +78,105 @@ def test_values_equal_unpadded_sequences(name, attention, layout):
         )
 
 
+BATCHES = {
+    "one response": ([4, 6], [[3], [2]], 0),
+    "eight responses": ([3], [[2, 1, 3, 1, 2, 4, 1, 2]], 0),
+    "a common beginning": ([5, 3, 4], [[2, 3], [1, 4], [3]], 2),
+    "a prompt that begins the others": ([5, 2, 4], [[2, 3], [1, 4], [3]], 2),
+    "one prompt for all": ([4, 4], [[2, 3], [1, 4]], 4),
+}
+
+
+@pytest.mark.parametrize("even_width", [1, 10**6], ids=["narrow rows", "one row"])
+@pytest.mark.parametrize("shape", BATCHES)
+@pytest.mark.parametrize("name", ["llama", "gemma3_window_4"])
+def test_values_and_gradients_however_trees_are_packed(name, shape, even_width, monkeypatch):
+    monkeypatch.setattr(packing, "EVEN_WIDTH", even_width)
+    prompts, responses, common = BATCHES[shape]
+    tree = ragged_tree(prompts, responses, common=common)
+    model, scorer = build(name), Scorer("tree")
+    rows = []
+    model.get_input_embeddings().register_forward_hook(lambda module, given, out: rows.append(len(given[0])))
+    with torch.no_grad():
+        torch.testing.assert_close(scorer(model, tree).sum, one_by_one(model, tree), atol=2e-4, rtol=1e-5)
+    assert tree.common == (common or (prompts[0] if len(prompts) == 1 else 0))
+    if even_width == 10**6:
+        assert rows[2] == 1, "after the head's two probes, everything is in one row"
+    found, expected = gradients(model, lambda: scorer(model, tree).sum, lambda: one_by_one(model, tree))
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_with_an_adapter_and_checkpointed_activations(name):
+    """The same rounding, in another order: packed and plain gradients of a bfloat16 model point one way."""
+    torch.manual_seed(1)
+    settings = LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(build(name).to(torch.bfloat16), settings)
+    model.train()
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    tree = ragged_tree(common=1)
+    packed, plain = gradients(
+        model, lambda: Scorer("tree")(model, tree).sum, lambda: Scorer("plain")(model, tree).sum
+    )
+    assert torch.cosine_similarity(packed.float(), plain.float(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "mistral_window_4", "gemma3_window_4"])
+def test_flex_attention(name):
+    """Values only and without compiling: torch runs its gradient on GPUs alone."""
+    tree, scorer = ragged_tree(common=1), Scorer()
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        found = scorer(build(name, "flex_attention"), tree).sum
+    assert isinstance(scorer._shared, TreeLayout)
+    torch.testing.assert_close(found, one_by_one(build(name), tree), atol=2e-4, rtol=1e-5)
+
+
+def in_plain_torch(hidden, weight, targets, *, softcap, reduction, filter_eps):
+    """What cut_cross_entropy.linear_cross_entropy returns, which runs on GPUs alone."""
+    assert reduction == "none"
+    assert filter_eps is None, "a filter would leave parts of the gradient out"
+    logits = hidden @ weight.T
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+@pytest.fixture
+def fused_kernel(monkeypatch):
+    module = types.ModuleType("cut_cross_entropy")
+    module.linear_cross_entropy = in_plain_torch
+    module.__spec__ = importlib.machinery.ModuleSpec("cut_cross_entropy", None)
+    monkeypatch.setitem(sys.modules, "cut_cross_entropy", module)
+
+
+@pytest.mark.usefixtures("fused_kernel")
+@pytest.mark.parametrize("setting", [{"final_logit_softcapping": 2.0}, {"logits_scaling": 3.0}])
+def test_a_fused_head_gets_what_it_needs(setting):
+    model, tree, scorer = bent(setting), ragged_tree(), Scorer(head="fused")
+    found, expected = gradients(model, lambda: scorer(model, tree).sum, lambda: one_by_one(model, tree))
+    assert isinstance(scorer._head, heads.FusedHead)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.usefixtures("fused_kernel")
+def test_a_fused_head_is_refused_where_the_weight_is_not_all():
+    settings = LoraConfig(target_modules=["lm_head"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model, tree, scorer = get_peft_model(build("llama"), settings).eval(), ragged_tree(), Scorer(head="fused")
+    with pytest.warns(UserWarning, match="output embeddings of one weight"), torch.no_grad():
+        found = scorer(model, tree).sum
+    torch.testing.assert_close(found, one_by_one(model, tree).detach(), atol=2e-4, rtol=1e-5)
+
+
+def test_a_fused_head_without_its_package_says_what_to_install():
+    if importlib.util.find_spec("cut_cross_entropy"):
+        pytest.skip("cut-cross-entropy is installed")
+    with pytest.raises(ConfigError, match=r"pip install 'pl-prefopt\[fused\]'"):
+        Scorer(head="fused")
+
+
 def gradients(model, *ways):
     """Gradients of Σ s², s the sums of log-probs in each way, as one vector a way."""
     for sums in (way() for way in ways):
@@ -98,14 +209,19 @@ def test_gradients_equal_unpadded_sequences(name, trained, monkeypatch):
         assert (gradient - expected).abs().max() < 1e-4 * scale
 
 
-@pytest.mark.parametrize("setting", [{"final_logit_softcapping": 2.0}, {"logits_scaling": 3.0}])
-def test_bent_and_scaled_logits(setting):
+def bent(setting):
+    """A model that bends its logits (Gemma 2) or scales them (Granite)."""
     torch.manual_seed(0)
     common = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     heads_of = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
     kind = Gemma2Config if "final_logit_softcapping" in setting else GraniteConfig
     extra = {"head_dim": 8, "sliding_window": 512} if kind is Gemma2Config else {}
-    model = AutoModelForCausalLM.from_config(kind(**common, **heads_of, **extra, **setting)).eval()
+    return AutoModelForCausalLM.from_config(kind(**common, **heads_of, **extra, **setting)).eval()
+
+
+@pytest.mark.parametrize("setting", [{"final_logit_softcapping": 2.0}, {"logits_scaling": 3.0}])
+def test_bent_and_scaled_logits(setting):
+    model = bent(setting)
     tree, scorer = ragged_tree(), Scorer()
     with torch.no_grad():
         torch.testing.assert_close(scorer(model, tree).sum, one_by_one(model, tree), atol=2e-4, rtol=1e-5)
@@ -131,7 +247,7 @@ def test_a_head_that_cannot_be_run_alone_is_found_out():
             return out
 
     model, tree = Shifted(), ragged_tree()
-    with pytest.warns(UserWarning, match="other numbers with its head run in pieces"):
+    with pytest.warns(UserWarning, match="other numbers with its head run by itself"):
         found = Scorer()(model, tree).sum
     given = {"attention_mask": None, "position_ids": None, "use_cache": False}
     expected = one_by_one(lambda input_ids: model(input_ids=input_ids, **given), tree)
