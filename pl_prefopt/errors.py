@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class PrefOptError(Exception):
-    """A mistake in the user's input; the command line prints it without a traceback."""
+    """A mistake in the user's input; the command line prints it without a traceback.
+
+    Attributes:
+        exit_status: what the command line exits with.
+    """
+
+    exit_status: ClassVar[int] = 2
 
 
 class ConfigError(PrefOptError):
@@ -20,6 +27,21 @@ class DataError(PrefOptError):
 
 class ContractError(PrefOptError):
     """Components that do not fit together, such as an objective without its references."""
+
+
+class RunError(PrefOptError):
+    """A run that can't go on although its input was in order: no memory, a full disk, a loss that is NaN."""
+
+    exit_status: ClassVar[int] = 1
+
+
+class StoppedError(BaseException):
+    """A run that a signal stopped, after it saved where it was.
+
+    It can come from anywhere, so it is no ``Exception``: nobody who catches those on the way may go on.
+    """
+
+    exit_status: ClassVar[int] = 143  # what a shell reports of a process that SIGTERM ended
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
-    {"errors", "rows"},
+    {"errors", "files", "rows"},
     {"types", "views"},
     {"functional", "pairing", "scoring", "policies", "data"},
     {"metrics", "objectives", "references"},

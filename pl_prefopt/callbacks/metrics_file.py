@@ -7,6 +7,8 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from pl_prefopt.files import replacing
+
 
 class MetricsFile(Callback):
     """Writes the metrics of each validation and test to ``metrics.json``, by name.
@@ -32,10 +34,18 @@ class MetricsFile(Callback):
     def _write(self, trainer: Trainer, prefix: str) -> None:
         if not trainer.is_global_zero:
             return
-        metrics = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        metrics = self._earlier()
         measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
         metrics |= {name: value for name, value in measured.items() if name.startswith(prefix)}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_suffix(".tmp")
-        draft.write_text(json.dumps(dict(sorted(metrics.items())), indent=2) + "\n")
-        draft.replace(self.path)
+        with replacing(self.path) as draft:
+            draft.write_text(json.dumps(dict(sorted(metrics.items())), indent=2) + "\n")
+
+    def _earlier(self) -> dict[str, float]:
+        """Return what is in the file; one that is damaged is set aside, since a run needn't end for it."""
+        if not self.path.is_file():
+            return {}
+        try:
+            return dict(json.loads(self.path.read_text()))
+        except (ValueError, TypeError):
+            self.path.replace(self.path.with_suffix(".damaged.json"))
+            return {}

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from pl_prefopt.files import replacing
 from pl_prefopt.rows import Message, PreferenceRow
 from pl_prefopt.types import Outcome, PreferenceBatch, ScoredBatch
 
@@ -56,7 +57,8 @@ class PredictionWriter(Callback):
         parts = [self._part(rank) for rank in range(trainer.world_size)]
         lines = [line for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
         lines.sort(key=lambda line: json.loads(line)["index"])
-        self.path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        with replacing(self.path) as draft:
+            draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         for part in parts:
             part.unlink()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pl_prefopt.data import PreferenceDataset
 from pl_prefopt.errors import DataError
+from pl_prefopt.files import replacing
 from pl_prefopt.types import PLAIN
 from pl_prefopt.views import View
 
@@ -70,9 +71,10 @@ class TableFile:
                 "length limits differ from when they were computed; use the reference itself with "
                 "references.precompute: true to compute them anew."
             )
-        table = read_tensors(self.path)["log_probs"]
-        if len(table) != len(self.dataset):
-            raise DataError(f"{self.path} holds {len(table)} rows, expected {len(self.dataset)}: delete it.")
+        table = read_tensors(self.path).get("log_probs")
+        if table is None or table.dim() != 2 or len(table) != len(self.dataset):
+            held = "no log-probs" if table is None else f"a table {list(table.shape)}"
+            raise DataError(f"{self.path} holds {held}, expected {len(self.dataset)} rows: delete it.")
         return table
 
 
@@ -93,10 +95,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
     """Write a safetensors file that is either whole or absent, whatever interrupts."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, draft, metadata=notes)
-    draft.replace(path)
+    # Two runs may fill the same table, so each has a draft of its own.
+    with replacing(path, owner=f".{os.getpid()}") as draft:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, draft, metadata=notes)
 
 
 def stack_ragged(parts: list[tuple[Tensor, Tensor]], rows: int) -> Tensor:
