@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.progress import track
+from torch import Tensor
 
 from pl_prefopt.references.base import PolicyHost, Reference
 from pl_prefopt.references.tables import TableFile, read_tensors, stack_ragged, write_tensors
@@ -47,7 +49,9 @@ def fill_table(
     # The longest rows first: if memory runs out, it does so at once.
     order = torch.split(torch.argsort(lengths, descending=True, stable=True), ROWS_A_PART)
     mine = [
-        number for number in range(workers.rank, len(order), workers.count) if not file.part(number).is_file()
+        number
+        for number in range(workers.rank, len(order), workers.count)
+        if not _is_done(file.part(number), order[number])
     ]
     for number in _shown(mine, f"{file.dataset.split} rows, view {file.view}", visible=workers.rank == 0):
         _score_part(reference, host, file, number, torch.split(order[number], batch_size))
@@ -60,9 +64,14 @@ def fill_table(
     workers.wait()
 
 
+def _is_done(part: Path, rows: Tensor) -> bool:
+    """Whether a part is there and holds these rows; one cut otherwise would leave rows without log-probs."""
+    return part.is_file() and torch.equal(read_tensors(part)["index"], rows)
+
+
 @torch.no_grad()
 def _score_part(
-    reference: Reference, host: PolicyHost, file: TableFile, number: int, batches: Iterable[torch.Tensor]
+    reference: Reference, host: PolicyHost, file: TableFile, number: int, batches: Iterable[Tensor]
 ) -> None:
     scored = []
     for index in batches:
