@@ -94,6 +94,7 @@ class Recorder(pl.LightningModule):
         return batch.index.tolist()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        _ = self.trainer.estimated_stepping_batches  # as a schedule does, which sets the loaders up early
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
