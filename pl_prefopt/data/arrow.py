@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pl_prefopt.data.cache import damaged
 from pl_prefopt.data.renderer import EncodedRow
 from pl_prefopt.rows import Message, PreferenceRow
 
@@ -59,10 +60,17 @@ class Table:
 
     @property
     def table(self) -> Any:
-        """The memory-mapped ``pyarrow.Table``."""
+        """The memory-mapped ``pyarrow.Table``.
+
+        Raises:
+            DataError: if the file is damaged.
+        """
         if self._table is None:
-            with pa.ipc.open_file(pa.memory_map(str(self.path))) as reader:
-                self._table = reader.read_all()
+            try:
+                with pa.ipc.open_file(pa.memory_map(str(self.path))) as reader:
+                    self._table = reader.read_all()
+            except (pa.ArrowException, OSError) as error:
+                raise damaged(self.path, error) from error
         return self._table
 
     def __len__(self) -> int:

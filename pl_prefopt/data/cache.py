@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from pl_prefopt.errors import ConfigError
+from pl_prefopt.errors import ConfigError, DataError
 
 
 class Cache:
@@ -54,6 +54,14 @@ class Cache:
             raise ConfigError(
                 f"expected to write the cache to {self.root}, got: {error}; set `data.cache_dir` elsewhere"
             ) from error
+
+
+def damaged(path: Path, error: Exception) -> DataError:
+    """Return the error for a file of the cache that can't be read."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return DataError(
+        f"the cached file {path} is damaged ({reason}); delete the folder {path.parent}, and it is made anew"
+    )
 
 
 def _publish(unfinished: Path, folder: Path) -> None:

@@ -73,13 +73,13 @@ def as_messages(value: Any, key: str, role: str = "") -> list[Message]:
         if role:
             return [Message(role, value)]
     if not isinstance(value, list | tuple):
-        raise BadRowError(f"expected '{key}' to be text or a list of messages, got {_shown(value)}")
+        raise BadRowError(f"expected '{key}' to be text or a list of messages, got {shown(value)}")
     return [_as_message(item, f"{key}[{number}]") for number, item in enumerate(value)]
 
 
 def _as_message(item: Any, key: str) -> Message:
     if not isinstance(item, Mapping) or "role" not in item or "content" not in item:
-        raise BadRowError(f"expected '{key}' to be a message with 'role' and 'content', got {_shown(item)}")
+        raise BadRowError(f"expected '{key}' to be a message with 'role' and 'content', got {shown(item)}")
     role, content = item["role"], item["content"]
     if role not in ROLES:
         raise BadRowError(
@@ -91,7 +91,7 @@ def _as_message(item: Any, key: str) -> Message:
     if isinstance(content, list):
         content = "".join(_text_part(part, key) for part in content)
     if not isinstance(content, str):
-        raise BadRowError(f"expected the content of '{key}' to be text, got {_shown(content)}")
+        raise BadRowError(f"expected the content of '{key}' to be text, got {shown(content)}")
     _check_text(content, key)
     return Message(role, content)
 
@@ -99,7 +99,7 @@ def _as_message(item: Any, key: str) -> Message:
 def _text_part(part: Any, key: str) -> str:
     if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    raise BadRowError(f"expected the content of '{key}' to be text only, got {_shown(part)}")
+    raise BadRowError(f"expected the content of '{key}' to be text only, got {shown(part)}")
 
 
 def _check_text(text: str, key: str) -> None:
@@ -109,7 +109,8 @@ def _check_text(text: str, key: str) -> None:
         raise BadRowError(f"expected '{key}' to be valid Unicode, got half of a surrogate pair") from None
 
 
-def _shown(value: Any, limit: int = 60) -> str:
+def shown(value: Any, limit: int = 60) -> str:
+    """Return ``value`` as a message shows it: cut where it is long."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 

@@ -18,6 +18,7 @@ from pl_prefopt.data.dialogues import (
     check_prompt,
     check_response,
     is_hh_dialogue,
+    shown,
     split_at_common_prefix,
 )
 from pl_prefopt.errors import nearest
@@ -26,6 +27,7 @@ from pl_prefopt.rows import Message, PreferenceRow
 Fields = Mapping[str, Any]
 
 _UNSUPPORTED = ("tools", "images", "image")
+_LARGEST_SCORE = 3.4e38
 
 
 class Format(Protocol):
@@ -203,6 +205,18 @@ def to_row(fields: Fields) -> PreferenceRow:
     )
 
 
+def as_fields(row: PreferenceRow) -> dict[str, Any]:
+    """Return raw fields that ``to_row`` turns into ``row`` again, but for its origin."""
+    prompt = [message._asdict() for message in row.prompt]
+    responses = [[message._asdict() for message in response] for response in row.responses]
+    if row.graded or row.scores is None:
+        scores = {} if row.scores is None else {"scores": list(row.scores)}
+        return {"prompt": prompt, "responses": responses, **scores}
+    if len(responses) == 1:
+        return {"prompt": prompt, "completion": responses[0], "label": row.scores[0] == 1}
+    return {"prompt": prompt, "chosen": responses[0], "rejected": responses[1]}
+
+
 def _row(
     prompt: Sequence[Message],
     responses: Sequence[Sequence[Message]],
@@ -270,10 +284,13 @@ def _number(value: Any, key: str) -> float:
         raise BadRowError(f"expected '{key}' to be a number, got nothing")
     try:
         number = math.nan if isinstance(value, bool) else float(value)
+    except OverflowError:
+        number = math.inf
     except (TypeError, ValueError):
-        raise BadRowError(f"expected '{key}' to be a number, got {value!r}") from None
-    if not math.isfinite(number):
-        raise BadRowError(f"expected '{key}' to be a finite number, got {value}")
+        raise BadRowError(f"expected '{key}' to be a number, got {shown(value)}") from None
+    # Batches hold scores in float32, where a larger one would be infinite.
+    if not abs(number) <= _LARGEST_SCORE:
+        raise BadRowError(f"expected '{key}' to be a finite number, got {shown(value)}")
     return number
 
 

@@ -108,6 +108,9 @@ def _renamed(records: Iterable[Record], source: Source) -> Iterator[Record]:
 
 # -- files
 
+_BROKEN = (OSError, EOFError, zlib.error)
+"""What reading raises of a file that breaks off, or is no gzip stream behind its name."""
+
 _FileReader = Callable[[Path, Path], Iterator[Record]]
 
 
@@ -146,7 +149,7 @@ def _read_lines(path: Path, scratch: Path) -> Iterator[Record]:
         for number in itertools.count(1):
             try:
                 line = file.readline()
-            except (OSError, EOFError, zlib.error) as error:
+            except _BROKEN as error:
                 raise DataError(
                     f"{path.name}, row {number}: the gzip stream breaks off ({error}); fetch the file again"
                 ) from error
@@ -171,8 +174,11 @@ def _parse_line(line: bytes, origin: str) -> Record:
 
 def _read_json(path: Path, scratch: Path) -> Iterator[Record]:
     """Read a ``.json`` file: a list of objects, or one object a line under the wrong name."""
-    with _open_bytes(path) as file:
-        first = next((line for line in file if line.strip()), b"")
+    try:
+        with _open_bytes(path) as file:
+            first = next((line for line in file if line.strip()), b"")
+    except _BROKEN as error:
+        raise _unreadable(path, "json", error) from error
     if not first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
         return _read_lines(path, scratch)
     return _read_by_datasets("json", path, scratch)
@@ -189,7 +195,7 @@ def _read_parquet(path: Path, scratch: Path) -> Iterator[Record]:
         try:
             with _open_bytes(path) as packed, unpacked.open("wb") as file:
                 shutil.copyfileobj(packed, file)
-        except (OSError, EOFError, zlib.error) as error:
+        except _BROKEN as error:
             raise _unreadable(path, "parquet", error) from error
         for number, record in enumerate(_read_by_datasets("parquet", unpacked, scratch), start=1):
             yield record._replace(origin=f"{path.name}, row {number}")
@@ -200,7 +206,7 @@ def _read_csv(path: Path, scratch: Path) -> Iterator[Record]:
     try:
         with _open_bytes(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
             header = next(csv.reader(text), [])
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, csv.Error, *_BROKEN) as error:
         raise _unreadable(path, "csv", error) from error
     as_text = {column: str for column in header}
     for record in _read_by_datasets("csv", path, scratch, converters=as_text, keep_default_na=False):
@@ -219,9 +225,16 @@ def _csv_cell(cell: Any) -> Any:
     return cell
 
 
-def _read_by_datasets(kind: str, path: Path, scratch: Path, **options: Any) -> Iterator[Record]:
+def _datasets() -> Any:
+    """Return the ``datasets`` library, told not to report to the hub that a local file is read."""
     import datasets
 
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    return datasets
+
+
+def _read_by_datasets(kind: str, path: Path, scratch: Path, **options: Any) -> Iterator[Record]:
+    datasets = _datasets()
     try:
         table = datasets.load_dataset(
             kind, data_files=str(path), split="train", cache_dir=str(scratch / "datasets"), **options
@@ -253,7 +266,7 @@ def _first_undecodable_line(path: Path) -> int:
                     line.decode("utf-8")
                 except UnicodeDecodeError:
                     return number
-    except (OSError, EOFError, zlib.error):
+    except _BROKEN:
         return 0
     return 0
 
@@ -267,8 +280,7 @@ def _numbered(table: Iterable[Mapping[str, Any]], name: str) -> Iterator[Record]
 
 
 def _read_folder(path: Path, source: Source) -> Iterator[Record]:
-    import datasets
-
+    datasets = _datasets()
     saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
     load = datasets.load_from_disk if saved else datasets.load_dataset
     try:

@@ -22,7 +22,7 @@ from pl_prefopt.data.arrow import (
     tokens_record,
     write_table,
 )
-from pl_prefopt.data.cache import Cache
+from pl_prefopt.data.cache import Cache, damaged
 from pl_prefopt.data.dialogues import BadRowError
 from pl_prefopt.data.formats import to_row
 from pl_prefopt.data.renderer import Rendered, Renderer
@@ -35,6 +35,7 @@ from pl_prefopt.views import View
 
 _ROWS_A_CALL = 256
 _ROWS_FILE, _TOKENS_FILE, _NOTES_FILE = "rows.arrow", "tokens.arrow", "notes.json"
+_HELD_OUT_FILE = "held_out.npy"
 
 
 class RowStore(NamedTuple):
@@ -217,8 +218,12 @@ def _write_notes(folder: Path, digest: _Digest, problems: Problems, **more: obje
 
 
 def _read_notes(folder: Path) -> dict[str, Any]:
-    notes: dict[str, Any] = json.loads((folder / _NOTES_FILE).read_text(encoding="utf-8"))
-    return notes
+    path = folder / _NOTES_FILE
+    try:
+        notes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {key: notes[key] for key in ("content", "skipped", "problems", "tally") if key in notes}
+    except (OSError, ValueError, TypeError) as error:
+        raise damaged(path, error) from error
 
 
 def split_rows(
@@ -231,10 +236,10 @@ def split_rows(
     """
 
     def build(folder: Path) -> None:
-        np.save(folder / "held_out.npy", hold_out(store.rows, held_out, seed))
+        np.save(folder / _HELD_OUT_FILE, hold_out(store.rows, held_out, seed))
 
     folder = cache.entry("split", (store.content, held_out, seed), build)
-    chosen = np.load(folder / "held_out.npy")
+    chosen = _read_choice(folder / _HELD_OUT_FILE, len(store.rows))
     if chosen.all() or not chosen.any():
         prompts = "one prompt" if len({row.prompt for row in store.rows}) == 1 else "its prompts"
         raise ConfigError(
@@ -242,6 +247,16 @@ def split_rows(
             f"{len(chosen)} rows with {prompts} kept together; choose another number, or set `data.val`"
         )
     return {held: np.flatnonzero(chosen == held) for held in (False, True)}
+
+
+def _read_choice(path: Path, rows: int) -> npt.NDArray[np.bool_]:
+    try:
+        chosen: npt.NDArray[np.bool_] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise damaged(path, error) from error
+    if chosen.dtype != np.bool_ or chosen.shape != (rows,):
+        raise damaged(path, ValueError(f"it holds {chosen.dtype} of the shape {chosen.shape}"))
+    return chosen
 
 
 def hold_out(rows: Sequence[PreferenceRow], held_out: float, seed: int) -> npt.NDArray[np.bool_]:
