@@ -1,6 +1,6 @@
 """The model that is trained: how it is described, loaded and adapted."""
 
 from pl_prefopt.policies.build import build_frozen, build_policy
-from pl_prefopt.policies.spec import FourBit, PolicySpec
+from pl_prefopt.policies.spec import FourBit, PolicySpec, refuse_pickled_adapter
 
-__all__ = ["FourBit", "PolicySpec", "build_frozen", "build_policy"]
+__all__ = ["FourBit", "PolicySpec", "build_frozen", "build_policy", "refuse_pickled_adapter"]

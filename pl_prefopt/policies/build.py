@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.policies.spec import PolicySpec, explained
+from pl_prefopt.policies.spec import PolicySpec, explained, refuse_pickled_adapter
 
 
 def build_policy(spec: PolicySpec) -> nn.Module:
@@ -54,6 +54,8 @@ def _load(spec: PolicySpec) -> Any:
             attn_implementation=spec.attn_implementation,
             quantization_config=_four_bit(spec),
             trust_remote_code=spec.trust_remote_code,
+            # Pickled weights could run code. GGUF holds none, and transformers wants nothing said of it.
+            use_safetensors=True if spec.gguf_file is None else None,
             **source,
         )
     quantizer = getattr(model, "hf_quantizer", None)
@@ -91,6 +93,7 @@ def _with_adapter(model: Any, spec: PolicySpec) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if spec.adapter is not None:
+        refuse_pickled_adapter(spec.adapter)
         with explained(spec.adapter, "PEFT adapter"):
             return PeftModel.from_pretrained(model, spec.adapter, is_trainable=True)
     settings = {"task_type": "CAUSAL_LM", **(spec.lora or {})}

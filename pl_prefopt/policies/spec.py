@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.errors import ConfigError, PrefOptError, nearest
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -118,13 +118,25 @@ class explained:  # noqa: N801 - reads as a phrase: `with explained(name, "token
         """Nothing to set up."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if not isinstance(error, (OSError, ValueError, ImportError, KeyError)):
+        # Damaged files raise whatever their library chose; no memory is another matter.
+        if not isinstance(error, Exception) or isinstance(error, (PrefOptError, RuntimeError, MemoryError)):
             return
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        code = "trust_remote_code" in str(error)
+        hint = "; if you trust it, set policy.trust_remote_code: true" if code else _similar_folder(self.name)
         raise ConfigError(
             f"Expected policy.name to be a folder or a hub name with a {self.part}, but '{self.name}' gave: "
-            f"{reason}{_similar_folder(self.name)}"
+            f"{reason}{hint}"
         ) from error
+
+
+def refuse_pickled_adapter(folder: str) -> None:
+    """Raise a ``ConfigError`` if a PEFT folder holds its weights as a pickle, which could run code."""
+    if (Path(folder) / "adapter_model.bin").exists() and not list(Path(folder).glob("*.safetensors")):
+        raise ConfigError(
+            f"The adapter '{folder}' holds adapter_model.bin only, and only safetensors are loaded, since a "
+            "pickle could run code: load it where you trust it, and save it anew with `save_pretrained`."
+        )
 
 
 def _similar_folder(name: str) -> str:

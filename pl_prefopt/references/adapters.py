@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from pl_prefopt.errors import ConfigError, ContractError
-from pl_prefopt.policies import PolicySpec
+from pl_prefopt.policies import PolicySpec, refuse_pickled_adapter
 from pl_prefopt.references.base import Datasets, PolicyHost, Reference
 from pl_prefopt.scoring import evaluating
 from pl_prefopt.types import PreferenceBatch
@@ -57,6 +57,7 @@ class NamedAdapter(Reference):
         from peft import PeftConfig
 
         _require_adapter(policy, "NamedAdapter")
+        refuse_pickled_adapter(self.folder)
         try:
             PeftConfig.from_pretrained(self.folder)
         except (OSError, ValueError) as error:
