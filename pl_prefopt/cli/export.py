@@ -10,6 +10,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.modules import read_checkpoint
 from pl_prefopt.policies import PolicySpec, build_policy
 
 _PREFIX = "policy."
@@ -75,9 +76,7 @@ def read_policy_spec(config: Path) -> PolicySpec:
 
 
 def _trained_weights(ckpt_path: Path) -> dict[str, torch.Tensor]:
-    if not ckpt_path.is_file():
-        raise ConfigError(f"Expected a checkpoint file, but {ckpt_path} is missing.")
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(ckpt_path)
     return {
         name.removeprefix(_PREFIX): weight
         for name, weight in checkpoint["state_dict"].items()

@@ -1,6 +1,7 @@
 """One LightningModule per method family."""
 
 from pl_prefopt.modules.base import PreferenceModule
+from pl_prefopt.modules.checkpoint_io import SafeCheckpointIO, read_checkpoint
 from pl_prefopt.modules.dpo import DPOModule
 from pl_prefopt.modules.mppo import MPPOModule
 from pl_prefopt.modules.mrpo import MRPOModule
@@ -14,6 +15,8 @@ __all__ = [
     "MRPOModule",
     "PreferenceModule",
     "ReferenceFreeModule",
+    "SafeCheckpointIO",
     "Schedule",
     "SrModule",
+    "read_checkpoint",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from pl_prefopt.errors import ContractError, DataError
 from pl_prefopt.metrics import LossMean, build_suite
 from pl_prefopt.modules.checkpoints import check_fits, describe, save_description, trained_weights
+from pl_prefopt.modules.finite_loss import FiniteLossGuard
+from pl_prefopt.modules.randomness import BatchSeeds
 from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import PolicySpec, build_policy
@@ -65,6 +68,7 @@ class PreferenceModule(LightningModule):
         self.strict_loading = False
         self._metrics_logged_at = 0
         self._prompts_a_batch: float | None = None
+        self._seeds, self._guard = BatchSeeds(), FiniteLossGuard()
 
     @property
     def views(self) -> Mapping[str, View]:
@@ -82,9 +86,14 @@ class PreferenceModule(LightningModule):
         self.losses = nn.ModuleDict({_key(name): LossMean() for name in _STAGES})
 
     def on_train_start(self) -> None:
-        """Ask once how many prompts a batch has."""
+        """Ask once how many prompts a batch has, and fix the run's seed."""
         datamodule = getattr(self.trainer, "datamodule", None)
         self._prompts_a_batch = getattr(datamodule, "prompts_a_batch", None)
+        self._seeds.start(self.trainer)
+
+    def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        """Make the batch's random numbers depend on its place in the run alone."""
+        self._seeds.seed(self.trainer)
 
     def configure_model(self) -> None:
         """Load the policy, once."""
@@ -104,9 +113,15 @@ class PreferenceModule(LightningModule):
         prompt weighs the same, however prompts fall into batches, accumulated batches and ranks.
         """
         outcome = self._evaluate(batch, "train")
+        self._guard.note(batch, outcome.loss)
         mean = outcome.loss.detach().sum() / outcome.counted.sum().clamp(min=1)
         self.log("train/loss", mean, prog_bar=True, batch_size=len(batch))
         return outcome.loss.sum() / (self._prompts_a_batch or len(batch))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep a loss that is no number from the weights."""
+        trainer = self.trainer
+        self._guard.check(Path(trainer.default_root_dir), step=trainer.global_step, rank=trainer.global_rank)
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
         """Count the batch in the validation metrics."""
@@ -159,10 +174,12 @@ class PreferenceModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the method and the base model."""
         save_description(checkpoint, self._description())
+        self._seeds.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another run's checkpoint."""
         check_fits(checkpoint, self._description(), trained_weights(self))
+        self._seeds.load(checkpoint)
 
     def _evaluate(self, batch: PreferenceBatch, stage: str) -> Outcome:
         scored = self.score(batch)
@@ -206,7 +223,7 @@ class PreferenceModule(LightningModule):
             self.log(name, value, prog_bar=name.endswith(("/accuracy", "/margin")), batch_size=1)
 
     def _description(self) -> dict[str, str]:
-        return describe(type(self.objective).__name__, self.policy_spec.name)
+        return describe(type(self.objective).__name__, self.policy_spec)
 
 
 def _key(stage: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.policies import PolicySpec
 
 _KEY = "pl_prefopt"
 
@@ -17,9 +19,17 @@ def trained_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
-def describe(method: str, base: str) -> dict[str, str]:
-    """Return what a checkpoint says of its run beside the weights."""
-    return {"method": method, "base": base}
+def describe(method: str, policy: PolicySpec) -> dict[str, str]:
+    """Return what a checkpoint says of its run beside the weights.
+
+    Settings of an adapter such as ``lora_alpha`` decide what its weights mean, though not their shapes; its
+    dropout does not.
+    """
+    described = {"method": method, "base": policy.name}
+    if policy.lora is not None:
+        adapter = {key: value for key, value in policy.lora.items() if key != "lora_dropout"}
+        described["policy.lora"] = json.dumps(adapter, sort_keys=True, default=str)
+    return described
 
 
 def save_description(checkpoint: dict[str, Any], description: dict[str, str]) -> None:
@@ -51,6 +61,12 @@ def check_fits(
     unfit = [
         name for name, weight in trained.items() if name not in saved or saved[name].shape != weight.shape
     ]
+    unused = [name for name in saved if name not in trained]
+    if unused:
+        raise ConfigError(
+            f"The checkpoint holds {len(unused)} weights that this run doesn't train, such as '{unused[0]}': "
+            "policy.lora or policy.adapter differs from the run that made it."
+        )
     if unfit:
         raise ConfigError(
             f"The checkpoint lacks {len(unfit)} of the {len(trained)} weights that this run trains, or has "

@@ -1,0 +1,93 @@
+"""Reading and writing checkpoint files, so that a good one is never lost and a bad one never trusted."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from pl_prefopt.errors import ConfigError, RunError
+from pl_prefopt.files import replacing
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written whole or not at all, and read without running code from them.
+
+    Lightning's own plugin writes to the system's temporary folder and moves the file from there, which on
+    another file system is a copy that can break off half way.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            RunError: if it can't be written or its weights aren't finite; an earlier one stays as it was.
+        """
+        if "://" in str(path):  # an object store, where a file appears at once anyway
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        _check_finite(checkpoint, path)
+        try:
+            with replacing(Path(path)) as draft, draft.open("wb") as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # torch wraps what the file system says
+            raise RunError(
+                f"the checkpoint {path} can't be written ({_reason(error)}): the one before it, if any, is "
+                "as it was; make room or name another --run_dir, and go on with `--ckpt_path last`"
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; whatever is asked, only tensors and plain values are taken from it."""
+        del weights_only
+        return read_checkpoint(Path(path), map_location)
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Return the content of a checkpoint file. No code in it is run.
+
+    Raises:
+        ConfigError: if there is no such file, or it is damaged or no checkpoint.
+    """
+    if not path.is_file():
+        raise ConfigError(f"Expected a checkpoint file, but {path} is missing.")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"The checkpoint {path} is damaged, or holds code instead of plain weights, and was not loaded: "
+            "name one that `prefopt fit` wrote."
+        ) from error
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, AttributeError) as error:
+        raise ConfigError(
+            f"The checkpoint {path} can't be read ({_reason(error)}): name another one, such as best.ckpt."
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ConfigError(f"{path} is no checkpoint of a run: name one that `prefopt fit` wrote.")
+    return checkpoint
+
+
+def _check_finite(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse to put weights that are no numbers in the place of good ones."""
+    for name, weight in checkpoint["state_dict"].items():
+        if not torch.isfinite(weight).all():
+            raise RunError(
+                f"the weight '{name}' is not finite at step {checkpoint.get('global_step')}, so {path} was "
+                "not written, and the checkpoint before it, if any, is as it was: lower the learning rate "
+                "and go on from there with `--ckpt_path last`"
+            )
+
+
+def _reason(error: BaseException) -> str:
+    cause = error
+    while not isinstance(cause, OSError) and (cause.__cause__ or cause.__context__) is not None:
+        cause = cause.__cause__ or cause.__context__ or cause
+    text = (cause.strerror or "") if isinstance(cause, OSError) else str(error)
+    return (text.strip() or type(error).__name__).splitlines()[0]

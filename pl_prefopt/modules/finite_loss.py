@@ -1,0 +1,85 @@
+"""Stopping at a loss that is no number, before it reaches the weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pl_prefopt.data.formats import as_fields
+from pl_prefopt.errors import RunError
+from pl_prefopt.files import replacing
+from pl_prefopt.types import PreferenceBatch
+
+_ROWS_NAMED = 5
+
+
+class _Noted(NamedTuple):
+    """A batch, which of its prompts' losses are no numbers (bool [B], on the CPU), and when that is known."""
+
+    batch: PreferenceBatch
+    bad: Tensor
+    known: torch.Event | None
+
+
+class FiniteLossGuard:
+    """Looks at every prompt's loss once an optimiser step, after the backward pass and before the update.
+
+    On a GPU the flags travel to page-locked memory while the backward pass is queued behind them. Waiting for
+    them therefore waits for the forward pass only, with the backward pass still to run: the GPU doesn't go
+    idle, and accumulated batches are looked at together.
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[_Noted] = []
+
+    def note(self, batch: PreferenceBatch, loss: Tensor) -> None:
+        """Remember a training batch and its unreduced loss [B]."""
+        bad = ~torch.isfinite(loss.detach())
+        if not bad.is_cuda:
+            self._noted.append(_Noted(batch, bad, None))
+            return
+        flags = torch.empty(bad.shape, dtype=torch.bool, pin_memory=True)
+        flags.copy_(bad, non_blocking=True)
+        known = torch.Event("cuda")
+        known.record()
+        self._noted.append(_Noted(batch, flags, known))
+
+    def check(self, folder: Path, *, step: int, rank: int) -> None:
+        """Raise if a loss noted since the last check is NaN or infinite.
+
+        Args:
+            folder: where the batch's rows are written then, as ``bad_batch.jsonl``.
+            step: the optimiser step, for the message.
+            rank: this process's number.
+
+        Raises:
+            RunError: naming the rows.
+        """
+        noted, self._noted = self._noted, []
+        for item in noted:
+            if item.known is not None:
+                item.known.synchronize()
+            if item.bad.any():
+                path = folder / ("bad_batch.jsonl" if rank == 0 else f"bad_batch.{rank}.jsonl")
+                raise RunError(_sentence(item, _write(item.batch, path), step))
+
+
+def _write(batch: PreferenceBatch, path: Path) -> Path:
+    lines = [json.dumps(as_fields(row), ensure_ascii=False) + "\n" for row in batch.rows]
+    with replacing(path) as draft:
+        draft.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def _sentence(item: _Noted, path: Path, step: int) -> str:
+    rows = [item.batch.rows[place].origin or "a row" for place in item.bad.nonzero().flatten().tolist()]
+    more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
+    return (
+        f"the loss is not a finite number at step {step} for {'; '.join(rows[:_ROWS_NAMED])}{more}. The step "
+        f"was not taken, and all rows of the batch are in {path}: lower the learning rate, or mend or leave "
+        "out these rows, and go on from the last checkpoint with `--ckpt_path last`"
+    )
