@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from pl_prefopt.callbacks import MetricsFile, PredictionWriter, ReferenceEnsemble
+from pl_prefopt.callbacks import LastCheckpoint, MetricsFile, PredictionWriter, ReferenceEnsemble
+from pl_prefopt.cli.failures import failure_behind
 from pl_prefopt.cli.parser import Parser
 from pl_prefopt.cli.run_folder import (
     choose_run_folder,
     find_checkpoint,
     keep_earlier_metrics,
     refuse_second_run,
+    require_run_folder,
 )
 from pl_prefopt.cli.trainer import PrefOptTrainer
 from pl_prefopt.data import PreferenceDataModule
-from pl_prefopt.modules import PreferenceModule
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.modules import PreferenceModule, SafeCheckpointIO
 
 
 class PrefOptCLI(LightningCLI):
@@ -53,12 +59,10 @@ class PrefOptCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``references``, ``best``, ``last`` and ``run_dir``."""
         parser.add_lightning_class_args(ReferenceEnsemble, "references")
-        # Lightning's own `save_last` saves nothing where the monitored metric didn't improve, so the newest
-        # weights, from which a run goes on, have a callback of their own.
-        for key in ("best", "last"):
-            parser.add_lightning_class_args(ModelCheckpoint, key)
-            parser.set_defaults({f"{key}.filename": key, f"{key}.enable_version_counter": False})
+        parser.add_lightning_class_args(ModelCheckpoint, "best")
+        parser.set_defaults({"best.filename": "best", "best.enable_version_counter": False})
         parser.set_defaults({"best.monitor": "val/accuracy", "best.mode": "max"})
+        parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_argument(
             "--run_dir",
             type=str | None,
@@ -66,15 +70,21 @@ class PrefOptCLI(LightningCLI):
             help="The run's folder: config, metrics, events, checkpoints. Default: runs/<objective>-<time>.",
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: Lightning would let a checkpoint's own settings override it."""
+
     def before_instantiate_classes(self) -> None:
         """Decide on the run's folder before anything is built or loaded."""
         config = self.config[self.subcommand]
+        _check_sections(config)
         method = str(config.model.init_args.objective.class_path).rsplit(".", 1)[-1]
         if self.subcommand == "precompute":
             self._prepare_precompute(config)
             return
         training = self.subcommand == "fit"
         asked = config.get("ckpt_path")
+        if asked in ("last", "best"):
+            require_run_folder(asked, config.run_dir)
         self.run_folder = choose_run_folder(asked=config.run_dir, ckpt_path=asked, method=method)
         if training and not config.trainer.fast_dev_run:
             refuse_second_run(self.run_folder, asked)
@@ -97,6 +107,17 @@ class PrefOptCLI(LightningCLI):
         self.save_config_callback = None
         self.run_folder = Path(config.run_dir or config.references.cache_dir)
 
+    def instantiate_classes(self) -> None:
+        """Build what the settings describe; what a class refuses is a mistake in its settings."""
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            if failure_behind(error) is not None:
+                raise
+            raise ConfigError(
+                f"the settings of {_being_built(error)} don't work: {error or type(error).__name__}"
+            ) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with its files in the run's folder."""
         for key in ("best", "last"):
@@ -105,11 +126,16 @@ class PrefOptCLI(LightningCLI):
         asked = self._get(self.config_init, "trainer")
         # Only training writes at the top: evaluating later must not mix its curves into training's.
         logs = self.run_folder if self.subcommand == "fit" else self.run_folder / str(self.subcommand)
-        return super().instantiate_trainer(
+        trainer = super().instantiate_trainer(
             logger=_loggers(asked["logger"], logs),
             default_root_dir=asked["default_root_dir"] or str(self.run_folder),
             **kwargs,
         )
+        if (
+            type(trainer.strategy.checkpoint_io) is TorchCheckpointIO
+        ):  # the default; who asked for another has it
+            trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        return trainer
 
     def predict(self, **kwargs: Any) -> None:
         """Run ``Trainer.predict``; the predictions go to ``predictions.jsonl``."""
@@ -132,6 +158,22 @@ class PrefOptCLI(LightningCLI):
     def _say_untrained(self) -> None:
         if self.trainer.is_global_zero and self.config[self.subcommand].get("ckpt_path") is None:
             print("No --ckpt_path given: this measures the policy as it is before training.")
+
+
+def _check_sections(config: Any) -> None:
+    """Raise a ``ConfigError`` where a single value stands for a whole section, which the parser lets pass."""
+    for name in ("trainer", "data", "references", "best", "last", "model", "model.init_args.objective"):
+        if not isinstance(config.get(name), Namespace):
+            raise ConfigError(f"expected `{name}` to be a section of settings, got {config.get(name)!r}.")
+
+
+def _being_built(error: Exception) -> str:
+    """Return the name of the class whose construction failed."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        made = frame.f_locals.get("self")
+        if frame.f_code.co_name == "__init__" and not isinstance(made, LightningCLI):
+            return type(made).__name__
+    return "a class"
 
 
 def _validates(config: Any) -> bool:

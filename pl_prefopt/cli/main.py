@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version
 
-from pl_prefopt.errors import PrefOptError, nearest
+from pl_prefopt.cli.failures import failure_behind
+from pl_prefopt.errors import StoppedError, nearest
 
 _COMMANDS = {
     "fit": "train a policy on preference data",
@@ -29,7 +30,7 @@ Settings come from YAML files, later ones first, and from the command line:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 a mistake in the input."""
+    """Run the command line and exit: 0 done, 1 failed, 2 a mistake in the input, 143 stopped by a signal."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
@@ -43,20 +44,11 @@ def main() -> None:
         )
     try:
         _run(arguments)
-    except Exception as error:
-        mistake = _mistake_behind(error)
-        if mistake is None:
+    except (Exception, StoppedError) as error:
+        failure = failure_behind(error)
+        if failure is None:
             raise
-        _fail(str(mistake))
-
-
-def _mistake_behind(error: BaseException | None) -> PrefOptError | None:
-    """Return the user's mistake that caused ``error``: parsers and trainers wrap what they meet."""
-    while error is not None:
-        if isinstance(error, PrefOptError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+        _fail(str(failure), failure.exit_status)
 
 
 def _run(arguments: list[str]) -> None:
@@ -80,6 +72,6 @@ def _help() -> str:
     return _HELP.format(version=version("pl-prefopt"), commands=commands)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, status: int = 2) -> None:
     print(f"prefopt: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

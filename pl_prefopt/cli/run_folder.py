@@ -30,6 +30,14 @@ def choose_run_folder(*, asked: str | None, ckpt_path: str | None, method: str) 
     return folder
 
 
+def require_run_folder(ckpt_path: str, run_dir: str | None) -> None:
+    """Raise a ``ConfigError`` if ``last`` or ``best`` is asked for without saying of which run."""
+    if run_dir is None and "LOCAL_RANK" not in os.environ:
+        raise ConfigError(
+            f"`--ckpt_path {ckpt_path}` is the checkpoint of a run: name the run's folder with `--run_dir`."
+        )
+
+
 def refuse_second_run(folder: Path, ckpt_path: str | None) -> None:
     """Raise a ``ConfigError`` if ``fit`` would mix a new run into the folder of another one."""
     if ckpt_path is None and "LOCAL_RANK" not in os.environ and (folder / "config.yaml").exists():

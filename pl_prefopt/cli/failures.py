@@ -1,0 +1,57 @@
+"""What went wrong, in a sentence, for failures that no line of this package raises."""
+
+from __future__ import annotations
+
+import errno
+
+from pl_prefopt.errors import PrefOptError, RunError, StoppedError
+
+_WRITING = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than allowed",
+    errno.ENOTDIR: "a file is where a folder should be",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+}
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")
+
+
+def failure_behind(error: BaseException | None) -> PrefOptError | StoppedError | None:
+    """Return what to tell the user of ``error``: parsers and trainers wrap what they meet.
+
+    ``None`` means that it is nothing known, which is then a defect and deserves its traceback.
+    """
+    while error is not None:
+        told = error if isinstance(error, PrefOptError | StoppedError) else _translated(error)
+        if told is not None:
+            return told
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _translated(error: BaseException) -> RunError | None:
+    if _is_out_of_memory(error):
+        first = (str(error).strip() or "MemoryError").splitlines()[0]
+        return RunError(
+            f"out of memory ({first}). While training, lower `data.batch_size` and raise "
+            "`trainer.accumulate_grad_batches` by as much, or set `data.max_tokens_per_batch`, "
+            "`model.init_args.policy.gradient_checkpointing: true` or a lower `data.max_response_length`; "
+            "while validating, lower `data.eval_batch_size`; while scoring references, "
+            "`references.batch_size`"
+        )
+    if isinstance(error, OSError) and error.errno in _WRITING:
+        where = error.filename or "a file of the run"
+        return RunError(
+            f"{where}: {_WRITING[error.errno]}. What was saved before is whole; make room, or set `run_dir`, "
+            "`data.cache_dir` and `references.cache_dir` to places that can be written, and go on with "
+            "`--ckpt_path last`"
+        )
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Name no torch class: importing torch for an error message would take seconds."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
