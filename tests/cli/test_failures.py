@@ -1,0 +1,244 @@
+"""What ends a run is one sentence, and costs nothing that was saved before."""
+
+from __future__ import annotations
+
+import errno
+import resource
+
+import pytest
+import torch
+
+from pl_prefopt.callbacks import LastCheckpoint
+from pl_prefopt.cli.failures import failure_behind
+from pl_prefopt.data import Cache, PreferenceDataset, Renderer
+from pl_prefopt.data.store import split_rows
+from pl_prefopt.errors import ConfigError, DataError, RunError
+from pl_prefopt.files import replacing
+from pl_prefopt.modules import SafeCheckpointIO, read_checkpoint
+from pl_prefopt.modules.checkpoints import check_fits, describe
+from pl_prefopt.policies import PolicySpec
+from pl_prefopt.scoring import Scorer
+from tests.cli.test_commands import axes
+from tests.data.support import pair, read, stored, write_jsonl
+from tests.runs import pair_rows, write_rows
+from tests.support import tiny_tokenizer
+
+
+@pytest.fixture
+def settings(tiny_model, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", pair_rows(6))
+    return [*axes(), "--data.train", rows, "--model.init_args.policy.name", tiny_model, "--run_dir", "run"]
+
+
+def status_and_sentence(prefopt, *arguments):
+    status, printed = prefopt.run("fit", *arguments)
+    assert "Traceback" not in printed
+    return status, printed
+
+
+# -- a loss that is no number
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(prefopt, settings, tmp_path):
+    explode = ("--model.init_args.optimizer.lr", "1e30", "--data.batch_size", "2", "--last.minutes", "0")
+    flat = ("--model.init_args.schedule.name", "constant", "--model.init_args.schedule.warmup", "0")
+    status, printed = status_and_sentence(prefopt, *settings, *explode, *flat)
+    assert status == 1
+    assert "not a finite number at step 1 for rows.jsonl, row " in printed
+    # The batch can be fed back as it was.
+    bad = read(str(tmp_path / "run" / "bad_batch.jsonl"), tmp_path / "other-cache")
+    whole = {
+        row.prompt: row.responses for row in read(str(tmp_path / "rows.jsonl"), tmp_path / "other-cache")
+    }
+    assert len(bad) == 2
+    assert all(whole[row.prompt] == row.responses and row.scores == (1, 0) for row in bad)
+    # The step was not taken, and the checkpoint of the one before is whole.
+    kept = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert kept["global_step"] == 1
+    assert all(torch.isfinite(weight).all() for weight in kept["state_dict"].values())
+
+
+def test_weights_that_are_no_numbers_do_not_replace_good_ones(tmp_path):
+    io, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"state_dict": {"a": torch.ones(2)}, "global_step": 3}, path)
+    with pytest.raises(RunError, match="weight 'a' is not finite at step 4"):
+        io.save_checkpoint({"state_dict": {"a": torch.tensor([1.0, torch.nan])}, "global_step": 4}, path)
+    assert io.load_checkpoint(path)["global_step"] == 3
+
+
+# -- memory and disk
+
+CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 9 bytes"
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError(CPU)]
+)
+def test_no_memory_is_a_sentence_that_names_the_settings(prefopt, settings, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Scorer, "__call__", fail)
+    status, printed = status_and_sentence(prefopt, *settings)
+    assert status == 1
+    assert "out of memory" in printed
+    assert "data.batch_size" in printed
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR])
+def test_what_cannot_be_written_is_named(number):
+    failed = failure_behind(ValueError("wrapped").with_traceback(None))
+    assert failed is None
+    try:
+        try:
+            raise OSError(number, "the system's words", "run/metrics.csv")
+        except OSError as error:
+            raise RuntimeError("what a library makes of it") from error
+    except RuntimeError as error:
+        failed = failure_behind(error)
+    assert isinstance(failed, RunError)
+    assert "run/metrics.csv" in str(failed)
+
+
+def test_a_defect_keeps_its_traceback(prefopt, settings, monkeypatch):
+    monkeypatch.setattr(Scorer, "__call__", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prefopt.run("fit", *settings)
+
+
+@pytest.fixture
+def small_files_only():
+    """Let the system refuse to write more than a kilobyte to any file, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_earlier_one(tmp_path, request):
+    io, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"state_dict": {"a": torch.ones(2)}}, path)
+    request.getfixturevalue("small_files_only")
+    with pytest.raises(RunError, match=r"can't be written \(File too large\)"):
+        io.save_checkpoint({"state_dict": {"a": torch.ones(20000)}}, path)
+    assert io.load_checkpoint(path)["state_dict"]["a"].tolist() == [1, 1]
+    assert [found.name for found in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder" / "file"
+
+    def write(text, error=None):
+        with replacing(path) as draft:
+            draft.write_text(text)
+            if error is not None:
+                raise error
+
+    write("first")
+    with pytest.raises(KeyboardInterrupt):
+        write("sec", KeyboardInterrupt())
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+# -- damaged files
+
+
+@pytest.mark.parametrize("name", ["rows.arrow", "tokens.arrow", "notes.json", "held_out.npy"])
+@pytest.mark.parametrize("content", [b"", b"half of what was ther"], ids=["empty", "cut"])
+def test_a_damaged_cache_says_what_to_delete(tmp_path, name, content):
+    cache = Cache(tmp_path / "cache")
+
+    def load():
+        store = stored(path, tmp_path / "cache")
+        numbers = split_rows(cache, store, 2, 0)[False]
+        data = PreferenceDataset.tokenised(store, Renderer(tiny_tokenizer()), cache=cache, numbers=numbers)
+        return data.batch([0])
+
+    path = write_jsonl(tmp_path / "rows.jsonl", [pair(i) for i in range(5)])
+    load()
+    file = next((tmp_path / "cache").rglob(name))
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"is damaged .* delete the folder"):
+        load()
+    for left in file.parent.iterdir():
+        left.unlink()
+    file.parent.rmdir()
+    assert len(load()) == 1
+
+
+CHECKPOINTS = {
+    "missing": (None, "is missing"),
+    "empty": (b"", "can't be read|is damaged"),
+    "cut": (b"PK\x03\x04 the beginning of a zip file", "can't be read|is damaged"),
+    "text": (b"This is no checkpoint.", "can't be read|is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path, kind):
+    content, sentence = CHECKPOINTS[kind]
+    path = tmp_path / "last.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence):
+        SafeCheckpointIO().load_checkpoint(path)
+
+
+def test_half_a_checkpoint_is_one_sentence(prefopt, settings, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    torch.save({"state_dict": {"a": torch.ones(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+    status, printed = status_and_sentence(prefopt, *settings, "--ckpt_path", "last")
+    assert status == 2
+    assert "last.ckpt" in printed
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    with pytest.raises(ConfigError, match="is no checkpoint of a run"):
+        read_checkpoint(tmp_path / "list.ckpt")
+
+
+# -- a checkpoint of another run
+
+
+def checkpoint(weights, **description):
+    return {"state_dict": dict.fromkeys(weights, torch.zeros(2)), "pl_prefopt": description}
+
+
+def test_a_checkpoint_with_other_weights_is_refused():
+    trained = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    check_fits(checkpoint("ab"), {}, trained)
+    with pytest.raises(ConfigError, match="lacks 1 of the 2 weights"):
+        check_fits(checkpoint("a"), {}, trained)
+    # One that a renamed adapter left: nothing of it would be loaded, and Lightning would not mind.
+    with pytest.raises(ConfigError, match="holds 2 weights that this run doesn't train, such as 'x'"):
+        check_fits(checkpoint("xy"), {}, trained)
+    with pytest.raises(ConfigError, match="holds 1 weights that this run doesn't train, such as 'c'"):
+        check_fits(checkpoint("abc"), {}, trained)
+
+
+def test_a_checkpoint_of_another_base_or_scale_is_refused():
+    def description(base="base", **lora):
+        return describe("DPO", PolicySpec(name=base, lora={"r": 4, "lora_alpha": 8, **lora}))
+
+    saved = checkpoint("a", **description())
+    check_fits(saved, description(lora_dropout=0.5), {"a": torch.zeros(2)})
+    for other, message in (
+        (description(base="other"), "base 'base'"),
+        (description(lora_alpha=16), "policy.lora"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_fits(saved, other, {"a": torch.zeros(2)})
+
+
+def test_last_needs_the_name_of_the_run(prefopt, settings):
+    said = prefopt.fails("fit", *settings[:-2], "--ckpt_path", "last")
+    assert "--run_dir" in said
+
+
+def test_minutes_below_zero_are_refused():
+    with pytest.raises(ConfigError, match=r"last\.minutes"):
+        LastCheckpoint(minutes=-1)

@@ -1,0 +1,268 @@
+"""Whatever comes in, the answer is one sentence or a result, and every row is used or counted.
+
+`PREFOPT_FUZZ=100 pytest tests/test_fuzz.py` tries a hundred times as much, and other things each time.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import gzip
+import io
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from lightning.pytorch.cli import LightningCLI
+
+from pl_prefopt.cli.main import main
+from pl_prefopt.data import Cache, PreferenceDataset, Renderer
+from pl_prefopt.data.formats import FORMATS, as_fields, to_row
+from pl_prefopt.errors import PrefOptError
+from tests.cli.test_commands import CONFIGS
+from tests.data.support import stored
+from tests.runs import pair_rows, scored_rows, write_rows
+from tests.support import tiny_tokenizer
+
+TIMES = int(os.environ.get("PREFOPT_FUZZ", "1"))
+
+
+def tries(count: int, **others: Any) -> settings:
+    return settings(
+        **others,
+        max_examples=count * TIMES,
+        deadline=None,
+        derandomize=TIMES == 1,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+# -- rows
+
+words = st.sampled_from(
+    ["Hi", "Yes.", " ", "", "\n\nHuman: Hi\n\nAssistant: No", "\n\nHuman:", "<|im_end|>", "\ud800", "é你"]
+)
+texts = words | st.text(max_size=8)
+numbers = st.integers(-3, 3) | st.floats() | st.just(10**400) | st.booleans()
+anything = st.recursive(
+    st.none() | numbers | texts,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(texts | st.sampled_from(["role", "content"]), inner)
+    ),
+    max_leaves=6,
+)
+roles = st.sampled_from(["user", "assistant", "system", "tool", "User", ""])
+parts = st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": texts}), max_size=2)
+messages = st.lists(
+    st.fixed_dictionaries({"role": roles, "content": texts | parts}, optional={"tool_calls": anything}),
+    max_size=4,
+)
+turn = texts | messages
+grades = numbers | st.sampled_from(["1", "nan", "high", None])
+completions = st.fixed_dictionaries({"response": turn}, optional={"overall_score": grades, "rating": grades})
+layouts = st.one_of(
+    st.fixed_dictionaries({"prompt": turn, "chosen": turn, "rejected": turn}),
+    st.fixed_dictionaries(
+        {"chosen": turn, "rejected": turn}, optional={"score_chosen": grades, "score_rejected": grades}
+    ),
+    st.fixed_dictionaries(
+        {"prompt": turn, "responses": st.lists(turn, max_size=4)},
+        optional={"scores": st.lists(grades, max_size=4) | anything},
+    ),
+    st.fixed_dictionaries({"instruction": turn, "completions": st.lists(completions, max_size=3)}),
+    st.fixed_dictionaries({"prompt": turn, "completion": turn, "label": grades}),
+)
+keys = st.sampled_from([*(column for layout in FORMATS for column in layout.columns), "tools"])
+broken = st.dictionaries(keys | texts, anything, max_size=4)
+overlaid = st.tuples(layouts, st.dictionaries(keys, anything, max_size=1)).map(lambda two: two[0] | two[1])
+rows = layouts | overlaid | broken | anything
+
+
+def lines_of(records: list[Any]) -> list[str]:
+    return [line for line in map(json.dumps, records) if line.strip()]
+
+
+@tries(150)
+@given(records=st.lists(rows, min_size=1, max_size=4))
+def test_rows_of_any_shape_are_used_or_counted(records: list[Any]):
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "rows.jsonl"
+        path.write_text("\n".join(lines_of(records)))
+        try:
+            store = stored(str(path), Path(name) / "cache", on_bad_row="skip")
+            data = PreferenceDataset.tokenised(
+                store, RENDERER, cache=Cache(Path(name) / "cache"), on_bad_row="skip"
+            )
+        except PrefOptError:
+            return
+        assert len(store.rows) + store.skipped == len(records)
+        assert len(data) + data.summary.skipped == len(records)
+        batch = data.batch(range(len(data)))
+        assert int(batch.present.sum()) == sum(len(row.responses) for row in data.rows)
+        for row in data.rows:
+            again = to_row(json.loads(json.dumps(as_fields(row))))
+            assert dataclasses.replace(again, origin=row.origin) == row
+
+
+RENDERER = Renderer(tiny_tokenizer(), max_prompt_length=16, max_response_length=8)
+
+
+# -- files
+
+
+def as_csv() -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, pair_rows(1)[0])
+    writer.writeheader()
+    writer.writerows(pair_rows(3))
+    return text.getvalue().encode()
+
+
+def as_parquet() -> bytes:
+    content = io.BytesIO()
+    datasets.Dataset.from_list(pair_rows(3)).to_parquet(content)
+    return content.getvalue()
+
+
+FILES = {
+    "rows.jsonl": "\n".join(map(json.dumps, pair_rows(3))).encode(),
+    "rows.json": json.dumps(pair_rows(3)).encode(),
+    "rows.csv": as_csv(),
+    "rows.parquet": as_parquet(),
+}
+FILES |= {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in FILES.items()}
+
+
+@st.composite
+def damaged_files(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A good file of some kind of which a piece is replaced; sometimes nothing good is left."""
+    name = draw(st.sampled_from(sorted(FILES)))
+    content = FILES[name] if draw(st.integers(0, 9)) else b""
+    start = draw(st.integers(0, len(content)))
+    end = draw(st.integers(start, min(len(content), start + 20)) | st.just(len(content)))
+    return name, content[:start] + draw(st.binary(max_size=12)) + content[end:]
+
+
+@tries(25)
+@given(file=damaged_files())
+def test_damaged_files_give_rows_or_one_sentence(file: tuple[str, bytes]):
+    name, content = file
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        for on_bad_row in ("skip", "error"):
+            try:
+                store = stored(str(path), Path(folder) / "cache", on_bad_row=on_bad_row)
+            except PrefOptError:
+                continue
+            assert len(store.rows) > 0
+            assert on_bad_row == "skip" or not store.skipped
+            if name == "rows.jsonl":
+                lines = [line for line in content.split(b"\n") if line.strip()]
+                assert len(store.rows) + store.skipped == len(lines)
+
+
+# -- configurations
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_model) -> dict[str, Any]:
+    """A configuration that works."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    merged: dict[str, Any] = {}
+    for axis in ("base", "methods/dpo", "hardware/cpu"):
+        merge(merged, yaml.safe_load((CONFIGS / f"{axis}.yaml").read_text()))
+    merged["data"]["train"] = write_rows(folder / "rows.jsonl", scored_rows(6))
+    merged["data"]["cache_dir"] = str(folder / "cache")
+    merged["model"]["init_args"]["policy"]["name"] = str(tiny_model)
+    merged["run_dir"] = str(folder / "run")
+    return merged
+
+
+def merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def places(config: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every key of a configuration, as the path to it."""
+    items = (
+        config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    )
+    return [place for key, value in items for place in ((*path, key), *places(value, (*path, key)))]
+
+
+plain = st.none() | st.booleans() | st.integers(-2, 10**9) | st.floats() | st.text("abc.é: {}[]", max_size=6)
+values = st.recursive(
+    plain,
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text("ab_", min_size=1, max_size=5), inner)
+    ),
+    max_leaves=4,
+)
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> list[tuple[str, int, str, Any]]:
+    """One to three changes: what, where (a number, taken modulo the places), a key, a value."""
+    how = st.sampled_from(["drop", "replace", "add"])
+    key = st.text("abcdefgh_", min_size=1, max_size=6)
+    return draw(st.lists(st.tuples(how, st.integers(0, 10**6), key, values), min_size=1, max_size=3))
+
+
+def mutate(config: dict[str, Any], changes: list[tuple[str, int, str, Any]]) -> None:
+    for how, number, key, value in changes:
+        path = places(config)[number % len(places(config))]
+        owner: Any = config
+        for step in path[:-1]:
+            owner = owner[step]
+        if how == "drop":
+            del owner[path[-1]]
+        elif how == "replace":
+            owner[path[-1]] = value
+        elif isinstance(owner, dict):
+            owner[key] = value
+
+
+def test_a_mutated_configuration_is_built_or_refused_in_a_sentence(whole, tmp_path, monkeypatch, capsys):
+    # Everything up to the run itself, which a random number of epochs could make very long.
+    monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, name: built.append(name))
+    monkeypatch.chdir(tmp_path)
+    built: list[str] = []
+
+    # Each try builds the parser anew, a second or two: too long to search for a smaller example.
+    @tries(5, phases=[Phase.generate])
+    @given(changes=mutations())
+    def attempt(changes: list[tuple[str, int, str, Any]]) -> None:
+        config = copy.deepcopy(whole)
+        mutate(config, changes)
+        file = tmp_path / "mutated.yaml"
+        file.write_text(yaml.safe_dump(config, allow_unicode=True))
+        monkeypatch.setattr(sys, "argv", ["prefopt", "fit", "-c", str(file)])
+        built.clear()
+        status = exit_status()
+        said = capsys.readouterr().err
+        assert (status == 0 and built) or (status == 2 and said.strip()), (status, said)
+
+    attempt()
+
+
+def exit_status() -> int:
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0

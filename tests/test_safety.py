@@ -1,0 +1,138 @@
+"""Nothing that a run reads can run code, and nothing is told to anybody."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+
+import datasets
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+
+from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.modules import SafeCheckpointIO, read_checkpoint
+from pl_prefopt.policies import PolicySpec, build_frozen, build_policy
+from pl_prefopt.references import NamedAdapter
+from tests.cli.test_commands import axes
+from tests.runs import pair_rows
+
+
+class Payload:
+    """Pickled, it makes a folder when it is loaded."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.fixture
+def harm(tmp_path):
+    """Where a payload would leave its mark."""
+    return tmp_path / "harm"
+
+
+def test_the_payload_works(harm, tmp_path):
+    torch.save({"state_dict": Payload(harm)}, tmp_path / "evil.ckpt")
+    torch.load(tmp_path / "evil.ckpt", weights_only=False)
+    assert harm.is_dir()
+
+
+def test_code_in_a_checkpoint_is_not_run(harm, tmp_path):
+    path = tmp_path / "evil.ckpt"
+    torch.save({"state_dict": Payload(harm)}, path)
+    for load in (
+        read_checkpoint,
+        SafeCheckpointIO().load_checkpoint,
+        lambda path: SafeCheckpointIO().load_checkpoint(path, weights_only=False),
+    ):
+        with pytest.raises(ConfigError, match="holds code instead of plain weights"):
+            load(path)
+    assert not harm.exists()
+
+
+def test_the_command_line_runs_no_code_of_a_checkpoint_either(prefopt, tiny_model, harm, tmp_path):
+    torch.save({"state_dict": Payload(harm)}, tmp_path / "evil.ckpt")
+    (tmp_path / "rows.json").write_text(json.dumps(pair_rows(4)))
+    settings = (
+        "--data.train",
+        "rows.json",
+        "--data.held_out",
+        "0",
+        "--model.init_args.policy.name",
+        tiny_model,
+    )
+    said = prefopt.fails("fit", *axes(), *settings, "--run_dir", "run", "--ckpt_path", "evil.ckpt")
+    assert "holds code" in said
+    assert not harm.exists()
+
+
+def test_code_in_a_cached_choice_is_not_run(harm, tmp_path):
+    from pl_prefopt.data.store import _read_choice
+
+    np.save(tmp_path / "held_out.npy", np.array([Payload(harm)], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="is damaged"):
+        _read_choice(tmp_path / "held_out.npy", 1)
+    assert not harm.exists()
+
+
+@pytest.mark.parametrize("build", [build_policy, build_frozen])
+def test_pickled_weights_of_a_model_are_refused(tiny_model, harm, tmp_path, build):
+    shutil.copytree(tiny_model, tmp_path / "pickled")
+    for file in (tmp_path / "pickled").glob("*.safetensors*"):
+        file.unlink()
+    torch.save(Payload(harm), tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="safetensors"):
+        build(PolicySpec(name=str(tmp_path / "pickled")))
+    assert not harm.exists()
+
+
+def test_pickled_weights_of_an_adapter_are_refused(tiny_model, harm, tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    torch.save(Payload(harm), folder / "adapter_model.bin")
+    with pytest.raises(ConfigError, match="only safetensors are loaded"):
+        build_policy(PolicySpec(name=str(tiny_model), adapter=str(folder)))
+    with pytest.raises(ConfigError, match="only safetensors are loaded"):
+        NamedAdapter(str(folder)).check(PolicySpec(name=str(tiny_model), lora={"r": 4}))
+    assert not harm.exists()
+
+
+def test_code_of_a_model_is_not_run_unless_asked(tiny_model, harm, tmp_path):
+    folder = tmp_path / "remote"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "code.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"import os\nos.mkdir({str(harm)!r})\nclass Config: pass\n")
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        build_policy(PolicySpec(name=str(folder)))
+    assert not harm.exists()
+
+
+def test_a_run_on_local_files_asks_nobody(prefopt, tiny_model, tmp_path, monkeypatch):
+    calls = []
+
+    def guard(*args, **kwargs):
+        calls.append(args)
+        raise OSError("no network in this test")
+
+    # As for a user who is online: the libraries are not told to stay off the network.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
+    monkeypatch.setattr(socket, "getaddrinfo", guard)
+    monkeypatch.setattr(socket.socket, "connect", guard)
+    (tmp_path / "rows.json").write_text(json.dumps(pair_rows(6)))  # a list, which `datasets` reads
+    settings = ("--data.train", "rows.json", "--data.held_out", "2")
+    policy = ("--model.init_args.policy.name", tiny_model, "--run_dir", "run")
+    prefopt("fit", *axes(), *settings, *policy)
+    prefopt("export", "run/checkpoints/last.ckpt", "--out", "adapter")
+    assert calls == []
