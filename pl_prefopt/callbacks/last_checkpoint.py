@@ -104,8 +104,10 @@ class LastCheckpoint(Checkpoint):
         self._validating = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was validated."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and _between_steps(trainer):
+        """Save what was validated; at an epoch's end only after the best checkpoint has been chosen there."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not _between_steps(trainer):
+            return
+        if not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             self._save(trainer)
             self._stop_if_asked(trainer)
 

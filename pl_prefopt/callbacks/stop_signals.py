@@ -48,8 +48,8 @@ class StopSignals:
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeue = environment.requeue_signal
         for number in {signal.SIGTERM, signal.SIGINT, self._requeue or signal.SIGTERM}:
-            earlier = signal.signal(number, self._handle)
-            self._earlier.setdefault(number, earlier)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as a shell starts what runs in the background
+                self._earlier.setdefault(number, signal.signal(number, self._handle))
 
     def remove(self) -> None:
         """Leave the signals to the earlier handlers."""
