@@ -8,11 +8,12 @@ export TOKENIZERS_PARALLELISM := false
 # Threads that wait without spinning, so that a busy machine is slower but not ten times slower.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help install model demo test check format clean
+.PHONY: help install model gemma demo test check format clean
 
 help:
 	@echo "make demo    train SmolLM2-135M with DPO on the shipped preferences, and show what changed"
 	@echo "make test    run the tests"
+	@echo "make gemma   get Gemma-3-270M, a reference of another family (1.1 GB, about two minutes)"
 	@echo "make check   lint and types"
 	@echo "make format  format the code"
 	@echo "make clean   remove the environment and caches"
@@ -26,7 +27,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 model: install
-	$(BIN)/python scripts/get_smollm2.py --out $(MODEL)
+	$(BIN)/python scripts/models/get.py SmolLM2-135M-Instruct --out $(MODEL)
+
+gemma: install
+	$(BIN)/python scripts/models/get.py Gemma-3-270M
 
 demo: model
 	$(BIN)/python scripts/demo/run.py --model $(MODEL)
