@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.runs import pair_rows, write_rows
+from tests.runs import pair_rows, scored_rows, write_rows
+from tests.support import tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 ADDING = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+DISTILLATION = (ROOT / "docs" / "guides" / "distillation.md").read_text(encoding="utf-8")
 
 
 def blocks(text, language):
@@ -41,6 +46,7 @@ def test_commands_name_files_and_settings_that_exist(page, tmp_path, monkeypatch
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "squared_hinge.yaml").write_text(blocks(ADDING, "yaml")[0])
     (tmp_path / "mylab.py").write_text(blocks(ADDING, "python")[0])
+    (tmp_path / "from_table.yaml").write_text(blocks(DISTILLATION, "yaml")[0])
     monkeypatch.syspath_prepend(str(tmp_path))
     for words in commands(page):
         if words[0] == "fit":
@@ -63,6 +69,35 @@ def test_the_example_method_trains_as_the_page_says(tmp_path, monkeypatch, prefo
     # An untrained pair costs (1 − 0)² = 1.
     prefopt("validate", "-c", "run/config.yaml", "--run_dir", "untrained")
     assert '"val/loss": 1.0,' in (tmp_path / "untrained" / "metrics.json").read_text()
+
+
+def test_the_weak_policy_learns_from_the_strong_one_s_table_alone(tmp_path, prefopt, tiny_model):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    write_rows(tmp_path / "preferences.jsonl", scored_rows(8))
+    strong = tmp_path / "strong-base"
+    tokenizer = tiny_tokenizer(chat_template=None, vocab_size=330)
+    tiny_llama(len(tokenizer), seed=7).save_pretrained(strong)
+    tokenizer.save_pretrained(strong)
+    (tmp_path / "from_table.yaml").write_text(blocks(DISTILLATION, "yaml")[0])
+    train, export, score, learn = commands(ROOT / "docs" / "guides" / "distillation.md")
+    train[train.index("--model.init_args.policy.name") + 1] = str(strong)
+    weak = ["--model.init_args.policy.name", str(tiny_model)]
+    prefopt(*train)
+    prefopt(*export)
+    said = prefopt(*score, *weak)
+    assert "Log-probs are in tables/base-" in said
+    assert "Log-probs are in tables/model-" in said
+    (move,) = [block for block in blocks(DISTILLATION, "bash") if block.startswith("mv")]
+    subprocess.run(move, shell=True, check=True, cwd=tmp_path)
+    # Another machine: neither the strong model is there nor what lay beside it.
+    for folder in ("strong-base", "strong", "tables", "runs/strong", ".cache"):
+        shutil.rmtree(tmp_path / folder)
+    prefopt(*learn, *weak)
+    metrics = json.loads((tmp_path / "runs" / "weak" / "metrics.json").read_text())
+    assert 0 < metrics["val/alpha_1"] < 1
+    # Other rows are not those of the table.
+    write_rows(tmp_path / "preferences.jsonl", scored_rows(9))
+    assert "strong-table" in prefopt.fails(*learn, *weak, "--run_dir", "runs/other")
 
 
 def test_the_python_example_of_the_command_line_page_runs(tmp_path, monkeypatch, tiny_model):
