@@ -18,7 +18,7 @@ from pl_prefopt.report.curves import Curve, read_curves
 STAGES = {"test": "test", "validate": "validate", "predict": "."}
 """The commands that write predictions, the best one to compare runs by first, and where each writes them."""
 
-_NOT_SETTINGS = ("run_dir", "ckpt_path", "best.dirpath", "last.dirpath")
+_NOT_SETTINGS = ("run_dir", "ckpt_path", "best.dirpath", "last.dirpath", "verbose")
 
 
 @dataclass(frozen=True, slots=True)

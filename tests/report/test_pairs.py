@@ -106,7 +106,7 @@ def test_rows_without_grades_or_pairs_say_so(tmp_path):
         for name, rows in (("pairs", pair_rows), ("single", unpaired_rows))
     )
     assert "bare order" in accuracy_by_gap(pairs).note
-    assert "a column `source`" in accuracy_by_source(pairs).note
+    assert "column “source”" in accuracy_by_source(pairs).note
     assert margin_against_gap(pairs).figure is None
     assert calibration(pairs).figure is not None
     assert "two responses" in calibration(single).note

@@ -107,7 +107,7 @@ def accuracy_by_source(subjects: Sequence[Subject]) -> Panel:
         title="Accuracy by source",
         how="A source far to the left of the others is where the policy is worst; bars are 95 % intervals.",
         figure=figure if figure.data and known else None,
-        note=note if known else "The rows name no source: give the data a column `source`.",
+        note=note if known else "The rows name no source; a column “source” in the data would show here.",
     )
 
 
