@@ -25,7 +25,7 @@ MAIN = (
 """The metrics of the main table, where measured; all others are in the long one."""
 
 _SHARES = ("accuracy", "ranking_accuracy", "best_of_n")
-_NATS = ("margin", "reward", "logp", "kl_", "marginal_", "loss")
+_NATS = ("margin", "reward", "logp", "kl_", "marginal_")
 
 
 @dataclass(frozen=True, slots=True)

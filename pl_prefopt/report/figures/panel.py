@@ -53,7 +53,7 @@ def new_figure(x: str, y: str, **layout: Any) -> go.Figure:
         **layout,
     )
     figure.update_xaxes(title={"text": x, "font": {"size": 13}}, **axis)
-    figure.update_yaxes(title={"text": y, "font": {"size": 13}}, **axis)
+    figure.update_yaxes(title={"text": y, "font": {"size": 13}, "standoff": 12}, **axis)
     return figure
 
 
