@@ -114,8 +114,11 @@ def _notices(subjects: Sequence[Subject], stage: str | None) -> list[tuple[str, 
         if left_out:
             notices.append((f"{run.name}: {left_out:,} pairs without a finite margin are left out.", ""))
     if not judge_alike(subjects):
-        sentence = "The runs were measured on different prompts or responses, so their numbers don't compare."
-        notices.append((sentence, ""))
+        sizes = ", ".join(
+            f"{item.run.name} {len(item.predictions):,}" for item in subjects if item.predictions
+        )
+        sentence = f"The runs were measured on different prompts or responses (prompts: {sizes}), so their "
+        notices.append((sentence + "numbers don't compare.", ""))
     return notices
 
 

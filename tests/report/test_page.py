@@ -112,7 +112,7 @@ def test_many_runs_one_of_them_untested(tmp_path):
 
 def test_runs_on_different_rows_do_not_compare(tmp_path):
     page = page_of(write_run(tmp_path / "a", pair_rows()), write_run(tmp_path / "b", pair_rows(prompts=5)))
-    assert "different prompts or responses" in page
+    assert "different prompts or responses (prompts: a 20, b 5)" in page
 
 
 def test_unpaired_rows_show_rewards_by_verdict(tmp_path):
