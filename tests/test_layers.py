@@ -13,7 +13,7 @@ LAYERS = [
     {"types", "views"},
     {"functional", "pairing", "scoring", "policies", "data"},
     {"metrics", "objectives", "references"},
-    {"callbacks", "modules"},
+    {"callbacks", "modules", "report"},
     {"cli"},
     {"__main__"},
 ]

@@ -14,6 +14,7 @@ _COMMANDS = {
     "predict": "write each response's log-prob, reward and rank",
     "precompute": "score the rows with every reference, and train nothing",
     "export": "write a trained policy as a PEFT folder or a merged model",
+    "report": "write one HTML page that compares runs",
 }
 
 _HELP = """prefopt {version}: preference optimisation of language models
@@ -67,6 +68,11 @@ def _run(arguments: list[str]) -> None:
         from pl_prefopt.cli.export import export
 
         export(arguments[1:])
+        return
+    if arguments[0] == "report":
+        from pl_prefopt.cli.report import report
+
+        report(arguments[1:])
         return
     if len(arguments) == 1:
         _fail(f"`prefopt {arguments[0]}` needs settings.\n\n{_help()}")

@@ -103,18 +103,22 @@ class PreferenceModule(LightningModule):
         The sum is divided by the prompts that a batch has as a rule, not by those of this one: then every
         prompt weighs the same, however prompts fall into batches, accumulated batches and ranks.
         """
-        outcome = self._evaluate(batch, "train")
+        _, outcome = self._evaluate(batch, "train")
         mean = outcome.loss.detach().sum() / outcome.counted.sum().clamp(min=1)
         self.log("train/loss", mean, prog_bar=True, batch_size=len(batch))
         return outcome.loss.sum() / (self._prompts_a_batch or len(batch))
 
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
-        """Count the batch in the validation metrics."""
-        self._evaluate(batch, "val")
+    def validation_step(  # type: ignore[override]
+        self, batch: PreferenceBatch, batch_idx: int
+    ) -> tuple[ScoredBatch, Outcome]:
+        """Count the batch in the validation metrics; return its log-probs and rewards."""
+        return self._evaluate(batch, "val")
 
-    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
-        """Count the batch in the test metrics."""
-        self._evaluate(batch, "test")
+    def test_step(  # type: ignore[override]
+        self, batch: PreferenceBatch, batch_idx: int
+    ) -> tuple[ScoredBatch, Outcome]:
+        """Count the batch in the test metrics; return its log-probs and rewards."""
+        return self._evaluate(batch, "test")
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> tuple[ScoredBatch, Outcome]:
         """Return the batch's log-probs and rewards."""
@@ -164,7 +168,7 @@ class PreferenceModule(LightningModule):
         """Refuse another run's checkpoint."""
         check_fits(checkpoint, self._description(), trained_weights(self))
 
-    def _evaluate(self, batch: PreferenceBatch, stage: str) -> Outcome:
+    def _evaluate(self, batch: PreferenceBatch, stage: str) -> tuple[ScoredBatch, Outcome]:
         scored = self.score(batch)
         outcome: Outcome = self.objective(scored)
         suite: Any = self.suites[_key(stage)]
@@ -181,7 +185,7 @@ class PreferenceModule(LightningModule):
         loss.update(outcome.loss, outcome.counted)
         for name, value in outcome.stats.items():
             self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=stage != "train")
-        return outcome
+        return scored, outcome
 
     @torch.no_grad()
     def _score_view(self, batch: PreferenceBatch, name: str) -> ViewLogProbs:

@@ -99,6 +99,20 @@ def test_predictions_are_one_line_a_prompt(run, prefopt):
         assert all(response["log_prob"] < 0 < response["length"] for response in line["responses"])
 
 
+def test_a_tested_run_has_a_report(run, prefopt):
+    said = prefopt.fails("report", "runz")
+    assert "no folder runz; did you mean 'run'" in said
+    assert "is a folder" in prefopt.fails("report", run, "--out", run)
+    prefopt("test", "-c", run / "config.yaml", "--ckpt_path", "last", "--data.test", "rows.jsonl")
+    assert f"Wrote {run / 'report.html'}" in prefopt("report", run)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    accuracy = json.loads((run / "metrics.json").read_text())["test/accuracy"]
+    assert f"{100 * accuracy:.1f} %" in page
+    assert "What is a fox? 0" in page  # a disagreement or a dot
+    assert "no predictions" not in page
+    assert '"curve_loss"' in page
+
+
 def log_prob(model, tokenizer, prompt, response):
     """Σ log π(response | prompt) by plain transformers."""
     text = tokenizer.apply_chat_template(
