@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
+from pl_prefopt.cli.card import read_card
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.policies import PolicySpec, build_policy
 
@@ -30,7 +31,7 @@ def export(arguments: list[str]) -> None:
 
 
 def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None = None) -> None:
-    """Write the checkpoint's policy and its tokeniser to ``out``.
+    """Write the checkpoint's policy, its tokeniser and a model card to ``out``.
 
     Without ``merge``, a policy with an adapter becomes a PEFT folder; a fully trained one is a whole model
     either way.
@@ -40,8 +41,10 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
     """
     if out.exists():
         raise ConfigError(f"Expected --out to be a new folder, but {out} exists.")
-    spec = read_policy_spec(Path(config) if config else ckpt_path.resolve().parent.parent / "config.yaml")
-    weights = _trained_weights(ckpt_path)
+    config_path = Path(config) if config else ckpt_path.resolve().parent.parent / "config.yaml"
+    spec = read_policy_spec(config_path)
+    checkpoint = _read_checkpoint(ckpt_path)
+    weights = _trained_weights(checkpoint)
     if merge:
         # Merging into 4-bit weights would round the adapter away.
         spec = dataclasses.replace(spec, four_bit=None)
@@ -55,6 +58,7 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
         policy = policy.merge_and_unload()
     policy.save_pretrained(out)
     spec.load_tokenizer().save_pretrained(out)
+    read_card(config_path, checkpoint, is_adapter=spec.has_adapter and not merge).write(out)
 
 
 def read_policy_spec(config: Path) -> PolicySpec:
@@ -74,10 +78,14 @@ def read_policy_spec(config: Path) -> PolicySpec:
     return spec
 
 
-def _trained_weights(ckpt_path: Path) -> dict[str, torch.Tensor]:
+def _read_checkpoint(ckpt_path: Path) -> dict[str, Any]:
     if not ckpt_path.is_file():
         raise ConfigError(f"Expected a checkpoint file, but {ckpt_path} is missing.")
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    checkpoint: dict[str, Any] = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    return checkpoint
+
+
+def _trained_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {
         name.removeprefix(_PREFIX): weight
         for name, weight in checkpoint["state_dict"].items()

@@ -72,12 +72,13 @@ class PlanCLI(PrefOptCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build a trainer that stands for the one asked for, whose devices need not be here."""
         asked = self._get(self.config_init, "trainer")
+        quiet: dict[str, Any] = dict.fromkeys(_QUIET, False)
         return self.trainer_class(
             accelerator="cpu",
             devices=1,
             precision=asked.precision,
             accumulate_grad_batches=asked.accumulate_grad_batches,
-            **dict.fromkeys(_QUIET, False),
+            **quiet,
         )
 
     def plan(

@@ -310,12 +310,18 @@ class PreferenceDataModule(LightningDataModule):
     # -- resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where in which epoch training is, for a checkpoint."""
+        """Return where in which epoch training is, and on what rows, for a checkpoint."""
         if "train" not in self.datasets or self.trainer is None:
             return {}
         epoch, batches_done = self._position()
         position = _Position(epoch, batches_done, self._batches_now())
-        return {**position._asdict(), "order": self._order()}
+        return {**position._asdict(), "order": self._order(), "splits": self._splits_described()}
+
+    def _splits_described(self) -> dict[str, dict[str, Any]]:
+        return {
+            split: {"rows": len(rows), "skipped": rows.summary.skipped, "fingerprint": rows.fingerprint}
+            for split, rows in self.datasets.items()
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where a checkpoint was made."""

@@ -27,6 +27,7 @@ def model_of_fakes(model: nn.Module) -> nn.Module:
             made[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype)
         return made[id(tensor)]
 
+    module: Any
     for module in list(model.modules()):
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else fake(buffer)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 Classify = Callable[[Tensor], str]
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every storage that operations make, from its making until nothing holds it.
 
     Inside a ``FakeTensorMode`` this is the memory that the step would take, without its numbers. Where a
@@ -32,7 +32,7 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(self, classify: Classify, shares: Mapping[str, float] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peaks: dict[str, Counter[str]] = {}
         self._classify, self._shares = classify, dict(shares or {})
         self._phase: str | None = None

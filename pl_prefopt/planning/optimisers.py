@@ -23,8 +23,9 @@ def make_states(optimizer: Optimizer) -> int:
     for number, group in enumerate(made.param_groups):
         for place, weight in enumerate(group["params"]):
             made.init_state(group, weight, number, place)
-    states = [state for states in made.state.values() for state in states.values()]
-    return sum(state.nbytes for state in states if isinstance(state, Tensor)) if paged else 0
+    held = [state for states in made.state.values() for state in states.values() if isinstance(state, Tensor)]
+    storages = {state.untyped_storage()._cdata: state.untyped_storage().nbytes() for state in held}
+    return sum(storages.values()) if paged else 0
 
 
 def take_step(optimizer: Optimizer) -> None:

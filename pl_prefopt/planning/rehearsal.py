@@ -109,7 +109,8 @@ class Rehearsal:
         with ledger.making(GRADIENTS):
             for weight in weights:
                 weight.grad = torch.empty_like(weight)
-                weight.register_post_accumulate_grad_hook(lambda w: ledger.move(w.grad, GRADIENTS))
+                hooked: Any = weight
+                hooked.register_post_accumulate_grad_hook(lambda w: ledger.move(w.grad, GRADIENTS))
         with ledger.making(BUCKETS):
             buckets = [torch.empty_like(weight) for weight in weights if self.sharing.buckets]
         with ledger.making(OPTIMISER):
@@ -118,7 +119,7 @@ class Rehearsal:
             self._score(ledger, references, batch)
         with ledger.phase("forward and backward pass"):
             with self.precision.forward_context():
-                log_probs = self.module.score(batch).policy.sum
+                log_probs: Any = self.module.score(batch).policy.sum
             if not self.accumulate:
                 optimizer.zero_grad()
             log_probs.sum().backward()

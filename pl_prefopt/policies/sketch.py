@@ -81,5 +81,6 @@ def _with_adapter(model: Any, spec: PolicySpec) -> Any:
     if spec.adapter is None:
         return with_new_adapter(model, spec)
     with explained(spec.adapter, "PEFT adapter"):
-        config = PeftConfig.from_pretrained(spec.adapter, inference_mode=False)
+        config = PeftConfig.from_pretrained(spec.adapter)
+    config.inference_mode = False
     return get_peft_model(model, config)

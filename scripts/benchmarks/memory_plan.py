@@ -105,10 +105,19 @@ def run(name: str) -> dict[str, Any]:
 
 def measure_and_plan(case: dict[str, Any]) -> dict[str, Any]:
     """Train two steps, then plan them."""
-    from lightning.pytorch import Callback, Trainer
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = save_tiny_model(Path(folder) / "tiny")
+        train(case, tiny, folder)  # loads what is loaded late, and what torch keeps for itself
+        gc.collect()
+        before = memory("VmRSS")
+        return {"measured": train(case, MODEL, folder) - before, **plan(case, folder)}
+
+
+def train(case: dict[str, Any], model: str, folder: str) -> int:
+    """Train two steps and return the process's peak in the second one."""
+    from lightning.pytorch import Callback
 
     from pl_prefopt.callbacks import ReferenceEnsemble
-    from pl_prefopt.planning import Rehearsal
 
     class SecondStep(Callback):
         peak = 0
@@ -119,39 +128,54 @@ def measure_and_plan(case: dict[str, Any]) -> dict[str, Any]:
         def on_train_batch_end(self, *args: Any) -> None:
             self.peak = memory("VmHWM")
 
-    def trainer(*callbacks: Callback) -> Trainer:
-        quiet = dict.fromkeys(
-            ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
-        )
-        precision = case.get("precision", "32-true")
-        return Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_steps=2,
-            precision=precision,
-            # The reference is asked in the batch's own hooks, so this callback comes first and last.
-            callbacks=list(callbacks),
-            **quiet,
-        )
-
-    references = members(case)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = data(folder)
-        gc.collect()
-        before = memory("VmRSS")
-        second = SecondStep()
-        trainer(second, ReferenceEnsemble(references)).fit(module(case), datamodule=rows)
-        planned = Rehearsal(
-            module=module(case),
-            batch=rows.full_batch(2),
-            references=[held for held in (member.held() for member in references) if held],
-            precision=trainer().precision_plugin,
-            on_cpu=True,
-        ).run()
-    return {"measured": second.peak - before, "planned": planned.peak, "phases": planned.phases}
+    # References are asked in a hook of their own, so this callback begins before it.
+    callbacks = [second := SecondStep(), ReferenceEnsemble(members(case, model))]
+    trainer(case, callbacks).fit(module(case, model), datamodule=data(folder))
+    return second.peak
 
 
-def module(case: dict[str, Any]) -> Any:
+def plan(case: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Return what is planned for the case."""
+    from pl_prefopt.planning import Rehearsal
+
+    planned = Rehearsal(
+        module=module(case, MODEL),
+        batch=data(folder).full_batch(2),
+        references=[held for held in (member.held() for member in members(case, MODEL)) if held],
+        precision=trainer(case, []).precision_plugin,
+        on_cpu=True,
+    ).run()
+    return {"planned": planned.peak, "phases": planned.phases}
+
+
+def trainer(case: dict[str, Any], callbacks: list[Any]) -> Any:
+    """Return a silent trainer of two steps."""
+    from lightning.pytorch import Trainer
+
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=2,
+        precision=case.get("precision", "32-true"),
+        callbacks=callbacks,
+        **dict.fromkeys(quiet, False),
+    )
+
+
+def save_tiny_model(folder: Path) -> str:
+    """Write a small random model with the tokeniser of the real one."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(MODEL)
+    config.num_hidden_layers, config.hidden_size, config.intermediate_size = 2, 72, 144
+    config.head_dim = 8
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
+    return str(folder)
+
+
+def module(case: dict[str, Any], model: str) -> Any:
     """Return a fresh module."""
     import torch
 
@@ -160,20 +184,20 @@ def module(case: dict[str, Any]) -> Any:
     from pl_prefopt.policies import PolicySpec
 
     return PreferenceModule(
-        PolicySpec(name=MODEL, **case["policy"]),
+        PolicySpec(name=model, **case["policy"]),
         getattr(objectives, case.get("objective", "DPO"))(),
         lambda weights: torch.optim.AdamW(weights, lr=1e-6),
         layout=case.get("layout", "auto"),
     )
 
 
-def members(case: dict[str, Any]) -> list[Any]:
+def members(case: dict[str, Any], model: str) -> list[Any]:
     """Return the case's references."""
     from pl_prefopt.policies import PolicySpec
     from pl_prefopt.references import AdapterOff, FrozenModel
 
     if "frozen" in case:
-        return [FrozenModel(PolicySpec(name=MODEL, dtype=case["frozen"]))]
+        return [FrozenModel(PolicySpec(name=model, dtype=case["frozen"]))]
     return [] if case.get("objective") == "SimPO" else [AdapterOff()]
 
 
