@@ -43,8 +43,7 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
         raise ConfigError(f"Expected --out to be a new folder, but {out} exists.")
     config_path = Path(config) if config else ckpt_path.resolve().parent.parent / "config.yaml"
     spec = read_policy_spec(config_path)
-    checkpoint = _read_checkpoint(ckpt_path)
-    weights = _trained_weights(checkpoint)
+    weights = _trained_weights(ckpt_path)
     if merge:
         # Merging into 4-bit weights would round the adapter away.
         spec = dataclasses.replace(spec, four_bit=None)
@@ -58,7 +57,7 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
         policy = policy.merge_and_unload()
     policy.save_pretrained(out)
     spec.load_tokenizer().save_pretrained(out)
-    read_card(config_path, checkpoint, is_adapter=spec.has_adapter and not merge).write(out)
+    read_card(config_path, _all_but_weights(ckpt_path), is_adapter=spec.has_adapter and not merge).write(out)
 
 
 def read_policy_spec(config: Path) -> PolicySpec:
@@ -78,14 +77,15 @@ def read_policy_spec(config: Path) -> PolicySpec:
     return spec
 
 
-def _read_checkpoint(ckpt_path: Path) -> dict[str, Any]:
+def _all_but_weights(ckpt_path: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(ckpt_path, map_location="cpu", mmap=True, weights_only=True)
+    return {key: value for key, value in checkpoint.items() if key != "state_dict"}
+
+
+def _trained_weights(ckpt_path: Path) -> dict[str, torch.Tensor]:
     if not ckpt_path.is_file():
         raise ConfigError(f"Expected a checkpoint file, but {ckpt_path} is missing.")
-    checkpoint: dict[str, Any] = torch.load(ckpt_path, map_location="cpu", weights_only=True)
-    return checkpoint
-
-
-def _trained_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
     return {
         name.removeprefix(_PREFIX): weight
         for name, weight in checkpoint["state_dict"].items()

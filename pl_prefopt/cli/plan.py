@@ -92,8 +92,9 @@ class PlanCLI(PrefOptCLI):
         **_: Any,
     ) -> None:
         """Print the plan; exit with 1 if it does not fit."""
-        device = device_of(gpu=gpu, memory=memory)
         asked = self._get(self.config_init, "trainer")
+        named = gpu is not None or memory is not None
+        device = device_of(gpu=gpu, memory=memory) if named or asked.accelerator != "cpu" else None
         references: ReferenceEnsemble = self._get(self.config_init, "references")
         self._connect(model, datamodule, references)
         read = "train" in datamodule.sources and not limits
@@ -190,7 +191,10 @@ def _judge(plan: Plan, device: Device) -> None:
     if share <= 1:
         print(f"{has}. It may fit: CUDA and gaps between tensors take some as well.")
         return
-    print(f"{has}. It does not fit: see docs/plan.md for what to change.")
+    print(
+        f"{has}. It does not fit: try references.precompute, policy.gradient_checkpointing, a smaller "
+        "data.batch_size, policy.dtype: bfloat16, policy.lora or policy.four_bit."
+    )
     sys.exit(1)
 
 

@@ -103,7 +103,8 @@ class Rehearsal:
 
     def _step(self, ledger: Ledger, batch: PreferenceBatch, references: list[_StandIn]) -> int:
         weights = _trained(self.module.policy.parameters())
-        optimizer = self.module.make_optimizer(weights)
+        with ledger.making(OPTIMISER):
+            optimizer = self.module.make_optimizer(weights)
         if not self.on_cpu:
             go_over_all_weights_at_once(optimizer)
         with ledger.making(GRADIENTS):

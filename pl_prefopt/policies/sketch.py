@@ -64,7 +64,8 @@ def _outline(spec: PolicySpec) -> Any:
         from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
         quantizer = Bnb4BitHfQuantizer(quantisation, pre_quantized=False)
-        quantizer.preprocess_model(model, device_map=None)
+        # Versions of transformers differ in which of these they take; all of them take more by name.
+        quantizer.preprocess_model(model=model, config=config, dtype=model.dtype, device_map=None)
         quantizer.postprocess_model(model)
     return model
 

@@ -25,7 +25,7 @@ def gib(printed, part):
     return float(found[1])
 
 
-LIMITS = ["--data.max_prompt_length", "256", "--data.max_response_length", "512", "--data.batch_size", "64"]
+LIMITS = ["--data.max_prompt_length", "128", "--data.max_response_length", "256", "--data.batch_size", "64"]
 
 
 def command(model, *more):
@@ -45,7 +45,7 @@ def test_it_plans_without_weights_data_or_the_device(prefopt, weightless, tmp_pa
         "bf16-mixed",
     ]
     printed = prefopt(*command(weightless, "--gpu", "A100-80G", *several))
-    assert "64 prompts of up to 256 tokens, 2 responses each" in printed
+    assert "64 prompts of up to 128 tokens, 2 responses each" in printed
     assert "as long as data's limits allow" in printed
     assert re.search(r"Parameters +[\d,]+, of which [\d,]+ are trained", printed)
     assert gib(printed, "together") >= gib(printed, "activations") > 0
@@ -64,7 +64,7 @@ def test_rows_are_read_where_there_are_some(prefopt, tiny_model, tmp_path):
     rows = ["--data.train", write_rows(tmp_path / "rows.jsonl", scored_rows(8)), "--data.held_out", "2"]
     limits = prefopt(*command(tiny_model, *rows, "--limits", "true", "--responses", "4"))
     read = prefopt(*command(tiny_model, *rows))
-    assert "64 prompts of up to 256 tokens, 4 responses each" in limits
+    assert "64 prompts of up to 128 tokens, 4 responses each" in limits
     assert "6 prompts of up to" in read
     assert "the longest of data.train" in read
     assert gib(read, "together") < gib(limits, "together")
