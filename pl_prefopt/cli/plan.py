@@ -165,7 +165,7 @@ def _describe(model: Any, batch: PreferenceBatch, plan: Plan, read: bool) -> lis
         f"Policy      {model.policy_spec.name}",
         f"Parameters  {plan.parameters:,}, of which {plan.trained:,} are trained",
         f"Batch       {rows} prompts of up to {tree.prompt_ids.shape[1]} tokens, {responses} responses each",
-        f"            with up to {tree.longest} tokens together: {source}",
+        f"            with up to {max(tree.response_lengths)} tokens together: {source}",
     ]
 
 

@@ -11,20 +11,20 @@ from pl_prefopt.types import PLAIN, PreferenceBatch, TokenTree
 
 
 def largest_batch(dataset: PreferenceDataset, batches: Iterable[Sequence[int]]) -> PreferenceBatch:
-    """Return the one of ``batches`` with the most tokens, padding included.
+    """Return the one of ``batches`` with the most tokens, each prompt's counted once.
 
     Args:
         dataset: the rows.
         batches: lists of row numbers.
     """
     lengths = dataset.lengths
-    return dataset.batch(max(batches, key=lambda rows: len(rows) * max(int(lengths[row]) for row in rows)))
+    return dataset.batch(max(batches, key=lambda rows: sum(int(lengths[row]) for row in rows)))
 
 
 def full_batch(
     *, rows: int, responses: int, prompt: int, response: int, views: Iterable[str]
 ) -> PreferenceBatch:
-    """Return a batch in which everything is as long as may be; its tokens are all 0.
+    """Return a batch in which everything is as long as may be, and prompts have nothing in common.
 
     Args:
         rows: B prompts.
@@ -34,7 +34,7 @@ def full_batch(
         views: the views that it has besides the plain one.
     """
     tree = TokenTree(
-        prompt_ids=torch.zeros(rows, prompt, dtype=torch.int64),
+        prompt_ids=torch.arange(rows).unsqueeze(1).expand(rows, prompt).contiguous(),
         prompt_mask=torch.ones(rows, prompt, dtype=torch.bool),
         response_ids=torch.zeros(rows, responses, response, dtype=torch.int64),
         response_mask=torch.ones(rows, responses, response, dtype=torch.bool),

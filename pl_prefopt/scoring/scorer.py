@@ -64,7 +64,10 @@ class Scorer:
         )
 
     def presume(self, model: nn.Module) -> None:
-        """Decide without a probe, for a model without numbers: as if both ways always agreed."""
+        """Decide without a probe, for a model without numbers: as if both ways always agreed.
+
+        A fused head is presumed to be the chunked one, which takes more.
+        """
         self._head = ChunkedHead()
         if self.layout == "tree" or (self.layout == "auto" and _obstacle(model) is None):
             self._shared = TreeLayout()

@@ -186,10 +186,9 @@ def test_the_largest_batch_within_a_limit_on_tokens_is_one_that_comes(make):
     data.prepare_data()
     data.setup("fit")
     lengths = data.datasets["train"].lengths
-    padded = [len(batch) * max(lengths[batch.index]) for batch in data.train_dataloader()]
-    largest = data.largest_batch()
-    assert len(padded) > 1
-    assert len(largest) * max(lengths[largest.index]) == max(padded) <= 120
+    tokens = [sum(lengths[batch.index]) for batch in data.train_dataloader()]
+    assert len(tokens) > 1
+    assert sum(lengths[data.largest_batch().index]) == max(tokens) <= 120
 
 
 @pytest.mark.parametrize(("limit", "rows"), [(None, 4), (100, 3), (30, 1), (5, 1)])
@@ -199,7 +198,8 @@ def test_a_full_batch_needs_no_data_and_keeps_the_limits(make, limit, rows):
     tree = data.full_batch(3).trees["plain"]
     assert tree.prompt_ids.shape == (rows, 10)
     assert tree.response_ids.shape == (rows, 3, 7)
-    assert tree.longest == 21
+    assert tree.response_lengths == (21,) * rows
+    assert rows == 1 or tree.common == 0
 
 
 def test_a_full_batch_without_limits_is_refused(make):
