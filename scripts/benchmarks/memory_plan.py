@@ -186,7 +186,7 @@ def module(case: dict[str, Any], model: str) -> Any:
     return PreferenceModule(
         PolicySpec(name=model, **case["policy"]),
         getattr(objectives, case.get("objective", "DPO"))(),
-        lambda weights: torch.optim.AdamW(weights, lr=1e-6),
+        optimizer=lambda weights: torch.optim.AdamW(weights, lr=1e-6),
         layout=case.get("layout", "auto"),
     )
 

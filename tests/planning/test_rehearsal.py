@@ -35,7 +35,7 @@ def adamw(weights):
 
 def make_module(name, *, optimizer=adamw, layout="auto", objective=None, **policy):
     spec = PolicySpec(name=str(name), **policy)
-    return DPOModule(spec, objective or DPO(beta=0.1), optimizer, layout=layout)
+    return DPOModule(spec, objective or DPO(beta=0.1), optimizer=optimizer, layout=layout)
 
 
 def plan(module, batch=SHORT, **settings):
