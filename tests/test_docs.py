@@ -49,7 +49,7 @@ def test_commands_name_files_and_settings_that_exist(page, tmp_path, monkeypatch
     (tmp_path / "from_table.yaml").write_text(blocks(DISTILLATION, "yaml")[0])
     monkeypatch.syspath_prepend(str(tmp_path))
     for words in commands(page):
-        if words[0] == "fit":
+        if words[0] in ("fit", "plan"):
             assert "model:" in prefopt(*words, "--print_config")
 
 

@@ -14,6 +14,7 @@ LAYERS = [
     {"functional", "pairing", "scoring", "policies", "data"},
     {"metrics", "objectives", "references"},
     {"callbacks", "modules", "report"},
+    {"planning"},
     {"cli"},
     {"__main__"},
 ]

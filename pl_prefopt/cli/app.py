@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -26,11 +26,13 @@ from pl_prefopt.modules import PreferenceModule
 class PrefOptCLI(LightningCLI):
     """``prefopt fit | validate | test | predict``."""
 
+    trained_by: ClassVar[type[PrefOptTrainer]] = PrefOptTrainer
+
     def __init__(self, args: list[str] | None = None) -> None:
         super().__init__(
             PreferenceModule,
             PreferenceDataModule,
-            trainer_class=PrefOptTrainer,
+            trainer_class=self.trained_by,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
+from pl_prefopt.cli.card import read_card
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.policies import PolicySpec, build_policy
 
@@ -30,7 +31,7 @@ def export(arguments: list[str]) -> None:
 
 
 def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None = None) -> None:
-    """Write the checkpoint's policy and its tokeniser to ``out``.
+    """Write the checkpoint's policy, its tokeniser and a model card to ``out``.
 
     Without ``merge``, a policy with an adapter becomes a PEFT folder; a fully trained one is a whole model
     either way.
@@ -40,7 +41,8 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
     """
     if out.exists():
         raise ConfigError(f"Expected --out to be a new folder, but {out} exists.")
-    spec = read_policy_spec(Path(config) if config else ckpt_path.resolve().parent.parent / "config.yaml")
+    config_path = Path(config) if config else ckpt_path.resolve().parent.parent / "config.yaml"
+    spec = read_policy_spec(config_path)
     weights = _trained_weights(ckpt_path)
     if merge:
         # Merging into 4-bit weights would round the adapter away.
@@ -55,6 +57,7 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
         policy = policy.merge_and_unload()
     policy.save_pretrained(out)
     spec.load_tokenizer().save_pretrained(out)
+    read_card(config_path, _all_but_weights(ckpt_path), is_adapter=spec.has_adapter and not merge).write(out)
 
 
 def read_policy_spec(config: Path) -> PolicySpec:
@@ -72,6 +75,11 @@ def read_policy_spec(config: Path) -> PolicySpec:
     parser.add_argument("--policy", type=PolicySpec)
     spec: PolicySpec = parser.instantiate_classes(parser.parse_object({"policy": described})).policy
     return spec
+
+
+def _all_but_weights(ckpt_path: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(ckpt_path, map_location="cpu", mmap=True, weights_only=True)
+    return {key: value for key, value in checkpoint.items() if key != "state_dict"}
 
 
 def _trained_weights(ckpt_path: Path) -> dict[str, torch.Tensor]:

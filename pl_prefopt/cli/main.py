@@ -12,6 +12,7 @@ _COMMANDS = {
     "validate": "measure it on the validation rows",
     "test": "measure it on the test rows",
     "predict": "write each response's log-prob, reward and rank",
+    "plan": "estimate the memory of a run, without loading a model",
     "precompute": "score the rows with every reference, and train nothing",
     "export": "write a trained policy as a PEFT folder or a merged model",
     "report": "write one HTML page that compares runs",
@@ -76,6 +77,11 @@ def _run(arguments: list[str]) -> None:
         return
     if len(arguments) == 1:
         _fail(f"`prefopt {arguments[0]}` needs settings.\n\n{_help()}")
+    if arguments[0] == "plan":
+        from pl_prefopt.cli.plan import plan
+
+        plan()
+        return
     from pl_prefopt.cli.app import PrefOptCLI
 
     PrefOptCLI()

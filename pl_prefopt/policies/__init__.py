@@ -1,6 +1,15 @@
 """The model that is trained: how it is described, loaded and adapted."""
 
 from pl_prefopt.policies.build import build_frozen, build_policy
+from pl_prefopt.policies.sketch import sketch_frozen, sketch_policy, sketch_second_adapter
 from pl_prefopt.policies.spec import FourBit, PolicySpec
 
-__all__ = ["FourBit", "PolicySpec", "build_frozen", "build_policy"]
+__all__ = [
+    "FourBit",
+    "PolicySpec",
+    "build_frozen",
+    "build_policy",
+    "sketch_frozen",
+    "sketch_policy",
+    "sketch_second_adapter",
+]

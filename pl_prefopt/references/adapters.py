@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.policies import PolicySpec
-from pl_prefopt.references.base import Datasets, PolicyHost, Reference
+from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference
 from pl_prefopt.scoring import evaluating
 from pl_prefopt.types import PreferenceBatch
 
@@ -27,6 +27,10 @@ class AdapterOff(Reference):
     def fingerprint(self, policy: PolicySpec) -> str:
         """The base model's own."""
         return f"base-{dataclasses.replace(policy, adapter=None).fingerprint}"
+
+    def held(self) -> Held:
+        """A forward pass a batch and nothing else."""
+        return Held()
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Nothing to do: the policy is there already."""
@@ -67,6 +71,10 @@ class NamedAdapter(Reference):
     def fingerprint(self, policy: PolicySpec) -> str:
         """The base model's and the adapter's."""
         return f"adapter-{dataclasses.replace(policy, lora=None, adapter=self.folder).fingerprint}"
+
+    def held(self) -> Held:
+        """The adapter, and a forward pass a batch."""
+        return Held(adapter=self.folder)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Load the adapter beside the policy's own."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pl_prefopt.data import PreferenceDataset, Renderer
 from pl_prefopt.errors import ContractError, DataError
 from pl_prefopt.policies import PolicySpec, build_frozen
-from pl_prefopt.references.base import Datasets, PolicyHost, Reference
+from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference
 from pl_prefopt.scoring import Scorer
 from pl_prefopt.types import PreferenceBatch, TokenTree
 
@@ -60,6 +60,12 @@ class FrozenModel(Reference):
     def fingerprint(self, policy: PolicySpec) -> str:
         """The weights' and the renderer's."""
         return f"model-{self.spec.fingerprint}-{self.renderer.fingerprint[:16]}"
+
+    def held(self) -> Held:
+        """The model, unless it lives on a device of its own."""
+        if self.device is not None:
+            return Held(scores=False)
+        return Held(model=self.spec, stays=not self.offload)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Read the rows, if they must be read anew, and load the model onto its device."""

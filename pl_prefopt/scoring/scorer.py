@@ -63,6 +63,15 @@ class Scorer:
             length=counted.sum(dim=-1),
         )
 
+    def presume(self, model: nn.Module) -> None:
+        """Decide without a probe, for a model without numbers: as if both ways always agreed.
+
+        A fused head is presumed to be the chunked one, which takes more.
+        """
+        self._head = ChunkedHead()
+        if self.layout == "tree" or (self.layout == "auto" and _obstacle(model) is None):
+            self._shared = TreeLayout()
+
     def _decide(self, model: nn.Module, device: torch.device) -> Head:
         whole, split, plain, shared = WholeLogits(), self._split_head(), PlainLayout(), TreeLayout()
         obstacle = _disagreement(model, device, (plain, split), (plain, whole), "its head run by itself")
