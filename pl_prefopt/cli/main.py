@@ -27,6 +27,24 @@ Settings come from YAML files, later ones first, and from the command line:
     --data.train preferences.jsonl --model.init_args.policy.name HuggingFaceTB/SmolLM2-135M-Instruct
 `prefopt <command> --help` lists a command's settings; `--print_config` shows them resolved."""
 
+_TRAINING = """
+`prefopt {command}` needs to know what to train on which rows. A single file says it all:
+  prefopt {command} -c configs/ready/demo.yaml
+or one file each for method and hardware, with your rows and model:
+  prefopt {command} -c configs/base.yaml -c configs/methods/dpo.yaml -c configs/hardware/cpu.yaml \\
+    --data.train preferences.jsonl --model.init_args.policy.name HuggingFaceTB/SmolLM2-135M-Instruct"""
+_TRAINED = """
+`prefopt {command}` needs a run, which `prefopt fit` makes, and its checkpoint:
+  prefopt {command} -c runs/NAME/config.yaml --ckpt_path best{rows}
+`prefopt {command} --help` lists the settings."""
+_NEEDS = {
+    "fit": _TRAINING.format(command="fit"),
+    "precompute": _TRAINING.format(command="precompute"),
+    "validate": _TRAINED.format(command="validate", rows=""),
+    "test": _TRAINED.format(command="test", rows=" --data.test ROWS.jsonl"),
+    "predict": _TRAINED.format(command="predict", rows=" --data.predict ROWS.jsonl"),
+}
+
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 a mistake in the input."""
@@ -69,7 +87,7 @@ def _run(arguments: list[str]) -> None:
         export(arguments[1:])
         return
     if len(arguments) == 1:
-        _fail(f"`prefopt {arguments[0]}` needs settings.\n\n{_help()}")
+        _fail(_NEEDS[arguments[0]].strip())
     from pl_prefopt.cli.app import PrefOptCLI
 
     PrefOptCLI()

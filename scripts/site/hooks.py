@@ -17,7 +17,8 @@ FRONT = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGEL
 _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', flags=re.DOTALL
 )
-# Between a factor and a function's name, and between that and an argument without brackets, MathML leaves no space.
+# MathML leaves no space between a factor and a function's name, nor between that and an argument without
+# brackets.
 _FUNCTION = re.compile(
     r"(?P<factor></(?:mi|msub|mn)>)?(?P<name><mi>(?:log|exp)</mi>)(?P<bracket><mo[ >]|<mrow><mo )?"
 )
