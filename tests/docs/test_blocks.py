@@ -35,13 +35,13 @@ class Checkout:
         self.folder, self.tiny_model, self.prefopt = folder, tiny_model, prefopt
         shutil.copytree(ROOT / "configs", folder / "configs")
         (folder / "scripts").symlink_to(ROOT / "scripts")
-        for file in ("Makefile", "pyproject.toml"):
+        for file in ("Makefile", "pyproject.toml", "constraints.txt"):
             (folder / file).symlink_to(ROOT / file)
         (folder / ".cache/models").mkdir(parents=True)
         (folder / ".cache/models/SmolLM2-135M-Instruct").symlink_to(tiny_model)
         for name, rows in {
             "preferences": scored_rows(8),
-            "pairs": pair_rows(8),
+            "pairs": pair_rows(40),
             "more": scored_rows(2),
         }.items():
             write_rows(folder / f"{name}.jsonl", rows)
@@ -88,14 +88,14 @@ class Checkout:
 
     def run_yaml(self, block: Block) -> None:
         settings = yaml.safe_load(self.localised(block.text))
-        if "objective" in settings:  # a page's variation of the whole that stands above it
+        how = ["--trainer.fast_dev_run", "1"]
+        if "objective" in settings:  # a variation of the whole configuration that stands above it on the page
             settings = {"model": {"init_args": settings}}
             if "SrDPO" in block.text:
                 settings["model"]["class_path"] = "pl_prefopt.modules.SrModule"
-        # The whole run, without the reference's model being loaded a second time.
+            how = ["--print_config"]
         (self.folder / "block.yaml").write_text(yaml.safe_dump(settings))
-        steps = ["--trainer.fast_dev_run", "1", "--data.cache_dir", "cache"]
-        self.prefopt("fit", *AXES, "-c", "block.yaml", *steps)
+        self.prefopt("fit", *AXES, "-c", "block.yaml", *how)
 
     def run_python(self, block: Block) -> None:
         if "import trl" in block.text or "from trl" in block.text:

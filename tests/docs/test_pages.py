@@ -19,6 +19,17 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parent.name == "methods" and page.name != "index.md"], ids=name_of
+)
+def test_a_family_has_its_maths_its_yaml_when_to_use_it_and_what_to_watch(page):
+    text = page.read_text(encoding="utf-8")
+    assert "$$" in text or text.count("$") >= 6
+    assert first(page, "yaml")
+    for part in ("When", "Watch"):
+        assert re.search(rf"^(## {part}$|\*\*{part}\.\*\*)", text, flags=re.MULTILINE), part
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_scripts_that_a_page_runs_exist(page):
     for block in blocks(page):
