@@ -37,13 +37,7 @@ _TRAINED = """
 `prefopt {command}` needs a run, which `prefopt fit` makes, and its checkpoint:
   prefopt {command} -c runs/NAME/config.yaml --ckpt_path best{rows}
 `prefopt {command} --help` lists the settings."""
-_NEEDS = {
-    "fit": _TRAINING.format(command="fit"),
-    "precompute": _TRAINING.format(command="precompute"),
-    "validate": _TRAINED.format(command="validate", rows=""),
-    "test": _TRAINED.format(command="test", rows=" --data.test ROWS.jsonl"),
-    "predict": _TRAINED.format(command="predict", rows=" --data.predict ROWS.jsonl"),
-}
+_ROWS = {"validate": "", "test": " --data.test ROWS.jsonl", "predict": " --data.predict ROWS.jsonl"}
 
 
 def main() -> None:
@@ -87,7 +81,7 @@ def _run(arguments: list[str]) -> None:
         export(arguments[1:])
         return
     if len(arguments) == 1:
-        _fail(_NEEDS[arguments[0]].strip())
+        _fail(_needs(arguments[0]))
     from pl_prefopt.cli.app import PrefOptCLI
 
     PrefOptCLI()
@@ -96,6 +90,11 @@ def _run(arguments: list[str]) -> None:
 def _help() -> str:
     commands = "\n".join(f"  {name:<10} {what}" for name, what in _COMMANDS.items())
     return _HELP.format(version=version("pl-prefopt"), commands=commands)
+
+
+def _needs(command: str) -> str:
+    text = _TRAINED if command in _ROWS else _TRAINING
+    return text.format(command=command, rows=_ROWS.get(command)).strip()
 
 
 def _fail(message: str) -> None:

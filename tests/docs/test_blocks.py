@@ -1,8 +1,7 @@
 """Every command and snippet of the documentation runs, with a tiny model in the place of a real one.
 
 A page's blocks run in their order in one folder, which looks like a checkout: ``configs/``, ``scripts/``,
-some preference files, the quickstart's model, and a finished run under ``runs/NAME`` where the page speaks
-of one.
+some preference files, the quickstart's model, and a finished run wherever a page speaks of one.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ class Checkout:
             "preferences": scored_rows(8),
             "pairs": pair_rows(40),
             "more": scored_rows(2),
+            "test": scored_rows(4),
         }.items():
             write_rows(folder / f"{name}.jsonl", rows)
         for file in (folder / "configs").rglob("*.yaml"):
@@ -58,10 +58,21 @@ class Checkout:
         text = re.sub(r"HuggingFaceTB/SmolLM2-\w+-Instruct", str(self.tiny_model), text)
         return re.sub(r"\.\./shared/data/\S+", "preferences.jsonl", text)
 
+    def make_runs(self, page: str) -> None:
+        """Train the runs that the page speaks of and does not train itself."""
+        made = set(
+            re.findall(r"(?:--run_dir|^run_dir:|output_dir=)[ \"]?(runs/[\w-]+)", page, flags=re.MULTILINE)
+        )
+        for folder in sorted(set(re.findall(r"runs/[\w-]+", page)) - made):
+            self.prefopt("fit", *AXES, "--data.held_out", "2", "--run_dir", folder)
+
     def run(self, block: Block) -> None:
         """Run the block."""
         handler = getattr(self, f"run_{block.language}", None)
-        assert handler, f"line {block.line}: tests can't run '{block.language}': add how, or say why not"
+        assert handler, (
+            f"line {block.line}: a block in '{block.language}' can't be run. Give it its language (text for "
+            "what a program prints), or say above it why it is not run."
+        )
         handler(block)
 
     def run_bash(self, block: Block) -> None:
@@ -136,9 +147,7 @@ def checkout(tmp_path, tiny_model, prefopt, monkeypatch):
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=name_of)
 def test_every_block_of_a_page_runs(page, checkout):
-    found = blocks(page)
-    if any("runs/NAME" in block.text for block in found):
-        checkout.prefopt("fit", *AXES, "--data.held_out", "2", "--run_dir", "runs/NAME")
-    for block in found:
-        if block.reason is None:
-            checkout.run(block)
+    to_run = [block for block in blocks(page) if block.reason is None]
+    checkout.make_runs("".join(block.text for block in to_run))
+    for block in to_run:
+        checkout.run(block)
