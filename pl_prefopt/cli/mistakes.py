@@ -51,7 +51,10 @@ class Given(NamedTuple):
 
 def explain(arguments: Sequence[str]) -> str | None:
     """Return a sentence on the first mistake of ``prefopt``'s arguments, or nothing if none is found."""
-    given = list(_given(arguments))
+    try:
+        given = list(_given(arguments))
+    except _BrokenFileError as broken:
+        return str(broken)
     whole: Any = {}
     for one in given:
         whole = _merged(whole, one.settings)
@@ -64,7 +67,11 @@ def explain(arguments: Sequence[str]) -> str | None:
 
 def origin_of(arguments: Sequence[str], key: Key) -> str:
     """Return ``"FILE: "`` for the last configuration file that sets ``key``, or nothing."""
-    for one in reversed(list(_given(arguments))):
+    try:
+        given = list(_given(arguments))
+    except _BrokenFileError:
+        return ""
+    for one in reversed(given):
         if _at(one.settings, key) is not None:
             return f"{one.origin}: " if one.origin else ""
     return ""
@@ -79,9 +86,21 @@ def _given(arguments: Sequence[str]) -> Iterator[Given]:
         value = value if equals else next(words, "")
         if option in _CONFIG_OPTIONS:
             if Path(value).is_file():
-                yield Given(value, yaml.safe_load(Path(value).read_text(encoding="utf-8")))
+                yield Given(value, _read(value))
         else:
             yield Given("", _nested(option.lstrip("-").split("."), value))
+
+
+class _BrokenFileError(Exception):
+    """A configuration file that is no YAML."""
+
+
+def _read(file: str) -> Any:
+    try:
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise _BrokenFileError(f"{file}, line {line}: {error.problem}: this is no YAML.") from error
 
 
 def _nested(keys: Sequence[str], value: str) -> Any:
@@ -125,12 +144,14 @@ def _mistakes(value: Any, kinds: tuple[type, ...], key: Key) -> Iterator[Mistake
         if found is None:
             yield Mistake((*key, "class_path"), problem)
         else:
-            yield from _wrong_settings(found, value.get("init_args") or {}, (*key, "init_args"))
+            yield from _wrong_settings(found, value.get("init_args"), (*key, "init_args"))
     elif isinstance(value, Mapping) and len(kinds) == 1 and not inspect.isabstract(kinds[0]):
         yield from _wrong_settings(kinds[0], value, key)
 
 
-def _wrong_settings(kind: type, settings: Mapping[str, Any], key: Key) -> Iterator[Mistake]:
+def _wrong_settings(kind: type, settings: Any, key: Key) -> Iterator[Mistake]:
+    if not isinstance(settings, Mapping):
+        return
     try:
         parameters = inspect.signature(kind, eval_str=True).parameters
     except NameError:  # annotations whose imports only a type checker sees
@@ -153,8 +174,10 @@ def _find_class(class_path: str, kinds: tuple[type, ...]) -> tuple[type | None, 
     module, _, name = class_path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name, None) if module else None
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         return None, f"{class_path} can't be imported ({error}): is its folder on PYTHONPATH?{listed}"
+    except Exception as error:  # whatever is wrong in someone's own module
+        return None, f"{class_path} can't be imported ({type(error).__name__}: {error})."
     if not isinstance(found, type):
         return None, _unknown(class_path, known) + listed
     if kinds and not issubclass(found, kinds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,19 @@ IN_A_FILE = {
         f"pl_prefopt.objectives.SimPO is no ReferenceObjective. {LISTED}",
     ),
 }
+
+
+def test_a_file_that_is_no_yaml_is_named(prefopt):
+    Path("mine.yaml").write_text("model:\n  init_args: [\n")
+    said = prefopt.fails("fit", *axes(), "-c", "mine.yaml")
+    assert re.match(r"prefopt: mine\.yaml, line 3: .*: this is no YAML\.$", said.strip())
+
+
+def test_a_mistake_in_ones_own_module_is_told(prefopt, tmp_path, monkeypatch):
+    Path("own_method.py").write_text("class Mine(Nothing):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = prefopt.fails("fit", *axes(), f"--{MODEL}.objective", "own_method.Mine")
+    assert "own_method.Mine can't be imported (NameError: name 'Nothing' is not defined)" in said
 
 
 @pytest.mark.parametrize("mistake", IN_A_FILE)
