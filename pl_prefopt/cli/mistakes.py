@@ -152,17 +152,34 @@ def _mistakes(value: Any, kinds: tuple[type, ...], key: Key) -> Iterator[Mistake
 def _wrong_settings(kind: type, settings: Any, key: Key) -> Iterator[Mistake]:
     if not isinstance(settings, Mapping):
         return
-    try:
-        parameters = inspect.signature(kind, eval_str=True).parameters
-    except NameError:  # annotations whose imports only a type checker sees
-        parameters = inspect.signature(kind).parameters
-    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    parameters, takes_any = _parameters(kind)
     for name, value in settings.items():
         if name in parameters:
-            yield from _mistakes(value, _classes(parameters[name].annotation), (*key, name))
+            yield from _mistakes(value, _classes(parameters[name]), (*key, name))
         elif not takes_any:
             what = f"{kind.__name__} has no setting '{name}'{nearest(name, parameters) or '.'}"
             yield Mistake((*key, name), f"{what} It has {', '.join(parameters) or 'none'}.")
+
+
+def _parameters(kind: type) -> tuple[dict[str, Any], bool]:
+    """Return the annotation of each setting that ``kind`` takes, and whether it takes any others.
+
+    A constructor that ends in ``**options`` passes them to the class above it.
+    """
+    found: dict[str, Any] = {}
+    for one in kind.__mro__:
+        if "__init__" not in vars(one):
+            continue
+        try:
+            parameters = inspect.signature(one, eval_str=True).parameters.values()
+        except NameError:  # annotations whose imports only a type checker sees
+            parameters = inspect.signature(one).parameters.values()
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                found.setdefault(parameter.name, parameter.annotation)
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            return found, False
+    return found, True
 
 
 def _find_class(class_path: str, kinds: tuple[type, ...]) -> tuple[type | None, str]:
