@@ -10,11 +10,12 @@ export OMP_WAIT_POLICY := passive
 # Material for MkDocs would print its maker's news.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help install model demo test check docs format clean
+.PHONY: help install model gemma demo test check docs format clean
 
 help:
 	@echo "make demo    train SmolLM2-135M with DPO on the shipped preferences, and show what changed"
 	@echo "make test    run the tests"
+	@echo "make gemma   get Gemma-3-270M, a reference of another family (1.1 GB, about two minutes)"
 	@echo "make check   lint, types and the documentation, strictly"
 	@echo "make docs    build the documentation in build/site"
 	@echo "make format  format the code"
@@ -29,7 +30,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 model: install
-	$(BIN)/python scripts/get_smollm2.py --out $(MODEL)
+	$(BIN)/python scripts/models/get.py SmolLM2-135M-Instruct --out $(MODEL)
+
+gemma: install
+	$(BIN)/python scripts/models/get.py Gemma-3-270M
 
 demo: model
 	$(BIN)/python scripts/demo/run.py --model $(MODEL)

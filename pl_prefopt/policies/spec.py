@@ -93,6 +93,24 @@ class PolicySpec:
                 trust_remote_code=self.trust_remote_code,
             )
 
+    def context_length(self) -> int | None:
+        """Return how many tokens the model takes, from its configuration; ``None`` where it sets no limit.
+
+        Raises:
+            ConfigError: if ``name`` holds no configuration.
+        """
+        from transformers import AutoConfig
+
+        with explained(self.name, "configuration"):
+            config = AutoConfig.from_pretrained(
+                self.name,
+                gguf_file=self.gguf_file,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+            )
+        limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+        return limit
+
     @property
     def fingerprint(self) -> str:
         """A hash of the weights' identity and of what changes their log-probs.

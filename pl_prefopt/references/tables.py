@@ -96,6 +96,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str])
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, draft, metadata=notes)
+    draft.chmod(0o644)  # not private to the user: a table is made to be passed on
     draft.replace(path)
 
 
