@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from pl_prefopt.callbacks import MetricsFile, PredictionWriter, ReferenceEnsemble
-from pl_prefopt.cli.parser import Parser
+from pl_prefopt.cli.mistakes import explain, origin_of
+from pl_prefopt.cli.parser import Parser, RefusedError
 from pl_prefopt.cli.run_folder import (
     choose_run_folder,
     find_checkpoint,
@@ -20,6 +22,7 @@ from pl_prefopt.cli.run_folder import (
 )
 from pl_prefopt.cli.trainer import PrefOptTrainer
 from pl_prefopt.data import PreferenceDataModule
+from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules import PreferenceModule
 
 
@@ -67,6 +70,16 @@ class PrefOptCLI(LightningCLI):
             default=None,
             help="The run's folder: config, metrics, events, checkpoints. Default: runs/<objective>-<time>.",
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; of what the parser refuses, say in which file and under which key it stands."""
+        try:
+            super().parse_arguments(parser, args)
+        except RefusedError as refused:
+            given = sys.argv[1:] if args is None else args
+            if refused.key:
+                raise ConfigError(f"{origin_of(given, refused.key)}{refused}") from refused
+            raise ConfigError(explain(given) or str(refused)) from refused
 
     def before_instantiate_classes(self) -> None:
         """Decide on the run's folder before anything is built or loaded."""

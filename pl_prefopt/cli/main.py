@@ -29,6 +29,18 @@ Settings come from YAML files, later ones first, and from the command line:
     --data.train preferences.jsonl --model.init_args.policy.name HuggingFaceTB/SmolLM2-135M-Instruct
 `prefopt <command> --help` lists a command's settings; `--print_config` shows them resolved."""
 
+_TRAINING = """
+`prefopt {command}` needs to know what to train on which rows. A single file says it all:
+  prefopt {command} -c configs/ready/demo.yaml
+or one file each for method and hardware, with your rows and model:
+  prefopt {command} -c configs/base.yaml -c configs/methods/dpo.yaml -c configs/hardware/cpu.yaml \\
+    --data.train preferences.jsonl --model.init_args.policy.name HuggingFaceTB/SmolLM2-135M-Instruct"""
+_TRAINED = """
+`prefopt {command}` needs a run, which `prefopt fit` makes, and its checkpoint:
+  prefopt {command} -c runs/NAME/config.yaml --ckpt_path best{rows}
+`prefopt {command} --help` lists the settings."""
+_ROWS = {"validate": "", "test": " --data.test ROWS.jsonl", "predict": " --data.predict ROWS.jsonl"}
+
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 a mistake in the input."""
@@ -76,7 +88,7 @@ def _run(arguments: list[str]) -> None:
         report(arguments[1:])
         return
     if len(arguments) == 1:
-        _fail(f"`prefopt {arguments[0]}` needs settings.\n\n{_help()}")
+        _fail(_needs(arguments[0]))
     if arguments[0] == "plan":
         from pl_prefopt.cli.plan import plan
 
@@ -90,6 +102,11 @@ def _run(arguments: list[str]) -> None:
 def _help() -> str:
     commands = "\n".join(f"  {name:<10} {what}" for name, what in _COMMANDS.items())
     return _HELP.format(version=version("pl-prefopt"), commands=commands)
+
+
+def _needs(command: str) -> str:
+    text = _TRAINED if command in _ROWS else _TRAINING
+    return text.format(command=command, rows=_ROWS.get(command)).strip()
 
 
 def _fail(message: str) -> None:

@@ -232,7 +232,7 @@ def test_help_and_unknown_commands(prefopt):
     assert "usage: prefopt" in prefopt()
     assert "export" in prefopt("--help")
     assert "did you mean 'fit'" in prefopt.fails("fitt")
-    assert "needs settings" in prefopt.fails("fit")
+    assert "needs to know what to train" in prefopt.fails("fit")
 
 
 def test_export_says_what_it_misses(prefopt, run):
