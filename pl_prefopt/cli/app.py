@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from pl_prefopt.callbacks import MetricsFile, PredictionWriter, ReferenceEnsemble
+from pl_prefopt.callbacks import MetricsFile, PredictionWriter, ReferenceEnsemble, ResultsTable
 from pl_prefopt.cli.parser import Parser
 from pl_prefopt.cli.run_folder import (
     choose_run_folder,
@@ -20,6 +20,7 @@ from pl_prefopt.cli.run_folder import (
 )
 from pl_prefopt.cli.trainer import PrefOptTrainer
 from pl_prefopt.data import PreferenceDataModule
+from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules import PreferenceModule
 
 
@@ -47,6 +48,8 @@ class PrefOptCLI(LightningCLI):
         stages = LightningCLI.subcommands()
         # Predictions go to a file; keeping them in memory as well would not scale.
         stages["predict"] = stages["predict"] | {"return_predictions"}
+        for stage in ("validate", "test"):
+            stages[stage] = stages[stage] | {"verbose"}  # the ResultsTable is printed instead
         stages["precompute"] = {"model", "datamodule"}
         return stages
 
@@ -86,6 +89,7 @@ class PrefOptCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [
             MetricsFile(config.run_dir),
             PredictionWriter(config.run_dir),
+            ResultsTable(),
         ]
 
     def _prepare_precompute(self, config: Any) -> None:
@@ -96,6 +100,16 @@ class PrefOptCLI(LightningCLI):
         config.best.monitor, config.best.save_top_k = None, 0
         self.save_config_callback = None
         self.run_folder = Path(config.run_dir or config.references.cache_dir)
+
+    def instantiate_classes(self) -> None:
+        """Build everything; a class whose package is not installed is the user's mistake."""
+        try:
+            super().instantiate_classes()
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"The configuration names a class that needs a package: {error}. Loggers' packages come with "
+                "`pip install 'pl-prefopt[loggers]'`."
+            ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with its files in the run's folder."""
@@ -110,6 +124,14 @@ class PrefOptCLI(LightningCLI):
             default_root_dir=asked["default_root_dir"] or str(self.run_folder),
             **kwargs,
         )
+
+    def validate(self, **kwargs: Any) -> None:
+        """Run ``Trainer.validate`` without its own table."""
+        self.trainer.validate(verbose=False, **kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Run ``Trainer.test`` without its own table."""
+        self.trainer.test(verbose=False, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Run ``Trainer.predict``; the predictions go to ``predictions.jsonl``."""
