@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from pl_prefopt.callbacks.publishing import TextTable, publish_table
@@ -18,7 +18,7 @@ from pl_prefopt.rows import Message
 from pl_prefopt.scoring import evaluating
 
 COLUMNS = ("prompt", "before", "now")
-_HIDDEN_SHARDS = (FSDPStrategy, DeepSpeedStrategy)
+_SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 
 
 class Generations(Callback):
@@ -26,7 +26,8 @@ class Generations(Callback):
 
     What was written before training is kept in checkpoints, so that a resumed run still has it. Training is
     not changed by a bit: random numbers and every part's mode are put back. With several processes the
-    first one writes while the others wait; where weights are sharded by FSDP2, all of them take part.
+    first one writes while the others wait. Where none of them has all the weights (FSDP, DeepSpeed, tensor
+    parallelism) nothing is written, which is said once.
 
     Args:
         prompts: what a user says; by default the first prompts of the validation rows.
@@ -48,6 +49,7 @@ class Generations(Callback):
                 )
         self.prompts, self.held_out, self.max_new_tokens = prompts, held_out, max_new_tokens
         self._before: dict[str, str] = {}
+        self._writes = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what can't work before any model loads."""
@@ -58,19 +60,21 @@ class Generations(Callback):
                 "Generations takes its prompts and its tokeniser from a PreferenceDataModule: pass one to "
                 "`Trainer.fit(..., datamodule=...)`, or take Generations out of trainer.callbacks."
             )
-        if isinstance(trainer.strategy, _HIDDEN_SHARDS):
-            raise ContractError(
-                f"Generations can't run under {type(trainer.strategy).__name__}, which hides the shards of "
-                "the weights: take it out of trainer.callbacks, or use ModelParallelStrategy."
+        sharded = isinstance(trainer.strategy, _SHARDING)
+        if sharded and trainer.is_global_zero:
+            print(
+                f"There will be no sample generations: under {type(trainer.strategy).__name__} no process "
+                "has all the weights."
             )
+        self._writes = trainer.is_global_zero and not sharded
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the answers before training, unless a checkpoint brought them."""
-        if not trainer.enable_validation or not _takes_part(trainer, pl_module):
+        if not self._writes or not trainer.enable_validation:
             return
         dialogues = self._dialogues(trainer)
         missing = {shown: prompt for shown, prompt in dialogues.items() if shown not in self._before}
-        if missing and trainer.global_step and trainer.is_global_zero:
+        if missing and trainer.global_step:
             print(
                 f"The checkpoint has no texts from before training: 'before' is step {trainer.global_step}."
             )
@@ -78,14 +82,12 @@ class Generations(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and log the answers now."""
-        in_training = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if not in_training or not _takes_part(trainer, pl_module):
+        if not self._writes or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         now = self._answers(trainer, pl_module, self._dialogues(trainer))
-        if trainer.is_global_zero:
-            table = TextTable(COLUMNS, [(shown, self._before[shown], text) for shown, text in now.items()])
-            for logger in trainer.loggers:
-                publish_table(logger, "generations", table, trainer.global_step)
+        table = TextTable(COLUMNS, [(shown, self._before[shown], text) for shown, text in now.items()])
+        for logger in trainer.loggers:
+            publish_table(logger, "generations", table, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was written before training, by prompt."""
@@ -138,14 +140,6 @@ class Generations(Callback):
 
 def _datamodule(trainer: Trainer) -> Any:
     return getattr(trainer, "datamodule", None)
-
-
-def _takes_part(trainer: Trainer, module: LightningModule) -> bool:
-    """Tell whether this process generates: the first one, or each where none has all the weights."""
-    from torch.distributed.tensor import DTensor
-
-    policy: Any = module.policy
-    return trainer.is_global_zero or any(isinstance(weight, DTensor) for weight in policy.parameters())
 
 
 def _shown(prompt: Sequence[Message]) -> str:

@@ -10,6 +10,7 @@ import re
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
@@ -308,6 +309,16 @@ def test_histograms_leave_out_what_is_no_number():
         torch.ones(4, 2, dtype=torch.bool),
     )
     assert margins.compute().tolist() == [2.0, 1.0]
+
+
+def test_sharded_weights_are_left_alone_with_one_sentence(tiny_model, tmp_path, capsys):
+    trainer = make_trainer(tmp_path, strategy=ModelParallelStrategy(), logger=CSVLogger(tmp_path, name=""))
+    trainer.datamodule = make_datamodule(tmp_path)
+    callback = Generations()
+    callback.setup(trainer, None, "fit")
+    assert "no sample generations: under ModelParallelStrategy" in capsys.readouterr().out
+    callback.on_train_start(trainer, None)
+    callback.on_validation_end(trainer, None)
 
 
 def test_what_cannot_work_is_refused_before_a_model_loads(tiny_model, tmp_path, monkeypatch):

@@ -33,6 +33,8 @@ def settings(tiny_model, tmp_path):
     return [
         "--trainer.log_every_n_steps",
         "1",
+        "--trainer.callbacks.max_new_tokens",
+        "4",
         "--data.train",
         rows,
         "--data.held_out",
