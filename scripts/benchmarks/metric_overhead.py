@@ -1,4 +1,4 @@
-"""What metrics and logging take of a training step: DPO with LoRA on HH-RLHF pairs, the reference is the base.
+"""What metrics and logging take of a training step: DPO with LoRA on HH-RLHF pairs.
 
     python scripts/benchmarks/metric_overhead.py [--steps 6] [--batch-size 4]
 
