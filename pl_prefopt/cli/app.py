@@ -105,9 +105,12 @@ class PrefOptCLI(LightningCLI):
         """Build everything; a class whose package is not installed is the user's mistake."""
         try:
             super().instantiate_classes()
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, ValueError) as error:
+            missing = _missing_package(error)
+            if missing is None:
+                raise
             raise ConfigError(
-                f"The configuration names a class that needs a package: {error}. Loggers' packages come with "
+                f"The configuration names a class that needs a package: {missing}. Loggers' packages come with "
                 "`pip install 'pl-prefopt[loggers]'`."
             ) from error
 
@@ -158,6 +161,13 @@ class PrefOptCLI(LightningCLI):
 
 def _validates(config: Any) -> bool:
     return config.trainer.limit_val_batches != 0 and bool(config.data.val or config.data.held_out)
+
+
+def _missing_package(error: BaseException | None) -> ModuleNotFoundError | None:
+    """Return the error behind ``error`` that a package is missing: the parser wraps what it meets."""
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _loggers(asked: Any, folder: Path) -> list[Logger] | bool:
