@@ -110,7 +110,7 @@ class PrefOptCLI(LightningCLI):
             if missing is None:
                 raise
             raise ConfigError(
-                f"The configuration names a class that needs a package: {missing}. Loggers' packages come with "
+                f"The configuration names a class that needs a package: {missing}. Those of loggers come with "
                 "`pip install 'pl-prefopt[loggers]'`."
             ) from error
 
