@@ -110,8 +110,8 @@ class PrefOptCLI(LightningCLI):
             if missing is None:
                 raise
             raise ConfigError(
-                f"The configuration names a class that needs a package: {missing}. Those of loggers come with "
-                "`pip install 'pl-prefopt[loggers]'`."
+                f"The configuration names a class that needs a package: {missing}. Those of loggers "
+                "come with `pip install 'pl-prefopt[loggers]'`."
             ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -116,7 +116,9 @@ def main() -> None:
 def fit(given: argparse.Namespace, folder: Path) -> None:
     """Run the trainer."""
     module = DPOModule(
-        PolicySpec(name=given.model, lora=LORA), DPO(), lambda weights: torch.optim.AdamW(weights, lr=1e-5)
+        PolicySpec(name=given.model, lora=LORA),
+        DPO(),
+        optimizer=lambda weights: torch.optim.AdamW(weights, lr=1e-5),
     )
     datamodule = PreferenceDataModule(
         given.data,

@@ -52,7 +52,7 @@ def dashboards(**settings):
 
 def fit(model, folder, *callbacks, spec=None, rows=None, checkpoint=None, **settings):
     torch.manual_seed(0)
-    module = DPOModule(spec or lora_spec(model), DPO(beta=0.5), sgd)
+    module = DPOModule(spec or lora_spec(model), DPO(beta=0.5), optimizer=sgd)
     trainer = make_trainer(folder, ReferenceEnsemble([AdapterOff()]), *callbacks, **settings)
     trainer.fit(module, make_datamodule(folder, rows or pair_rows()), ckpt_path=checkpoint)
     return trainer
@@ -277,7 +277,7 @@ def test_the_clock_counts_tokens_and_not_validation(tiny_model, tmp_path, monkey
 
 
 def test_tables_show_intervals_beside_their_metric(tiny_model, tmp_path, capsys):
-    module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), sgd)
+    module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), optimizer=sgd)
     trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), ResultsTable())
     (measured,) = trainer.test(module, make_datamodule(tmp_path, scored_rows(12)), verbose=False)
     shown = capsys.readouterr().out
