@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from pl_prefopt.callbacks import MetricsFile, PredictionWriter, ReferenceEnsemble
+from pl_prefopt.callbacks import MetricsFile, PredictionWriter, ReferenceEnsemble, ResultsTable
 from pl_prefopt.cli.mistakes import explain, origin_of
 from pl_prefopt.cli.parser import Parser, RefusedError
 from pl_prefopt.cli.run_folder import (
@@ -52,6 +52,8 @@ class PrefOptCLI(LightningCLI):
         stages = LightningCLI.subcommands()
         # Predictions go to a file; keeping them in memory as well would not scale.
         stages["predict"] = stages["predict"] | {"return_predictions"}
+        for stage in ("validate", "test"):
+            stages[stage] = stages[stage] | {"verbose"}  # the ResultsTable is printed instead
         stages["precompute"] = {"model", "datamodule"}
         return stages
 
@@ -101,6 +103,7 @@ class PrefOptCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [
             MetricsFile(config.run_dir),
             PredictionWriter(config.run_dir),
+            ResultsTable(),
         ]
 
     def _prepare_precompute(self, config: Any) -> None:
@@ -111,6 +114,19 @@ class PrefOptCLI(LightningCLI):
         config.best.monitor, config.best.save_top_k = None, 0
         self.save_config_callback = None
         self.run_folder = Path(config.run_dir or config.references.cache_dir)
+
+    def instantiate_classes(self) -> None:
+        """Build everything; a class whose package is not installed is the user's mistake."""
+        try:
+            super().instantiate_classes()
+        except (ModuleNotFoundError, ValueError) as error:
+            missing = _missing_package(error)
+            if missing is None:
+                raise
+            raise ConfigError(
+                f"The configuration names a class that needs a package: {missing}. Those of loggers "
+                "come with `pip install 'pl-prefopt[loggers]'`."
+            ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with its files in the run's folder."""
@@ -125,6 +141,14 @@ class PrefOptCLI(LightningCLI):
             default_root_dir=asked["default_root_dir"] or str(self.run_folder),
             **kwargs,
         )
+
+    def validate(self, **kwargs: Any) -> None:
+        """Run ``Trainer.validate`` without its own table."""
+        self.trainer.validate(verbose=False, **kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Run ``Trainer.test`` without its own table."""
+        self.trainer.test(verbose=False, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Run ``Trainer.predict``; the predictions go to ``predictions.jsonl``."""
@@ -151,6 +175,13 @@ class PrefOptCLI(LightningCLI):
 
 def _validates(config: Any) -> bool:
     return config.trainer.limit_val_batches != 0 and bool(config.data.val or config.data.held_out)
+
+
+def _missing_package(error: BaseException | None) -> ModuleNotFoundError | None:
+    """Return the error behind ``error`` that a package is missing: the parser wraps what it meets."""
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _loggers(asked: Any, folder: Path) -> list[Logger] | bool:

@@ -184,6 +184,19 @@ class Renderer:
         """
         return self.tokenise([self.render(row)])[0]
 
+    def encode_prompt(self, prompt: Sequence[Message]) -> list[int]:
+        """Tokenise and truncate a prompt alone, opened for the assistant's answer.
+
+        Raises:
+            DataError: if the chat template refuses it.
+        """
+        row = PreferenceRow(prompt=tuple(prompt), responses=(), origin="a prompt")
+        return list(self.encode(row).prompt_ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, without special ones."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
     def tokenise(self, rendered: Sequence[Rendered]) -> list[EncodedRow]:
         """Tokenise and truncate rendered rows, all in one call of the tokeniser."""
         texts = [text for row in rendered for text in _texts(row)]

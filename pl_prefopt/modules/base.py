@@ -23,6 +23,7 @@ from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch, ViewL
 from pl_prefopt.views import View
 
 _STAGES = ("train", "val", "test")
+_NOTHING: Mapping[str, Tensor] = {}
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -64,6 +65,7 @@ class PreferenceModule(LightningModule):
         # Checkpoints hold only what is trained; on_load_checkpoint counts that nothing of it is missing.
         self.strict_loading = False
         self._metrics_logged_at = 0
+        self._stats: Mapping[str, Tensor] = {}
         self._prompts_a_batch: float | None = None
 
     @property
@@ -104,8 +106,6 @@ class PreferenceModule(LightningModule):
         prompt weighs the same, however prompts fall into batches, accumulated batches and ranks.
         """
         _, outcome = self._evaluate(batch, "train")
-        mean = outcome.loss.detach().sum() / outcome.counted.sum().clamp(min=1)
-        self.log("train/loss", mean, prog_bar=True, batch_size=len(batch))
         return outcome.loss.sum() / (self._prompts_a_batch or len(batch))
 
     def validation_step(  # type: ignore[override]
@@ -143,7 +143,7 @@ class PreferenceModule(LightningModule):
         every = trainer.log_every_n_steps
         if every and step % every == 0 and step != self._metrics_logged_at:
             self._metrics_logged_at = step
-            self._log_metrics("train")
+            self._log_metrics("train", {f"train/{name}": value for name, value in self._stats.items()})
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
@@ -183,8 +183,11 @@ class PreferenceModule(LightningModule):
         )
         loss: Any = self.losses[_key(stage)]
         loss.update(outcome.loss, outcome.counted)
-        for name, value in outcome.stats.items():
-            self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=stage != "train")
+        if stage == "train":
+            self._stats = outcome.stats
+        else:
+            for name, value in outcome.stats.items():
+                self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=True)
         return scored, outcome
 
     @torch.no_grad()
@@ -196,18 +199,20 @@ class PreferenceModule(LightningModule):
             log_probs = self.scorer(self.policy, tree)
         return ViewLogProbs(policy=log_probs, references=references, present=present)
 
-    def _log_metrics(self, stage: str) -> None:
+    def _log_metrics(self, stage: str, others: Mapping[str, Tensor] = _NOTHING) -> None:
         """Log what was counted; a value that nothing was counted for is NaN, and no number is better."""
         suite: Any = self.suites[_key(stage)]
-        values: dict[str, Tensor] = suite.compute()
-        suite.reset()
         loss: Any = self.losses[_key(stage)]
-        if stage != "train":
-            values[f"{stage}/loss"] = loss.compute()
+        values: dict[str, Tensor] = {**suite.compute(), f"{stage}/loss": loss.compute(), **others}
+        suite.reset()
         loss.reset()
-        counted = {name: value for name, value in values.items() if not torch.isnan(value)}
-        for name, value in counted.items():
-            self.log(name, value, prog_bar=name.endswith(("/accuracy", "/margin")), batch_size=1)
+        shown = [f"{stage}/accuracy", f"{stage}/margin", "train/loss"]
+        # Lightning reads what the progress bar shows at every step, even when nothing is new. On a GPU it
+        # would wait each time, so all values leave the device here, at once.
+        numbers = torch.stack([value.float() for value in values.values()]).cpu()
+        for name, number in zip(values, numbers, strict=True):
+            if not torch.isnan(number):
+                self.log(name, number, prog_bar=name in shown, batch_size=1)
 
     def _description(self) -> dict[str, str]:
         return describe(type(self.objective).__name__, self.policy_spec.name)

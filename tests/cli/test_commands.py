@@ -33,6 +33,8 @@ def settings(tiny_model, tmp_path):
     return [
         "--trainer.log_every_n_steps",
         "1",
+        "--trainer.callbacks.max_new_tokens",
+        "4",
         "--data.train",
         rows,
         "--data.held_out",
@@ -183,6 +185,31 @@ def test_every_data_file_parses(prefopt, file, tiny_model):
         "fit", *axes(), "-c", file, "--model.init_args.policy.name", tiny_model, "--print_config"
     )
     assert yaml.safe_load(printed)["data"]["train"]
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "loggers").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_logger_file_parses_beside_the_axes(prefopt, file):
+    pytest.importorskip(file.stem, reason="its package is not installed: pip install 'pl-prefopt[loggers]'")
+    printed = prefopt("fit", *axes(), "-c", file, "--data.train", "rows.jsonl", "--print_config")
+    asked, found = (yaml.safe_load(text)["trainer"]["logger"] for text in (file.read_text(), printed))
+    if asked:
+        assert found["class_path"] == asked["class_path"]
+        assert asked["init_args"].items() <= found["init_args"].items()
+    else:
+        assert found == []
+
+
+def test_csv_files_alone_are_a_dashboard(prefopt, settings):
+    prefopt("fit", *axes(), "-c", CONFIGS / "loggers" / "csv.yaml", *settings, "--run_dir", "run")
+    names = {path.name for path in Path("run").iterdir()}
+    assert {"metrics.csv", "generations.csv", "val-margins.csv"} <= names
+    assert not any(name.startswith("events") for name in names)
+
+
+def test_a_logger_without_its_package_is_told_in_a_sentence(prefopt, settings, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    said = prefopt.fails("fit", *axes(), "-c", CONFIGS / "loggers" / "wandb.yaml", *settings)
+    assert "pip install 'pl-prefopt[loggers]'" in said
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "ready").glob("*.yaml")), ids=lambda path: path.stem)
