@@ -97,6 +97,10 @@ class PrefOptCLI(LightningCLI):
         self.save_config_callback = None
         self.run_folder = Path(config.run_dir or config.references.cache_dir)
 
+    def after_instantiate_classes(self) -> None:
+        """Name the checkpoint to the module, which looks into it once it has weights to compare with."""
+        self.model.restored_from = self.config[self.subcommand].get("ckpt_path")
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with its files in the run's folder."""
         for key in ("best", "last"):

@@ -10,6 +10,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.modules.checkpoint_files import is_sharded, read_weights
 from pl_prefopt.policies import PolicySpec, build_policy
 
 _PREFIX = "policy."
@@ -75,11 +76,10 @@ def read_policy_spec(config: Path) -> PolicySpec:
 
 
 def _trained_weights(ckpt_path: Path) -> dict[str, torch.Tensor]:
-    if not ckpt_path.is_file():
-        raise ConfigError(f"Expected a checkpoint file, but {ckpt_path} is missing.")
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    if not ckpt_path.is_file() and not is_sharded(ckpt_path):
+        raise ConfigError(f"Expected a checkpoint, but {ckpt_path} is missing, or is no checkpoint.")
     return {
         name.removeprefix(_PREFIX): weight
-        for name, weight in checkpoint["state_dict"].items()
+        for name, weight in read_weights(ckpt_path).items()
         if name.startswith(_PREFIX)
     }

@@ -1,6 +1,7 @@
 """The model that is trained: how it is described, loaded and adapted."""
 
 from pl_prefopt.policies.build import build_frozen, build_policy
+from pl_prefopt.policies.sharding import check_shardable, shard
 from pl_prefopt.policies.spec import FourBit, PolicySpec
 
-__all__ = ["FourBit", "PolicySpec", "build_frozen", "build_policy"]
+__all__ = ["FourBit", "PolicySpec", "build_frozen", "build_policy", "check_shardable", "shard"]

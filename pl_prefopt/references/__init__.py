@@ -3,6 +3,15 @@
 from pl_prefopt.references.adapters import AdapterOff, NamedAdapter
 from pl_prefopt.references.base import PolicyHost, Reference
 from pl_prefopt.references.frozen import FrozenModel
+from pl_prefopt.references.initial import InitialPolicy
 from pl_prefopt.references.precomputed import PrecomputedTable
 
-__all__ = ["AdapterOff", "FrozenModel", "NamedAdapter", "PolicyHost", "PrecomputedTable", "Reference"]
+__all__ = [
+    "AdapterOff",
+    "FrozenModel",
+    "InitialPolicy",
+    "NamedAdapter",
+    "PolicyHost",
+    "PrecomputedTable",
+    "Reference",
+]

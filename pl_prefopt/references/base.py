@@ -29,6 +29,9 @@ class PolicyHost(Protocol):
     def device(self) -> torch.device:
         """Where the policy lives."""
 
+    def sharded(self, model: nn.Module) -> nn.Module:
+        """Return ``model``, its weights split between the processes if the policy's are."""
+
     @property
     def views(self) -> Mapping[str, View]:
         """The second views that are scored beside the plain one."""
