@@ -78,8 +78,9 @@ class NamedAdapter(Reference):
         policy: Any = host.policy
         if isinstance(policy, FSDPModule):
             raise ContractError(
-                "The reference NamedAdapter can't join a policy whose weights are split between processes: use "
-                f"pl_prefopt.references.FrozenModel with model.adapter '{self.folder}', or trainer.strategy ddp."
+                "The reference NamedAdapter can't join a policy whose weights are split between processes: "
+                f"use trainer.strategy ddp, or pl_prefopt.references.FrozenModel with model.adapter "
+                f"'{self.folder}'."
             )
         if self.name not in policy.peft_config:
             policy.load_adapter(self.folder, adapter_name=self.name, is_trainable=False)
