@@ -113,7 +113,7 @@ def run(name: str, folder: Path, tiny_model: str, *, processes: int) -> dict[str
     }
     for epochs in (1, 2):
         torch.manual_seed(0)
-        module = case.module(PolicySpec(name=tiny_model, **case.policy), case.objective(), momentum)
+        module = case.module(PolicySpec(name=tiny_model, **case.policy), case.objective(), optimizer=momentum)
         references = ReferenceEnsemble(case.references(), case.precompute, str(folder / f"{name} cache"), 3)
         strategy = STRATEGIES[case.strategy]() if processes > 1 else "auto"
         trainer = make_trainer(folder, references, record, strategy=strategy, max_epochs=epochs, **settings)
