@@ -128,6 +128,10 @@ class PrefOptCLI(LightningCLI):
                 "come with `pip install 'pl-prefopt[loggers]'`."
             ) from error
 
+    def after_instantiate_classes(self) -> None:
+        """Name the checkpoint to the module, which looks into it once it has weights to compare with."""
+        self.model.restored_from = self.config[self.subcommand].get("ckpt_path")
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with its files in the run's folder."""
         for key in ("best", "last"):

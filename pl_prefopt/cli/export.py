@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 
 from pl_prefopt.cli.card import read_card
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.modules.checkpoint_files import is_sharded, read_head, read_weights
 from pl_prefopt.policies import PolicySpec, build_policy
 
 _PREFIX = "policy."
@@ -57,7 +58,7 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
         policy = policy.merge_and_unload()
     policy.save_pretrained(out)
     spec.load_tokenizer().save_pretrained(out)
-    read_card(config_path, _all_but_weights(ckpt_path), is_adapter=spec.has_adapter and not merge).write(out)
+    read_card(config_path, read_head(ckpt_path).rest, is_adapter=spec.has_adapter and not merge).write(out)
 
 
 def read_policy_spec(config: Path) -> PolicySpec:
@@ -77,17 +78,11 @@ def read_policy_spec(config: Path) -> PolicySpec:
     return spec
 
 
-def _all_but_weights(ckpt_path: Path) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(ckpt_path, map_location="cpu", mmap=True, weights_only=True)
-    return {key: value for key, value in checkpoint.items() if key != "state_dict"}
-
-
 def _trained_weights(ckpt_path: Path) -> dict[str, torch.Tensor]:
-    if not ckpt_path.is_file():
-        raise ConfigError(f"Expected a checkpoint file, but {ckpt_path} is missing.")
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    if not ckpt_path.is_file() and not is_sharded(ckpt_path):
+        raise ConfigError(f"Expected a checkpoint, but {ckpt_path} is missing, or is no checkpoint.")
     return {
         name.removeprefix(_PREFIX): weight
-        for name, weight in checkpoint["state_dict"].items()
+        for name, weight in read_weights(ckpt_path).items()
         if name.startswith(_PREFIX)
     }

@@ -15,6 +15,7 @@ from pl_prefopt.cli.app import PrefOptCLI
 from pl_prefopt.cli.trainer import PrefOptTrainer
 from pl_prefopt.planning import Plan, Rehearsal, device_of, sharing_of
 from pl_prefopt.planning.devices import COMFORTABLE, GIB, Device
+from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import Held
 from pl_prefopt.types import PLAIN, PreferenceBatch
 
@@ -99,7 +100,7 @@ class PlanCLI(PrefOptCLI):
         self._connect(model, datamodule, references)
         read = "train" in datamodule.sources and not limits
         batch = _longest_rows(datamodule) if read else datamodule.full_batch(responses or _fewest(model))
-        held, unknown = _held(references)
+        held, unknown = _held(references, model.policy_spec)
         precision = self.trainer.precision_plugin
         plan = Rehearsal(
             module=model,
@@ -141,9 +142,9 @@ def _fewest(model: Any) -> int:
     return int(model.objective.needs.min_responses)
 
 
-def _held(references: ReferenceEnsemble) -> tuple[list[Held], list[str]]:
+def _held(references: ReferenceEnsemble, policy: PolicySpec) -> tuple[list[Held], list[str]]:
     """Return what the members hold, and the names of those that don't say."""
-    said = {member: member.held() for member in references.members}
+    said = {member: member.held(policy) for member in references.members}
     unknown = [type(member).__name__ for member, held in said.items() if held is None]
     return [held for held in said.values() if held is not None], unknown
 

@@ -348,7 +348,8 @@ class PreferenceDataModule(LightningDataModule):
         things in different hooks.
         """
         batches_now, batches_an_epoch = self._batches_now(), self._batches_an_epoch()
-        done = self._start.batches_done + batches_now - self._start.batches_before
+        # Until the loops have read their part of the checkpoint, they have counted nothing.
+        done = self._start.batches_done + max(0, batches_now - self._start.batches_before)
         if not batches_an_epoch:
             return self._start.epoch, done
         return self._start.epoch + done // batches_an_epoch, done % batches_an_epoch

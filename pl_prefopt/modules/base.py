@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,17 @@ from torch import Tensor, nn
 
 from pl_prefopt.errors import ContractError, DataError
 from pl_prefopt.metrics import LossMean, build_suite
-from pl_prefopt.modules.checkpoints import check_fits, describe, save_description, trained_weights
+from pl_prefopt.modules.checkpoint_files import read_head
+from pl_prefopt.modules.checkpoints import (
+    check_fits,
+    describe,
+    refuse_shards,
+    save_description,
+    trained_weights,
+)
 from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.objectives import Objective
-from pl_prefopt.policies import PolicySpec, build_policy
+from pl_prefopt.policies import PolicySpec, build_policy, check_shardable, shard
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.scoring import HeadName, LayoutName, Scorer, evaluating
 from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch, ViewLogProbs
@@ -62,8 +70,10 @@ class PreferenceModule(LightningModule):
         self.schedule = schedule
         self.scorer = Scorer(layout, head)
         self.num_references = 0  # the ReferenceEnsemble says how many there are
+        self.restored_from: str | None = None  # the command line knows it before Lightning does
         # Checkpoints hold only what is trained; on_load_checkpoint counts that nothing of it is missing.
         self.strict_loading = False
+        self._own_weights: set[str] = set()  # of the policy, without adapters that references add to it
         self._metrics_logged_at = 0
         self._stats: Mapping[str, Tensor] = {}
         self._prompts_a_batch: float | None = None
@@ -74,7 +84,9 @@ class PreferenceModule(LightningModule):
         return self.objective.needs.views
 
     def setup(self, stage: str) -> None:
-        """Check that objective, references and rows fit together, and build the metrics."""
+        """Check that objective, references, rows and strategy fit together, and build the metrics."""
+        if self.device_mesh is not None:
+            check_shardable(self.policy_spec, self.device_mesh)
         _check_references(self.objective, self.num_references)
         _check_rows(self.objective, getattr(getattr(self.trainer, "datamodule", None), "datasets", {}))
         views = self.objective.rewarded_views
@@ -89,9 +101,19 @@ class PreferenceModule(LightningModule):
         self._prompts_a_batch = getattr(datamodule, "prompts_a_batch", None)
 
     def configure_model(self) -> None:
-        """Load the policy, once."""
+        """Load the policy, once, and split it between processes if the strategy does so."""
         if "policy" not in self._modules:
-            self.policy = build_policy(self.policy_spec)
+            policy = build_policy(self.policy_spec)
+            self._own_weights = {f"policy.{name}" for name in policy.state_dict()}
+            self.policy = self.sharded(policy)
+        if self.restored_from is not None:
+            self._look_into(Path(self.restored_from))
+
+    def sharded(self, model: nn.Module) -> nn.Module:
+        """Return ``model``, its weights split between the processes if the strategy does so."""
+        if self.device_mesh is not None:
+            shard(model, self.device_mesh, precision=self.trainer.precision)
+        return model
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over what is trained, and its schedule in optimiser steps."""
@@ -154,10 +176,11 @@ class PreferenceModule(LightningModule):
         self._log_metrics("test")
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return what is trained and nothing else: an adapter's checkpoint is small."""
+        """Return what is trained and nothing else, unless the policy's ``full_checkpoints`` asks for all."""
         whole: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
-        kept = {prefix + name for name in trained_weights(self)}
+        names = self._own_weights if self.policy_spec.full_checkpoints else trained_weights(self)
+        kept = {prefix + name for name in names}
         return {key: value for key, value in whole.items() if key in kept}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -166,7 +189,14 @@ class PreferenceModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another run's checkpoint."""
-        check_fits(checkpoint, self._description(), trained_weights(self))
+        if "state_dict" in checkpoint:
+            shapes = {name: weight.shape for name, weight in checkpoint["state_dict"].items()}
+            check_fits(checkpoint, shapes, self._description(), trained_weights(self))
+            return
+        # Split weights have been read already, passing over what isn't in the checkpoint.
+        self._look_into(Path(str(self.trainer.ckpt_path)))
+        # The batches stand already, too, in the order of a first epoch: Lightning shall ask for them again.
+        self.trainer.fit_loop._combined_loader = None
 
     def _evaluate(self, batch: PreferenceBatch, stage: str) -> tuple[ScoredBatch, Outcome]:
         scored = self.score(batch)
@@ -213,6 +243,14 @@ class PreferenceModule(LightningModule):
         for name, number in zip(values, numbers, strict=True):
             if not torch.isnan(number):
                 self.log(name, number, prog_bar=name in shown, batch_size=1)
+
+    def _look_into(self, path: Path) -> None:
+        """Refuse a checkpoint that doesn't fit before Lightning reads it into split weights by itself."""
+        if self.device_mesh is None:
+            refuse_shards(path)
+            return
+        head = read_head(path)
+        check_fits(head.rest, head.shapes, self._description(), trained_weights(self))
 
     def _description(self) -> dict[str, str]:
         return describe(type(self.objective).__name__, self.policy_spec.name)

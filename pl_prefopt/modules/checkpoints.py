@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.modules.checkpoint_files import is_sharded
 
 _KEY = "pl_prefopt"
 
@@ -27,13 +30,27 @@ def save_description(checkpoint: dict[str, Any], description: dict[str, str]) ->
     checkpoint[_KEY] = description
 
 
+def refuse_shards(path: Path) -> None:
+    """Raise a ``ConfigError`` if ``path`` is a checkpoint that only a run with split weights can read."""
+    if is_sharded(path):
+        raise ConfigError(
+            f"{path} holds the shards of a run whose weights were split between processes, and this run's "
+            "are not: use the same configs/hardware file and as many processes as you like, or get the "
+            f"model with `prefopt export {path} --out FOLDER` and name it in policy.adapter or policy.name."
+        )
+
+
 def check_fits(
-    checkpoint: dict[str, Any], description: dict[str, str], trained: Mapping[str, Tensor]
+    checkpoint: dict[str, Any],
+    shapes: Mapping[str, torch.Size],
+    description: dict[str, str],
+    trained: Mapping[str, Tensor],
 ) -> None:
     """Refuse a checkpoint of another method or base, or one whose weights wouldn't be used.
 
     Args:
         checkpoint: as Lightning read it.
+        shapes: of the weights in it, by name.
         description: of the run that wants to load it.
         trained: the parameters that it must hold, by name.
 
@@ -47,10 +64,7 @@ def check_fits(
                 f"The checkpoint was made with {key} '{found[key]}', but this run has '{wanted}': "
                 "use the configuration that the checkpoint was made with, or start without ckpt_path."
             )
-    saved = checkpoint["state_dict"]
-    unfit = [
-        name for name, weight in trained.items() if name not in saved or saved[name].shape != weight.shape
-    ]
+    unfit = [name for name, weight in trained.items() if shapes.get(name) != weight.shape]
     if unfit:
         raise ConfigError(
             f"The checkpoint lacks {len(unfit)} of the {len(trained)} weights that this run trains, or has "

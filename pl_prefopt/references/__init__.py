@@ -3,6 +3,16 @@
 from pl_prefopt.references.adapters import AdapterOff, NamedAdapter
 from pl_prefopt.references.base import Held, PolicyHost, Reference
 from pl_prefopt.references.frozen import FrozenModel
+from pl_prefopt.references.initial import InitialPolicy
 from pl_prefopt.references.precomputed import PrecomputedTable
 
-__all__ = ["AdapterOff", "FrozenModel", "Held", "NamedAdapter", "PolicyHost", "PrecomputedTable", "Reference"]
+__all__ = [
+    "AdapterOff",
+    "FrozenModel",
+    "Held",
+    "InitialPolicy",
+    "NamedAdapter",
+    "PolicyHost",
+    "PrecomputedTable",
+    "Reference",
+]

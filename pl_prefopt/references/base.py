@@ -30,6 +30,9 @@ class PolicyHost(Protocol):
     def device(self) -> torch.device:
         """Where the policy lives."""
 
+    def sharded(self, model: nn.Module) -> nn.Module:
+        """Return ``model``, its weights split between the processes if the policy's are."""
+
     @property
     def views(self) -> Mapping[str, View]:
         """The second views that are scored beside the plain one."""
@@ -65,7 +68,7 @@ class Reference(ABC):
     def fingerprint(self, policy: PolicySpec) -> str:
         """A string that differs whenever the log-probs may."""
 
-    def held(self) -> Held | None:
+    def held(self, policy: PolicySpec) -> Held | None:
         """What it takes of the policy's device; ``None`` if nobody said, and `prefopt plan` says so."""
         return None
 

@@ -61,7 +61,7 @@ class FrozenModel(Reference):
         """The weights' and the renderer's."""
         return f"model-{self.spec.fingerprint}-{self.renderer.fingerprint[:16]}"
 
-    def held(self) -> Held:
+    def held(self, policy: PolicySpec) -> Held:
         """The model, unless it lives on a device of its own."""
         if self.device is not None:
             return Held(scores=False)

@@ -30,6 +30,14 @@ class Workers:
     count: int
     wait: Callable[[], object]
 
+    def share(self, parts: list[int]) -> list[int]:
+        """Return this process's parts, as many as each other's: the last one may be scored by several.
+
+        The processes may hold one model between them, and then must run it equally often.
+        """
+        fillers = parts[-1:] * (-len(parts) % self.count)
+        return (parts + fillers)[self.rank :: self.count]
+
 
 def fill_table(
     reference: Reference, host: PolicyHost, file: TableFile, *, batch_size: int, workers: Workers
@@ -45,16 +53,19 @@ def fill_table(
     """
     lengths = torch.tensor(file.dataset.lengths)
     # The longest rows first: if memory runs out, it does so at once.
-    order = torch.split(torch.argsort(lengths, descending=True, stable=True), ROWS_A_PART)
-    mine = [
-        number for number in range(workers.rank, len(order), workers.count) if not file.part(number).is_file()
-    ]
+    order = torch.argsort(lengths, descending=True, stable=True)
+    parts = torch.tensor_split(order, -(-len(order) // ROWS_A_PART))
+    passes = -(-len(parts[0]) // batch_size)
+    missing = [number for number in range(len(parts)) if not file.part(number).is_file()]
+    workers.wait()  # every process has looked before the first one writes
+    mine = workers.share(missing)
     for number in _shown(mine, f"{file.dataset.split} rows, view {file.view}", visible=workers.rank == 0):
-        _score_part(reference, host, file, number, torch.split(order[number], batch_size))
+        batches = torch.tensor_split(parts[number], passes)
+        _score_part(reference, host, file, number, [rows if len(rows) else order[:1] for rows in batches])
     workers.wait()
     if workers.rank == 0:
-        parts = [read_tensors(file.part(number)) for number in range(len(order))]
-        table = stack_ragged([(part["index"], part["log_probs"]) for part in parts], len(file.dataset))
+        scored = [read_tensors(file.part(number)) for number in range(len(parts))]
+        table = stack_ragged([(part["index"], part["log_probs"]) for part in scored], len(file.dataset))
         write_tensors(file.path, {"log_probs": table}, _notes(reference, host, file))
         shutil.rmtree(file.part(0).parent)
     workers.wait()

@@ -39,7 +39,7 @@ class PrecomputedTable(Reference):
         """The folder's name, which is the fingerprint of the reference that filled it."""
         return Path(self.folder).name
 
-    def held(self) -> Held:
+    def held(self, policy: PolicySpec) -> Held:
         """A few bytes a response, which don't count."""
         return Held(scores=False)
 

@@ -16,7 +16,7 @@ from pl_prefopt.objectives import DPO, KTO
 from pl_prefopt.planning import Ledger, Rehearsal, Sharing
 from pl_prefopt.planning.fakes import batch_of_fakes, model_of_fakes
 from pl_prefopt.policies import FourBit, PolicySpec, build_policy, sketch_policy
-from pl_prefopt.references import AdapterOff, FrozenModel, Held, NamedAdapter, PrecomputedTable
+from pl_prefopt.references import AdapterOff, FrozenModel, Held, InitialPolicy, NamedAdapter, PrecomputedTable
 from tests.runs import LORA
 
 STEP = "forward and backward pass"
@@ -162,21 +162,27 @@ def test_references_hold_what_they_say(tiny_model):
         phases = plan(make_module(tiny_model, lora=LORA), **references).phases
         return {name: parts.get("reference models", 0) for name, parts in phases.items()}
 
-    beside = models(references=[FrozenModel(spec).held()])
+    beside = models(references=[FrozenModel(spec).held(spec)])
     assert weights <= beside[STEP] == beside[REFERENCE] <= weights + 1024
-    offloaded = models(references=[FrozenModel(spec, offload=True).held()])
+    offloaded = models(references=[FrozenModel(spec, offload=True).held(spec)])
     assert offloaded[STEP] == 0 < weights <= offloaded[REFERENCE]
-    once = models(precomputed=[FrozenModel(spec).held()])
+    once = models(precomputed=[FrozenModel(spec).held(spec)])
     assert once[STEP] == once[REFERENCE] == 0 < weights <= once[BEFORE]
-    elsewhere = FrozenModel(spec, device="cuda:1").held()
-    assert elsewhere == PrecomputedTable("table").held() == Held(scores=False)
-    assert AdapterOff().held() == Held()
+    elsewhere = FrozenModel(spec, device="cuda:1").held(spec)
+    assert elsewhere == PrecomputedTable("table").held(spec) == Held(scores=False)
+    assert AdapterOff().held(spec) == Held()
+
+
+def test_the_initial_policy_costs_a_model_only_where_all_weights_are_trained(tiny_model):
+    whole, adapted = PolicySpec(name=str(tiny_model)), PolicySpec(name=str(tiny_model), lora=LORA)
+    assert InitialPolicy().held(whole) == Held(model=whole)
+    assert InitialPolicy().held(adapted) == Held()
 
 
 def test_a_second_adapter_counts_and_is_not_trained(tiny_model, tmp_path):
     build_policy(PolicySpec(name=str(tiny_model), lora=LORA)).save_pretrained(tmp_path / "adapter")
     alone = plan(make_module(tiny_model, lora=LORA))
-    held = [NamedAdapter(str(tmp_path / "adapter")).held()]
+    held = [NamedAdapter(str(tmp_path / "adapter")).held(PolicySpec(name=str(tiny_model), lora=LORA))]
     beside = plan(make_module(tiny_model, lora=LORA), references=held)
     assert beside.phases[STEP]["weights"] - alone.phases[STEP]["weights"] == 4 * alone.trained
     assert beside.trained == alone.trained
