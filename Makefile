@@ -7,13 +7,17 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 # Threads that wait without spinning, so that a busy machine is slower but not ten times slower.
 export OMP_WAIT_POLICY := passive
+# Material for MkDocs would print its maker's news.
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help install model demo test check format clean
+.PHONY: help install model gemma demo test check docs format clean
 
 help:
 	@echo "make demo    train SmolLM2-135M with DPO on the shipped preferences, and show what changed"
 	@echo "make test    run the tests"
-	@echo "make check   lint and types"
+	@echo "make gemma   get Gemma-3-270M, a reference of another family (1.1 GB, about two minutes)"
+	@echo "make check   lint, types and the documentation, strictly"
+	@echo "make docs    build the documentation in build/site"
 	@echo "make format  format the code"
 	@echo "make clean   remove the environment and caches"
 
@@ -26,7 +30,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 model: install
-	$(BIN)/python scripts/get_smollm2.py --out $(MODEL)
+	$(BIN)/python scripts/models/get.py SmolLM2-135M-Instruct --out $(MODEL)
+
+gemma: install
+	$(BIN)/python scripts/models/get.py Gemma-3-270M
 
 demo: model
 	$(BIN)/python scripts/demo/run.py --model $(MODEL)
@@ -34,10 +41,13 @@ demo: model
 test: model
 	$(BIN)/python -m pytest --numprocesses 2
 
-check: install
+check: install docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/mkdocs build --quiet --strict
 
 format: install
 	$(BIN)/ruff check --fix .

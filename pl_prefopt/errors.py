@@ -47,10 +47,11 @@ class StoppedError(BaseException):
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known word closest to ``word``, or nothing.
 
-    >>> nearest("acuracy", ["accuracy", "margin"])
-    "; did you mean 'accuracy'?"
-    >>> nearest("zzz", ["accuracy"])
-    ''
+    Examples:
+        >>> nearest("acuracy", ["accuracy", "margin"])
+        "; did you mean 'accuracy'?"
+        >>> nearest("zzz", ["accuracy"])
+        ''
     """
     match = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean '{match[0]}'?" if match else ""

@@ -29,8 +29,9 @@ class Pairing(ABC):
 class AllPairs(Pairing):
     """Every response against every response with a lower score.
 
-    >>> AllPairs()(torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[True, True, True]])).nonzero().tolist()
-    [[0, 0, 1], [0, 0, 2]]
+    Examples:
+        >>> AllPairs()(torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[True, True, True]])).nonzero().tolist()
+        [[0, 0, 1], [0, 0, 2]]
     """
 
     def __call__(self, scores: Tensor, present: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class PreferenceRow:
         graded: whether the scores are grades whose differences mean something, rather than a bare
             order (1 for chosen, 0 for rejected). Correlations are computed on graded rows only.
         origin: where the row came from, for messages: ``"file.jsonl, row 12"``.
+        source: which part of a mixture of data the row belongs to, if the data says; reports group by it.
     """
 
     prompt: tuple[Message, ...]
@@ -35,3 +36,4 @@ class PreferenceRow:
     scores: tuple[float, ...] | None = None
     graded: bool = False
     origin: str = ""
+    source: str = ""

@@ -56,13 +56,14 @@ class TokenTree:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenTree:
         """Return a copy on ``device``."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TokenTree:
         """Return a copy in page-locked memory."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self.map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, move: _Move) -> TokenTree:
+    def map(self, move: _Move) -> TokenTree:
+        """Return a copy with ``move`` applied to every tensor."""
         held = {field.name: getattr(self, field.name) for field in fields(self)}
         return TokenTree(**{k: move(v) if isinstance(v, Tensor) else v for k, v in held.items()})
 
@@ -114,13 +115,14 @@ class PreferenceBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Return a copy on ``device``; text stays where it is."""
-        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
+        return self.map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """Return a copy in page-locked memory."""
-        return self._map(lambda part: part.pin_memory())
+        return self.map(lambda part: part.pin_memory())
 
-    def _map(self, move: _Move) -> Self:
+    def map(self, move: _Move) -> Self:
+        """Return a copy with ``move`` applied to every tensor and every ``TokenTree``."""
         return type(self)(
             split=self.split,
             rows=self.rows,

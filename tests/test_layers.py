@@ -13,7 +13,8 @@ LAYERS = [
     {"types", "views"},
     {"functional", "pairing", "scoring", "policies", "data"},
     {"metrics", "objectives", "references"},
-    {"callbacks", "modules"},
+    {"callbacks", "modules", "report"},
+    {"planning"},
     {"cli"},
     {"__main__"},
 ]

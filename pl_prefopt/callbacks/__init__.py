@@ -1,8 +1,25 @@
 """Lightning callbacks."""
 
+from pl_prefopt.callbacks.dashboard_layout import DashboardLayout
+from pl_prefopt.callbacks.generations import Generations
 from pl_prefopt.callbacks.last_checkpoint import LastCheckpoint
+from pl_prefopt.callbacks.margin_histogram import MarginHistogram
 from pl_prefopt.callbacks.metrics_file import MetricsFile
 from pl_prefopt.callbacks.prediction_writer import PredictionWriter
+from pl_prefopt.callbacks.progress_bar import ProgressBar
 from pl_prefopt.callbacks.reference_ensemble import ReferenceEnsemble
+from pl_prefopt.callbacks.results_table import ResultsTable
+from pl_prefopt.callbacks.throughput import Throughput
 
-__all__ = ["LastCheckpoint", "MetricsFile", "PredictionWriter", "ReferenceEnsemble"]
+__all__ = [
+    "DashboardLayout",
+    "Generations",
+    "LastCheckpoint",
+    "MarginHistogram",
+    "MetricsFile",
+    "PredictionWriter",
+    "ProgressBar",
+    "ReferenceEnsemble",
+    "ResultsTable",
+    "Throughput",
+]

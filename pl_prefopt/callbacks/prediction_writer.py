@@ -15,24 +15,41 @@ from pl_prefopt.files import replacing
 from pl_prefopt.rows import Message, PreferenceRow
 from pl_prefopt.types import Outcome, PreferenceBatch, ScoredBatch
 
+FILE_NAME = "predictions.jsonl"
+_FOLDERS = {"validate": "validate", "test": "test", "predict": "."}
+
 
 class PredictionWriter(Callback):
     """Writes one JSON line a prompt, in the data's order, to ``predictions.jsonl``.
 
-    Each response comes with its ``log_prob`` (a sum over tokens), ``length`` (in tokens), ``reward``,
-    ``rank`` by reward (1 is best), and its ``score`` if the data has one.
+    ``predict`` writes it into the run's folder, ``validate`` and ``test`` into their own below it. The
+    validations of a ``fit`` write none.
+
+    A prompt comes with its ``origin``, its ``source`` and whether its scores are ``graded``; each response
+    with its ``log_prob`` (a sum over tokens), ``length`` (in tokens), ``reward``, ``rank`` by reward (1 is
+    best), and its ``score`` if the data has one.
 
     Args:
-        folder: where the file goes.
+        folder: the run's folder.
+        most_evaluated: how many prompts ``validate`` and ``test`` write, from the data's beginning;
+            ``predict`` writes all.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.path = Path(folder) / "predictions.jsonl"
+    def __init__(self, folder: str, most_evaluated: int = 20_000) -> None:
+        self.folder, self.most_evaluated = Path(folder), most_evaluated
+        self._path: Path | None = None  # None while nothing is to be written
+        self._most: int | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin this process's part of the file anew."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._part(trainer.global_rank).write_text("", encoding="utf-8")
+        """Begin this process's part of the file anew, unless this is a validation within ``fit``."""
+        command = "" if trainer.state.fn is None else trainer.state.fn.value
+        self._path = None
+        if command not in _FOLDERS:
+            return
+        self._path = self.folder / _FOLDERS[command] / FILE_NAME
+        self._most = None if command == "predict" else self.most_evaluated
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _part(self._path, trainer.global_rank).write_text("", encoding="utf-8")
 
     def on_predict_batch_end(
         self,
@@ -44,43 +61,61 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Append the batch's prompts."""
+        if self._path is None:
+            return
         scored, outcome = outputs
-        with self._part(trainer.global_rank).open("a", encoding="utf-8") as file:
+        with _part(self._path, trainer.global_rank).open("a", encoding="utf-8") as file:
             for line in _lines(batch, scored, outcome):
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                if self._most is None or line["index"] < self._most:
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the processes' parts, ordered as the data."""
+        if self._path is None:
+            return
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
-        parts = [self._part(rank) for rank in range(trainer.world_size)]
-        lines = [line for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
+        parts = [_part(self._path, rank) for rank in range(trainer.world_size)]
+        # Not `splitlines`, which also splits at separators that JSON leaves as they are.
+        lines = [line for part in parts for line in part.read_text(encoding="utf-8").split("\n") if line]
         lines.sort(key=lambda line: json.loads(line)["index"])
-        with replacing(self.path) as draft:
+        with replacing(self._path) as draft:
             draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         for part in parts:
             part.unlink()
+        if len(lines) == self._most:
+            print(f"{self._path} holds the first {self._most} prompts; `prefopt predict` writes all.")
 
-    def _part(self, rank: int) -> Path:
-        return self.path.with_suffix(f".{rank}.part")
+    on_validation_start = on_test_start = on_predict_start
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end
+    on_validation_end = on_test_end = on_predict_end
+
+
+def _part(path: Path, rank: int) -> Path:
+    return path.with_suffix(f".{rank}.part")
 
 
 def _lines(batch: PreferenceBatch, scored: ScoredBatch, outcome: Outcome) -> Iterator[dict[str, Any]]:
-    ranks = _ranks(outcome.reward, batch.present)
+    ranks = _ranks(outcome.reward, batch.present).tolist()
+    log_probs, lengths = scored.policy.sum.tolist(), scored.policy.length.tolist()
+    rewards, present = outcome.reward.tolist(), batch.present.any(dim=-1).tolist()
     for position, row in enumerate(batch.rows):
-        if not batch.present[position].any():
+        if not present[position]:
             continue  # a row that only fills a rank's last batch
         yield {
             "index": int(batch.index[position]),
+            "origin": row.origin,
+            "source": row.source,
+            "graded": row.graded,
             "prompt": _messages(row.prompt),
             "responses": [
                 {
                     "response": _text(row, number),
-                    "log_prob": float(scored.policy.sum[position, number]),
-                    "length": int(scored.policy.length[position, number]),
-                    "reward": float(outcome.reward[position, number]),
-                    "rank": int(ranks[position, number]),
+                    "log_prob": log_probs[position][number],
+                    "length": lengths[position][number],
+                    "reward": rewards[position][number],
+                    "rank": ranks[position][number],
                     "score": None if row.scores is None else row.scores[number],
                 }
                 for number in range(len(row.responses))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -13,9 +14,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from pl_prefopt.callbacks import LastCheckpoint, MetricsFile, PredictionWriter, ReferenceEnsemble
+from pl_prefopt.callbacks import (
+    LastCheckpoint,
+    MetricsFile,
+    PredictionWriter,
+    ReferenceEnsemble,
+    ResultsTable,
+)
 from pl_prefopt.cli.failures import failure_behind
-from pl_prefopt.cli.parser import Parser
+from pl_prefopt.cli.mistakes import explain, origin_of
+from pl_prefopt.cli.parser import Parser, RefusedError
 from pl_prefopt.cli.run_folder import (
     choose_run_folder,
     find_checkpoint,
@@ -32,11 +40,13 @@ from pl_prefopt.modules import PreferenceModule, SafeCheckpointIO
 class PrefOptCLI(LightningCLI):
     """``prefopt fit | validate | test | predict``."""
 
+    trained_by: ClassVar[type[PrefOptTrainer]] = PrefOptTrainer
+
     def __init__(self, args: list[str] | None = None) -> None:
         super().__init__(
             PreferenceModule,
             PreferenceDataModule,
-            trainer_class=PrefOptTrainer,
+            trainer_class=self.trained_by,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -53,6 +63,8 @@ class PrefOptCLI(LightningCLI):
         stages = LightningCLI.subcommands()
         # Predictions go to a file; keeping them in memory as well would not scale.
         stages["predict"] = stages["predict"] | {"return_predictions"}
+        for stage in ("validate", "test"):
+            stages[stage] = stages[stage] | {"verbose"}  # the ResultsTable is printed instead
         stages["precompute"] = {"model", "datamodule"}
         return stages
 
@@ -69,6 +81,16 @@ class PrefOptCLI(LightningCLI):
             default=None,
             help="The run's folder: config, metrics, events, checkpoints. Default: runs/<objective>-<time>.",
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; of what the parser refuses, say in which file and under which key it stands."""
+        try:
+            super().parse_arguments(parser, args)
+        except RefusedError as refused:
+            given = sys.argv[1:] if args is None else args
+            if refused.key:
+                raise ConfigError(f"{origin_of(given, refused.key)}{refused}") from refused
+            raise ConfigError(explain(given) or str(refused)) from refused
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning would let a checkpoint's own settings override it."""
@@ -96,6 +118,7 @@ class PrefOptCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [
             MetricsFile(config.run_dir),
             PredictionWriter(config.run_dir),
+            ResultsTable(),
         ]
 
     def _prepare_precompute(self, config: Any) -> None:
@@ -108,15 +131,25 @@ class PrefOptCLI(LightningCLI):
         self.run_folder = Path(config.run_dir or config.references.cache_dir)
 
     def instantiate_classes(self) -> None:
-        """Build what the settings describe; what a class refuses is a mistake in its settings."""
+        """Build what the settings describe; what is missing or refused is a mistake in the settings."""
         try:
             super().instantiate_classes()
         except Exception as error:
             if failure_behind(error) is not None:
                 raise
+            missing = _missing_package(error)
+            if missing is not None:
+                raise ConfigError(
+                    f"The configuration names a class that needs a package: {missing}. Those of loggers "
+                    "come with `pip install 'pl-prefopt[loggers]'`."
+                ) from error
             raise ConfigError(
                 f"the settings of {_being_built(error)} don't work: {error or type(error).__name__}"
             ) from error
+
+    def after_instantiate_classes(self) -> None:
+        """Name the checkpoint to the module, which looks into it once it has weights to compare with."""
+        self.model.restored_from = self.config[self.subcommand].get("ckpt_path")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with its files in the run's folder."""
@@ -136,6 +169,14 @@ class PrefOptCLI(LightningCLI):
         ):  # the default; who asked for another has it
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
+
+    def validate(self, **kwargs: Any) -> None:
+        """Run ``Trainer.validate`` without its own table."""
+        self.trainer.validate(verbose=False, **kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Run ``Trainer.test`` without its own table."""
+        self.trainer.test(verbose=False, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Run ``Trainer.predict``; the predictions go to ``predictions.jsonl``."""
@@ -178,6 +219,13 @@ def _being_built(error: Exception) -> str:
 
 def _validates(config: Any) -> bool:
     return config.trainer.limit_val_batches != 0 and bool(config.data.val or config.data.held_out)
+
+
+def _missing_package(error: BaseException | None) -> ModuleNotFoundError | None:
+    """Return the error behind ``error`` that a package is missing: the parser wraps what it meets."""
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _loggers(asked: Any, folder: Path) -> list[Logger] | bool:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
+from pl_prefopt.cli.card import read_card
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.modules import read_checkpoint
+from pl_prefopt.modules.checkpoint_files import read_head, read_weights
 from pl_prefopt.policies import PolicySpec, build_policy
 
 _PREFIX = "policy."
@@ -31,7 +32,7 @@ def export(arguments: list[str]) -> None:
 
 
 def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None = None) -> None:
-    """Write the checkpoint's policy and its tokeniser to ``out``.
+    """Write the checkpoint's policy, its tokeniser and a model card to ``out``.
 
     Without ``merge``, a policy with an adapter becomes a PEFT folder; a fully trained one is a whole model
     either way.
@@ -41,7 +42,8 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
     """
     if out.exists():
         raise ConfigError(f"Expected --out to be a new folder, but {out} exists.")
-    spec = read_policy_spec(Path(config) if config else ckpt_path.resolve().parent.parent / "config.yaml")
+    config_path = Path(config) if config else ckpt_path.resolve().parent.parent / "config.yaml"
+    spec = read_policy_spec(config_path)
     weights = _trained_weights(ckpt_path)
     if merge:
         # Merging into 4-bit weights would round the adapter away.
@@ -56,6 +58,7 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
         policy = policy.merge_and_unload()
     policy.save_pretrained(out)
     spec.load_tokenizer().save_pretrained(out)
+    read_card(config_path, read_head(ckpt_path).rest, is_adapter=spec.has_adapter and not merge).write(out)
 
 
 def read_policy_spec(config: Path) -> PolicySpec:
@@ -76,9 +79,8 @@ def read_policy_spec(config: Path) -> PolicySpec:
 
 
 def _trained_weights(ckpt_path: Path) -> dict[str, torch.Tensor]:
-    checkpoint = read_checkpoint(ckpt_path)
     return {
         name.removeprefix(_PREFIX): weight
-        for name, weight in checkpoint["state_dict"].items()
+        for name, weight in read_weights(ckpt_path).items()
         if name.startswith(_PREFIX)
     }

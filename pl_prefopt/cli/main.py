@@ -13,8 +13,10 @@ _COMMANDS = {
     "validate": "measure it on the validation rows",
     "test": "measure it on the test rows",
     "predict": "write each response's log-prob, reward and rank",
+    "plan": "estimate the memory of a run, without loading a model",
     "precompute": "score the rows with every reference, and train nothing",
     "export": "write a trained policy as a PEFT folder or a merged model",
+    "report": "write one HTML page that compares runs",
 }
 
 _HELP = """prefopt {version}: preference optimisation of language models
@@ -27,6 +29,18 @@ Settings come from YAML files, later ones first, and from the command line:
   prefopt fit -c configs/base.yaml -c configs/methods/dpo.yaml -c configs/hardware/cpu.yaml \\
     --data.train preferences.jsonl --model.init_args.policy.name HuggingFaceTB/SmolLM2-135M-Instruct
 `prefopt <command> --help` lists a command's settings; `--print_config` shows them resolved."""
+
+_TRAINING = """
+`prefopt {command}` needs to know what to train on which rows. A single file says it all:
+  prefopt {command} -c configs/ready/demo.yaml
+or one file each for method and hardware, with your rows and model:
+  prefopt {command} -c configs/base.yaml -c configs/methods/dpo.yaml -c configs/hardware/cpu.yaml \\
+    --data.train preferences.jsonl --model.init_args.policy.name HuggingFaceTB/SmolLM2-135M-Instruct"""
+_TRAINED = """
+`prefopt {command}` needs a run, which `prefopt fit` makes, and its checkpoint:
+  prefopt {command} -c runs/NAME/config.yaml --ckpt_path best{rows}
+`prefopt {command} --help` lists the settings."""
+_ROWS = {"validate": "", "test": " --data.test ROWS.jsonl", "predict": " --data.predict ROWS.jsonl"}
 
 
 def main() -> None:
@@ -60,8 +74,18 @@ def _run(arguments: list[str]) -> None:
 
         export(arguments[1:])
         return
+    if arguments[0] == "report":
+        from pl_prefopt.cli.report import report
+
+        report(arguments[1:])
+        return
     if len(arguments) == 1:
-        _fail(f"`prefopt {arguments[0]}` needs settings.\n\n{_help()}")
+        _fail(_needs(arguments[0]))
+    if arguments[0] == "plan":
+        from pl_prefopt.cli.plan import plan
+
+        plan()
+        return
     from pl_prefopt.cli.app import PrefOptCLI
 
     PrefOptCLI()
@@ -70,6 +94,11 @@ def _run(arguments: list[str]) -> None:
 def _help() -> str:
     commands = "\n".join(f"  {name:<10} {what}" for name, what in _COMMANDS.items())
     return _HELP.format(version=version("pl-prefopt"), commands=commands)
+
+
+def _needs(command: str) -> str:
+    text = _TRAINED if command in _ROWS else _TRAINING
+    return text.format(command=command, rows=_ROWS.get(command)).strip()
 
 
 def _fail(message: str, status: int = 2) -> None:

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from pl_prefopt.cli.section_help import SectionHelp
 from pl_prefopt.errors import ConfigError, nearest
 
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option ')([\w.\[\]]+)")
 
 
+class RefusedError(ConfigError):
+    """A configuration that the parser refused, for the setting ``key`` if that is known."""
+
+    def __init__(self, message: str, key: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 class Parser(LightningArgumentParser):
     """Says what is wrong, without the usage of two hundred settings."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, add_help=False)
+        self.add_argument("-h", "--help", action=SectionHelp)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise a ``ConfigError``; for an unknown setting it names the nearest one."""
+        """Raise a ``RefusedError``; for an unknown setting it names the nearest one."""
         unknown = _UNKNOWN.search(message)
-        hint = nearest(unknown.group(1), self._settings()) if unknown else ""
-        raise ConfigError(_shortened(message) + hint) from ex
+        if unknown is None:
+            raise RefusedError(_shortened(message)) from ex
+        name = unknown.group(1)
+        hint = nearest(name, self._settings()) or "."
+        raise RefusedError(f"there is no setting '{name}'{hint}", key=tuple(name.split("."))) from ex
 
     def _settings(self) -> list[str]:
         parsers: Iterable[LightningArgumentParser] = [self]

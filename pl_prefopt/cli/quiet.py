@@ -10,6 +10,7 @@ _NOISE = (
     "Checkpoint directory .* exists and is not empty",  # that is how a run goes on
     ".*does not have many workers",  # rows are tokenised before training
     ".*treespec, LeafSpec",  # Lightning's use of torch
+    "Detected an existing checkpoint",  # the last one, which the new one replaces
     ".*gradient_checkpointing",  # transformers' rename, whose old name older versions need
 )
 

@@ -18,12 +18,20 @@ def choose_run_folder(*, asked: str | None, ckpt_path: str | None, method: str) 
         asked: the ``run_dir`` setting.
         ckpt_path: the checkpoint that the command starts from, if any.
         method: the objective's name, for a new folder's name.
+
+    Raises:
+        ConfigError: if several processes would each choose a folder.
     """
     # Lightning starts the other ranks by running the same command again, perhaps a second later.
     shared = os.environ.get(_SHARED_WITH_RANKS)
     if shared and "LOCAL_RANK" in os.environ:
         return Path(shared)
     folder = Path(asked) if asked else _folder_of(ckpt_path)
+    if folder is None and _started_by_a_launcher():
+        raise ConfigError(
+            "Expected --run_dir, a folder that all processes see: torchrun and srun start each of them by "
+            "itself, and the time of day would give them different folders."
+        )
     if folder is None:
         folder = Path("runs") / f"{method.lower()}-{datetime.now():%Y%m%d-%H%M%S}"
     os.environ[_SHARED_WITH_RANKS] = str(folder)
@@ -40,7 +48,7 @@ def require_run_folder(ckpt_path: str, run_dir: str | None) -> None:
 
 def refuse_second_run(folder: Path, ckpt_path: str | None) -> None:
     """Raise a ``ConfigError`` if ``fit`` would mix a new run into the folder of another one."""
-    if ckpt_path is None and "LOCAL_RANK" not in os.environ and (folder / "config.yaml").exists():
+    if ckpt_path is None and is_first_process() and (folder / "config.yaml").exists():
         raise ConfigError(
             f"The folder {folder} holds a run already: add `--ckpt_path last` to go on with it, or "
             "`--run_dir` with another folder to start anew."
@@ -69,12 +77,22 @@ def find_checkpoint(asked: str | None, folder: Path, *, may_be_missing: bool) ->
 def keep_earlier_metrics(folder: Path) -> None:
     """Rename an earlier ``metrics.csv``, which the logger would delete."""
     current = folder / "metrics.csv"
-    if not current.exists() or "LOCAL_RANK" in os.environ:
+    if not current.exists() or not is_first_process():
         return
     number = 1
     while (folder / f"metrics.{number}.csv").exists():
         number += 1
     current.rename(folder / f"metrics.{number}.csv")
+
+
+def is_first_process() -> bool:
+    """Tell whether this process has rank 0, by what its launcher says; Lightning, torchrun or srun."""
+    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
+    return not ranks or int(ranks[0]) == 0
+
+
+def _started_by_a_launcher() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
 def _folder_of(ckpt_path: str | None) -> Path | None:

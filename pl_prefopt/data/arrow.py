@@ -25,6 +25,7 @@ ROWS_SCHEMA = pa.schema(
         ("scores", pa.list_(pa.float64())),
         ("graded", pa.bool_()),
         ("origin", pa.string()),
+        ("source", pa.string()),
     ]
 )
 TOKENS_SCHEMA = pa.schema(
@@ -117,6 +118,7 @@ class StoredRows(Sequence[PreferenceRow]):
             scores=None if fields["scores"] is None else tuple(fields["scores"]),
             graded=fields["graded"],
             origin=fields["origin"],
+            source=fields["source"],
         )
 
     def subset(self, positions: npt.NDArray[np.int64]) -> StoredRows:
@@ -136,6 +138,7 @@ def row_record(row: PreferenceRow) -> dict[str, Any]:
         "scores": row.scores,
         "graded": row.graded,
         "origin": row.origin,
+        "source": row.source,
     }
 
 

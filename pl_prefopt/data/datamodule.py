@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.dataset import PreferenceDataset
+from pl_prefopt.data.extremes import full_batch, largest_batch
 from pl_prefopt.data.renderer import Renderer, TemplateName
 from pl_prefopt.data.report import OnBadRow
 from pl_prefopt.data.sampler import LengthGroupedSampler
@@ -276,15 +278,50 @@ class PreferenceDataModule(LightningDataModule):
         sampler = self._sampler(self.datasets["train"], self.batch_size, shuffle=True)
         return len(self.datasets["train"]) / (len(sampler) * sampler.num_replicas)
 
+    # -- planning
+
+    def largest_batch(self) -> PreferenceBatch:
+        """Return the training batch with the most tokens that an epoch may have; after ``setup``."""
+        dataset, limited = self.datasets["train"], self.max_tokens_per_batch is not None
+        # Without a limit on tokens rows meet anew in each epoch, at worst the longest of them.
+        return largest_batch(dataset, self._sampler(dataset, self.batch_size, shuffle=limited))
+
+    def full_batch(self, responses: int) -> PreferenceBatch:
+        """Return a training batch of the longest prompts and responses that the limits allow; needs no data.
+
+        Args:
+            responses: to each prompt.
+
+        Raises:
+            ConfigError: if there is no limit on prompts or responses.
+        """
+        prompt, response = self.max_prompt_length, self.max_response_length
+        if prompt is None or response is None:
+            raise ConfigError(
+                "expected `data.max_prompt_length` and `data.max_response_length` to plan without data, got "
+                "null; set them, or `data.train`"
+            )
+        most = (self.max_tokens_per_batch or math.inf) // (prompt + responses * response)
+        rows = max(1, int(min(self.batch_size, most)))
+        return full_batch(
+            rows=rows, responses=responses, prompt=prompt, response=response, views=self._views()
+        )
+
     # -- resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where in which epoch training is, for a checkpoint."""
+        """Return where in which epoch training is, and on what rows, for a checkpoint."""
         if "train" not in self.datasets or self.trainer is None:
             return {}
         epoch, batches_done = self._position()
         position = _Position(epoch, batches_done, self._batches_now())
-        return {**position._asdict(), "order": self._order()}
+        return {**position._asdict(), "order": self._order(), "splits": self._splits_described()}
+
+    def _splits_described(self) -> dict[str, dict[str, Any]]:
+        return {
+            split: {"rows": len(rows), "skipped": rows.summary.skipped, "fingerprint": rows.fingerprint}
+            for split, rows in self.datasets.items()
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where a checkpoint was made."""
@@ -311,7 +348,7 @@ class PreferenceDataModule(LightningDataModule):
         things in different hooks.
         """
         batches_now, batches_an_epoch = self._batches_now(), self._batches_an_epoch()
-        # A schedule asks for the loader before a resumed trainer knows how many batches it has trained on.
+        # Until the loops have read their part of the checkpoint, they have counted nothing.
         done = self._start.batches_done + max(0, batches_now - self._start.batches_before)
         if not batches_an_epoch:
             return self._start.epoch, done

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from pl_prefopt.data.arrow import Table, read_tokens
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.collate import collate
-from pl_prefopt.data.renderer import EncodedRow, Renderer
+from pl_prefopt.data.renderer import Renderer
 from pl_prefopt.data.report import OnBadRow, RowsSummary, write_report
 from pl_prefopt.data.store import RowStore, TokenStore, ViewedRows, store_tokens
 from pl_prefopt.errors import ConfigError, nearest
@@ -49,10 +49,12 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         fingerprint: str,
         summary: RowsSummary,
         report: str,
+        cache: Cache,
     ) -> None:
         self.split, self.rows, self.renderer = split, rows, renderer
         self.views, self._tables = dict(views), dict(tables)
         self.fingerprint, self.summary, self.report = fingerprint, summary, report
+        self._cache = cache
         self.lengths: npt.NDArray[np.int64] = tables[PLAIN].column("length")
 
     @classmethod
@@ -111,6 +113,30 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             fingerprint=_fingerprint(tokens),
             summary=summary,
             report=write_report(title or split, summary, problems, plain.tally.percentiles),
+            cache=cache,
+        )
+
+    def read_by(self, renderer: Renderer) -> PreferenceDataset:
+        """Return the same rows and views as another tokeniser reads them; their tokens are cached too.
+
+        Raises:
+            DataError: naming the row, if the renderer's chat template refuses it.
+        """
+        shown = {name: ViewedRows(self.rows, view) for name, view in self.views.items()}
+        tokens = {
+            name: store_tokens(self._cache, rows, renderer, key=(self.fingerprint,), view=name)
+            for name, rows in {PLAIN: self.rows, **shown}.items()
+        }
+        return PreferenceDataset(
+            split=self.split,
+            rows=self.rows,
+            renderer=renderer,
+            views=self.views,
+            tables={name: token_store.table for name, token_store in tokens.items()},
+            fingerprint=_fingerprint(tokens),
+            summary=tokens[PLAIN].tally.summary,
+            report=self.report,
+            cache=self._cache,
         )
 
     def __len__(self) -> int:
@@ -124,7 +150,6 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         self,
         indices: Sequence[int],
         *,
-        renderer: Renderer | None = None,
         views: Sequence[str] | None = None,
     ) -> PreferenceBatch:
         """Collect rows into a batch.
@@ -132,8 +157,6 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         Args:
             indices: B row numbers. ``~i`` stands for row ``i`` as a filler that only evens out the ranks: it
                 has tokens, but no response of it is present.
-            renderer: tokenises the rows on the spot, such as a reference's own; by default the stored tokens
-                are used.
             views: which trees to make; by default the plain one and all of the dataset's views.
 
         Returns:
@@ -154,20 +177,24 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             present=present,
             scores=scores,
             graded=torch.tensor([row.graded for row in rows]) & real,
-            trees={name: self._tree(name, numbers, renderer) for name in names},
+            trees={name: self._tree(name, numbers) for name in names},
         )
 
-    def _tree(self, view: str, numbers: Sequence[int], renderer: Renderer | None) -> TokenTree:
+    def longer_than(self, limit: int) -> list[int]:
+        """Return the rows whose prompt and one response are more than ``limit`` tokens, in any view."""
+        found = set()
+        for table in self._tables.values():
+            for number in np.flatnonzero(table.column("length") > limit).tolist():
+                row = read_tokens(table, number)
+                if len(row.prompt_ids) + max(map(len, row.response_ids)) > limit:
+                    found.add(number)
+        return sorted(found)
+
+    def _tree(self, view: str, numbers: Sequence[int]) -> TokenTree:
         if view not in self._tables:
             known = ", ".join(self._tables)
             raise ConfigError(f"expected a view among {known}, got '{view}'{nearest(view, self._tables)}")
-        if renderer is None:
-            return collate([read_tokens(self._tables[view], number) for number in numbers])
-        return collate([self._encode(view, number, renderer) for number in numbers])
-
-    def _encode(self, view: str, number: int, renderer: Renderer) -> EncodedRow:
-        row = self.rows[number] if view == PLAIN else self.views[view](self.rows, number)
-        return renderer.encode(row)
+        return collate([read_tokens(self._tables[view], number) for number in numbers])
 
 
 def _scores(rows: Sequence[PreferenceRow], real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

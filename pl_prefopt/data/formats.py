@@ -5,6 +5,7 @@ A new layout is one more small class in ``FORMATS``; nothing else knows their na
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -197,7 +198,8 @@ def to_row(fields: Fields) -> PreferenceRow:
             raise BadRowError(f"the key '{key}' is not supported; remove it if the text stands without it")
     for layout in FORMATS:
         if layout.claims(fields):
-            return layout.convert(fields)
+            source = fields.get("source")
+            return dataclasses.replace(layout.convert(fields), source="" if source is None else str(source))
     layouts = "; ".join(", ".join(layout.columns) for layout in FORMATS)
     raise BadRowError(
         f"expected the keys of one of the layouts ({layouts}), got {_listed(fields)}; "

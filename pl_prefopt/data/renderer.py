@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -94,6 +96,7 @@ class Renderer:
             where there is one, else ``plain``.
         max_prompt_length: the most tokens of a prompt; ``None`` for no limit.
         max_response_length: the most tokens of a response; ``None`` for no limit.
+        setting: what messages call the setting of ``template``.
 
     Raises:
         ConfigError: if a limit is below 1, or the tokeniser lacks what the template needs.
@@ -106,6 +109,7 @@ class Renderer:
         template: TemplateName = "auto",
         max_prompt_length: int | None = None,
         max_response_length: int | None = None,
+        setting: str = "data.template",
     ) -> None:
         for name, limit in (
             ("max_prompt_length", max_prompt_length),
@@ -116,7 +120,8 @@ class Renderer:
         self.tokenizer = tokenizer
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
-        self._template = _make_template(tokenizer, template)
+        self._setting = setting
+        self._template = _make_template(tokenizer, template, setting)
         self._end = self._template.end_token or tokenizer.eos_token
         if self._end is None:
             raise ConfigError(
@@ -135,12 +140,27 @@ class Renderer:
     def fingerprint(self) -> str:
         """A hash that changes whenever the tokens may: over the tokeniser's content, template and limits."""
         parts = [
-            _tokenizer_content(self.tokenizer),
+            self._content,
             type(self._template).__name__,
             json.dumps(self.tokenizer.chat_template, sort_keys=True),
             repr((self._end, self._bos, self.max_prompt_length, self.max_response_length)),
         ]
         return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    @cached_property
+    def _content(self) -> str:
+        # Some seconds for a vocabulary of 260,000, and asked for again and again.
+        return hashlib.blake2b(
+            _tokenizer_content(self.tokenizer).encode("utf-8", "surrogatepass")
+        ).hexdigest()
+
+    def limited_as(self, other: Renderer) -> Renderer:
+        """Return a renderer with this one's tokeniser and template, and the other's length limits."""
+        limited = copy.copy(self)
+        limited._content = self._content  # computed once for both
+        limited.max_prompt_length = other.max_prompt_length
+        limited.max_response_length = other.max_response_length
+        return limited
 
     def render(self, row: PreferenceRow) -> Rendered:
         """Write a row as text.
@@ -153,7 +173,7 @@ class Renderer:
             return Rendered(prompt, tuple(tuple(self._segments(row.prompt, r)) for r in row.responses))
         except TemplateError as error:
             raise DataError(
-                f"{row.origin or 'a row'}: {error}; set `data.template: plain`, or change the row"
+                f"{row.origin or 'a row'}: {error}; set `{self._setting}: plain`, or change the row"
             ) from error
 
     def encode(self, row: PreferenceRow) -> EncodedRow:
@@ -163,6 +183,19 @@ class Renderer:
             DataError: naming the row, if the chat template refuses it.
         """
         return self.tokenise([self.render(row)])[0]
+
+    def encode_prompt(self, prompt: Sequence[Message]) -> list[int]:
+        """Tokenise and truncate a prompt alone, opened for the assistant's answer.
+
+        Raises:
+            DataError: if the chat template refuses it.
+        """
+        row = PreferenceRow(prompt=tuple(prompt), responses=(), origin="a prompt")
+        return list(self.encode(row).prompt_ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, without special ones."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def tokenise(self, rendered: Sequence[Rendered]) -> list[EncodedRow]:
         """Tokenise and truncate rendered rows, all in one call of the tokeniser."""
@@ -295,20 +328,18 @@ def _after(text: str, longer: str) -> str:
     return longer[len(text) :]
 
 
-def _make_template(tokenizer: Any, name: TemplateName) -> Template:
+def _make_template(tokenizer: Any, name: TemplateName, setting: str) -> Template:
     if name == "auto":
         name = "chat" if tokenizer.chat_template else "plain"
     if name == "chat":
         if not tokenizer.chat_template:
             raise ConfigError(
-                "`data.template: chat` expects a tokeniser with a chat template, got one without; "
-                "set `data.template: plain`"
+                f"`{setting}: chat` expects a tokeniser with a chat template, got one without; "
+                f"set `{setting}: plain`"
             )
         return ChatTemplate(tokenizer)
     if name not in ("plain", "none"):
-        raise ConfigError(
-            f"expected `data.template` to be auto, chat, plain or none, got '{name}'; choose one"
-        )
+        raise ConfigError(f"expected `{setting}` to be auto, chat, plain or none, got '{name}'; choose one")
     return PlainTemplate() if name == "plain" else NoTemplate()
 
 

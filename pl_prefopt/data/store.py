@@ -186,7 +186,7 @@ def _token_records(
         encoded = renderer.tokenise([item.rendered for item in block])
         for item, tokens in zip(block, encoded, strict=True):
             record = tokens_record(item.number, tokens)
-            digest.add(row_record(item.row) | record | {"origin": ""})
+            digest.add(row_record(_bare(item.row)) | record)
             tally.add(item.row, tokens)
             yield record
 
@@ -208,8 +208,13 @@ class _Digest:
 
 def _hashed(rows: Iterable[PreferenceRow], digest: _Digest) -> Iterator[PreferenceRow]:
     for row in rows:
-        digest.add(dataclasses.replace(row, origin=""))
+        digest.add(_bare(row))
         yield row
+
+
+def _bare(row: PreferenceRow) -> PreferenceRow:
+    """Return the row without where it came from, so that the same rows from elsewhere have the same hash."""
+    return dataclasses.replace(row, origin="", source="")
 
 
 def _write_notes(folder: Path, digest: _Digest, problems: Problems, **more: object) -> None:

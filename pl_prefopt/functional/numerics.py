@@ -24,8 +24,9 @@ def log1mexp(x: Tensor) -> Tensor:
     Returns:
         The same shape; finite for finite x, with a finite gradient.
 
-    >>> [f"{value:.4g}" for value in log1mexp(torch.tensor([-1e-6, -math.log(2.0), -50.0]))]
-    ['-13.82', '-0.6931', '-1.929e-22']
+    Examples:
+        >>> [f"{value:.4g}" for value in log1mexp(torch.tensor([-1e-6, -math.log(2.0), -50.0]))]
+        ['-13.82', '-0.6931', '-1.929e-22']
     """
     x = x.clamp(max=-math.sqrt(torch.finfo(x.dtype).tiny))
     near = x > -math.log(2.0)
@@ -48,8 +49,9 @@ def tangent_expm1(x: Tensor) -> Tensor:
     Returns:
         The same shape, strictly increasing in x, finite for |x| far beyond 1e3.
 
-    >>> [f"{value:.5g}" for value in tangent_expm1(torch.tensor([0.0, 1e-7, 31.0]))]
-    ['0', '1e-07', '2.1373e+13']
+    Examples:
+        >>> [f"{value:.5g}" for value in tangent_expm1(torch.tensor([0.0, 1e-7, 31.0]))]
+        ['0', '1e-07', '2.1373e+13']
     """
     # Each part's gradient is exactly 0 on the other's side. With x − clamp(x) for the excess, e³⁰ would
     # be added and subtracted in every gradient and drown it.

@@ -1,6 +1,7 @@
 """Metrics: torchmetrics classes that read rewards, log-probs and scores, and one suite of them per stage."""
 
 from pl_prefopt.metrics.grades import GradeKendall, GradePearson, GradeSpearman
+from pl_prefopt.metrics.groups import METRIC_GROUPS, grouped
 from pl_prefopt.metrics.intervals import BootstrapIntervals
 from pl_prefopt.metrics.lists import NDCG, BestOfN, KendallWithin, LikelihoodGap, RankLikelihood
 from pl_prefopt.metrics.losses import LossMean
@@ -9,6 +10,7 @@ from pl_prefopt.metrics.pairs import (
     ChosenReward,
     Margin,
     Marginal,
+    Margins,
     NormalizedRankingAccuracy,
     PreferenceAccuracy,
     RankingAccuracy,
@@ -21,6 +23,7 @@ from pl_prefopt.metrics.responses import LengthBias, SequenceKL
 from pl_prefopt.metrics.suite import METRIC_HELP, build_suite
 
 __all__ = [
+    "METRIC_GROUPS",
     "METRIC_HELP",
     "NDCG",
     "BestOfN",
@@ -36,6 +39,7 @@ __all__ = [
     "LossMean",
     "Margin",
     "Marginal",
+    "Margins",
     "NormalizedRankingAccuracy",
     "PreferenceAccuracy",
     "RankLikelihood",
@@ -46,4 +50,5 @@ __all__ = [
     "ViewAccuracy",
     "ViewMargin",
     "build_suite",
+    "grouped",
 ]

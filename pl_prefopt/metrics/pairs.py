@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+from torchmetrics.utilities.data import dim_zero_cat
 
-from pl_prefopt.metrics.states import Mean, Share
+from pl_prefopt.metrics.states import ExactMetric, Mean, Share
 from pl_prefopt.pairing import ALL_PAIRS
 from pl_prefopt.types import ResponseLogProbs
 
@@ -40,6 +42,29 @@ class Margin(Mean):
     def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
         """Count a batch: ``reward`` [B, R], ``scores`` [B, R], ``present`` [B, R]."""
         self.add(winner_minus_loser(reward.float()), ALL_PAIRS(scores, present))
+
+
+class Margins(ExactMetric):
+    """All pairs' margins, the better response's reward minus the worse one's: what a histogram shows."""
+
+    values: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("values", [], dist_reduce_fx="cat")
+
+    def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
+        """Count a batch: ``reward`` [B, R], ``scores`` [B, R], ``present`` [B, R]."""
+        wins = ALL_PAIRS(scores, present)
+        # What is no pair becomes NaN and is left out at the end: to select now would make a GPU wait.
+        self.values.append(torch.where(wins, winner_minus_loser(reward.float()), torch.nan).flatten())
+
+    def compute(self) -> Tensor:
+        """Return float32 [pairs], in no particular order, those that are numbers."""
+        if isinstance(self.values, list) and not self.values:
+            return torch.zeros(0, device=self.device)
+        values = dim_zero_cat(self.values)
+        return values[values.isfinite()]
 
 
 class ChosenReward(Mean):

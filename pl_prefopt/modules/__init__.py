@@ -1,7 +1,8 @@
 """One LightningModule per method family."""
 
 from pl_prefopt.modules.base import PreferenceModule
-from pl_prefopt.modules.checkpoint_io import SafeCheckpointIO, read_checkpoint
+from pl_prefopt.modules.checkpoint_files import read_checkpoint
+from pl_prefopt.modules.checkpoint_io import SafeCheckpointIO
 from pl_prefopt.modules.dpo import DPOModule
 from pl_prefopt.modules.mppo import MPPOModule
 from pl_prefopt.modules.mrpo import MRPOModule

@@ -14,18 +14,26 @@ from torch import Tensor, nn
 
 from pl_prefopt.errors import ContractError, DataError
 from pl_prefopt.metrics import LossMean, build_suite
-from pl_prefopt.modules.checkpoints import check_fits, describe, save_description, trained_weights
+from pl_prefopt.modules.checkpoint_files import read_head
+from pl_prefopt.modules.checkpoints import (
+    check_fits,
+    describe,
+    refuse_shards,
+    save_description,
+    trained_weights,
+)
 from pl_prefopt.modules.finite_loss import FiniteLossGuard
 from pl_prefopt.modules.randomness import BatchSeeds
 from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.objectives import Objective
-from pl_prefopt.policies import PolicySpec, build_policy
+from pl_prefopt.policies import PolicySpec, build_policy, check_shardable, shard
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.scoring import HeadName, LayoutName, Scorer, evaluating
 from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch, ViewLogProbs
 from pl_prefopt.views import View
 
 _STAGES = ("train", "val", "test")
+_NOTHING: Mapping[str, Tensor] = {}
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -64,9 +72,12 @@ class PreferenceModule(LightningModule):
         self.schedule = schedule
         self.scorer = Scorer(layout, head)
         self.num_references = 0  # the ReferenceEnsemble says how many there are
+        self.restored_from: str | None = None  # the command line knows it before Lightning does
         # Checkpoints hold only what is trained; on_load_checkpoint counts that nothing of it is missing.
         self.strict_loading = False
+        self._own_weights: set[str] = set()  # of the policy, without adapters that references add to it
         self._metrics_logged_at = 0
+        self._stats: Mapping[str, Tensor] = {}
         self._prompts_a_batch: float | None = None
         self._seeds, self._guard = BatchSeeds(), FiniteLossGuard()
 
@@ -76,7 +87,9 @@ class PreferenceModule(LightningModule):
         return self.objective.needs.views
 
     def setup(self, stage: str) -> None:
-        """Check that objective, references and rows fit together, and build the metrics."""
+        """Check that objective, references, rows and strategy fit together, and build the metrics."""
+        if self.device_mesh is not None:
+            check_shardable(self.policy_spec, self.device_mesh)
         _check_references(self.objective, self.num_references)
         _check_rows(self.objective, getattr(getattr(self.trainer, "datamodule", None), "datasets", {}))
         views = self.objective.rewarded_views
@@ -96,9 +109,19 @@ class PreferenceModule(LightningModule):
         self._seeds.seed(self.trainer)
 
     def configure_model(self) -> None:
-        """Load the policy, once."""
+        """Load the policy, once, and split it between processes if the strategy does so."""
         if "policy" not in self._modules:
-            self.policy = build_policy(self.policy_spec)
+            policy = build_policy(self.policy_spec)
+            self._own_weights = {f"policy.{name}" for name in policy.state_dict()}
+            self.policy = self.sharded(policy)
+        if self.restored_from is not None:
+            self._look_into(Path(self.restored_from))
+
+    def sharded(self, model: nn.Module) -> nn.Module:
+        """Return ``model``, its weights split between the processes if the strategy does so."""
+        if self.device_mesh is not None:
+            shard(model, self.device_mesh, precision=self.trainer.precision)
+        return model
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over what is trained, and its schedule in optimiser steps."""
@@ -112,10 +135,8 @@ class PreferenceModule(LightningModule):
         The sum is divided by the prompts that a batch has as a rule, not by those of this one: then every
         prompt weighs the same, however prompts fall into batches, accumulated batches and ranks.
         """
-        outcome = self._evaluate(batch, "train")
+        _, outcome = self._evaluate(batch, "train")
         self._guard.note(batch, outcome.loss)
-        mean = outcome.loss.detach().sum() / outcome.counted.sum().clamp(min=1)
-        self.log("train/loss", mean, prog_bar=True, batch_size=len(batch))
         return outcome.loss.sum() / (self._prompts_a_batch or len(batch))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -123,13 +144,17 @@ class PreferenceModule(LightningModule):
         trainer = self.trainer
         self._guard.check(Path(trainer.default_root_dir), step=trainer.global_step, rank=trainer.global_rank)
 
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
-        """Count the batch in the validation metrics."""
-        self._evaluate(batch, "val")
+    def validation_step(  # type: ignore[override]
+        self, batch: PreferenceBatch, batch_idx: int
+    ) -> tuple[ScoredBatch, Outcome]:
+        """Count the batch in the validation metrics; return its log-probs and rewards."""
+        return self._evaluate(batch, "val")
 
-    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
-        """Count the batch in the test metrics."""
-        self._evaluate(batch, "test")
+    def test_step(  # type: ignore[override]
+        self, batch: PreferenceBatch, batch_idx: int
+    ) -> tuple[ScoredBatch, Outcome]:
+        """Count the batch in the test metrics; return its log-probs and rewards."""
+        return self._evaluate(batch, "test")
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> tuple[ScoredBatch, Outcome]:
         """Return the batch's log-probs and rewards."""
@@ -154,7 +179,7 @@ class PreferenceModule(LightningModule):
         every = trainer.log_every_n_steps
         if every and step % every == 0 and step != self._metrics_logged_at:
             self._metrics_logged_at = step
-            self._log_metrics("train")
+            self._log_metrics("train", {f"train/{name}": value for name, value in self._stats.items()})
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
@@ -165,10 +190,11 @@ class PreferenceModule(LightningModule):
         self._log_metrics("test")
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return what is trained and nothing else: an adapter's checkpoint is small."""
+        """Return what is trained and nothing else, unless the policy's ``full_checkpoints`` asks for all."""
         whole: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
-        kept = {prefix + name for name in trained_weights(self)}
+        names = self._own_weights if self.policy_spec.full_checkpoints else trained_weights(self)
+        kept = {prefix + name for name in names}
         return {key: value for key, value in whole.items() if key in kept}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -178,10 +204,16 @@ class PreferenceModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another run's checkpoint."""
-        check_fits(checkpoint, self._description(), trained_weights(self))
         self._seeds.load(checkpoint)
+        if "state_dict" in checkpoint:
+            self._check(checkpoint, {name: weight.shape for name, weight in checkpoint["state_dict"].items()})
+            return
+        # Split weights have been read already, passing over what isn't in the checkpoint.
+        self._look_into(Path(str(self.trainer.ckpt_path)))
+        # The batches stand already, too, in the order of a first epoch: Lightning shall ask for them again.
+        self.trainer.fit_loop._combined_loader = None
 
-    def _evaluate(self, batch: PreferenceBatch, stage: str) -> Outcome:
+    def _evaluate(self, batch: PreferenceBatch, stage: str) -> tuple[ScoredBatch, Outcome]:
         scored = self.score(batch)
         outcome: Outcome = self.objective(scored)
         suite: Any = self.suites[_key(stage)]
@@ -196,9 +228,12 @@ class PreferenceModule(LightningModule):
         )
         loss: Any = self.losses[_key(stage)]
         loss.update(outcome.loss, outcome.counted)
-        for name, value in outcome.stats.items():
-            self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=stage != "train")
-        return outcome
+        if stage == "train":
+            self._stats = outcome.stats
+        else:
+            for name, value in outcome.stats.items():
+                self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=True)
+        return scored, outcome
 
     @torch.no_grad()
     def _score_view(self, batch: PreferenceBatch, name: str) -> ViewLogProbs:
@@ -209,18 +244,33 @@ class PreferenceModule(LightningModule):
             log_probs = self.scorer(self.policy, tree)
         return ViewLogProbs(policy=log_probs, references=references, present=present)
 
-    def _log_metrics(self, stage: str) -> None:
+    def _log_metrics(self, stage: str, others: Mapping[str, Tensor] = _NOTHING) -> None:
         """Log what was counted; a value that nothing was counted for is NaN, and no number is better."""
         suite: Any = self.suites[_key(stage)]
-        values: dict[str, Tensor] = suite.compute()
-        suite.reset()
         loss: Any = self.losses[_key(stage)]
-        if stage != "train":
-            values[f"{stage}/loss"] = loss.compute()
+        values: dict[str, Tensor] = {**suite.compute(), f"{stage}/loss": loss.compute(), **others}
+        suite.reset()
         loss.reset()
-        counted = {name: value for name, value in values.items() if not torch.isnan(value)}
-        for name, value in counted.items():
-            self.log(name, value, prog_bar=name.endswith(("/accuracy", "/margin")), batch_size=1)
+        shown = [f"{stage}/accuracy", f"{stage}/margin", "train/loss"]
+        # Lightning reads what the progress bar shows at every step, even when nothing is new. On a GPU it
+        # would wait each time, so all values leave the device here, at once.
+        numbers = torch.stack([value.float() for value in values.values()]).cpu()
+        for name, number in zip(values, numbers, strict=True):
+            if not torch.isnan(number):
+                self.log(name, number, prog_bar=name in shown, batch_size=1)
+
+    def _look_into(self, path: Path) -> None:
+        """Refuse a checkpoint that doesn't fit before Lightning reads it into split weights by itself."""
+        if self.device_mesh is None:
+            refuse_shards(path)
+            return
+        head = read_head(path)
+        self._check(head.rest, head.shapes)
+
+    def _check(self, checkpoint: dict[str, Any], shapes: Mapping[str, torch.Size]) -> None:
+        trained = trained_weights(self)
+        known = self._own_weights | trained.keys()
+        check_fits(checkpoint, shapes, self._description(), trained=trained, known=known)
 
     def _description(self) -> dict[str, str]:
         return describe(type(self.objective).__name__, self.policy_spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from pl_prefopt.errors import ConfigError, RunError
+from pl_prefopt.errors import RunError
 from pl_prefopt.files import replacing
+from pl_prefopt.modules.checkpoint_files import read_checkpoint, reason
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -38,7 +38,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch wraps what the file system says
             raise RunError(
-                f"the checkpoint {path} can't be written ({_reason(error)}): the one before it, if any, is "
+                f"the checkpoint {path} can't be written ({reason(error)}): the one before it, if any, is "
                 "as it was; make room or name another --run_dir, and go on with `--ckpt_path last`"
             ) from error
 
@@ -50,30 +50,6 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path), map_location)
 
 
-def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Return the content of a checkpoint file. No code in it is run.
-
-    Raises:
-        ConfigError: if there is no such file, or it is damaged or no checkpoint.
-    """
-    if not path.is_file():
-        raise ConfigError(f"Expected a checkpoint file, but {path} is missing.")
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"The checkpoint {path} is damaged, or holds code instead of plain weights, and was not loaded: "
-            "name one that `prefopt fit` wrote."
-        ) from error
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, AttributeError) as error:
-        raise ConfigError(
-            f"The checkpoint {path} can't be read ({_reason(error)}): name another one, such as best.ckpt."
-        ) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ConfigError(f"{path} is no checkpoint of a run: name one that `prefopt fit` wrote.")
-    return checkpoint
-
-
 def _check_finite(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     """Refuse to put weights that are no numbers in the place of good ones."""
     for name, weight in checkpoint["state_dict"].items():
@@ -83,11 +59,3 @@ def _check_finite(checkpoint: Mapping[str, Any], path: str | Path) -> None:
                 "not written, and the checkpoint before it, if any, is as it was: lower the learning rate "
                 "and go on from there with `--ckpt_path last`"
             )
-
-
-def _reason(error: BaseException) -> str:
-    cause = error
-    while not isinstance(cause, OSError) and (cause.__cause__ or cause.__context__) is not None:
-        cause = cause.__cause__ or cause.__context__ or cause
-    text = (cause.strerror or "") if isinstance(cause, OSError) else str(error)
-    return (text.strip() or type(error).__name__).splitlines()[0]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.modules.checkpoint_files import is_sharded
 from pl_prefopt.policies import PolicySpec
 
 _KEY = "pl_prefopt"
@@ -37,15 +40,32 @@ def save_description(checkpoint: dict[str, Any], description: dict[str, str]) ->
     checkpoint[_KEY] = description
 
 
+def refuse_shards(path: Path) -> None:
+    """Raise a ``ConfigError`` if ``path`` is a checkpoint that only a run with split weights can read."""
+    if is_sharded(path):
+        raise ConfigError(
+            f"{path} holds the shards of a run whose weights were split between processes, and this run's "
+            "are not: use the same configs/hardware file and as many processes as you like, or get the "
+            f"model with `prefopt export {path} --out FOLDER` and name it in policy.adapter or policy.name."
+        )
+
+
 def check_fits(
-    checkpoint: dict[str, Any], description: dict[str, str], trained: Mapping[str, Tensor]
+    checkpoint: dict[str, Any],
+    shapes: Mapping[str, torch.Size],
+    description: dict[str, str],
+    *,
+    trained: Mapping[str, Tensor],
+    known: Collection[str],
 ) -> None:
     """Refuse a checkpoint of another method or base, or one whose weights wouldn't be used.
 
     Args:
         checkpoint: as Lightning read it.
+        shapes: of the weights in it, by name.
         description: of the run that wants to load it.
         trained: the parameters that it must hold, by name.
+        known: the names of all weights that it may hold.
 
     Raises:
         ConfigError: saying what differs.
@@ -57,16 +77,13 @@ def check_fits(
                 f"The checkpoint was made with {key} '{found[key]}', but this run has '{wanted}': "
                 "use the configuration that the checkpoint was made with, or start without ckpt_path."
             )
-    saved = checkpoint["state_dict"]
-    unfit = [
-        name for name, weight in trained.items() if name not in saved or saved[name].shape != weight.shape
-    ]
-    unused = [name for name in saved if name not in trained]
+    unused = [name for name in shapes if name not in known]
     if unused:
         raise ConfigError(
-            f"The checkpoint holds {len(unused)} weights that this run doesn't train, such as '{unused[0]}': "
-            "policy.lora or policy.adapter differs from the run that made it."
+            f"The checkpoint holds {len(unused)} weights that this run has no place for, such as "
+            f"'{unused[0]}': policy.lora or policy.adapter differs from the run that made it."
         )
+    unfit = [name for name, weight in trained.items() if shapes.get(name) != weight.shape]
     if unfit:
         raise ConfigError(
             f"The checkpoint lacks {len(unfit)} of the {len(trained)} weights that this run trains, or has "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.policies.spec import PolicySpec, explained, refuse_pickled_adapter
 
+Adapt = Callable[[Any, PolicySpec], Any]
+
 
 def build_policy(spec: PolicySpec) -> nn.Module:
     """Load the model to train: with its adapter, if it has one, and in training mode.
@@ -17,7 +20,22 @@ def build_policy(spec: PolicySpec) -> nn.Module:
     Raises:
         ConfigError: if the weights or the adapter can't be loaded.
     """
-    model = _load(spec)
+    return as_policy(_load(spec), spec, _with_adapter)
+
+
+def build_frozen(spec: PolicySpec) -> nn.Module:
+    """Load a model that is only asked for log-probs: no gradients, evaluation mode."""
+    return as_frozen(_load(spec), spec, _with_adapter)
+
+
+def as_policy(model: Any, spec: PolicySpec, adapt: Adapt) -> nn.Module:
+    """Make a base model the one to train.
+
+    Args:
+        model: the base model.
+        spec: how it is trained.
+        adapt: puts the adapter of ``spec`` on it.
+    """
     if spec.four_bit is not None:
         from peft import prepare_model_for_kbit_training
 
@@ -25,38 +43,45 @@ def build_policy(spec: PolicySpec) -> nn.Module:
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if spec.has_adapter:
-        model = _with_adapter(model, spec)
+        model = adapt(model, spec)
     policy: nn.Module = model.train()
     return policy
 
 
-def build_frozen(spec: PolicySpec) -> nn.Module:
-    """Load a model that is only asked for log-probs: no gradients, evaluation mode."""
-    model = _load(spec)
+def as_frozen(model: Any, spec: PolicySpec, adapt: Adapt) -> nn.Module:
+    """Make a base model one that is only asked for log-probs; the arguments are those of ``as_policy``."""
     if spec.adapter is not None:
-        model = _with_adapter(model, spec)
+        model = adapt(model, spec)
     frozen: nn.Module = model.eval().requires_grad_(requires_grad=False)
     return frozen
 
 
+def read_config(spec: PolicySpec) -> Any:
+    """Return the model's configuration, as ``spec`` wants it."""
+    from transformers import AutoConfig
+
+    source = {"gguf_file": spec.gguf_file, "revision": spec.revision}
+    config = AutoConfig.from_pretrained(spec.name, **source, trust_remote_code=spec.trust_remote_code)
+    if not spec.dropout:
+        _silence_dropout(config)
+    return config
+
+
 def _load(spec: PolicySpec) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     with explained(spec.name, "model"):
-        source = {"gguf_file": spec.gguf_file, "revision": spec.revision}
-        config = AutoConfig.from_pretrained(spec.name, **source, trust_remote_code=spec.trust_remote_code)
-        if not spec.dropout:
-            _silence_dropout(config)
         model = AutoModelForCausalLM.from_pretrained(
             spec.name,
-            config=config,
+            config=read_config(spec),
             dtype=spec.dtype,
             attn_implementation=spec.attn_implementation,
-            quantization_config=_four_bit(spec),
+            quantization_config=four_bit_config(spec),
             trust_remote_code=spec.trust_remote_code,
             # Pickled weights could run code. GGUF holds none, and transformers wants nothing said of it.
             use_safetensors=True if spec.gguf_file is None else None,
-            **source,
+            gguf_file=spec.gguf_file,
+            revision=spec.revision,
         )
     quantizer = getattr(model, "hf_quantizer", None)
     if spec.gguf_file is not None and quantizer is not None:
@@ -72,7 +97,12 @@ def _silence_dropout(config: Any) -> None:
             setattr(config, key, 0.0)
 
 
-def _four_bit(spec: PolicySpec) -> Any:
+def four_bit_config(spec: PolicySpec) -> Any:
+    """Return what transformers takes as ``quantization_config``, or ``None``.
+
+    Raises:
+        ConfigError: if bitsandbytes is missing.
+    """
     if spec.four_bit is None:
         return None
     from transformers import BitsAndBytesConfig
@@ -90,12 +120,23 @@ def _four_bit(spec: PolicySpec) -> Any:
 
 
 def _with_adapter(model: Any, spec: PolicySpec) -> Any:
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import PeftModel
 
-    if spec.adapter is not None:
-        refuse_pickled_adapter(spec.adapter)
-        with explained(spec.adapter, "PEFT adapter"):
-            return PeftModel.from_pretrained(model, spec.adapter, is_trainable=True)
+    if spec.adapter is None:
+        return with_new_adapter(model, spec)
+    refuse_pickled_adapter(spec.adapter)
+    with explained(spec.adapter, "PEFT adapter"):
+        return PeftModel.from_pretrained(model, spec.adapter, is_trainable=True)
+
+
+def with_new_adapter(model: Any, spec: PolicySpec) -> Any:
+    """Put the adapter on ``model`` that ``spec.lora`` describes, untrained.
+
+    Raises:
+        ConfigError: if it doesn't fit the model.
+    """
+    from peft import LoraConfig, get_peft_model
+
     settings = {"task_type": "CAUSAL_LM", **(spec.lora or {})}
     try:
         return get_peft_model(model, LoraConfig(**settings))

@@ -42,6 +42,8 @@ class PolicySpec:
         adapter: the folder of a PEFT adapter to start from; its configuration takes the place of ``lora``.
         four_bit: load the base in 4 bits; to train it then needs ``lora`` or ``adapter``.
         gradient_checkpointing: recompute activations in the backward pass.
+        full_checkpoints: keep frozen weights in checkpoints too. Off by default: an adapter's checkpoint is
+            small.
         dropout: keep the base model's own dropout. Off by default, so that an untrained policy equals its
             reference.
         trust_remote_code: run code that ships with the model.
@@ -56,6 +58,7 @@ class PolicySpec:
     adapter: str | None = None
     four_bit: FourBit | None = None
     gradient_checkpointing: bool = False
+    full_checkpoints: bool = False
     dropout: bool = False
     trust_remote_code: bool = False
 
@@ -76,6 +79,11 @@ class PolicySpec:
             raise ConfigError(
                 "policy.four_bit needs policy.lora or policy.adapter: 4-bit weights can't be trained."
             )
+        if self.four_bit is not None and self.full_checkpoints:
+            raise ConfigError(
+                "policy.full_checkpoints can't keep 4-bit weights: leave it off; `prefopt export --merge "
+                "true` writes the whole model, in full precision."
+            )
 
     def load_tokenizer(self) -> Any:
         """Return the model's own tokeniser.
@@ -92,6 +100,24 @@ class PolicySpec:
                 revision=self.revision,
                 trust_remote_code=self.trust_remote_code,
             )
+
+    def context_length(self) -> int | None:
+        """Return how many tokens the model takes, from its configuration; ``None`` where it sets no limit.
+
+        Raises:
+            ConfigError: if ``name`` holds no configuration.
+        """
+        from transformers import AutoConfig
+
+        with explained(self.name, "configuration"):
+            config = AutoConfig.from_pretrained(
+                self.name,
+                gguf_file=self.gguf_file,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+            )
+        limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+        return limit
 
     @property
     def fingerprint(self) -> str:

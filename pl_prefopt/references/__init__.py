@@ -1,8 +1,18 @@
 """Frozen models that a policy is compared with."""
 
 from pl_prefopt.references.adapters import AdapterOff, NamedAdapter
-from pl_prefopt.references.base import PolicyHost, Reference
+from pl_prefopt.references.base import Held, PolicyHost, Reference
 from pl_prefopt.references.frozen import FrozenModel
+from pl_prefopt.references.initial import InitialPolicy
 from pl_prefopt.references.precomputed import PrecomputedTable
 
-__all__ = ["AdapterOff", "FrozenModel", "NamedAdapter", "PolicyHost", "PrecomputedTable", "Reference"]
+__all__ = [
+    "AdapterOff",
+    "FrozenModel",
+    "Held",
+    "InitialPolicy",
+    "NamedAdapter",
+    "PolicyHost",
+    "PrecomputedTable",
+    "Reference",
+]

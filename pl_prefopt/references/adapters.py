@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.policies import PolicySpec, refuse_pickled_adapter
-from pl_prefopt.references.base import Datasets, PolicyHost, Reference
+from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference
 from pl_prefopt.scoring import evaluating
 from pl_prefopt.types import PreferenceBatch
 
@@ -28,13 +29,21 @@ class AdapterOff(Reference):
         """The base model's own."""
         return f"base-{dataclasses.replace(policy, adapter=None).fingerprint}"
 
+    def held(self, policy: PolicySpec) -> Held:
+        """A forward pass a batch and nothing else."""
+        return Held()
+
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Nothing to do: the policy is there already."""
 
     def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
         """Return float32 [B, R] sums of log-probs."""
         policy: Any = host.policy
+        trained = _trained(policy)
         with evaluating(policy), policy.disable_adapter():
+            # PEFT also marks the adapter as frozen meanwhile. FSDP2 looks at these marks when it first runs,
+            # and would take the adapter for frozen ever after.
+            _mark(trained)
             return host.scorer(policy, batch.trees[view]).sum
 
     def release(self) -> None:
@@ -69,9 +78,19 @@ class NamedAdapter(Reference):
         """The base model's and the adapter's."""
         return f"adapter-{dataclasses.replace(policy, lora=None, adapter=self.folder).fingerprint}"
 
+    def held(self, policy: PolicySpec) -> Held:
+        """The adapter, and a forward pass a batch."""
+        return Held(adapter=self.folder)
+
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Load the adapter beside the policy's own."""
         policy: Any = host.policy
+        if isinstance(policy, FSDPModule):
+            raise ContractError(
+                "The reference NamedAdapter can't join a policy whose weights are split between processes: "
+                f"use trainer.strategy ddp, or pl_prefopt.references.FrozenModel with model.adapter "
+                f"'{self.folder}'."
+            )
         if self.name not in policy.peft_config:
             policy.load_adapter(self.folder, adapter_name=self.name, is_trainable=False)
 
@@ -87,14 +106,22 @@ class NamedAdapter(Reference):
     def _active(self, policy: Any) -> Iterator[None]:
         # set_adapter decides anew which parameters train, so what they were is kept and put back.
         own = policy.active_adapter
-        trained = {parameter: parameter.requires_grad for parameter in policy.parameters()}
+        trained = _trained(policy)
         policy.set_adapter(self.name)
         try:
             yield
         finally:
             policy.set_adapter(own)
-            for parameter, requires_grad in trained.items():
-                parameter.requires_grad_(requires_grad)
+            _mark(trained)
+
+
+def _trained(policy: Any) -> dict[Any, bool]:
+    return {parameter: parameter.requires_grad for parameter in policy.parameters()}
+
+
+def _mark(trained: dict[Any, bool]) -> None:
+    for parameter, requires_grad in trained.items():
+        parameter.requires_grad_(requires_grad)
 
 
 def _require_adapter(policy: PolicySpec, reference: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
@@ -29,9 +30,29 @@ class PolicyHost(Protocol):
     def device(self) -> torch.device:
         """Where the policy lives."""
 
+    def sharded(self, model: nn.Module) -> nn.Module:
+        """Return ``model``, its weights split between the processes if the policy's are."""
+
     @property
     def views(self) -> Mapping[str, View]:
         """The second views that are scored beside the plain one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What a reference takes of the policy's device while the policy trains.
+
+    Attributes:
+        model: a model of its own that lives there.
+        adapter: the folder of an adapter that lives there, beside the policy's own.
+        stays: whether ``model`` stays between batches.
+        scores: whether every batch costs a forward pass there.
+    """
+
+    model: PolicySpec | None = None
+    adapter: str | None = None
+    stays: bool = True
+    scores: bool = True
 
 
 class Reference(ABC):
@@ -46,6 +67,10 @@ class Reference(ABC):
     @abstractmethod
     def fingerprint(self, policy: PolicySpec) -> str:
         """A string that differs whenever the log-probs may."""
+
+    def held(self, policy: PolicySpec) -> Held | None:
+        """What it takes of the policy's device; ``None`` if nobody said, and `prefopt plan` says so."""
+        return None
 
     @abstractmethod
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:

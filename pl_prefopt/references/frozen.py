@@ -7,20 +7,25 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pl_prefopt.data import Renderer
-from pl_prefopt.errors import ContractError
+from pl_prefopt.data import PreferenceDataset, Renderer
+from pl_prefopt.errors import ContractError, DataError
 from pl_prefopt.policies import PolicySpec, build_frozen
-from pl_prefopt.references.base import Datasets, PolicyHost, Reference
+from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference
 from pl_prefopt.scoring import Scorer
 from pl_prefopt.types import PreferenceBatch, TokenTree
+
+_SETTING = "references.members.init_args.template"
+_NAMED = 5
+"""Rows that a message names."""
 
 
 class FrozenModel(Reference):
     """A frozen causal language model.
 
     Where its tokeniser and template are the policy's, the policy's tokens are reused; otherwise each row's
-    text is rendered and tokenised anew, whole: a response that is cut for the policy, or too long for this
-    model, is an error, since sums over different texts do not compare.
+    text is rendered and tokenised anew, whole. A response that is cut for the policy, or a row that is too
+    long for this model, is then an error before the model loads, since sums over different texts do not
+    compare.
 
     Args:
         model: the model.
@@ -42,26 +47,32 @@ class FrozenModel(Reference):
         self.offload = offload
         self.scorer = Scorer()
         self.model: nn.Module | None = None
-        self._datasets: Datasets = {}
-        self._shared: dict[str, bool] = {}
+        self._own: dict[str, PreferenceDataset | None] = {}
         self._renderer: Renderer | None = None
 
     @property
     def renderer(self) -> Renderer:
         """How this model reads a row."""
         if self._renderer is None:
-            self._renderer = Renderer(self.spec.load_tokenizer(), template=self.template)
+            self._renderer = Renderer(self.spec.load_tokenizer(), template=self.template, setting=_SETTING)
         return self._renderer
 
     def fingerprint(self, policy: PolicySpec) -> str:
         """The weights' and the renderer's."""
         return f"model-{self.spec.fingerprint}-{self.renderer.fingerprint[:16]}"
 
+    def held(self, policy: PolicySpec) -> Held:
+        """The model, unless it lives on a device of its own."""
+        if self.device is not None:
+            return Held(scores=False)
+        return Held(model=self.spec, stays=not self.offload)
+
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
-        """Load the model onto its device."""
-        self._datasets = datasets
-        self._shared = {split: self._reads_as(rows.renderer) for split, rows in datasets.items()}
-        self._refuse_cut_responses()
+        """Read the rows, if they must be read anew, and load the model onto its device."""
+        self._own = {
+            split: None if self._reads_as(rows.renderer) else self._read(rows)
+            for split, rows in datasets.items()
+        }
         if self.model is None:
             self.model = build_frozen(self.spec)
         if not self.offload:
@@ -90,36 +101,41 @@ class FrozenModel(Reference):
         return host.device if self.device is None else torch.device(self.device)
 
     def _move(self, place: torch.device) -> None:
-        # bitsandbytes places 4-bit weights itself.
-        if self.model is not None and self.spec.four_bit is None:
+        if self.model is not None:
             self.model.to(place)
 
     def _tree(self, batch: PreferenceBatch, view: str) -> TokenTree:
-        dataset = self._datasets.get(batch.split)
-        if dataset is None:
+        if batch.split not in self._own:
             raise ContractError(
                 f"FrozenModel reads its rows from the datamodule, which has no split '{batch.split}': "
                 "train with PreferenceDataModule."
             )
-        if self._shared[batch.split]:
-            return batch.trees[view]
-        return dataset.batch(batch.index.tolist(), renderer=self.renderer, views=[view]).trees[view]
+        own = self._own[batch.split]
+        return batch.trees[view] if own is None else own.batch(batch.index.tolist(), views=[view]).trees[view]
 
-    def _refuse_cut_responses(self) -> None:
-        for split, rows in self._datasets.items():
-            cut = rows.summary.truncated_responses
-            if cut and not self._shared[split]:
-                raise ContractError(
-                    f"The reference '{self.spec.name}' has its own tokeniser and reads whole responses, but "
-                    f"{cut} of the {split} responses are cut for the policy: raise data.max_response_length."
-                )
+    def _read(self, rows: PreferenceDataset) -> PreferenceDataset:
+        """Read the rows in this model's own tokens, or say which it can't."""
+        name, cut = self.spec.name, rows.summary.truncated_responses
+        if cut:
+            raise ContractError(
+                f"The reference '{name}' has its own tokeniser and reads whole responses, but "
+                f"{cut} of the {rows.split} responses are cut for the policy: raise data.max_response_length."
+            )
+        try:
+            own = rows.read_by(self.renderer)
+        except DataError as error:
+            raise DataError(f"The reference '{name}' can't read {error}") from error
+        limit = self.spec.context_length()
+        long = [] if limit is None else own.longer_than(limit)
+        if long:
+            named = [own.rows[number].origin for number in long[:_NAMED]]
+            raise DataError(
+                f"The reference '{name}' takes at most {limit} tokens, but {len(long)} of the {len(own)} "
+                f"{rows.split} rows have a prompt and a response of more, the first of them: "
+                f"{'; '.join(named)}. Take them out of the data, or use another reference."
+            )
+        return own
 
     def _reads_as(self, renderer: Renderer) -> bool:
         """Whether the policy's tokens are this model's too; the length limits are the policy's alone."""
-        limited = Renderer(
-            self.renderer.tokenizer,
-            template=self.template,
-            max_prompt_length=renderer.max_prompt_length,
-            max_response_length=renderer.max_response_length,
-        )
-        return limited.fingerprint == renderer.fingerprint
+        return self.renderer.limited_as(renderer).fingerprint == renderer.fingerprint

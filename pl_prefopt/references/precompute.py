@@ -32,6 +32,14 @@ class Workers:
     count: int
     wait: Callable[[], object]
 
+    def share(self, parts: list[int]) -> list[int]:
+        """Return this process's parts, as many as each other's: the last one may be scored by several.
+
+        The processes may hold one model between them, and then must run it equally often.
+        """
+        fillers = parts[-1:] * (-len(parts) % self.count)
+        return (parts + fillers)[self.rank :: self.count]
+
 
 def fill_table(
     reference: Reference, host: PolicyHost, file: TableFile, *, batch_size: int, workers: Workers
@@ -47,18 +55,19 @@ def fill_table(
     """
     lengths = torch.tensor(file.dataset.lengths)
     # The longest rows first: if memory runs out, it does so at once.
-    order = torch.split(torch.argsort(lengths, descending=True, stable=True), ROWS_A_PART)
-    mine = [
-        number
-        for number in range(workers.rank, len(order), workers.count)
-        if not _is_done(file.part(number), order[number])
-    ]
+    order = torch.argsort(lengths, descending=True, stable=True)
+    parts = torch.tensor_split(order, -(-len(order) // ROWS_A_PART))
+    passes = -(-len(parts[0]) // batch_size)
+    missing = [number for number, rows in enumerate(parts) if not _is_done(file.part(number), rows)]
+    workers.wait()  # every process has looked before the first one writes
+    mine = workers.share(missing)
     for number in _shown(mine, f"{file.dataset.split} rows, view {file.view}", visible=workers.rank == 0):
-        _score_part(reference, host, file, number, torch.split(order[number], batch_size))
+        batches = torch.tensor_split(parts[number], passes)
+        _score_part(reference, host, file, number, [rows if len(rows) else order[:1] for rows in batches])
     workers.wait()
     if workers.rank == 0:
-        parts = [read_tensors(file.part(number)) for number in range(len(order))]
-        table = stack_ragged([(part["index"], part["log_probs"]) for part in parts], len(file.dataset))
+        scored = [read_tensors(file.part(number)) for number in range(len(parts))]
+        table = stack_ragged([(part["index"], part["log_probs"]) for part in scored], len(file.dataset))
         write_tensors(file.path, {"log_probs": table}, _notes(reference, host, file))
         shutil.rmtree(file.part(0).parent)
     workers.wait()
@@ -66,7 +75,8 @@ def fill_table(
 
 def _is_done(part: Path, rows: Tensor) -> bool:
     """Whether a part is there and holds these rows; one cut otherwise would leave rows without log-probs."""
-    return part.is_file() and torch.equal(read_tensors(part)["index"], rows)
+    # A row that filled an empty batch may follow them.
+    return part.is_file() and torch.equal(read_tensors(part)["index"][: len(rows)], rows)
 
 
 @torch.no_grad()

@@ -98,6 +98,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str])
     # Two runs may fill the same table, so each has a draft of its own.
     with replacing(path, owner=f".{os.getpid()}") as draft:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, draft, metadata=notes)
+        draft.chmod(0o644)  # not private to the user: a table is made to be passed on
 
 
 def stack_ragged(parts: list[tuple[Tensor, Tensor]], rows: int) -> Tensor:

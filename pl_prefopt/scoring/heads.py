@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pl_prefopt.scoring.inputs import base_model, label_log_probs, last_logits
+from pl_prefopt.scoring.sharded import as_forward
 
 CHUNK_ELEMENTS = 2**25
 """Logits held at a time: 128 MiB in float32."""
@@ -57,9 +58,14 @@ class SplitHead(Head):
     ) -> Tensor:
         """Run ``model`` on ``inputs`` and return log π of each label, float32 [M]."""
         base = base_model(model)
-        hidden = base.base_model(**inputs, use_cache=False).last_hidden_state[:, start:]
-        bend = Bend.of(base.config.get_text_config())
-        return self.label_log_probs(base.get_output_embeddings(), bend, hidden.flatten(0, 1)[source], labels)
+
+        def compute() -> Tensor:
+            hidden = base.base_model(**inputs, use_cache=False).last_hidden_state[:, start:]
+            bend = Bend.of(base.config.get_text_config())
+            predicting = hidden.flatten(0, 1)[source]
+            return self.label_log_probs(base.get_output_embeddings(), bend, predicting, labels)
+
+        return as_forward(model, compute)
 
     @abstractmethod
     def label_log_probs(self, embeddings: Any, bend: Bend, hidden: Tensor, labels: Tensor) -> Tensor:

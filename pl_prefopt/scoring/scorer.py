@@ -63,6 +63,15 @@ class Scorer:
             length=counted.sum(dim=-1),
         )
 
+    def presume(self, model: nn.Module) -> None:
+        """Decide without a probe, for a model without numbers: as if both ways always agreed.
+
+        A fused head is presumed to be the chunked one, which takes more.
+        """
+        self._head = ChunkedHead()
+        if self.layout == "tree" or (self.layout == "auto" and _obstacle(model) is None):
+            self._shared = TreeLayout()
+
     def _decide(self, model: nn.Module, device: torch.device) -> Head:
         whole, split, plain, shared = WholeLogits(), self._split_head(), PlainLayout(), TreeLayout()
         obstacle = _disagreement(model, device, (plain, split), (plain, whole), "its head run by itself")
@@ -86,10 +95,15 @@ class Scorer:
 def _check_length(model: nn.Module, tree: TokenTree) -> None:
     config = base_model(model).config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
-    prompt, response = tree.prompt_ids.shape[1], tree.response_ids.shape[2]
-    if limit is not None and prompt + response > limit:
+    # The shapes cost nothing to look at, but the longest prompt and response may be of different rows.
+    if limit is None or tree.prompt_ids.shape[1] + tree.response_ids.shape[2] <= limit:
+        return
+    prompts, responses = tree.prompt_mask.sum(dim=1), tree.response_mask.sum(dim=2).amax(dim=1)
+    longest = int((prompts + responses).argmax())
+    prompt, response = int(prompts[longest]), int(responses[longest])
+    if prompt + response > limit:
         raise DataError(
-            f"{type(base_model(model)).__name__} takes at most {limit} tokens, but a batch has a prompt of "
+            f"{type(base_model(model)).__name__} takes at most {limit} tokens, but a row has a prompt of "
             f"{prompt} and a response of {response} of its tokens: set data.max_prompt_length and "
             f"data.max_response_length so that they add up to less."
         )

@@ -49,8 +49,11 @@ def prepare(settings: Settings, folder: str, module: Any = None) -> Any:
     from pl_prefopt.data import PreferenceDataModule
 
     rows = (settings["steps"] + 1) * settings["batch_size"]
+    data = settings["data"]
+    if isinstance(data, dict):
+        data = write_rows(Path(folder) / "rows.jsonl", count=rows, **data)
     datamodule = PreferenceDataModule(
-        settings["data"],
+        data,
         tokenizer=settings["model"],
         batch_size=settings["batch_size"],
         max_rows=rows,
@@ -64,6 +67,21 @@ def prepare(settings: Settings, folder: str, module: Any = None) -> Any:
     datamodule.prepare_data()
     datamodule.setup("fit")
     return datamodule
+
+
+def write_rows(path: Path, *, count: int, prompt_words: int, response_words: int, responses: int) -> str:
+    """Write rows of one size, to see what the size costs.
+
+    Words are common ones, of one token each; a row's prompt begins with its number, as no other's does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            answers = [" ".join([str(n), *["word"] * (response_words - 1)]) for n in range(responses)]
+            prompt = " ".join([str(number), *["word"] * (prompt_words - 1)])
+            row = {"prompt": prompt, "responses": answers, "scores": list(range(responses))}
+            file.write(json.dumps(row) + "\n")
+    return str(path)
 
 
 def batches(dataset: Any, settings: Settings) -> Iterator[range]:
@@ -146,7 +164,12 @@ def trl(settings: Settings, clock: Clock, folder: str) -> None:
 
     dataset = prepare(settings, folder).datasets["train"]
     numbers = itertools.chain.from_iterable(batches(dataset, settings))
-    rows = [tokens_of(dataset.batch([number]).trees["plain"]) for number in numbers]
+    rows = [pair for number in numbers for pair in pairs_of(dataset.batch([number]))]
+    a_step, left = divmod(len(rows), clock.total)
+    if left:
+        raise SystemExit(
+            "TRL needs prompts with the same number of responses: a step has a fixed number of pairs."
+        )
 
     class Ticks(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
@@ -161,7 +184,7 @@ def trl(settings: Settings, clock: Clock, folder: str) -> None:
 
     arguments = DPOConfig(
         output_dir=folder,
-        per_device_train_batch_size=settings["batch_size"],
+        per_device_train_batch_size=a_step,
         max_steps=clock.total,
         learning_rate=1e-5,
         precompute_ref_log_probs=settings.get("precompute", False),
@@ -185,24 +208,29 @@ def trl(settings: Settings, clock: Clock, folder: str) -> None:
     trainer.train()
 
 
-def tokens_of(tree: Any) -> dict[str, list[int]]:
-    """Return a pair as TRL's columns."""
-    chosen, rejected = (tree.response_ids[0, n][tree.response_mask[0, n]].tolist() for n in (0, 1))
+def pairs_of(batch: Any) -> list[dict[str, list[int]]]:
+    """Return a prompt's best response against each other one as TRL's columns."""
+    tree = batch.trees["plain"]
     prompt = tree.prompt_ids[0][tree.prompt_mask[0]].tolist()
-    return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+    answers = [
+        ids[mask].tolist() for ids, mask in zip(tree.response_ids[0], tree.response_mask[0], strict=True)
+    ]
+    best = int(batch.scores[0].nan_to_num(-torch.inf).argmax())
+    others = [answer for number, answer in enumerate(answers) if number != best]
+    return [{"prompt_ids": prompt, "chosen_ids": answers[best], "rejected_ids": other} for other in others]
 
 
 def floor(settings: Settings, clock: Clock, folder: str) -> None:
-    """Run the bare model forward and backward on the same unique tokens: no step can be cheaper."""
+    """Run the bare model forward and backward on the same unique tokens, in one row without padding."""
     from pl_prefopt.policies import PolicySpec, build_policy
 
     policy = build_policy(PolicySpec(name=settings["model"], lora=settings["lora"]))
     dataset = prepare(settings, folder).datasets["train"]
     for rows in batches(dataset, settings):
         tree = dataset.batch(list(rows)).trees["plain"]
-        count = tree.longest
-        ids = torch.randint(5, 300, (len(rows), tree.prompt_ids.shape[1] + count))
-        logits = policy(input_ids=ids, logits_to_keep=count, use_cache=False).logits
+        prompts, responses = sum(tree.prompt_lengths), sum(tree.response_lengths)
+        ids = torch.randint(5, 300, (1, prompts + responses))
+        logits = policy(input_ids=ids, logits_to_keep=responses, use_cache=False).logits
         logits.logsumexp(-1).sum().backward()
         clock.tick()
 

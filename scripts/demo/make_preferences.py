@@ -1,6 +1,6 @@
 """Make the demo's preference data: sample answers from SmolLM2-135M-Instruct and score them with the rule.
 
-    python scripts/get_smollm2.py
+    make model
     python scripts/demo/make_preferences.py
 
 Every prompt of ``prompts.txt`` is answered five times, each time in another style (hidden messages before
@@ -190,9 +190,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the two output files")
     options = parser.parse_args()
     if not (options.model / "config.json").is_file():
-        print(
-            f"error: {options.model} holds no model; type `python scripts/get_smollm2.py`.", file=sys.stderr
-        )
+        print(f"error: {options.model} holds no model; type `make model`.", file=sys.stderr)
         return 1
     prompts = read_prompts(HERE / "prompts.txt")
     random.Random(SEED).shuffle(prompts)

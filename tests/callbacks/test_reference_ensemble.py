@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
 from pl_prefopt.callbacks import ReferenceEnsemble
-from pl_prefopt.data import Renderer
+from pl_prefopt.data import Renderer, collate
+from pl_prefopt.data.formats import to_row
 from pl_prefopt.errors import ConfigError, ContractError, DataError
 from pl_prefopt.modules import DPOModule, ReferenceFreeModule
 from pl_prefopt.objectives import DPO, KTO, SimPO
-from pl_prefopt.policies import PolicySpec, build_frozen, build_policy
+from pl_prefopt.policies import FourBit, PolicySpec, build_frozen, build_policy
 from pl_prefopt.references import AdapterOff, FrozenModel, NamedAdapter, PrecomputedTable, Reference
 from pl_prefopt.references import frozen as frozen_module
 from pl_prefopt.references import precompute as precompute_module
@@ -72,10 +75,10 @@ class Keep(Callback):
         return torch.stack(rows, dim=1)
 
 
-def gather(folder, module, ensemble, **data):
+def gather(folder, module, ensemble, *, rows=None, **data):
     """Validate and return float32 [K, rows, R], 0 where absent."""
     keep = Keep()
-    datamodule = make_datamodule(folder, scored_rows(), **data)
+    datamodule = make_datamodule(folder, rows or scored_rows(), **data)
     make_trainer(folder, ensemble, keep).validate(module, datamodule, verbose=False)
     return keep.table(), datamodule
 
@@ -83,9 +86,11 @@ def gather(folder, module, ensemble, **data):
 def scored_by(model, datamodule, renderer=None):
     """What ``model`` gives all validation rows in one plain batch."""
     dataset = datamodule.datasets["val"]
-    batch = dataset.batch(range(len(dataset)), renderer=renderer)
+    tree = dataset.batch(range(len(dataset))).trees[PLAIN]
+    if renderer is not None:
+        tree = collate([renderer.encode(row) for row in dataset.rows])
     with torch.no_grad():
-        return Scorer("plain")(model.eval(), batch.trees[PLAIN]).sum
+        return Scorer("plain")(model.eval(), tree).sum
 
 
 def test_every_member_gives_its_own_log_probs_in_order(
@@ -308,13 +313,91 @@ def test_a_reference_with_its_own_tokeniser_refuses_responses_cut_for_the_policy
     torch.testing.assert_close(table[0], expected, atol=2e-3, rtol=1e-5)
 
 
-def test_a_text_too_long_for_a_reference_is_one_sentence(tiny_model, tmp_path):
-    short = tmp_path / "short"
-    tokenizer = tiny_tokenizer(vocab_size=320)
+def save_other(folder, *, chat_template=CHATML, vocab_size=320, context=512):
+    """A model with its own settings; with 400 tokens its tokeniser is the policy's."""
+    tokenizer = tiny_tokenizer(chat_template=chat_template, vocab_size=vocab_size)
     model = tiny_llama(len(tokenizer))
-    model.config.max_position_embeddings = 16
-    model.save_pretrained(short)
-    tokenizer.save_pretrained(short)
+    model.config.max_position_embeddings = context
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return FrozenModel(PolicySpec(name=str(folder)))
+
+
+def longest(fields, *, vocab_size):
+    """Tokens of a row's prompt and its longest response."""
+    encoded = Renderer(tiny_tokenizer(vocab_size=vocab_size)).encode(to_row(fields))
+    return len(encoded.prompt_ids) + max(map(len, encoded.response_ids))
+
+
+def test_rows_too_long_for_a_reference_are_named_before_it_loads(tiny_model, tmp_path, monkeypatch):
     module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
-    with pytest.raises(DataError, match="takes at most 16 tokens"):
-        gather(tmp_path, module, ReferenceEnsemble([FrozenModel(PolicySpec(name=str(short)))]))
+    lengths = [longest(row, vocab_size=320) for row in scored_rows()]
+    reference = save_other(tmp_path / "short", context=min(lengths))
+    long = [number for number, length in enumerate(lengths, start=1) if length > min(lengths)]
+    assert 0 < len(long) < 6
+    monkeypatch.setattr(frozen_module, "build_frozen", lambda spec: pytest.fail("the model was loaded"))
+    with pytest.raises(DataError) as refused:
+        gather(tmp_path, module, ReferenceEnsemble([reference]))
+    said = str(refused.value)
+    assert f"short' takes at most {min(lengths)} tokens, but {len(long)} of the 6 val rows have" in said
+    assert [f"rows.jsonl, row {number}" in said for number in range(1, 7)] == [n in long for n in range(1, 7)]
+
+
+def test_only_what_one_row_has_must_fit(tiny_model, tmp_path):
+    # The longest prompt and the longest response of a batch are of different rows.
+    rows = [
+        {"prompt": "Say yes. " * 6, "chosen": "Yes.", "rejected": "No."},
+        {"prompt": "Say", "chosen": "Yes, " * 12, "rejected": "No."},
+    ]
+    context = max(longest(row, vocab_size=400) for row in rows)
+    assert context < longest({**rows[1], "prompt": rows[0]["prompt"]}, vocab_size=400)
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    for number, enough in enumerate((True, False)):
+        folder = tmp_path / str(number)
+        reference = save_other(folder, vocab_size=400, context=context - (not enough))
+        ensemble = ReferenceEnsemble([reference])
+        if enough:
+            gather(tmp_path, module, ensemble, rows=rows)
+            continue
+        with pytest.raises(DataError, match=f"takes at most {context - 1} tokens, but a row has a prompt of"):
+            gather(tmp_path, module, ensemble, rows=rows)
+
+
+def test_a_row_that_a_references_template_refuses_is_named_with_the_reference(tiny_model, tmp_path):
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    reference = save_other(tmp_path / "strict", chat_template=strict)
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    rows = [
+        {"prompt": "Hi", "chosen": "a", "rejected": "b"},
+        {"prompt": turns, "chosen": "a", "rejected": "b"},
+    ]
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    told = r"reference '.*strict' can't read .*rows\.jsonl, row 2: .*no system.*references\..*template: plain"
+    with pytest.raises(DataError, match=told):
+        gather(tmp_path, module, ReferenceEnsemble([reference]), rows=rows)
+
+
+def test_a_four_bit_reference_is_near_its_full_precision(tmp_path, tiny_model):
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path / "wide"
+    tokenizer = tiny_tokenizer(vocab_size=320)
+    # Blocks of 64 weights share a scale, and a matrix should have many of them.
+    tiny_llama(len(tokenizer), seed=5, hidden=128).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    spec = PolicySpec(name=str(folder))
+    small = dataclasses.replace(spec, four_bit=FourBit(compute="float32"))
+    members = [FrozenModel(spec), FrozenModel(small), FrozenModel(small, offload=True)]
+    seen = []
+    for member in members[1:]:
+        member.release = lambda member=member: seen.append(quantised_layers(member.model))
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    table, _ = gather(tmp_path, module, ReferenceEnsemble(members))
+    assert seen == [14, 14]  # seven in each of two layers; embeddings and head stay as they are
+    gap = (table[1] - table[0]).abs() / table[0].abs().clamp(min=1)
+    assert 1e-4 < gap.max() < 0.15
+    assert torch.equal(table[1], table[2])
+    assert FrozenModel(small).fingerprint(small) != FrozenModel(spec).fingerprint(spec)
+
+
+def quantised_layers(model):
+    return sum(weight.dtype == torch.uint8 for weight in model.parameters())

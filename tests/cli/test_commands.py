@@ -33,6 +33,8 @@ def settings(tiny_model, tmp_path):
     return [
         "--trainer.log_every_n_steps",
         "1",
+        "--trainer.callbacks.max_new_tokens",
+        "4",
         "--data.train",
         rows,
         "--data.held_out",
@@ -97,6 +99,20 @@ def test_predictions_are_one_line_a_prompt(run, prefopt):
         by_reward = sorted(line["responses"], key=lambda response: -response["reward"])
         assert [response["rank"] for response in by_reward] == list(range(1, len(by_reward) + 1))
         assert all(response["log_prob"] < 0 < response["length"] for response in line["responses"])
+
+
+def test_a_tested_run_has_a_report(run, prefopt):
+    said = prefopt.fails("report", "runz")
+    assert "no folder runz; did you mean 'run'" in said
+    assert "is a folder" in prefopt.fails("report", run, "--out", run)
+    prefopt("test", "-c", run / "config.yaml", "--ckpt_path", "last", "--data.test", "rows.jsonl")
+    assert f"Wrote {run / 'report.html'}" in prefopt("report", run)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    accuracy = json.loads((run / "metrics.json").read_text())["test/accuracy"]
+    assert f"{100 * accuracy:.1f} %" in page
+    assert "What is a fox? 0" in page  # a disagreement or a dot
+    assert "no predictions" not in page
+    assert '"curve_loss"' in page
 
 
 def log_prob(model, tokenizer, prompt, response):
@@ -171,6 +187,31 @@ def test_every_data_file_parses(prefopt, file, tiny_model):
     assert yaml.safe_load(printed)["data"]["train"]
 
 
+@pytest.mark.parametrize("file", sorted((CONFIGS / "loggers").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_logger_file_parses_beside_the_axes(prefopt, file):
+    pytest.importorskip(file.stem, reason="its package is not installed: pip install 'pl-prefopt[loggers]'")
+    printed = prefopt("fit", *axes(), "-c", file, "--data.train", "rows.jsonl", "--print_config")
+    asked, found = (yaml.safe_load(text)["trainer"]["logger"] for text in (file.read_text(), printed))
+    if asked:
+        assert found["class_path"] == asked["class_path"]
+        assert asked["init_args"].items() <= found["init_args"].items()
+    else:
+        assert found == []
+
+
+def test_csv_files_alone_are_a_dashboard(prefopt, settings):
+    prefopt("fit", *axes(), "-c", CONFIGS / "loggers" / "csv.yaml", *settings, "--run_dir", "run")
+    names = {path.name for path in Path("run").iterdir()}
+    assert {"metrics.csv", "generations.csv", "val-margins.csv"} <= names
+    assert not any(name.startswith("events") for name in names)
+
+
+def test_a_logger_without_its_package_is_told_in_a_sentence(prefopt, settings, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    said = prefopt.fails("fit", *axes(), "-c", CONFIGS / "loggers" / "wandb.yaml", *settings)
+    assert "pip install 'pl-prefopt[loggers]'" in said
+
+
 @pytest.mark.parametrize("file", sorted((CONFIGS / "ready").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_ready_file_parses_alone(prefopt, file):
     whole = yaml.safe_load(prefopt("fit", "-c", file, "--print_config"))
@@ -218,7 +259,7 @@ def test_help_and_unknown_commands(prefopt):
     assert "usage: prefopt" in prefopt()
     assert "export" in prefopt("--help")
     assert "did you mean 'fit'" in prefopt.fails("fitt")
-    assert "needs settings" in prefopt.fails("fit")
+    assert "needs to know what to train" in prefopt.fails("fit")
 
 
 def test_export_says_what_it_misses(prefopt, run):

@@ -204,34 +204,38 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
 # -- a checkpoint of another run
 
 
-def checkpoint(weights, **description):
-    return {"state_dict": dict.fromkeys(weights, torch.zeros(2)), "pl_prefopt": description}
-
-
 def test_a_checkpoint_with_other_weights_is_refused():
     trained = {"a": torch.zeros(2), "b": torch.zeros(2)}
-    check_fits(checkpoint("ab"), {}, trained)
+
+    def check(held):
+        shapes = {name: torch.Size([2]) for name in held}
+        check_fits({}, shapes, {}, trained=trained, known={"a", "b", "frozen"})
+
+    check("ab")
+    check(["a", "b", "frozen"])  # with policy.full_checkpoints
     with pytest.raises(ConfigError, match="lacks 1 of the 2 weights"):
-        check_fits(checkpoint("a"), {}, trained)
+        check("a")
     # One that a renamed adapter left: nothing of it would be loaded, and Lightning would not mind.
-    with pytest.raises(ConfigError, match="holds 2 weights that this run doesn't train, such as 'x'"):
-        check_fits(checkpoint("xy"), {}, trained)
-    with pytest.raises(ConfigError, match="holds 1 weights that this run doesn't train, such as 'c'"):
-        check_fits(checkpoint("abc"), {}, trained)
+    with pytest.raises(ConfigError, match="holds 2 weights that this run has no place for, such as 'x'"):
+        check("xy")
+    with pytest.raises(ConfigError, match="holds 1 weights that this run has no place for, such as 'c'"):
+        check("abc")
 
 
 def test_a_checkpoint_of_another_base_or_scale_is_refused():
     def description(base="base", **lora):
         return describe("DPO", PolicySpec(name=base, lora={"r": 4, "lora_alpha": 8, **lora}))
 
-    saved = checkpoint("a", **description())
-    check_fits(saved, description(lora_dropout=0.5), {"a": torch.zeros(2)})
+    def check(wanted):
+        check_fits({"pl_prefopt": description()}, {}, wanted, trained={}, known=())
+
+    check(description(lora_dropout=0.5))
     for other, message in (
         (description(base="other"), "base 'base'"),
         (description(lora_alpha=16), "policy.lora"),
     ):
         with pytest.raises(ConfigError, match=message):
-            check_fits(saved, other, {"a": torch.zeros(2)})
+            check(other)
 
 
 def test_last_needs_the_name_of_the_run(prefopt, settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -41,6 +42,12 @@ def test_two_processes_train_and_measure_as_one(tiny_model, tmp_path):
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     together = json.loads((run / "metrics.json").read_text())
     assert not list((tmp_path / ".cache").rglob("*.parts"))
+    # One process writes texts; a histogram has the pairs of both.
+    with (run / "generations.csv").open(encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 3
+    with (run / "val-margins.csv").open(encoding="utf-8") as file:
+        pairs = sum(len(set(row["scores"])) * (len(set(row["scores"])) - 1) // 2 for row in scored_rows(9))
+        assert sum(int(each["count"]) for each in csv.DictReader(file)) == pairs
 
     alone = ["--trainer.devices", "1", "--references.precompute", "false"]
     prefopt(tmp_path, "validate", "-c", run / "config.yaml", "--ckpt_path", "last", *alone)

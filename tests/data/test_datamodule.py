@@ -170,3 +170,38 @@ def test_rows_are_held_out_only_where_there_are_no_validation_rows(make):
     data.prepare_data()
     data.setup("fit")
     assert (len(data.datasets["train"]), len(data.datasets["val"])) == (14, 14)
+
+
+def test_the_largest_batch_is_the_longest_rows(make):
+    data = make(batch_size=4)
+    data.prepare_data()
+    data.setup("fit")
+    lengths = data.datasets["train"].lengths
+    longest = data.largest_batch()
+    assert sorted(lengths[longest.index]) == sorted(lengths)[-4:]
+
+
+def test_the_largest_batch_within_a_limit_on_tokens_is_one_that_comes(make):
+    data = make(batch_size=14, max_tokens_per_batch=120)
+    data.prepare_data()
+    data.setup("fit")
+    lengths = data.datasets["train"].lengths
+    tokens = [sum(lengths[batch.index]) for batch in data.train_dataloader()]
+    assert len(tokens) > 1
+    assert sum(lengths[data.largest_batch().index]) == max(tokens) <= 120
+
+
+@pytest.mark.parametrize(("limit", "rows"), [(None, 4), (100, 3), (30, 1), (5, 1)])
+def test_a_full_batch_needs_no_data_and_keeps_the_limits(make, limit, rows):
+    limits = {"batch_size": 4, "max_prompt_length": 10, "max_response_length": 7}
+    data = make(None, **limits, max_tokens_per_batch=limit)
+    tree = data.full_batch(3).trees["plain"]
+    assert tree.prompt_ids.shape == (rows, 10)
+    assert tree.response_ids.shape == (rows, 3, 7)
+    assert tree.response_lengths == (21,) * rows
+    assert rows == 1 or tree.common == 0
+
+
+def test_a_full_batch_without_limits_is_refused(make):
+    with pytest.raises(ConfigError, match=r"data\.max_response_length"):
+        make(None, max_response_length=None).full_batch(2)

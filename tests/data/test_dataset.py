@@ -78,11 +78,35 @@ def test_a_filler_has_tokens_but_nothing_present(tmp_path: Path):
     assert batch.trees["plain"].response_mask[1].any()
 
 
-def test_another_tokeniser_on_the_spot(tmp_path: Path):
-    data = dataset(RECORDS, tmp_path)
+def test_another_tokeniser_reads_the_same_rows(tmp_path: Path):
+    data = dataset(RECORDS, tmp_path, views={"mismatched": Mismatched()})
     other = Renderer(tiny_tokenizer(chat_template=None, vocab_size=330))
-    tree = data.batch([1], renderer=other).trees["plain"]
-    assert tree.prompt_ids[0].tolist() == other.encode(data.rows[1]).prompt_ids
+    own = data.read_by(other)
+    batch, same = own.batch([1, 2]), data.batch([1, 2])
+    for name, view in (("plain", None), ("mismatched", Mismatched())):
+        for b, number in enumerate((1, 2)):
+            tree = batch.trees[name]
+            encoded = other.encode(view(data.rows, number) if view else data.rows[number])
+            assert tree.prompt_ids[b][tree.prompt_mask[b]].tolist() == encoded.prompt_ids
+            for r, ids in enumerate(encoded.response_ids):
+                assert tree.response_ids[b, r][tree.response_mask[b, r]].tolist() == ids
+    assert batch.rows == same.rows
+    np.testing.assert_array_equal(batch.scores.numpy(), same.scores.numpy())
+    assert own.fingerprint != data.fingerprint
+
+
+def test_the_rows_too_long_for_a_model_are_found_by_prompt_and_longest_response(tmp_path: Path):
+    renderer = Renderer(tiny_tokenizer())
+    data = dataset(RECORDS, tmp_path, renderer=renderer)
+    longest = []
+    for row_ in data.rows:
+        encoded = renderer.encode(row_)
+        longest.append(len(encoded.prompt_ids) + max(len(ids) for ids in encoded.response_ids))
+    assert data.longer_than(max(longest)) == []
+    assert data.longer_than(max(longest) - 1) == [n for n in range(4) if longest[n] == max(longest)]
+    assert data.longer_than(min(longest) - 1) == [0, 1, 2, 3]
+    # All responses together may be longer than the limit.
+    assert data.lengths.max() > max(longest)
 
 
 def test_views_are_other_trees_of_the_same_rows(tmp_path: Path):
@@ -95,8 +119,6 @@ def test_views_are_other_trees_of_the_same_rows(tmp_path: Path):
         assert tree.prompt_ids[b][tree.prompt_mask[b]].tolist() == own.prompt_ids
         assert tree.response_ids[b, 0][tree.response_mask[b, 0]].tolist() == other.response_ids[0]
     assert list(data.batch([1], views=["mismatched"]).trees) == ["mismatched"]
-    spot = data.batch([1], views=["mismatched"], renderer=data.renderer).trees["mismatched"]
-    assert torch.equal(spot.response_ids, data.batch([1]).trees["mismatched"].response_ids)
     with pytest.raises(ConfigError, match="did you mean 'mismatched'"):
         data.batch([0], views=["mismatch"])
 

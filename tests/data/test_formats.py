@@ -202,3 +202,15 @@ def test_real_ranked_responses(shared_data: Path, tmp_path: Path):
     assert len(rows) == 600
     assert {len(row.responses) for row in rows} == {4, 5, 6, 8}
     assert all(row.graded and len(row.scores or ()) == len(row.responses) for row in rows)
+
+
+def test_a_row_keeps_the_source_that_its_columns_name(tmp_path: Path):
+    single = {"prompt": "Hi", "completion": "Yo", "label": 1, "source": 3}
+    rows = [pair(0) | {"source": "forum"}, pair(1), single]
+    first = stored(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "cache")
+    assert [row.source for row in first.rows] == ["forum", "", "3"]
+    # The same rows under other sources: read anew, and yet equal to what log-probs were computed for.
+    moved = write_jsonl(tmp_path / "moved.jsonl", [row | {"source": "b"} for row in rows])
+    again = stored(moved, tmp_path / "cache")
+    assert [row.source for row in again.rows] == ["b", "b", "b"]
+    assert again.content == first.content

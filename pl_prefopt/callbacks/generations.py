@@ -1,0 +1,162 @@
+"""What the policy writes, before training and now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import nn
+
+from pl_prefopt.callbacks.publishing import TextTable, publish_table
+from pl_prefopt.data import PreferenceDataModule
+from pl_prefopt.errors import ConfigError, ContractError
+from pl_prefopt.rows import Message
+from pl_prefopt.scoring import evaluating
+
+COLUMNS = ("prompt", "before", "now")
+_SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+
+
+class Generations(Callback):
+    """Logs, at each validation of a ``fit``, greedy answers to fixed prompts beside those before training.
+
+    What was written before training is kept in checkpoints, so that a resumed run still has it. Training is
+    not changed by a bit: random numbers and every part's mode are put back. With several processes the
+    first one writes while the others wait. Where none of them has all the weights (FSDP, DeepSpeed, tensor
+    parallelism) nothing is written, which is said once.
+
+    Args:
+        prompts: what a user says; by default the first prompts of the validation rows.
+        held_out: how many of the validation rows' prompts to take where ``prompts`` is not set.
+        max_new_tokens: the most tokens of an answer.
+
+    Raises:
+        ConfigError: if a number is below 1.
+    """
+
+    def __init__(
+        self, prompts: list[str] | None = None, *, held_out: int = 3, max_new_tokens: int = 64
+    ) -> None:
+        for name, value in (("held_out", held_out), ("max_new_tokens", max_new_tokens)):
+            if value < 1:
+                raise ConfigError(
+                    f"Expected Generations.{name} to be at least 1, got {value}: to generate nothing, take "
+                    "Generations out of trainer.callbacks."
+                )
+        self.prompts, self.held_out, self.max_new_tokens = prompts, held_out, max_new_tokens
+        self._before: dict[str, str] = {}
+        self._writes = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what can't work before any model loads."""
+        if stage != "fit":
+            return
+        if not isinstance(_datamodule(trainer), PreferenceDataModule):
+            raise ContractError(
+                "Generations takes its prompts and its tokeniser from a PreferenceDataModule: pass one to "
+                "`Trainer.fit(..., datamodule=...)`, or take Generations out of trainer.callbacks."
+            )
+        sharded = isinstance(trainer.strategy, _SHARDING)
+        if sharded and trainer.is_global_zero:
+            print(
+                f"There will be no sample generations: under {type(trainer.strategy).__name__} no process "
+                "has all the weights."
+            )
+        self._writes = trainer.is_global_zero and not sharded
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the answers before training, unless a checkpoint brought them."""
+        if not self._writes or not trainer.enable_validation:
+            return
+        dialogues = self._dialogues(trainer)
+        missing = {shown: prompt for shown, prompt in dialogues.items() if shown not in self._before}
+        if missing and trainer.global_step:
+            print(
+                f"The checkpoint has no texts from before training: 'before' is step {trainer.global_step}."
+            )
+        self._before |= self._answers(trainer, pl_module, missing)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and log the answers now."""
+        if not self._writes or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        now = self._answers(trainer, pl_module, self._dialogues(trainer))
+        table = TextTable(COLUMNS, [(shown, self._before[shown], text) for shown, text in now.items()])
+        for logger in trainer.loggers:
+            publish_table(logger, "generations", table, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was written before training, by prompt."""
+        return {"before": self._before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was written before training."""
+        self._before = dict(state_dict["before"])
+
+    def _dialogues(self, trainer: Trainer) -> dict[str, tuple[Message, ...]]:
+        """Return the prompts by how they are shown."""
+        if self.prompts is not None:
+            return {prompt: (Message("user", prompt),) for prompt in self.prompts}
+        found: dict[str, tuple[Message, ...]] = {}
+        for row in _datamodule(trainer).datasets["val"].rows:
+            found.setdefault(_shown(row.prompt), row.prompt)
+            if len(found) == self.held_out:
+                break
+        return found
+
+    def _answers(
+        self, trainer: Trainer, module: LightningModule, dialogues: dict[str, tuple[Message, ...]]
+    ) -> dict[str, str]:
+        policy: Any = module.policy
+        renderer = _datamodule(trainer).renderer
+        answers = {}
+        # Lightning enters the precision context around a step only, not around its hooks.
+        with _undisturbed(policy, module.device), trainer.precision_plugin.forward_context():
+            for shown, dialogue in dialogues.items():
+                prompt = renderer.encode_prompt(dialogue)[-_room(policy, self.max_new_tokens) :]
+                ids = torch.tensor([prompt], device=module.device)
+                output = policy.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=self._settings(policy, renderer.end_token_id),
+                )
+                answers[shown] = renderer.decode(output[0, len(prompt) :].tolist())
+        return answers
+
+    def _settings(self, policy: Any, end: int) -> Any:
+        """Return greedy decoding that ends where the policy's own or the template's end token is."""
+        from transformers import GenerationConfig
+
+        own = policy.generation_config.eos_token_id
+        ends = {end, *(own if isinstance(own, list) else [own])} - {None}
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=end
+        )
+
+
+def _datamodule(trainer: Trainer) -> Any:
+    return getattr(trainer, "datamodule", None)
+
+
+def _shown(prompt: Sequence[Message]) -> str:
+    if len(prompt) == 1:
+        return prompt[0].content
+    return "\n".join(f"{message.role}: {message.content}" for message in prompt)
+
+
+def _room(policy: Any, new: int) -> int:
+    """Return how many tokens of a prompt leave space for ``new`` more."""
+    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    return max(1, limit - new) if limit else 2**31
+
+
+@contextmanager
+def _undisturbed(policy: nn.Module, device: torch.device) -> Iterator[None]:
+    """Leave modes and random numbers as they were."""
+    own = [device] if device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=own), evaluating(policy):
+        yield

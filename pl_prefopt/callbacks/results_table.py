@@ -1,0 +1,76 @@
+"""An evaluation's numbers for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from pl_prefopt.metrics import grouped
+
+_LOW, _HIGH = "_low", "_high"
+
+
+class ResultsTable(Callback):
+    """Prints a table at the end of ``validate`` and ``test``; after ``fit``, one of its last validation.
+
+    Metrics come in the groups of ``METRIC_GROUPS``, those of a test with their 95 % intervals.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table of ``validate``; in ``fit``, keep its numbers for the end."""
+        if trainer.sanity_checking:
+            return
+        self._last = _numbers(trainer, "val/")
+        if trainer.state.fn == "validate":
+            _print(trainer, "Validation", self._last)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table of ``test``."""
+        _print(trainer, "Test", _numbers(trainer, "test/"))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table of the last validation."""
+        _print(trainer, "Last validation", self._last)
+
+
+def results_table(title: str, numbers: Mapping[str, float]) -> Table:
+    """Return the table of metrics, named without their stage; ``X_low`` and ``X_high`` are X's interval."""
+    intervals = {
+        name: f"{low:.4g} to {numbers[name + _HIGH]:.4g}"
+        for name in numbers
+        if (low := numbers.get(name + _LOW)) is not None and name + _HIGH in numbers
+    }
+    ends = {name + end for name in intervals for end in (_LOW, _HIGH)}
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    if intervals:
+        table.add_column("95 % interval", justify="right")
+    for group, names in grouped(set(numbers) - ends).items():
+        table.add_section()
+        table.add_row(f"[dim]{group}[/dim]")
+        for name in names:
+            interval = [intervals.get(name, "")] if intervals else []
+            table.add_row(f"  {name}", f"{numbers[name]:.4g}", *interval)
+    return table
+
+
+def _numbers(trainer: Trainer, prefix: str) -> dict[str, float]:
+    found = trainer.callback_metrics.items()
+    return {name.removeprefix(prefix): float(value) for name, value in found if name.startswith(prefix)}
+
+
+def _print(trainer: Trainer, title: str, numbers: Mapping[str, float]) -> None:
+    if not numbers or not trainer.is_global_zero:
+        return
+    console = Console()
+    with console.capture() as captured:
+        console.print(results_table(title, numbers))
+    # Through the plain `print`, which a progress bar on the screen knows to step aside for.
+    print(captured.get(), end="")

@@ -1,0 +1,255 @@
+"""The model card of an exported policy: what it is, what it was trained on and how, and what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+_PACKAGES = ("pl-prefopt", "torch", "lightning", "transformers", "peft", "bitsandbytes")
+_SPLITS = ("train", "val", "test")
+_HELD_OUT = "held out from the training rows"
+_HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.jsonl)(?<!\.json)(?<!\.csv)(?<!\.parquet)(?<!\.gz)")
+_MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a card is made from.
+
+    Attributes:
+        config: the run's resolved configuration.
+        metrics: what the run measured last, by name.
+        data: by split, its ``rows``, ``skipped`` and ``fingerprint``, as the checkpoint has them.
+        steps: optimiser steps that the checkpoint has behind it.
+        is_adapter: whether the folder holds an adapter, not a whole model.
+    """
+
+    config: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    data: Mapping[str, Mapping[str, Any]]
+    steps: int
+    is_adapter: bool
+
+    def write(self, folder: Path) -> None:
+        """Write ``README.md``, in place of one that is there; its tags stay."""
+        file = folder / "README.md"
+        known = ModelCard.load(file).data if file.is_file() else ModelCardData()
+        header = "---\n" + self._header(known).to_yaml() + "\n---\n"
+        ModelCard(header + self._body()).save(file)
+
+    @property
+    def _model(self) -> Mapping[str, Any]:
+        settings: Mapping[str, Any] = self.config["model"]["init_args"]
+        return settings
+
+    @property
+    def _base(self) -> str:
+        return str(self._model["policy"]["name"])
+
+    @property
+    def _method(self) -> str:
+        return _class_name(self._model["objective"])
+
+    def _header(self, known: ModelCardData) -> ModelCardData:
+        paths = [_path(self.config["data"].get(split)) for split in _SPLITS]
+        datasets = [path for path in paths if path and _is_hub_data(path)]
+        return ModelCardData(
+            # The hub knows no folders of this machine.
+            base_model=None if Path(self._base).exists() else self._base,
+            datasets=sorted(set(datasets)) or None,
+            library_name="peft" if self.is_adapter else "transformers",
+            pipeline_tag="text-generation",
+            tags=sorted({*self._tags(known), "preference-optimisation", "pl-prefopt", self._method.lower()}),
+        )
+
+    def _tags(self, known: ModelCardData) -> list[str]:
+        here = Path(self._base).exists()
+        return [tag for tag in known.tags or [] if not (here and tag.startswith("base_model:"))]
+
+    def _body(self) -> str:
+        kind = "adapter for" if self.is_adapter else "model trained from"
+        parts = [
+            f"\n# {escaped(self._method)} {kind} {escaped(_public(self._base))}",
+            f"Trained with {escaped(self._method)} by pl_prefopt for {self.steps} steps; exported on "
+            f"{date.today():%Y-%m-%d}.",
+            "## Use",
+            self._use(),
+            "## Method and settings",
+            _fenced(_yaml(_without_places(self._settings())), "yaml"),
+            "## Data",
+            self._data(),
+            "## Metrics",
+            self._metrics(),
+            "## Versions",
+            _table(("package", "version"), _versions()),
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    def _use(self) -> str:
+        model = 'AutoModelForCausalLM.from_pretrained("FOLDER")'
+        if not self.is_adapter:
+            return _fenced(f"from transformers import AutoModelForCausalLM\n\nmodel = {model}", "python")
+        base = f"AutoModelForCausalLM.from_pretrained({_public(self._base)!r})"
+        return _fenced(
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+            f'model = PeftModel.from_pretrained({base}, "FOLDER")',
+            "python",
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        trainer, data, model = self.config["trainer"], self.config["data"], self._model
+        return {
+            "objective": _with_short_class(model["objective"]),
+            "references": [_with_short_class(member) for member in self._references()],
+            "policy": {key: value for key, value in model["policy"].items() if value or value == 0},
+            "optimizer": model.get("optimizer"),
+            "schedule": model.get("schedule"),
+            "layout": model.get("layout"),
+            "seed": self.config.get("seed_everything"),
+            "trainer": _picked(
+                trainer,
+                "precision",
+                "devices",
+                "num_nodes",
+                "strategy",
+                "max_epochs",
+                "max_steps",
+                "accumulate_grad_batches",
+                "gradient_clip_val",
+            ),
+            "data": _picked(
+                data,
+                "batch_size",
+                "max_tokens_per_batch",
+                "max_prompt_length",
+                "max_response_length",
+                "template",
+                "held_out",
+                "max_rows",
+            ),
+        }
+
+    def _references(self) -> list[Any]:
+        return list((self.config.get("references") or {}).get("members") or [])
+
+    def _data(self) -> str:
+        rows = [
+            (
+                split,
+                _public(_path(self.config["data"].get(split)) or _HELD_OUT),
+                str(found["rows"]),
+                str(found["skipped"]),
+                str(found["fingerprint"]),
+            )
+            for split, found in self.data.items()
+        ]
+        if not rows:
+            return "The checkpoint does not say what rows it was trained on."
+        return _table(("split", "source", "rows", "rows left out", "fingerprint"), rows)
+
+    def _metrics(self) -> str:
+        if not self.metrics:
+            return "The run's folder holds no metrics."
+        rows = [(name, f"{value:.4g}") for name, value in self.metrics.items()]
+        return "By the run's last validation and test:\n\n" + _table(("metric", "value"), rows)
+
+
+def read_card(config: Path, checkpoint: Mapping[str, Any], *, is_adapter: bool) -> Card:
+    """Return the card of a run's checkpoint.
+
+    Args:
+        config: the run's ``config.yaml``; ``metrics.json`` is looked for beside it.
+        checkpoint: as torch read it.
+        is_adapter: whether an adapter is exported, not a whole model.
+    """
+    import yaml
+
+    metrics = config.parent / "metrics.json"
+    return Card(
+        config=yaml.safe_load(config.read_text(encoding="utf-8")),
+        metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
+        data=checkpoint.get("PreferenceDataModule", {}).get("splits", {}),
+        steps=checkpoint.get("global_step", 0),
+        is_adapter=is_adapter,
+    )
+
+
+def escaped(text: str) -> str:
+    r"""Return ``text`` as one line of Markdown that shows it as it is.
+
+    >>> print(escaped("a|b <c>"))
+    a\|b \<c\>
+    """
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *([escaped(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _fenced(text: str, language: str) -> str:
+    """Return a code block, whose fence is longer than any in the text."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _yaml(settings: Any) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _versions() -> Iterable[tuple[str, str]]:
+    for package in _PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue
+
+
+def _path(source: Any) -> str | None:
+    """Return the path or hub name in a ``data.train`` setting."""
+    return source.get("path") if isinstance(source, dict) else source
+
+
+def _is_hub_data(path: str) -> bool:
+    return _HUB_DATA.fullmatch(path) is not None and not Path(path).exists()
+
+
+def _public(name: str) -> str:
+    """Return a hub name as it is, and a file's or folder's own name without where it lies."""
+    return name if _is_hub_data(name) else Path(name).name
+
+
+def _without_places(value: Any) -> Any:
+    """Leave out where files and folders lie, which is nobody's business, anywhere in the settings."""
+    if isinstance(value, dict):
+        return {key: _without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(item) for item in value]
+    is_place = isinstance(value, str) and "/" in value and len(value.split()) == 1
+    return _public(value) if is_place else value
+
+
+def _class_name(component: Any) -> str:
+    return str(component["class_path"]).rsplit(".", 1)[-1]
+
+
+def _with_short_class(component: Any) -> dict[str, Any]:
+    return {_class_name(component): component.get("init_args") or {}}
+
+
+def _picked(settings: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: settings[key] for key in keys if settings.get(key) is not None}

@@ -1,0 +1,73 @@
+"""What a device holds of a run that several of them share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import singledispatch
+
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+    StrategyRegistry,
+)
+
+from pl_prefopt.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """How devices divide weights, gradients and optimiser states.
+
+    Attributes:
+        shards: devices among which they are divided; 1 where each device has all of them.
+        buckets: whether gradients are copied into buckets to be summed between devices.
+    """
+
+    shards: int = 1
+    buckets: bool = False
+
+
+def sharing_of(strategy: Strategy | str, *, devices: int, nodes: int) -> Sharing:
+    """Return how a strategy divides a run.
+
+    Args:
+        strategy: what ``trainer.strategy`` says.
+        devices: on each node.
+        nodes: machines.
+
+    Raises:
+        ConfigError: if it is none that this project runs with.
+    """
+    if strategy == "auto":
+        strategy = "ddp" if devices * nodes > 1 else SingleDeviceStrategy()
+    if isinstance(strategy, str):
+        if strategy not in StrategyRegistry.available_strategies():
+            raise ConfigError(f"Expected trainer.strategy to be one of Lightning's, got '{strategy}'.")
+        strategy = StrategyRegistry.get(strategy)
+    return _sharing(strategy, devices, nodes)
+
+
+@singledispatch
+def _sharing(strategy: object, devices: int, nodes: int) -> Sharing:
+    raise ConfigError(
+        f"Expected trainer.strategy to be single-device, ddp or ModelParallelStrategy (FSDP2), got "
+        f"{type(strategy).__name__}: use one of those."
+    )
+
+
+@_sharing.register
+def _(strategy: SingleDeviceStrategy, devices: int, nodes: int) -> Sharing:
+    return Sharing()
+
+
+@_sharing.register
+def _(strategy: DDPStrategy, devices: int, nodes: int) -> Sharing:
+    return Sharing(buckets=devices * nodes > 1)
+
+
+@_sharing.register
+def _(strategy: ModelParallelStrategy, devices: int, nodes: int) -> Sharing:
+    size = strategy._data_parallel_size
+    return Sharing(shards=nodes if isinstance(size, str) else size)

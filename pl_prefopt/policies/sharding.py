@@ -1,0 +1,66 @@
+"""Splitting a model's weights between processes: FSDP2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.policies.spec import PolicySpec
+
+_COMPUTED_IN = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def check_shardable(spec: PolicySpec, mesh: DeviceMesh) -> None:
+    """Raise a ``ConfigError`` if the policy can't be split over ``mesh``; no model is loaded yet."""
+    parts = mesh["tensor_parallel"].size()
+    if parts > 1:
+        raise ConfigError(
+            f"Expected trainer.strategy.init_args.tensor_parallel_size to be 1, got {parts}: set it, and set "
+            f"data_parallel_size to the number of processes, {mesh.size()} here."
+        )
+    if spec.four_bit is not None:
+        raise ConfigError(
+            "policy.four_bit weights can't be split between processes: use trainer.strategy ddp, or load the "
+            "base in bfloat16 (policy.four_bit: null, policy.dtype: bfloat16)."
+        )
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, *, precision: str) -> None:
+    """Leave each process its part of every weight; a layer is gathered while it is computed.
+
+    ``model`` becomes the FSDP root. What belongs to no layer - embeddings, last norm, head - is gathered at
+    its first use in a step and split again after the backward pass.
+
+    Args:
+        model: a model of transformers, perhaps inside a PEFT wrapper, not on any GPU yet.
+        mesh: with a dimension ``data_parallel``.
+        precision: the trainer's. In mixed precision weights travel in the lower one, gradients in float32.
+
+    Raises:
+        ConfigError: if it is unknown which parts of the model are its layers.
+    """
+    computed_in = _COMPUTED_IN.get(precision)
+    policy = MixedPrecisionPolicy(
+        param_dtype=computed_in, reduce_dtype=None if computed_in is None else torch.float32
+    )
+    settings: dict[str, Any] = {"mesh": mesh["data_parallel"], "mp_policy": policy}
+    for layer in _layers(model):
+        fully_shard(layer, **settings)
+    fully_shard(model, **settings)
+
+
+def _layers(model: Any) -> list[nn.Module]:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kinds = set(getattr(base, "_no_split_modules", None) or ())
+    layers = [part for part in model.modules() if type(part).__name__ in kinds]
+    if not layers:
+        raise ConfigError(
+            f"{type(base).__name__} doesn't say which of its modules are layers (_no_split_modules), so its "
+            "weights can't be split between processes: use configs/hardware/lora_ddp.yaml."
+        )
+    return layers

@@ -1,0 +1,153 @@
+"""Reading run folders."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pl_prefopt.errors import ConfigError, DataError, nearest
+from pl_prefopt.report.curves import Curve, read_curves
+
+STAGES = {"test": "test", "validate": "validate", "predict": "."}
+"""The commands that write predictions, the best one to compare runs by first, and where each writes them."""
+
+_NOT_SETTINGS = ("run_dir", "ckpt_path", "best.dirpath", "last.dirpath", "verbose")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run left behind.
+
+    Attributes:
+        folder: where.
+        name: the end of the folder's path that tells it from the other runs'.
+        settings: the resolved configuration, ``{"data.batch_size": "4"}``.
+        metrics: the last evaluation's numbers, ``{"test/accuracy": 0.8}``.
+        curves: metrics over training; empty if the run never trained.
+        predictions: the file of each command that wrote predictions.
+    """
+
+    folder: Path
+    name: str
+    settings: Mapping[str, str]
+    metrics: Mapping[str, float]
+    curves: Mapping[str, Curve]
+    predictions: Mapping[str, Path]
+
+    @property
+    def method(self) -> str:
+        """The objective's name."""
+        objective = self.settings.get("model.init_args.objective.class_path", "")
+        return objective.rsplit(".", 1)[-1]
+
+    @property
+    def test_command(self) -> str:
+        """The command that measures the run for a report."""
+        config = self.folder / "config.yaml"
+        words = ["prefopt", "test", "-c", str(config)]
+        last = self.folder / "checkpoints" / "last.ckpt"
+        words += ["--ckpt_path", str(last)] if last.is_file() else []
+        if self.settings.get("data.test", "null") == "null":
+            held_out = self.settings.get("data.val", "null")
+            words += ["--data.test", "ROWS.jsonl" if held_out == "null" else held_out]
+        return shlex.join(words)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read run folders, in the order given.
+
+    Raises:
+        ConfigError: if one is no run's folder, or comes twice.
+        DataError: if one holds a file that cannot be read.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    for folder, times in Counter(resolved).items():
+        if times > 1:
+            raise ConfigError(f"Expected each run once, but {folder} was given {times} times.")
+    configs = [_find_config(folder) for folder in folders]
+    names = _short_names(resolved)
+    return [
+        Run(
+            folder=folder,
+            name=name,
+            settings=_read_settings(config),
+            metrics=_read_metrics(folder / "metrics.json"),
+            curves=read_curves(folder),
+            predictions=_find_predictions(folder),
+        )
+        for folder, config, name in zip(folders, configs, names, strict=True)
+    ]
+
+
+def common_stage(runs: Sequence[Run]) -> str | None:
+    """Return the command whose predictions the most runs have; of several, the best one to compare by."""
+    counts = {stage: sum(stage in run.predictions for run in runs) for stage in STAGES}
+    best = max(counts, key=lambda stage: counts[stage])
+    return best if counts[best] else None
+
+
+def _find_config(folder: Path) -> Path:
+    """Return the run's configuration; a folder in which only an evaluation ran has that one's."""
+    for place in (".", *STAGES, "predict"):
+        if (folder / place / "config.yaml").is_file():
+            return folder / place / "config.yaml"
+    if folder.is_dir():
+        inside = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
+        hint = f"; it holds runs, such as {folder / inside[0]}" if inside else ""
+        raise ConfigError(f"Expected a run's folder, but {folder} has no config.yaml{hint}.")
+    siblings = [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else []
+    raise ConfigError(
+        f"Expected a run's folder, such as runs/NAME, but there is no folder {folder}"
+        f"{nearest(folder.name, siblings)}."
+    )
+
+
+def _find_predictions(folder: Path) -> dict[str, Path]:
+    paths = {stage: folder / place / "predictions.jsonl" for stage, place in STAGES.items()}
+    return {stage: path for stage, path in paths.items() if path.is_file()}
+
+
+def _read_metrics(path: Path) -> dict[str, float]:
+    if not path.is_file():
+        return {}
+    try:
+        return {str(name): float(value) for name, value in json.loads(path.read_text("utf-8")).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"expected numbers by name in {path}, got: {error}; move the file away") from error
+
+
+def _read_settings(path: Path) -> dict[str, str]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"expected a configuration in {path}, got: {reason}; mend the file") from error
+    settings = dict(_flat(config, ""))
+    return {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
+
+
+def _flat(value: Any, key: str) -> list[tuple[str, str]]:
+    """Return the leaves of a configuration with their paths, written as on the command line."""
+    if isinstance(value, Mapping) and value:
+        items = [(f"{key}.{name}" if key else str(name), part) for name, part in value.items()]
+        return [leaf for name, part in items for leaf in _flat(part, name)]
+    if isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
+        return [leaf for number, part in enumerate(value) for leaf in _flat(part, f"{key}.{number}")]
+    return [(key, "null" if value is None else str(value))]
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths that differ from one another."""
+    longest = max(len(folder.parts) for folder in folders)
+    for length in range(1, longest + 1):
+        names = ["/".join(folder.parts[-length:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]

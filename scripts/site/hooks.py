@@ -1,0 +1,53 @@
+"""MkDocs hooks: formulae as MathML, which browsers draw by themselves, and pictures in the page's colours."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[2]
+# Pages of the repository's front, which the site shows as well.
+FRONT = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md"}
+
+_FORMULA = re.compile(
+    r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', flags=re.DOTALL
+)
+# MathML leaves no space between a factor and a function's name, nor between that and an argument without
+# brackets.
+_FUNCTION = re.compile(
+    r"(?P<factor></(?:mi|msub|mn)>)?(?P<name><mi>(?:log|exp)</mi>)(?P<bracket><mo[ >]|<mrow><mo )?"
+)
+_THIN_SPACE = '<mspace width="0.167em" />'
+_SVG_IMAGE = re.compile(r'<img [^>]*?src="(?:\.\./)*(?P<path>images/[\w-]+\.svg)"[^>]*>')
+
+
+def on_files(files: Files, config: Any, **_: Any) -> Files:
+    """Add the front's pages, with their links as seen from ``docs/``."""
+    for source, target in FRONT.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
+        files.append(File.generated(config, target, content=text.replace("](docs/", "](")))
+    return files
+
+
+def on_page_content(page_html: str, page: Any, **_: Any) -> str:
+    """Turn the formulae that Markdown marked into MathML, and images of ``docs/images`` into inline SVG."""
+    return _SVG_IMAGE.sub(_inline, _FORMULA.sub(_mathml, page_html))
+
+
+def _mathml(match: re.Match[str]) -> str:
+    display = "block" if match["tag"] == "div" else "inline"
+    return _FUNCTION.sub(_spaced, convert(html.unescape(match["tex"]), display=display))
+
+
+def _spaced(function: re.Match[str]) -> str:
+    before = function["factor"] + _THIN_SPACE if function["factor"] else ""
+    return before + function["name"] + (function["bracket"] or _THIN_SPACE)
+
+
+def _inline(match: re.Match[str]) -> str:
+    return (ROOT / "docs" / match["path"]).read_text(encoding="utf-8")

@@ -1,0 +1,53 @@
+"""Predictions of `validate` and `test`: complete, bounded, and none from within `fit`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pl_prefopt.callbacks import PredictionWriter, ReferenceEnsemble
+from pl_prefopt.modules import DPOModule
+from pl_prefopt.objectives import DPO
+from pl_prefopt.references import AdapterOff
+from tests.runs import lora_spec, make_datamodule, make_trainer, pair_rows, scored_rows
+
+
+@pytest.fixture
+def run(tiny_model, tmp_path):
+    """A module, its rows, and a trainer that writes predictions."""
+    rows = [row | {"source": "forum"} for row in scored_rows(5)]
+    rows[1]["responses"][0] = "Split\u2028here\x85and\u2029there."  # line ends to Python, but not to JSON
+    data = make_datamodule(tmp_path, [*rows, *pair_rows(1)])
+    writer = PredictionWriter(str(tmp_path / "run"), most_evaluated=4)
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), writer)
+    return trainer, DPOModule(lora_spec(tiny_model), DPO()), data
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def test_each_command_writes_its_own_file_and_fit_none(run, tmp_path, capsys):
+    trainer, module, data = run
+    trainer.fit(module, datamodule=data)
+    assert not list(tmp_path.rglob("predictions.*"))
+    trainer.validate(module, datamodule=data, verbose=False)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert "holds the first 4 prompts" in capsys.readouterr().out
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    validated, tested, predicted = (
+        lines_of(tmp_path / "run" / place / "predictions.jsonl") for place in ("validate", "test", ".")
+    )
+    assert [line["index"] for line in predicted] == list(range(6))
+    assert not list(tmp_path.rglob("*.part"))
+    for evaluated in (validated, tested):
+        for line, same in zip(evaluated, predicted[:4], strict=True):
+            assert line["responses"] == [
+                response | {key: pytest.approx(response[key], abs=1e-5) for key in ("log_prob", "reward")}
+                for response in same["responses"]
+            ]
+    assert predicted[1]["responses"][0]["response"] == "Split\u2028here\x85and\u2029there."
+    assert [line["source"] for line in predicted] == ["forum"] * 5 + [""]
+    assert [line["graded"] for line in predicted] == [True] * 5 + [False]
+    assert predicted[5]["origin"] == "rows.jsonl, row 6"

@@ -1,0 +1,154 @@
+"""Every command and snippet of the documentation runs, with a tiny model in the place of a real one.
+
+A page's blocks run in their order in one folder, which looks like a checkout: ``configs/``, ``scripts/``,
+some preference files, the quickstart's model, and a finished run wherever a page speaks of one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import pl_prefopt.functional
+import pl_prefopt.objectives
+import pl_prefopt.pairing
+from pl_prefopt.data.formats import to_row
+from tests.docs.pages import ADDING, PAGES, ROOT, Block, blocks, first, name_of
+from tests.runs import pair_rows, scored_rows, write_rows
+
+AXES = ["-c", "configs/base.yaml", "-c", "configs/methods/dpo.yaml", "-c", "configs/hardware/cpu.yaml"]
+WITH_BLOCKS = [page for page in PAGES if blocks(page)]
+
+
+class Checkout:
+    """A folder like a user's checkout, in which the blocks of one page run."""
+
+    def __init__(self, folder: Path, tiny_model: Path, prefopt) -> None:
+        self.folder, self.tiny_model, self.prefopt = folder, tiny_model, prefopt
+        shutil.copytree(ROOT / "configs", folder / "configs")
+        (folder / "scripts").symlink_to(ROOT / "scripts")
+        for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+            (folder / file).symlink_to(ROOT / file)
+        (folder / ".cache/models").mkdir(parents=True)
+        (folder / ".cache/models/SmolLM2-135M-Instruct").symlink_to(tiny_model)
+        for name, rows in {
+            "preferences": scored_rows(8),
+            "pairs": pair_rows(40),
+            "more": scored_rows(2),
+            "test": scored_rows(4),
+        }.items():
+            write_rows(folder / f"{name}.jsonl", rows)
+        for file in (folder / "configs").rglob("*.yaml"):
+            file.write_text(self.localised(file.read_text(encoding="utf-8")), encoding="utf-8")
+        base = yaml.safe_load((folder / "configs/base.yaml").read_text())
+        base["data"]["train"], base["trainer"]["callbacks"] = "preferences.jsonl", []
+        (folder / "configs/base.yaml").write_text(yaml.safe_dump(base))
+        (folder / "mylab.py").write_text(first(ADDING, "python"))
+        (folder / "squared_hinge.yaml").write_text(first(ADDING, "yaml"))
+
+    def localised(self, text: str) -> str:
+        """Put what is here in the place of what would have to be fetched."""
+        text = re.sub(r"HuggingFaceTB/SmolLM2-\w+-Instruct", str(self.tiny_model), text)
+        text = re.sub(r"max_rows: \d+", "max_rows: 8", text)
+        return re.sub(r"\.\./shared/data/\S+", "preferences.jsonl", text)
+
+    def make_runs(self, page: str) -> None:
+        """Train the runs that the page speaks of and does not train itself."""
+        made = set(
+            re.findall(r"(?:--run_dir|^run_dir:|output_dir=)[ \"]?(runs/[\w-]+)", page, flags=re.MULTILINE)
+        )
+        for folder in sorted(set(re.findall(r"runs/[\w-]+", page)) - made):
+            self.prefopt("fit", *AXES, "--data.held_out", "2", "--run_dir", folder)
+
+    def run(self, block: Block) -> None:
+        """Run the block."""
+        handler = getattr(self, f"run_{block.language}", None)
+        assert handler, (
+            f"line {block.line}: a block in '{block.language}' can't be run. Give it its language (text for "
+            "what a program prints), or say above it why it is not run."
+        )
+        handler(block)
+
+    def run_bash(self, block: Block) -> None:
+        for words in block.commands:
+            getattr(self, f"command_{words[0].strip('.') or 'source'}", self.unknown)(*words[1:])
+
+    def unknown(self, *words: str) -> None:
+        raise AssertionError(f"tests can't run a command with the arguments {words}: add how, or say why not")
+
+    def command_prefopt(self, *words: str) -> None:
+        self.prefopt(*(self.localised(word) for word in words))
+
+    def command_make(self, *targets: str) -> None:
+        subprocess.run(["make", "--dry-run", *targets], cwd=self.folder, check=True, capture_output=True)
+
+    def command_pip(self, *words: str) -> None:
+        verb, what = words
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert verb == "install"
+        assert set(re.findall(r"\w+", what)) <= set(extras)
+
+    def command_source(self, script: str) -> None:
+        assert script == ".venv/bin/activate"
+
+    def run_yaml(self, block: Block) -> None:
+        settings = yaml.safe_load(self.localised(block.text))
+        how = ["--trainer.fast_dev_run", "1"]
+        if "objective" in settings:  # a variation of the whole configuration that stands above it on the page
+            settings = {"model": {"init_args": settings}}
+            if "SrDPO" in block.text:
+                settings["model"]["class_path"] = "pl_prefopt.modules.SrModule"
+            how = ["--print_config"]
+        (self.folder / "block.yaml").write_text(yaml.safe_dump(settings))
+        self.prefopt("fit", *AXES, "-c", "block.yaml", *how)
+
+    def run_python(self, block: Block) -> None:
+        if "import trl" in block.text or "from trl" in block.text:
+            pytest.importorskip("trl")
+        names = {
+            **vars(pl_prefopt.functional),
+            **vars(pl_prefopt.objectives),
+            **vars(pl_prefopt.pairing),
+        }
+        code = self.localised(block.text).replace("MODEL", str(self.tiny_model))
+        exec(code.replace("DATA", "preferences.jsonl"), names)
+
+    def run_json(self, block: Block) -> None:
+        decoder, text = json.JSONDecoder(), block.text.strip()
+        while text:
+            row, end = decoder.raw_decode(text)
+            text = text[end:].lstrip()
+            if "index" in row:
+                self.is_a_prediction(row)
+            else:
+                to_row(row)
+
+    def is_a_prediction(self, shown: dict) -> None:
+        self.prefopt("predict", *AXES, "--run_dir", "shown", "--data.predict", "more.jsonl")
+        written = json.loads((self.folder / "shown/predictions.jsonl").read_text().splitlines()[0])
+        assert set(shown) == set(written)
+        assert set(shown["responses"][0]) == set(written["responses"][0])
+
+    def run_text(self, block: Block) -> None:
+        """What a program prints; test_pages compares it."""
+
+
+@pytest.fixture
+def checkout(tmp_path, tiny_model, prefopt, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return Checkout(tmp_path, tiny_model, prefopt)
+
+
+@pytest.mark.parametrize("page", WITH_BLOCKS, ids=name_of)
+def test_every_block_of_a_page_runs(page, checkout):
+    to_run = [block for block in blocks(page) if block.reason is None]
+    checkout.make_runs("".join(block.text for block in to_run))
+    for block in to_run:
+        checkout.run(block)

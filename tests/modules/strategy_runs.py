@@ -1,0 +1,147 @@
+"""Runs that two processes do together and one does alone, to be compared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.tensor import DTensor
+
+from pl_prefopt.callbacks import ReferenceEnsemble
+from pl_prefopt.modules import DPOModule, MPPOModule, MRPOModule, SrModule
+from pl_prefopt.objectives import DPO, KTO, MRPO, PairMNM, SrDPO
+from pl_prefopt.policies import PolicySpec
+from pl_prefopt.references import FrozenModel, InitialPolicy, Reference, precompute
+from pl_prefopt.scoring import heads
+from tests.runs import LORA, make_datamodule, make_trainer, scored_rows
+
+ROWS = 9
+"""They go round neither in batches of 4 nor in 2 processes."""
+
+
+def two_references() -> list[Reference]:
+    return [InitialPolicy(), FrozenModel(PolicySpec(name=os.environ["TINY_MODEL"], dtype="bfloat16"))]
+
+
+@dataclass
+class Case:
+    """A method, a policy and a strategy."""
+
+    module: type
+    objective: Callable[[], Any]
+    policy: dict[str, Any]
+    strategy: str
+    references: Callable[[], list[Reference]] = lambda: [InitialPolicy()]
+    precompute: bool = False
+    trainer: dict[str, Any] = field(default_factory=dict)
+    exact: bool = True
+
+
+ADAPTER = {"lora": LORA}
+HALF = {"dtype": "bfloat16", "gradient_checkpointing": True}
+CASES = {
+    "ddp, MRPO, adapter": Case(MRPOModule, MRPO, ADAPTER, "ddp", two_references, precompute=True),
+    "one file, DPO, adapter": Case(
+        DPOModule,
+        DPO,
+        {**ADAPTER, **HALF},
+        "file",
+        trainer={"accumulate_grad_batches": 2, "precision": "bf16-mixed"},
+        exact=False,
+    ),
+    "shards, KTO, adapter, whole checkpoint": Case(
+        DPOModule, KTO, {**ADAPTER, "full_checkpoints": True}, "shards", precompute=True
+    ),
+    "shards, Sr-DPO, all weights": Case(SrModule, SrDPO, {"gradient_checkpointing": True}, "shards"),
+    "shards, MPPO, all weights": Case(MPPOModule, PairMNM, {}, "shards", list),
+}
+STRATEGIES: dict[str, Callable[[], Any]] = {
+    "ddp": lambda: "ddp",
+    "file": lambda: ModelParallelStrategy(2, 1, save_distributed_checkpoint=False),
+    "shards": lambda: ModelParallelStrategy(2, 1, save_distributed_checkpoint=True),
+}
+
+
+def momentum(parameters: Any) -> torch.optim.Optimizer:
+    # With a state, which a checkpoint must keep; and calm, so that runs that should be equal stay so.
+    return torch.optim.SGD(parameters, lr=0.02, momentum=0.9)
+
+
+class Record(Callback):
+    """Keeps each step's loss, each row's reference log-probs and, at last, the policy's."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.references: dict[int, list[list[float]]] = {}
+        self.policy: dict[int, list[float]] = {}
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.losses.append(outputs["loss"].item())
+        self._keep(self.references, batch, batch.reference_logps.transpose(0, 1))
+
+    def on_predict_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._keep(self.policy, batch, outputs[0].policy.sum)
+
+    @staticmethod
+    def _keep(kept: dict[int, Any], batch: Any, values: Any) -> None:
+        for position, index in enumerate(batch.index.tolist()):
+            present = batch.present[position]
+            if present.any():
+                kept[index] = values[position][..., present].tolist()
+
+
+def run(name: str, folder: Path, tiny_model: str, *, processes: int) -> dict[str, Any]:
+    """Train for an epoch, save, train on from the checkpoint for another, validate and predict."""
+    os.environ["TINY_MODEL"] = tiny_model
+    case = CASES[name]
+    record = Record()
+    checkpoint = folder / f"{name}.ckpt"
+    settings = {
+        "devices": processes,
+        "use_distributed_sampler": False,
+        "gradient_clip_val": 0.5,
+        **case.trainer,
+    }
+    for epochs in (1, 2):
+        torch.manual_seed(0)
+        module = case.module(PolicySpec(name=tiny_model, **case.policy), case.objective(), optimizer=momentum)
+        references = ReferenceEnsemble(case.references(), case.precompute, str(folder / f"{name} cache"), 3)
+        strategy = STRATEGIES[case.strategy]() if processes > 1 else "auto"
+        trainer = make_trainer(folder, references, record, strategy=strategy, max_epochs=epochs, **settings)
+        # In parallel, each process has half of a batch.
+        data = make_datamodule(folder, scored_rows(ROWS), batch_size=4 // processes)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint if epochs == 2 else None)
+        trainer.save_checkpoint(checkpoint)
+    # What objectives log beside is a mean over batches, which depends on what a batch is.
+    names = {"val/loss", *module.suites["val_stage"].keys()} & trainer.callback_metrics.keys()
+    if not case.exact:  # rounding must not turn orders around
+        names = {"val/loss", "val/margin", "val/chosen_logp", "val/rejected_logp"}
+    metrics = {name: float(trainer.callback_metrics[name]) for name in names}
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    split = any(isinstance(weight, DTensor) for weight in module.parameters())
+    seen = {key: getattr(record, key) for key in ("losses", "references", "policy")}
+    return {"metrics": metrics, "split": split, **seen}
+
+
+def work(rank: int, port: int, folder: Path, tiny_model: str) -> None:
+    """What each of two processes does, as torchrun would start it."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    # Unequal numbers of pieces and parts: whatever is gathered must be so equally often.
+    heads.CHUNK_ELEMENTS = 400 * (5 + 20 * rank)
+    precompute.ROWS_A_PART = 4
+    results = {name: run(name, folder, tiny_model, processes=2) for name in CASES}
+    torch.save(results, folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,79 @@
+"""Two processes on a CPU, with the model copied or split between them, do what one does alone."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pl_prefopt.cli.export import export_policy
+from pl_prefopt.modules.checkpoint_files import read_weights
+from tests.cli.test_commands import log_prob
+from tests.modules.strategy_runs import CASES, ROWS, run, work
+from tests.runs import scored_rows
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, tiny_model):
+    """The folder of both processes, and what each has seen of each case."""
+    folder = tmp_path_factory.mktemp("together")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(work, args=(port, folder, str(tiny_model)), nprocs=2)
+    return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_do_what_one_does(together, tiny_model, tmp_path, name):
+    _, ranks = together
+    alone = run(name, tmp_path, str(tiny_model), processes=1)
+    ranks = [rank[name] for rank in ranks]
+    assert all(rank["split"] == (CASES[name].strategy != "ddp") for rank in ranks)
+    close = 1e-3 if CASES[name].exact else 0.05
+    losses = [sum(pair) / 2 for pair in zip(*(rank["losses"] for rank in ranks), strict=True)]
+    assert losses == pytest.approx(alone["losses"], rel=close)
+    assert max(losses) - min(losses) > 0.01
+    for rank in ranks:
+        assert rank["metrics"] == pytest.approx(alone["metrics"], rel=close, abs=close)
+    for kept in ("references", "policy"):
+        assert {**ranks[0][kept], **ranks[1][kept]}.keys() == alone[kept].keys()
+        for rank in ranks:
+            assert 0 < len(rank[kept]) < ROWS
+            for index, values in rank[kept].items():
+                expected = torch.tensor(alone[kept][index])
+                torch.testing.assert_close(torch.tensor(values), expected, rtol=close / 10, atol=10 * close)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_checkpoint_is_exported_for_plain_transformers(together, tiny_model, tmp_path, name):
+    folder, ranks = together
+    spec = {"name": str(tiny_model), **CASES[name].policy}
+    (tmp_path / "config.yaml").write_text(json.dumps({"model": {"init_args": {"policy": spec}}}))
+    checkpoint, out = folder / f"{name}.ckpt", tmp_path / "exported"
+    assert checkpoint.is_dir() == (CASES[name].strategy == "shards")
+    export_policy(checkpoint, out, merge=False, config=str(tmp_path / "config.yaml"))
+    if "lora" in spec:
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), out)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(out)
+    tokenizer, rows = AutoTokenizer.from_pretrained(out), scored_rows(ROWS)
+    trained = {**ranks[0][name]["policy"], **ranks[1][name]["policy"]}
+    for index in (0, 5):
+        row = rows[index]
+        found = [log_prob(model.eval(), tokenizer, row["prompt"], text) for text in row["responses"]]
+        # Plain transformers computes in float32 here.
+        assert found == pytest.approx(trained[index], abs=2e-3 if CASES[name].exact else 0.1)
+
+
+def test_an_adapters_checkpoint_is_small_unless_all_is_asked_for(together):
+    folder, _ = together
+    for name, case in CASES.items():
+        names = read_weights(folder / f"{name}.ckpt")
+        only_adapter = all("lora_" in weight for weight in names)
+        assert only_adapter == ("lora" in case.policy and "full_checkpoints" not in case.policy)

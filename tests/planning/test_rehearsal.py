@@ -1,0 +1,239 @@
+"""A rehearsed step holds what a real one holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+
+import pytest
+import torch
+from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pl_prefopt.data.extremes import full_batch
+from pl_prefopt.modules import DPOModule
+from pl_prefopt.objectives import DPO, KTO
+from pl_prefopt.planning import Ledger, Rehearsal, Sharing
+from pl_prefopt.planning.fakes import batch_of_fakes, model_of_fakes
+from pl_prefopt.policies import FourBit, PolicySpec, build_policy, sketch_policy
+from pl_prefopt.references import AdapterOff, FrozenModel, Held, InitialPolicy, NamedAdapter, PrecomputedTable
+from tests.runs import LORA
+
+STEP = "forward and backward pass"
+REFERENCE = "scoring with the references"
+BEFORE = "scoring all rows with the references, before training"
+LONG = full_batch(rows=4, responses=2, prompt=64, response=32, views=[])
+# A rehearsal can't see that there is no padding, where transformers does without a mask.
+LONG.trees["plain"].prompt_mask[0, -1] = False
+LONG.trees["plain"] = dataclasses.replace(LONG.trees["plain"], common=-1)
+SHORT = full_batch(rows=1, responses=2, prompt=4, response=4, views=[])
+
+
+def adamw(weights):
+    return torch.optim.AdamW(weights, lr=1e-3)
+
+
+def make_module(name, *, optimizer=adamw, layout="auto", objective=None, **policy):
+    spec = PolicySpec(name=str(name), **policy)
+    return DPOModule(spec, objective or DPO(beta=0.1), optimizer=optimizer, layout=layout)
+
+
+def plan(module, batch=SHORT, **settings):
+    return Rehearsal(module=module, batch=batch, on_cpu=True, **settings).run()
+
+
+def storages(tensors):
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+
+
+def size(tensors):
+    return sum(storages(tensors).values())
+
+
+POLICIES = {
+    "full": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "lora": {"lora": LORA},
+    "lora on bfloat16": {"lora": LORA, "dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_weights_gradients_and_states_are_those_of_the_real_model(tiny_model, policy):
+    planned = plan(make_module(tiny_model, **policy)).phases["optimiser step"]
+    real = build_policy(PolicySpec(name=str(tiny_model), **policy))
+    trained = [weight for weight in real.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.grad = torch.zeros_like(weight)
+    optimizer = adamw(trained)
+    optimizer.step()
+    states = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    assert planned["weights"] == size([*real.parameters(), *real.buffers()])
+    assert planned["gradients"] == size(weight.grad for weight in trained)
+    # The step itself works weight by weight, with a copy or two of the largest.
+    largest = max(weight.nbytes for weight in trained)
+    assert size(states) <= planned["optimiser states"] <= size(states) + 3 * largest
+
+
+def test_four_bit_weights_are_as_large_as_those_of_bitsandbytes(tiny_model):
+    pytest.importorskip("bitsandbytes")
+    policy = {"lora": LORA, "four_bit": FourBit()}
+    planned = plan(make_module(tiny_model, **policy))
+    real = build_policy(PolicySpec(name=str(tiny_model), **policy))
+    states = [weight.quant_state for weight in real.parameters() if hasattr(weight, "quant_state")]
+    held = [*real.parameters(), *real.buffers()]
+    for state in states:
+        held += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+    assert states
+    assert planned.phases["optimiser step"]["weights"] == pytest.approx(size(held), rel=0.02)
+    whole = sum(
+        weight.numel() for weight in build_policy(PolicySpec(name=str(tiny_model), lora=LORA)).parameters()
+    )
+    assert planned.parameters == whole
+
+
+def kept_by_a_step(module, batch):
+    """The bytes that a forward pass leaves, the most in the backward pass, and those saved for it."""
+    saved, ledger = [], Ledger(lambda tensor: "all")
+
+    def pack(tensor):
+        saved.append(weakref.ref(tensor.untyped_storage()))
+        return tensor
+
+    with ledger:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            scored = module.score(batch)
+        kept = {place._cdata: place.nbytes() for place in (found() for found in saved) if place is not None}
+        weights = {tensor.untyped_storage()._cdata for tensor in held_by(module.policy)}
+        left = ledger.parts["all"]
+        with ledger.phase("backward"):
+            scored.policy.sum.sum().backward()
+    return left, ledger.peaks["backward"]["all"], sum(kept[place] for place in kept.keys() - weights)
+
+
+def held_by(model):
+    return [*model.parameters(), *model.buffers()]
+
+
+@pytest.mark.parametrize("layout", ["tree", "plain"])
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_a_rehearsed_pass_keeps_to_the_byte_what_a_real_one_keeps(tiny_model, policy, layout):
+    real = make_module(tiny_model, layout=layout, **policy)
+    real.policy = build_policy(real.policy_spec)
+    real.scorer.presume(real.policy)
+    left, most, saved = kept_by_a_step(real, LONG)
+    # Beside what is saved there are positions, and what the head's pieces start from.
+    assert saved <= left <= 1.08 * saved
+
+    sketch = make_module(tiny_model, layout=layout, **policy)
+    sketch.policy = sketch_policy(sketch.policy_spec)
+    sketch.scorer.presume(sketch.policy)
+    with FakeTensorMode():
+        model_of_fakes(sketch.policy)
+        assert kept_by_a_step(sketch, batch_of_fakes(LONG)) == (left, most, saved)
+
+
+def test_what_saves_activations_does(tiny_model):
+    whole = plan(make_module(tiny_model, lora=LORA), LONG)
+    checkpointed = plan(make_module(tiny_model, lora=LORA, gradient_checkpointing=True), LONG)
+    plain = plan(make_module(tiny_model, lora=LORA, layout="plain"), LONG)
+    assert checkpointed.phases[STEP]["activations"] < 0.7 * whole.phases[STEP]["activations"]
+    assert plain.phases[STEP]["activations"] > 1.2 * whole.phases[STEP]["activations"]
+    eager = plan(make_module(tiny_model, lora=LORA, attn_implementation="eager"), LONG)
+    masks = "attention masks and scores"
+    assert eager.phases[STEP][masks] > 3 * whole.phases[STEP][masks]
+
+
+def test_precision_changes_activations_and_weights(tiny_model):
+    single = plan(make_module(tiny_model), LONG)
+    mixed = plan(make_module(tiny_model), LONG, precision=MixedPrecision("bf16-mixed", "cpu"))
+    half = plan(make_module(tiny_model), LONG, precision=HalfPrecision("bf16-true"))
+    assert mixed.phases[STEP]["weights"] == single.phases[STEP]["weights"]
+    assert mixed.phases[STEP]["weights cast for computing"] > 0
+    assert mixed.phases[STEP]["activations"] < 0.85 * single.phases[STEP]["activations"]
+    assert half.phases[STEP]["weights"] == pytest.approx(single.phases[STEP]["weights"] / 2, rel=0.01)
+
+
+def test_references_hold_what_they_say(tiny_model):
+    spec = PolicySpec(name=str(tiny_model))
+    weights = size(build_policy(spec).parameters())
+
+    def models(**references):
+        phases = plan(make_module(tiny_model, lora=LORA), **references).phases
+        return {name: parts.get("reference models", 0) for name, parts in phases.items()}
+
+    beside = models(references=[FrozenModel(spec).held(spec)])
+    assert weights <= beside[STEP] == beside[REFERENCE] <= weights + 1024
+    offloaded = models(references=[FrozenModel(spec, offload=True).held(spec)])
+    assert offloaded[STEP] == 0 < weights <= offloaded[REFERENCE]
+    once = models(precomputed=[FrozenModel(spec).held(spec)])
+    assert once[STEP] == once[REFERENCE] == 0 < weights <= once[BEFORE]
+    elsewhere = FrozenModel(spec, device="cuda:1").held(spec)
+    assert elsewhere == PrecomputedTable("table").held(spec) == Held(scores=False)
+    assert AdapterOff().held(spec) == Held()
+
+
+def test_the_initial_policy_costs_a_model_only_where_all_weights_are_trained(tiny_model):
+    whole, adapted = PolicySpec(name=str(tiny_model)), PolicySpec(name=str(tiny_model), lora=LORA)
+    assert InitialPolicy().held(whole) == Held(model=whole)
+    assert InitialPolicy().held(adapted) == Held()
+
+
+def test_a_second_adapter_counts_and_is_not_trained(tiny_model, tmp_path):
+    build_policy(PolicySpec(name=str(tiny_model), lora=LORA)).save_pretrained(tmp_path / "adapter")
+    alone = plan(make_module(tiny_model, lora=LORA))
+    held = [NamedAdapter(str(tmp_path / "adapter")).held(PolicySpec(name=str(tiny_model), lora=LORA))]
+    beside = plan(make_module(tiny_model, lora=LORA), references=held)
+    assert beside.phases[STEP]["weights"] - alone.phases[STEP]["weights"] == 4 * alone.trained
+    assert beside.trained == alone.trained
+    started = plan(make_module(tiny_model, adapter=str(tmp_path / "adapter")))
+    assert started.trained == alone.trained
+
+
+def test_devices_share_weights_gradients_and_states(tiny_model):
+    alone = plan(make_module(tiny_model))
+    ddp = plan(make_module(tiny_model), sharing=Sharing(buckets=True))
+    halves = plan(make_module(tiny_model), sharing=Sharing(shards=2))
+    step = "optimiser step"
+    assert ddp.phases[step]["gradients sent between devices"] == alone.phases[step]["gradients"]
+    for part in ("weights", "gradients"):
+        assert halves.phases[step][part] == pytest.approx(alone.phases[step][part] / 2, abs=64)
+    gathered = halves.phases[STEP]["layers gathered from other devices"]
+    assert 0 < gathered < 3 * alone.phases[STEP]["weights"]
+
+
+def test_optimisers_hold_what_they_keep(tiny_model):
+    def states(optimizer):
+        return plan(make_module(tiny_model, optimizer=optimizer))
+
+    two = states(adamw).phases[STEP]["optimiser states"]
+    assert "optimiser states" not in states(lambda weights: torch.optim.SGD(weights, lr=0.1)).phases[STEP]
+    bnb = pytest.importorskip("bitsandbytes")
+    paged = states(lambda weights: bnb.optim.PagedAdamW8bit(weights, lr=1e-3))
+    assert paged.paged == paged.phases[STEP]["optimiser states"]
+    assert paged.paged < 0.8 * two
+
+
+def test_on_a_gpu_the_optimiser_holds_temporaries_of_all_weights(tiny_model):
+    planned = Rehearsal(module=make_module(tiny_model), batch=SHORT).run()
+    # Two moments and a temporary, in float32.
+    states = planned.phases["optimiser step"]["optimiser states"]
+    assert states == pytest.approx(3 * 4 * planned.trained, rel=0.01)
+
+
+def test_gradients_that_add_up_stay_in_the_backward_pass(tiny_model):
+    once = sum(plan(make_module(tiny_model)).phases[STEP].values())
+    added = sum(plan(make_module(tiny_model), accumulate=True).phases[STEP].values())
+    embeddings = 4 * build_policy(PolicySpec(name=str(tiny_model))).get_input_embeddings().weight.numel()
+    assert added >= once + 0.9 * embeddings
+
+
+def test_second_views_are_scored_too(tiny_model):
+    batch = full_batch(rows=1, responses=1, prompt=4, response=4, views=[])
+    batch.trees["mismatched"] = batch.trees["plain"]
+    short = plan(make_module(tiny_model, lora=LORA, objective=KTO()), batch)
+    batch.trees["mismatched"] = full_batch(rows=1, responses=1, prompt=128, response=64, views=[]).trees[
+        "plain"
+    ]
+    long = plan(make_module(tiny_model, lora=LORA, objective=KTO()), batch)
+    assert sum(long.phases[STEP].values()) > sum(short.phases[STEP].values())

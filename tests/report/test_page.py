@@ -1,0 +1,128 @@
+"""The page holds what there is, says what is missing, and keeps text text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from pl_prefopt.report import build_report, read_runs
+from tests.report.folders import SPITE, pair_rows, ranked_rows, unpaired_rows, write_run
+
+
+class Elements(HTMLParser):
+    """The tags of a page, and what is inside scripts and outside."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags, self.scripts, self.texts = [], [], []
+        self.policy = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        named = dict(attrs)
+        assert not any(name.startswith("on") for name in named)
+        self.policy = (
+            named["content"] if named.get("http-equiv") == "Content-Security-Policy" else self.policy
+        )
+
+    def handle_data(self, data):
+        where = self.scripts if self.tags and self.tags[-1] == "script" and self.cdata_elem else self.texts
+        where.append(data)
+
+
+def page_of(*folders):
+    return build_report(read_runs(folders)).html
+
+
+@pytest.fixture(scope="module")
+def spiteful(tmp_path_factory):
+    """A page of two runs whose names, sources, prompts and responses hold markup and scripts."""
+    folder = tmp_path_factory.mktemp("runs")
+    named = write_run(folder / "<img src=x onerror=alert(1)>", ranked_rows(skill=-1), seed_everything=SPITE)
+    return page_of(named, write_run(folder / "other", ranked_rows(seed=1)))
+
+
+def test_what_is_written_stays_text(spiteful):
+    elements = Elements(spiteful)
+    assert not {"img", "b", "i"} & set(elements.tags)
+    assert elements.tags.count("script") == 3
+    text = "".join(elements.texts)
+    assert SPITE in text
+    assert "<img src=x onerror=alert(1)>" in text
+
+
+def test_figures_are_json_that_ends_no_script(spiteful):
+    (block,) = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', spiteful)
+    assert "<" not in block
+    figures = json.loads(block)
+    assert set(figures) == {
+        "curve_loss", "curve_accuracy", "curve_margin", "margin_gap", "reward_length", "calibration",
+        "accuracy_gap", "accuracy_source",
+    }  # fmt: skip
+    (trace, _) = figures["margin_gap"]["data"]
+    # Plotly reads tags in its texts; there are none but our line breaks, and in the layout of a hover.
+    shown = [*trace["customdata"], trace["name"]]
+    assert all("<" not in text.replace("<br>", "") for text in shown)
+    assert any("&lt;/script&gt;" in text for text in shown)
+
+
+def test_only_the_scripts_of_the_page_may_run_and_nothing_is_loaded(spiteful):
+    elements = Elements(spiteful)
+    scripts = re.findall(r"<script>(.*?)</script>", spiteful, flags=re.DOTALL)
+    allowed = {base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts}
+    (sources,) = re.findall(r"script-src ([^;]*)", elements.policy)
+    assert set(sources.split()) == {f"'sha256-{value}'" for value in allowed}
+    assert elements.policy.startswith("default-src 'none'")
+    assert "http" not in elements.policy
+    page = re.sub(r"<script.*?</script>", "", spiteful, flags=re.DOTALL)
+    assert not re.findall(r"(?:src|href)=\"(?!#|data:,)", page)
+
+
+def test_a_run_without_a_test_says_what_to_type(tmp_path):
+    page = page_of(write_run(tmp_path / "run"))
+    assert "run has no predictions" in page
+    assert f"prefopt test -c {tmp_path / 'run' / 'config.yaml'} --data.test val.jsonl" in page
+    assert "No pairs with graded scores" not in page.split('id="numbers"')[0]
+    assert "70.0 %" in page
+    assert "One run alone" in page
+
+
+def test_a_run_that_was_never_measured_makes_a_page(tmp_path):
+    page = page_of(write_run(tmp_path / "run", trained=False))
+    assert "Not measured yet." in page
+    assert "No run logged this in training." in page
+
+
+def test_many_runs_one_of_them_untested(tmp_path):
+    rows = ranked_rows(prompts=6)
+    tested = [write_run(tmp_path / f"run{number}", rows, seed_everything=number) for number in range(11)]
+    page = page_of(*tested, write_run(tmp_path / "untested"))
+    assert "untested has no predictions of a test" in page
+    assert "different prompts" not in page
+    colours = re.findall(r'style="border-top-color:(#\w+)', page)
+    assert len(colours) == 12
+    assert colours[10] == colours[0]
+
+
+def test_runs_on_different_rows_do_not_compare(tmp_path):
+    page = page_of(write_run(tmp_path / "a", pair_rows()), write_run(tmp_path / "b", pair_rows(prompts=5)))
+    assert "different prompts or responses (prompts: a 20, b 5)" in page
+
+
+def test_unpaired_rows_show_rewards_by_verdict(tmp_path):
+    page = page_of(write_run(tmp_path / "kto", unpaired_rows()))
+    (block,) = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', page)
+    (box,) = json.loads(block)["reward_label"]["data"]
+    assert box["x"] == ["undesirable (10)", "desirable (10)"]
+    assert "undesirable</p>" in page
+
+
+def test_the_same_runs_make_the_same_page(tmp_path):
+    folder = write_run(tmp_path / "run", ranked_rows())
+    assert page_of(folder) == page_of(folder)

@@ -1,0 +1,130 @@
+"""What a run's folder tells, and what is said about a folder that is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.report.curves import read_curves
+from pl_prefopt.report.predictions import read_predictions
+from pl_prefopt.report.runs import common_stage, read_runs
+from pl_prefopt.report.tables import all_settings, differing, help_of, metric_tables, unit_of
+from tests.report.folders import pair_rows, ranked_rows, write_curves, write_run
+
+
+def test_a_run_is_read_whole(tmp_path):
+    (run,) = read_runs([write_run(tmp_path / "run", ranked_rows())])
+    assert (run.name, run.method) == ("run", "DPO")
+    assert run.metrics["test/accuracy_low"] == 0.6
+    assert run.settings["model.init_args.objective.init_args.beta"] == "0.1"
+    assert run.settings["references.members.0.class_path"] == "pl_prefopt.references.AdapterOff"
+    assert "run_dir" not in run.settings
+    assert run.curves["val/accuracy"].steps.tolist() == [10, 20, 30, 40]
+    assert "lr-AdamW" not in run.curves
+    assert set(run.predictions) == {"test"}
+
+
+def test_a_resumed_run_has_one_curve(tmp_path):
+    # The first part went on to step 20 after the checkpoint at step 15, where the second part began.
+    write_curves(tmp_path / "metrics.1.csv", range(1, 21))
+    write_curves(tmp_path / "metrics.2.csv", range(16, 18))
+    write_curves(tmp_path / "metrics.csv", range(18, 31))
+    curves = read_curves(tmp_path)
+    assert curves["train/loss"].steps.tolist() == list(range(1, 31))
+    np.testing.assert_allclose(curves["train/loss"].values, 1 / np.arange(1, 31))
+    assert curves["val/accuracy"].steps.tolist() == [10, 20, 30]
+
+
+def test_names_are_the_shortest_that_differ(tmp_path):
+    folders = [write_run(tmp_path / part / "run") for part in ("a", "b")]
+    assert [run.name for run in read_runs(folders)] == ["a/run", "b/run"]
+
+
+def test_a_folder_with_nothing_but_an_evaluation_is_a_run(tmp_path):
+    folder = write_run(tmp_path / "before", ranked_rows(), trained=False)
+    (folder / "config.yaml").rename(folder / "test" / "config.yaml")
+    (run,) = read_runs([folder])
+    assert run.method == "DPO"
+    assert run.curves == {}
+
+
+def test_only_settings_that_differ_are_differences(tmp_path):
+    folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed_everything=1, extra={"x": [1, 2]})]
+    rows = all_settings(read_runs(folders))
+    assert [(row.key, row.values) for row in differing(rows)] == [
+        ("extra.x", [None, "[1, 2]"]),
+        ("seed_everything", ["0", "1"]),
+    ]
+
+
+def test_the_stage_that_most_runs_have_is_compared(tmp_path):
+    tested = write_run(tmp_path / "tested", pair_rows())
+    validated = [write_run(tmp_path / f"v{n}", pair_rows(), stage="validate") for n in range(2)]
+    assert common_stage(read_runs([tested, *validated])) == "validate"
+    assert common_stage(read_runs([tested, validated[0]])) == "test"
+    assert common_stage(read_runs([write_run(tmp_path / "none")])) is None
+
+
+def test_the_command_that_is_missing_can_be_typed(tmp_path):
+    (run,) = read_runs([write_run(tmp_path / "a run")])
+    command = f"prefopt test -c '{tmp_path}/a run/config.yaml' --data.test val.jsonl"
+    assert run.test_command == command
+
+
+def test_the_tables_show_what_was_measured(tmp_path):
+    runs = read_runs([write_run(tmp_path / "a", ranked_rows()), write_run(tmp_path / "b")])
+    test, validation = metric_tables(runs)
+    assert [column.name for column in test.columns] == ["accuracy", "margin", "pearson"]
+    assert [cell.text for cell in test.rows[0]] == ["75.0 %", "0.500", "0.400"]
+    assert test.rows[0][0].interval == "60.0 to 85.0"
+    assert [cell.text for cell in test.rows[1]] == ["–"] * 3
+    assert [cell.text for cell in validation.rows[1]] == ["70.0 %", "0.400"]
+    assert [column.name for column in metric_tables(runs, everything=True)[0].columns][-1] == "own_number"
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "word"),
+    [("kl_1", "nats", "reference k"), ("accuracy_quality", "%", "second view"), ("ndcg", "", "gain")],
+)
+def test_metrics_have_units_and_meanings(name, unit, word):
+    assert unit_of(name) == unit
+    assert word in help_of(name)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    write_run(tmp_path / "runs" / "dpo-1")
+    with pytest.raises(ConfigError, match=r"has no config.yaml; it holds runs, such as .*dpo-1"):
+        read_runs([tmp_path / "runs"])
+    with pytest.raises(ConfigError, match=r"no folder .*dpo-2; did you mean 'dpo-1'"):
+        read_runs([tmp_path / "runs" / "dpo-2"])
+    with pytest.raises(ConfigError, match="2 times"):
+        read_runs([tmp_path / "runs" / "dpo-1"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("metrics.json", "[1]", "expected numbers by name"),
+        ("config.yaml", "a: [", "expected a configuration"),
+        ("metrics.csv", "epoch,step,train/loss\n0,1,much\n", "line 2"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, content, reason):
+    folder = write_run(tmp_path / "run")
+    (folder / name).write_text(content)
+    with pytest.raises(DataError, match=reason) as error:
+        read_runs([folder])
+    assert str(folder / name) in str(error.value)
+
+
+def test_predictions_of_an_older_version_are_refused(tmp_path):
+    rows = pair_rows(prompts=2)
+    del rows[1]["graded"]
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=r"row 2, got: the key 'graded' is missing; write the file anew"):
+        read_predictions(Path(path))
