@@ -107,7 +107,7 @@ def ours(settings: Settings, clock: Clock, folder: str) -> None:
     module = PreferenceModule(
         PolicySpec(name=settings["model"], lora=settings["lora"]),
         getattr(objectives, settings["objective"])(),
-        lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
         layout=settings.get("layout", "auto"),
     )
     dataset = prepare(settings, folder, module).datasets["train"]

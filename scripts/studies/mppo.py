@@ -72,7 +72,7 @@ def prepare_start(study: Study) -> Metrics:
     tuned = MPPOModule(
         PolicySpec(name=study["model"], lora=study["lora"]),
         PointCE(score_range=(0.0, 1.0)),
-        partial(torch.optim.AdamW, lr=study["start_learning_rate"], weight_decay=0.0),
+        optimizer=partial(torch.optim.AdamW, lr=study["start_learning_rate"], weight_decay=0.0),
     )
     shared.fit(study, tuned, seed=0, split="start")
     policy: Any = tuned.policy

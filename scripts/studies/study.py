@@ -154,8 +154,8 @@ def build_module(study: Study, objective: Objective, model: str | None = None) -
     module: PreferenceModule = family(
         PolicySpec(name=model or study["model"], lora=study["lora"]),
         objective,
-        partial(torch.optim.AdamW, lr=study["learning_rate"], weight_decay=0.0),
-        Schedule(name="cosine", warmup=0.1),
+        optimizer=partial(torch.optim.AdamW, lr=study["learning_rate"], weight_decay=0.0),
+        schedule=Schedule(name="cosine", warmup=0.1),
     )
     return module
 

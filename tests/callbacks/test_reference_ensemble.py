@@ -168,7 +168,7 @@ def test_training_from_the_table_equals_training_online(tiny_model, tmp_path):
     weights = []
     for ensemble in (ReferenceEnsemble([AdapterOff()]), ensemble_with_cache(tmp_path, AdapterOff())):
         torch.manual_seed(0)
-        module = DPOModule(lora_spec(tiny_model), KTO(), lambda p: torch.optim.SGD(p, lr=0.5))
+        module = DPOModule(lora_spec(tiny_model), KTO(), optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
         make_trainer(tmp_path, ensemble).fit(module, make_datamodule(tmp_path))
         weights.append(module.state_dict())
     for name, weight in weights[0].items():

@@ -36,7 +36,7 @@ def test_each_variant_lowers_its_own_loss_on_ragged_rows_without_a_reference(tin
         return torch.optim.AdamW(parameters, lr=5e-3)
 
     torch.manual_seed(0)
-    module = MPPOModule(lora_spec(tiny_model), objective, adam)
+    module = MPPOModule(lora_spec(tiny_model), objective, optimizer=adam)
     data = make_datamodule(tmp_path)
     (before,) = make_trainer(tmp_path).validate(module, data, verbose=False)
     make_trainer(tmp_path, max_epochs=4).fit(module, data)
@@ -48,7 +48,7 @@ def test_each_variant_lowers_its_own_loss_on_ragged_rows_without_a_reference(tin
 
 
 def test_references_may_watch(tiny_model, tmp_path):
-    module = MPPOModule(lora_spec(tiny_model), PairMNM(), sgd)
+    module = MPPOModule(lora_spec(tiny_model), PairMNM(), optimizer=sgd)
     ensemble = ReferenceEnsemble([AdapterOff()])
     trainer = make_trainer(tmp_path, ensemble)
     trainer.fit(module, make_datamodule(tmp_path))
@@ -59,7 +59,7 @@ def test_references_may_watch(tiny_model, tmp_path):
 def test_a_resumed_run_draws_what_the_whole_run_draws(tiny_model, tmp_path, make):
     def fit(epochs, checkpoint=None):
         torch.manual_seed(0)
-        record, module = Record(), MPPOModule(lora_spec(tiny_model), make(), sgd)
+        record, module = Record(), MPPOModule(lora_spec(tiny_model), make(), optimizer=sgd)
         trainer = make_trainer(tmp_path, record, max_epochs=epochs)
         trainer.fit(module, make_datamodule(tmp_path), ckpt_path=checkpoint)
         trainer.save_checkpoint(tmp_path / "run.ckpt")
@@ -77,7 +77,7 @@ def test_a_resumed_run_draws_what_the_whole_run_draws(tiny_model, tmp_path, make
 def test_a_score_outside_the_range_names_the_row(tiny_model, tmp_path, kind, outside):
     rows = scored_rows()
     rows[2]["scores"][1] = outside
-    module = MPPOModule(lora_spec(tiny_model), kind(score_range=RANGE), sgd)
+    module = MPPOModule(lora_spec(tiny_model), kind(score_range=RANGE), optimizer=sgd)
     expected = (
         rf"{kind.__name__} expects .* 0.0 to 9.0, .*rows.jsonl, .* 3 \(.*\) has the score {outside}: set"
     )
@@ -86,7 +86,7 @@ def test_a_score_outside_the_range_names_the_row(tiny_model, tmp_path, kind, out
 
 
 def test_scores_outside_do_not_matter_where_nothing_is_learnt(tiny_model, tmp_path):
-    module = MPPOModule(lora_spec(tiny_model), PointCE(score_range=(1.0, 2.0)), sgd)
+    module = MPPOModule(lora_spec(tiny_model), PointCE(score_range=(1.0, 2.0)), optimizer=sgd)
     make_trainer(tmp_path).predict(module, make_datamodule(tmp_path), return_predictions=False)
 
 

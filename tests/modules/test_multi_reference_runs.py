@@ -120,10 +120,10 @@ def two_strangers(tmp_path_factory):
 @pytest.mark.parametrize("aggregate", [None, Geometric()])
 def test_without_room_mrpo_is_dpo_step_by_step(tiny_model, other_model, tmp_path, aggregate):
     settings = {"beta": 0.5, "clip": AdaptiveClip(0.0), **({"aggregate": aggregate} if aggregate else {})}
-    module = MRPOModule(lora_spec(tiny_model), MRPO(**settings), sgd)
+    module = MRPOModule(lora_spec(tiny_model), MRPO(**settings), optimizer=sgd)
     losses, weights, metrics = run(tmp_path, module, [AdapterOff(), frozen(other_model)])
     expected, same_weights, _ = run(
-        tmp_path, DPOModule(lora_spec(tiny_model), DPO(beta=0.5), sgd), [AdapterOff()]
+        tmp_path, DPOModule(lora_spec(tiny_model), DPO(beta=0.5), optimizer=sgd), [AdapterOff()]
     )
     assert losses == pytest.approx(expected, abs=1e-5)
     assert len(set(losses)) == len(losses) == 9
@@ -135,15 +135,17 @@ def test_without_room_mrpo_is_dpo_step_by_step(tiny_model, other_model, tmp_path
 
 @pytest.mark.parametrize("objective", [MRPO(beta=0.5), MultiDPO(beta=0.5)])
 def test_equal_references_make_it_dpo_step_by_step(tiny_model, tmp_path, objective):
-    module = MRPOModule(lora_spec(tiny_model), objective, sgd)
+    module = MRPOModule(lora_spec(tiny_model), objective, optimizer=sgd)
     losses, *_ = run(tmp_path, module, [AdapterOff(), AdapterOff(), AdapterOff()])
-    expected, *_ = run(tmp_path, DPOModule(lora_spec(tiny_model), DPO(beta=0.5), sgd), [AdapterOff()])
+    expected, *_ = run(
+        tmp_path, DPOModule(lora_spec(tiny_model), DPO(beta=0.5), optimizer=sgd), [AdapterOff()]
+    )
     assert losses == pytest.approx(expected, abs=1e-5)
 
 
 def test_with_room_mrpo_is_another_method_and_learns(tiny_model, other_model, tmp_path):
     objective = MRPO(beta=0.5, clip=AdaptiveClip(1e6))
-    module = MRPOModule(lora_spec(tiny_model), objective, bold)
+    module = MRPOModule(lora_spec(tiny_model), objective, optimizer=bold)
     members = [AdapterOff(), frozen(other_model)]
     losses, _, metrics = run(tmp_path, module, members, epochs=8, rows=pair_rows())
     assert losses[0] != pytest.approx(math.log(2), abs=1e-3)
@@ -184,7 +186,7 @@ def direct(folder, template, prompt, response):
 def test_three_architectures_with_their_own_tokenisers(tiny_model, two_strangers, tmp_path, precompute):
     rows = scored_rows(4)
     members = [AdapterOff(), *(frozen(folder) for folder in two_strangers)]
-    module = MRPOModule(lora_spec(tiny_model), MRPO(beta=0.5, clip=AdaptiveClip(1.0)), sgd)
+    module = MRPOModule(lora_spec(tiny_model), MRPO(beta=0.5, clip=AdaptiveClip(1.0)), optimizer=sgd)
     settings = {"precompute": precompute, "cache_dir": str(tmp_path / f"references-{precompute}")}
     written = {
         tiny_model: "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
@@ -214,16 +216,18 @@ def test_without_strength_a_run_is_the_plain_methods(tiny_model, tmp_path, refin
     def calmer(parameters):
         return torch.optim.SGD(parameters, lr=0.05 if plain is DPO else 0.002)
 
-    module = SrModule(lora_spec(tiny_model), refined(beta=0.5, strength=0.0), calmer)
+    module = SrModule(lora_spec(tiny_model), refined(beta=0.5, strength=0.0), optimizer=calmer)
     losses, *_ = run(tmp_path, module, [AdapterOff()])
-    expected, *_ = run(tmp_path, DPOModule(lora_spec(tiny_model), plain(beta=0.5), calmer), [AdapterOff()])
+    expected, *_ = run(tmp_path, DPOModule(lora_spec(tiny_model), plain(beta=0.5), optimizer=calmer), [AdapterOff()])
     assert losses == pytest.approx(expected, abs=1e-6)
 
 
 def test_an_untrained_policy_has_nothing_to_refine(tiny_model, tmp_path):
-    module = SrModule(lora_spec(tiny_model), SrDPO(beta=0.5, strength=0.9), sgd)
+    module = SrModule(lora_spec(tiny_model), SrDPO(beta=0.5, strength=0.9), optimizer=sgd)
     losses, _, metrics = run(tmp_path, module, [AdapterOff()])
-    expected, *_ = run(tmp_path, DPOModule(lora_spec(tiny_model), DPO(beta=0.5), sgd), [AdapterOff()])
+    expected, *_ = run(
+        tmp_path, DPOModule(lora_spec(tiny_model), DPO(beta=0.5), optimizer=sgd), [AdapterOff()]
+    )
     assert losses[0] == expected[0] == pytest.approx(math.log(2))
     assert losses[-1] != pytest.approx(expected[-1], abs=1e-3)
     assert {"val/accuracy_quality", "val/margin_quality", "val/marginal_0"} <= metrics.keys()
@@ -232,14 +236,14 @@ def test_an_untrained_policy_has_nothing_to_refine(tiny_model, tmp_path):
 
 def test_an_empty_prompt_has_dpos_value_with_a_smaller_beta_and_a_steeper_gradient(tiny_model, tmp_path):
     # One trained policy, then one step of each objective from there.
-    start = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), bold)
+    start = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), optimizer=bold)
     run(tmp_path, start, [AdapterOff()], rows=pair_rows(2), epochs=2)
     weights = {name: weight.detach().clone() for name, weight in start.policy.named_parameters()}
     steps, losses = [], []
     empty = SrDPO(beta=0.5, strength=0.75, view=QualityPrompt(text=""))
     for module in (
-        SrModule(lora_spec(tiny_model), empty, bold),
-        DPOModule(lora_spec(tiny_model), DPO(beta=0.125), bold),
+        SrModule(lora_spec(tiny_model), empty, optimizer=bold),
+        DPOModule(lora_spec(tiny_model), DPO(beta=0.125), optimizer=bold),
     ):
         module.configure_model()
         module.policy.load_state_dict(weights, strict=False)
@@ -261,7 +265,7 @@ def test_precomputed_references_give_the_same_steps(tiny_model, two_strangers, t
     for precompute in (False, True):
         members = [AdapterOff(), *(frozen(folder) for folder in two_strangers if several)]
         reference = {"reference": VirtualReference(clip=AdaptiveClip(1.0))} if several else {}
-        module = SrModule(lora_spec(tiny_model), SrDPO(beta=0.5, strength=0.8, **reference), sgd)
+        module = SrModule(lora_spec(tiny_model), SrDPO(beta=0.5, strength=0.8, **reference), optimizer=sgd)
         folder = str(tmp_path / "references")
         got, _, metrics = run(tmp_path, module, members, precompute=precompute, cache_dir=folder)
         losses.append(got)
@@ -275,7 +279,7 @@ def test_precomputed_references_give_the_same_steps(tiny_model, two_strangers, t
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_half_precision_leaves_references_and_rewards_alone(tiny_model, other_model, tmp_path, precision):
     objective = SrDPO(reference=VirtualReference(FixedWeights([1, 2])))
-    module = SrModule(lora_spec(tiny_model), objective, sgd)
+    module = SrModule(lora_spec(tiny_model), objective, optimizer=sgd)
     kept = Predictions()
     ensemble = ReferenceEnsemble([AdapterOff(), frozen(other_model)])
     trainer = make_trainer(tmp_path, ensemble, kept, precision=precision)
@@ -303,7 +307,7 @@ def test_the_view_is_what_the_policy_scores(tiny_model, tmp_path):
 
 
 def test_a_test_run_writes_intervals(tiny_model, tmp_path):
-    module = SrModule(lora_spec(tiny_model), SrDPO(beta=0.5), sgd)
+    module = SrModule(lora_spec(tiny_model), SrDPO(beta=0.5), optimizer=sgd)
     ensemble = ReferenceEnsemble([AdapterOff()])
     rows = scored_rows(8)
     make_trainer(tmp_path, ensemble, max_epochs=2).fit(module, make_datamodule(tmp_path, rows))

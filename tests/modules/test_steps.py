@@ -75,7 +75,7 @@ def test_an_untrained_policy_has_no_margin_and_a_loss_of_ln_2(tiny_model, tmp_pa
 
 def test_training_learns_the_pairs_and_changes_the_adapter_only(tiny_model, tmp_path):
     torch.manual_seed(0)
-    module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), sgd)
+    module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), optimizer=sgd)
     module.configure_model()
     before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
     trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), max_epochs=6)
@@ -89,7 +89,7 @@ def test_training_learns_the_pairs_and_changes_the_adapter_only(tiny_model, tmp_
 
 
 def test_validation_does_not_depend_on_the_batch_size(tiny_model, tmp_path):
-    module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), sgd)
+    module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), optimizer=sgd)
     ensemble = ReferenceEnsemble([AdapterOff()])
     make_trainer(tmp_path, ensemble, max_epochs=2).fit(module, make_datamodule(tmp_path, scored_rows(7)))
     results = [
@@ -123,7 +123,9 @@ def test_accumulated_steps_equal_one_large_step(tiny_model, tmp_path, rows):
     data, weights = [*scored_rows(rows - 1), TIED], []
     for size in (4, 2, 1):
         torch.manual_seed(0)
-        module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), lambda p: torch.optim.SGD(p, lr=0.05))
+        module = DPOModule(
+            lora_spec(tiny_model), DPO(beta=0.5), optimizer=lambda p: torch.optim.SGD(p, lr=0.05)
+        )
         trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), accumulate_grad_batches=4 // size)
         datamodule = make_datamodule(tmp_path, data, batch_size=size)
         datamodule.train_dataloader = in_order(datamodule)
@@ -139,7 +141,7 @@ def test_training_metrics_are_logged_over_the_steps_since_the_last_time(tiny_mod
     logged = {}
     for every in (1, 2):
         torch.manual_seed(0)
-        module = DPOModule(lora_spec(tiny_model), DPO(), sgd)
+        module = DPOModule(lora_spec(tiny_model), DPO(), optimizer=sgd)
         trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), log_every_n_steps=every)
         sink = trainer.logger = Sink()
         trainer.fit(module, make_datamodule(tmp_path, pair_rows(6), batch_size=1))
@@ -152,7 +154,9 @@ def test_training_metrics_are_logged_over_the_steps_since_the_last_time(tiny_mod
 
 
 def test_the_schedule_warms_up_over_a_share_of_the_steps(tiny_model, tmp_path):
-    module = DPOModule(lora_spec(tiny_model), DPO(), sgd, Schedule(name="linear", warmup=0.5))
+    module = DPOModule(
+        lora_spec(tiny_model), DPO(), optimizer=sgd, schedule=Schedule(name="linear", warmup=0.5)
+    )
     rates = []
 
     class Watch(Callback):
@@ -165,7 +169,7 @@ def test_the_schedule_warms_up_over_a_share_of_the_steps(tiny_model, tmp_path):
 
 
 def test_an_unknown_schedule_lists_the_known_ones(tiny_model, tmp_path):
-    module = DPOModule(lora_spec(tiny_model), DPO(), sgd, Schedule(name="cosinus"))
+    module = DPOModule(lora_spec(tiny_model), DPO(), optimizer=sgd, schedule=Schedule(name="cosinus"))
     with pytest.raises(ConfigError, match=r"cosine.*got 'cosinus'"):
         make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()])).fit(module, make_datamodule(tmp_path))
 
@@ -198,7 +202,7 @@ def test_pairs_are_missing_in_unpaired_rows(tiny_model, tmp_path):
 
 def test_unpaired_rows_train_kto(tiny_model, tmp_path):
     rows = [{"prompt": f"Say yes {n}.", "completion": f"Yes {n}.", "label": bool(n % 2)} for n in range(4)]
-    record, module = Record(), DPOModule(lora_spec(tiny_model), KTO(), sgd)
+    record, module = Record(), DPOModule(lora_spec(tiny_model), KTO(), optimizer=sgd)
     trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), record, max_epochs=3)
     trainer.fit(module, make_datamodule(tmp_path, rows))
     assert record.losses[0] == pytest.approx(0.5, abs=1e-6)
@@ -207,7 +211,7 @@ def test_unpaired_rows_train_kto(tiny_model, tmp_path):
 
 
 def test_reference_free_objectives_run_without_and_with_references_to_watch(tiny_model, tmp_path):
-    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO(), sgd)
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO(), optimizer=sgd)
     trainer = make_trainer(tmp_path)
     trainer.fit(module, make_datamodule(tmp_path))
     assert "val/kl_0" not in trainer.callback_metrics
@@ -235,7 +239,7 @@ class TwoReferencesAndAView(Objective):
 
 def test_two_references_and_a_second_view_arrive(tiny_model, tmp_path):
     objective = TwoReferencesAndAView()
-    module = PreferenceModule(lora_spec(tiny_model), objective, sgd)
+    module = PreferenceModule(lora_spec(tiny_model), objective, optimizer=sgd)
     trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff(), AdapterOff()]), limit_train_batches=1)
     trainer.fit(module, make_datamodule(tmp_path, scored_rows(4)))
     first = objective.seen[0]
@@ -258,7 +262,7 @@ def test_references_and_scores_stay_float32_in_half_precision(tiny_model, tmp_pa
             )
 
     rows = [{**row, "scores": [score + 0.31 for score in row["scores"]]} for row in scored_rows()]
-    module = DPOModule(lora_spec(tiny_model), DPO(), sgd)
+    module = DPOModule(lora_spec(tiny_model), DPO(), optimizer=sgd)
     trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), Watch(), precision=precision)
     trainer.fit(module, make_datamodule(tmp_path, rows))
     assert {kinds[:2] for kinds in seen} == {(torch.float32, torch.float32)}
@@ -271,7 +275,7 @@ def test_references_and_scores_stay_float32_in_half_precision(tiny_model, tmp_pa
 def test_a_checkpoint_holds_the_adapter_only_and_continues_a_run(tiny_model, tmp_path):
     def fit(epochs, checkpoint=None):
         torch.manual_seed(0)
-        module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), sgd)
+        module = DPOModule(lora_spec(tiny_model), DPO(beta=0.5), optimizer=sgd)
         trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), max_epochs=epochs)
         trainer.fit(module, make_datamodule(tmp_path), ckpt_path=checkpoint)
         trainer.save_checkpoint(tmp_path / "run.ckpt")
@@ -305,7 +309,7 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_model, tmp_path, spec, obje
 
 
 def test_the_checkpoint_of_a_fully_trained_model_is_whole(tiny_model, tmp_path):
-    module = ReferenceFreeModule(PolicySpec(name=str(tiny_model)), SimPO(), sgd)
+    module = ReferenceFreeModule(PolicySpec(name=str(tiny_model)), SimPO(), optimizer=sgd)
     trainer = make_trainer(tmp_path, limit_train_batches=1)
     trainer.fit(module, make_datamodule(tmp_path))
     assert set(module.state_dict()) == set(trained(module))

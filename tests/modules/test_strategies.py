@@ -54,7 +54,9 @@ def test_two_processes_do_what_one_does(together, tiny_model, tmp_path, name):
 def test_every_checkpoint_is_exported_for_plain_transformers(together, tiny_model, tmp_path, name):
     folder, ranks = together
     spec = {"name": str(tiny_model), **CASES[name].policy}
-    (tmp_path / "config.yaml").write_text(json.dumps({"model": {"init_args": {"policy": spec}}}))
+    objective = {"class_path": type(CASES[name].objective()).__qualname__}
+    described = {"model": {"init_args": {"policy": spec, "objective": objective}}, "data": {}, "trainer": {}}
+    (tmp_path / "config.yaml").write_text(json.dumps(described))
     checkpoint, out = folder / f"{name}.ckpt", tmp_path / "exported"
     assert checkpoint.is_dir() == (CASES[name].strategy == "shards")
     export_policy(checkpoint, out, merge=False, config=str(tmp_path / "config.yaml"))

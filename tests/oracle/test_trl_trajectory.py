@@ -134,7 +134,7 @@ def run_ours(tiny_model, adapter, folder, objective):
     module = DPOModule(
         PolicySpec(name=str(tiny_model), adapter=str(adapter)),
         objective,
-        lambda parameters: torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0),
     )
     record = Record()
     trainer = make_trainer(
