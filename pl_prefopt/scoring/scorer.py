@@ -19,7 +19,9 @@ from pl_prefopt.scoring.masks import FORMS, FULL, SLIDING, layer_kinds
 from pl_prefopt.types import ResponseLogProbs, TokenTree
 
 LayoutName = Literal["auto", "tree", "plain"]
+"""How prompts and responses are laid out in the model's input, see ``Scorer``."""
 HeadName = Literal["chunked", "fused"]
+"""How hidden states become log-probs, see ``Scorer``."""
 
 
 _HEADS: dict[HeadName, type[SplitHead]] = {"chunked": ChunkedHead, "fused": FusedHead}
