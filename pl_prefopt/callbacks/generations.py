@@ -70,7 +70,7 @@ class Generations(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the answers before training, unless a checkpoint brought them."""
-        if not self._writes or not trainer.enable_validation:
+        if not self._writes or not trainer.enable_validation or "val" not in _datamodule(trainer).datasets:
             return
         dialogues = self._dialogues(trainer)
         missing = {shown: prompt for shown, prompt in dialogues.items() if shown not in self._before}

@@ -218,7 +218,9 @@ def test_without_strength_a_run_is_the_plain_methods(tiny_model, tmp_path, refin
 
     module = SrModule(lora_spec(tiny_model), refined(beta=0.5, strength=0.0), optimizer=calmer)
     losses, *_ = run(tmp_path, module, [AdapterOff()])
-    expected, *_ = run(tmp_path, DPOModule(lora_spec(tiny_model), plain(beta=0.5), optimizer=calmer), [AdapterOff()])
+    expected, *_ = run(
+        tmp_path, DPOModule(lora_spec(tiny_model), plain(beta=0.5), optimizer=calmer), [AdapterOff()]
+    )
     assert losses == pytest.approx(expected, abs=1e-6)
 
 

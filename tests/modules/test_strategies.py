@@ -69,7 +69,7 @@ def test_every_checkpoint_is_exported_for_plain_transformers(together, tiny_mode
     for index in (0, 5):
         row = rows[index]
         found = [log_prob(model.eval(), tokenizer, row["prompt"], text) for text in row["responses"]]
-        # Plain transformers computes in float32 here, which bfloat16 is off from by a few parts in a thousand.
+        # Plain transformers computes in float32, which bfloat16 is off from by a few parts in a thousand.
         assert found == pytest.approx(trained[index], abs=2e-3 if CASES[name].exact else 0.3)
 
 
