@@ -31,7 +31,7 @@ from pl_prefopt.planning.plan import Plan
 from pl_prefopt.planning.sharing import Sharing
 from pl_prefopt.policies import sketch_frozen, sketch_policy, sketch_second_adapter
 from pl_prefopt.references import Held
-from pl_prefopt.scoring import Scorer, evaluating
+from pl_prefopt.scoring import Scorer, check_length, evaluating
 from pl_prefopt.types import PreferenceBatch
 
 
@@ -72,6 +72,8 @@ class Rehearsal:
             DataError: if the batch is longer than the model takes.
         """
         policy = self._sketch()
+        for tree in self.batch.trees.values():
+            check_length(policy, tree)  # fake tensors have no lengths to check
         weights = list(policy.parameters())
         counts = [sum(weight.numel() for weight in some) for some in (weights, _trained(weights))]
         gathered = gathered_bytes(policy, self.compute) if self.sharing.shards > 1 else 0

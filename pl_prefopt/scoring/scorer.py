@@ -55,7 +55,7 @@ class Scorer:
 
     def __call__(self, model: nn.Module, tree: TokenTree) -> ResponseLogProbs:
         """Return the log-probs of each response of ``tree``, float32 [B, R], with gradient if enabled."""
-        _check_length(model, tree)
+        check_length(model, tree)
         head = self._head or self._decide(model, tree.prompt_ids.device)
         layout = self._shared or PlainLayout()
         log_probs = layout.token_log_probs(model, tree, head)
@@ -94,7 +94,12 @@ class Scorer:
         return self._head
 
 
-def _check_length(model: nn.Module, tree: TokenTree) -> None:
+def check_length(model: nn.Module, tree: TokenTree) -> None:
+    """Refuse a prompt and a response that are longer together than the model takes.
+
+    Raises:
+        DataError: naming both lengths and the limit.
+    """
     config = base_model(model).config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     # The shapes cost nothing to look at, but the longest prompt and response may be of different rows.

@@ -66,7 +66,7 @@ class LossCourse(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note the step's loss."""
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+        self.losses.append(float(outputs["loss"]))
 
     def summary(self) -> Metrics:
         """Return the first, the last, the least and the greatest loss, and how many were no numbers."""

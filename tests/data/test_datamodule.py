@@ -186,9 +186,9 @@ def test_the_largest_batch_within_a_limit_on_tokens_is_one_that_comes(make):
     data.prepare_data()
     data.setup("fit")
     lengths = data.datasets["train"].lengths
-    tokens = [sum(lengths[batch.index]) for batch in data.train_dataloader()]
+    tokens = [sum(lengths[batch.index.numpy()]) for batch in data.train_dataloader()]
     assert len(tokens) > 1
-    assert sum(lengths[data.largest_batch().index]) == max(tokens) <= 120
+    assert sum(lengths[data.largest_batch().index.numpy()]) == max(tokens) <= 120
 
 
 @pytest.mark.parametrize(("limit", "rows"), [(None, 4), (100, 3), (30, 1), (5, 1)])
