@@ -164,9 +164,8 @@ class PrefOptCLI(LightningCLI):
             default_root_dir=asked["default_root_dir"] or str(self.run_folder),
             **kwargs,
         )
-        if (
-            type(trainer.strategy.checkpoint_io) is TorchCheckpointIO
-        ):  # the default; who asked for another has it
+        # The default is replaced; who asked for another has it.
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
 
