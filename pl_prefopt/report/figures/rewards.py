@@ -25,17 +25,13 @@ def margin_against_gap(subjects: Sequence[Subject]) -> Panel:
         if not len(chosen):
             continue
         hover = [excerpt(subject.predictions[pairs.prompt[place]].prompt) for place in chosen]
-        style = trace_style(subject, opacity=0.55)
-        style["marker"] |= {"size": 6}
         figure.add_trace(
-            go.Scatter(
+            _dots(
+                subject,
                 x=pairs.gap[chosen],
                 y=pairs.margin[chosen],
-                mode="markers",
-                customdata=hover,
-                hovertemplate="%{customdata}<br>score gap %{x:.3g}<br>margin %{y:.3g} nats"
-                f"<extra>{style['name']}</extra>",
-                **style,
+                hover=hover,
+                shown="score gap %{x:.3g}<br>margin %{y:.3g} nats",
             )
         )
     return Panel(
@@ -59,18 +55,14 @@ def reward_against_length(subjects: Sequence[Subject]) -> Panel:
         if not items:
             continue
         length, reward = np.array([(response.length, response.reward) for _, response in items]).T
-        style = trace_style(subject, opacity=0.55)
-        style["marker"] |= {"size": 6}
-        style["name"] += f" ({_correlation(length, reward)})"
         figure.add_trace(
-            go.Scatter(
+            _dots(
+                subject,
                 x=length[chosen],
                 y=reward[chosen],
-                mode="markers",
-                customdata=[excerpt(items[place][1].messages) for place in chosen],
-                hovertemplate="%{customdata}<br>%{x} tokens<br>reward %{y:.3g} nats"
-                f"<extra>{style['legendgroup']}</extra>",
-                **style,
+                hover=[excerpt(items[place][1].messages) for place in chosen],
+                shown="%{x} tokens<br>reward %{y:.3g} nats",
+                remark=f" ({_correlation(length, reward)})",
             )
         )
     return Panel(
@@ -124,6 +116,24 @@ def reward_by_label(subjects: Sequence[Subject]) -> Panel | None:
         how="The box holds the middle half of the rewards, the whiskers 90 %; desirable ones should stand "
         "higher.",
         figure=figure,
+    )
+
+
+def _dots(
+    subject: Subject, *, x: Floats, y: Floats, hover: Sequence[str], shown: str, remark: str = ""
+) -> go.Scatter:
+    """Return a run's dots: ``hover`` is each one's text, ``shown`` its numbers, ``remark`` for the legend."""
+    style = trace_style(subject, opacity=0.55)
+    style["marker"] |= {"size": 6}
+    run = style["name"]
+    style["name"] += remark
+    return go.Scatter(
+        x=x,
+        y=y,
+        mode="markers",
+        customdata=hover,
+        hovertemplate=f"%{{customdata}}<br>{shown}<extra>{run}</extra>",
+        **style,
     )
 
 
