@@ -36,6 +36,8 @@ class TokenTree:
             the host so that nobody has to ask a GPU for them.
         response_lengths: each prompt's number of response tokens, over all its responses together.
         common: with how many of the same tokens all B prompts begin.
+        known: with how many tokens of its row's plain prompt each prompt begins, never all of its own;
+            empty in a plain tree.
     """
 
     prompt_ids: Tensor
@@ -46,6 +48,7 @@ class TokenTree:
     prompt_lengths: tuple[int, ...] = ()
     response_lengths: tuple[int, ...] = ()
     common: int = -1
+    known: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.common < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,21 @@ def collate(encoded: Sequence[EncodedRow]) -> TokenTree:
         response_mask=torch.from_numpy(response_mask),
         counted_mask=torch.from_numpy(counted),
     )
+
+
+def beside(plain: TokenTree, view: TokenTree) -> TokenTree:
+    """Return ``view`` with the number of tokens that each of its prompts has in common with the plain one.
+
+    Args:
+        plain: a batch's rows as they are, on the host.
+        view: the same rows in another rendering.
+    """
+    both = min(plain.prompt_ids.shape[1], view.prompt_ids.shape[1])
+    same = (plain.prompt_ids[:, :both] == view.prompt_ids[:, :both]) & plain.prompt_mask[:, :both]
+    lengths = same.cumprod(dim=1).sum(dim=1).tolist()
+    # The last one predicts the first token of a response, so it is computed in any case.
+    known = [min(length, most - 1) for length, most in zip(lengths, view.prompt_lengths, strict=True)]
+    return dataclasses.replace(view, known=tuple(known))
 
 
 def _empty(*shape: int, dtype: type = np.bool_) -> npt.NDArray[Any]:

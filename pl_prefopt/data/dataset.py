@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from pl_prefopt.data.arrow import Table, read_tokens
 from pl_prefopt.data.cache import Cache
-from pl_prefopt.data.collate import collate
+from pl_prefopt.data.collate import beside, collate
 from pl_prefopt.data.renderer import Renderer
 from pl_prefopt.data.report import OnBadRow, RowsSummary, write_report
 from pl_prefopt.data.store import RowStore, TokenStore, ViewedRows, store_tokens
@@ -170,6 +170,9 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         real = torch.tensor([index >= 0 for index in indices])
         present, scores = _scores(rows, real)
         names = [PLAIN, *self.views] if views is None else views
+        trees = {name: self._tree(name, numbers) for name in names}
+        if PLAIN in trees:
+            trees |= {name: beside(trees[PLAIN], tree) for name, tree in trees.items() if name != PLAIN}
         return PreferenceBatch(
             index=torch.tensor(numbers, dtype=torch.int64),
             split=self.split,
@@ -177,7 +180,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             present=present,
             scores=scores,
             graded=torch.tensor([row.graded for row in rows]) & real,
-            trees={name: self._tree(name, numbers) for name in names},
+            trees=trees,
         )
 
     def longer_than(self, limit: int) -> list[int]:

@@ -28,7 +28,7 @@ from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import PolicySpec, build_policy, check_shardable, shard
 from pl_prefopt.rows import PreferenceRow
-from pl_prefopt.scoring import HeadName, LayoutName, Scorer, evaluating
+from pl_prefopt.scoring import HeadName, History, LayoutName, Scorer, evaluating
 from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch, ViewLogProbs
 from pl_prefopt.views import View
 
@@ -163,13 +163,14 @@ class PreferenceModule(LightningModule):
 
     def score(self, batch: PreferenceBatch) -> ScoredBatch:
         """Return the policy's log-probs, with gradient, beside those that the references wrote."""
+        history = self.scorer.history(self.policy, batch.index.device) if self.views else None
         return ScoredBatch(
-            policy=self.scorer(self.policy, batch.trees[PLAIN]),
+            policy=self.scorer(self.policy, batch.trees[PLAIN], leave=history),
             references=batch.reference_logps,
             scores=batch.scores,
             present=batch.present,
             graded=batch.graded,
-            views={name: self._score_view(batch, name) for name in self.views},
+            views={name: self._score_view(batch, name, history) for name in self.views},
         )
 
     def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
@@ -236,12 +237,12 @@ class PreferenceModule(LightningModule):
         return scored, outcome
 
     @torch.no_grad()
-    def _score_view(self, batch: PreferenceBatch, name: str) -> ViewLogProbs:
+    def _score_view(self, batch: PreferenceBatch, name: str, history: History | None) -> ViewLogProbs:
         tree = batch.trees[name]
         present = tree.response_mask.any(dim=-1) & batch.present.any(dim=-1, keepdim=True)
         references = batch.references.get(name, batch.scores.new_empty((0, *present.shape)))
         with evaluating(self.policy):  # an offset should not depend on an adapter's dropout
-            log_probs = self.scorer(self.policy, tree)
+            log_probs = self.scorer(self.policy, tree, after=history)
         return ViewLogProbs(policy=log_probs, references=references, present=present)
 
     def _log_metrics(self, stage: str, others: Mapping[str, Tensor] = _NOTHING) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_prefopt.scoring.heads import Head
+from pl_prefopt.scoring.history import History
 from pl_prefopt.scoring.inputs import left_padded, on_device
 from pl_prefopt.scoring.masks import Branches, for_model
 from pl_prefopt.scoring.packing import pack
@@ -50,25 +53,55 @@ class TreeLayout(Layout):
     also to its prompt, and positions count on along each such branch. For models whose attention takes a
     mask [N, 1, L, L] and whose positions are given by ``position_ids``; layers with a sliding window get a
     mask of their own.
+
+    After a history, the tokens that each prompt is known to begin with are not computed: their keys and
+    values stand in front of the row.
     """
 
-    def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
-        """Return float32 [B, R, T]; the values at padding are 0."""
-        places = Places.of(tree)
+    def token_log_probs(
+        self,
+        model: nn.Module,
+        tree: TokenTree,
+        head: Head,
+        *,
+        leave: History | None = None,
+        after: History | None = None,
+    ) -> Tensor:
+        """Return float32 [B, R, T]; the values at padding are 0.
+
+        Args:
+            model: the policy or a reference.
+            tree: B prompts and their responses.
+            head: what makes log-probs of hidden states.
+            leave: written, for a later pass.
+            after: read, of the pass over the trees that ``tree.known`` tells of.
+        """
+        places = Places.of(tree, read=after is not None and _pays(tree))
         branches = places.branches(tree)
         shape, padding = tree.response_ids.shape, ~tree.response_mask.flatten()
         # The response tokens in order, without padding; how many there are, the host knows.
         token = padding.to(torch.uint8).argsort(stable=True)[: sum(tree.response_lengths)]
+        inputs: dict[str, Any] = {}
+        if places.read and after is not None:
+            inputs["past_key_values"] = after.read_at(places.recalled(after))
+        elif leave is not None:
+            inputs["past_key_values"] = leave.written_at(places.prompt)
         log_probs = head.log_probs(
             model,
             tree.response_ids.flatten()[token],
-            _predicting(tree, places).flatten()[token],
+            places.computed(_predicting(tree, places).flatten()[token]),
             0,
-            input_ids=places.spread(tree.prompt_ids, tree.response_ids, padding=0),
+            input_ids=places.spread(tree.prompt_ids, tree.response_ids, padding=0)[:, places.read :],
             attention_mask=for_model(branches, model),
-            position_ids=branches.position,
+            position_ids=branches.position[:, places.read :],
+            **inputs,
         )
         return log_probs.new_zeros(shape.numel()).scatter(0, token, log_probs).view(shape)
+
+
+def _pays(tree: TokenTree) -> bool:
+    """Tell whether more tokens are saved by reading what is known than by sharing what is common."""
+    return sum(tree.known) > tree.common * (len(tree.known) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +114,8 @@ class Places:
         prompt_end: int64 [B], each prompt's last token.
         rows: N.
         width: L.
+        read: the number of each row's first columns whose keys and values are read from a history.
+        common: how many first tokens of all prompts stand once a row.
     """
 
     prompt: Tensor
@@ -88,56 +123,97 @@ class Places:
     prompt_end: Tensor
     rows: int
     width: int
+    read: int
+    common: int
 
     @classmethod
-    def of(cls, tree: TokenTree) -> Places:
-        """Pack the trees of a batch; the host knows their sizes, so no GPU is asked for anything."""
-        common = tree.common
-        lengths = [sum(pair) for pair in zip(tree.prompt_lengths, tree.response_lengths, strict=True)]
-        packing = pack(lengths, common)
-        firsts = [row * packing.width for row in packing.row]
-        own = [first + start - common for first, start in zip(firsts, packing.start, strict=True)]
-        sides = on_device([firsts, own, tree.prompt_lengths], tree.prompt_ids.device)
+    def of(cls, tree: TokenTree, *, read: bool = False) -> Places:
+        """Pack the trees of a batch; the host knows their sizes, so no GPU is asked for anything.
+
+        Args:
+            tree: the batch.
+            read: put the tokens that are known before a row's others, to be read.
+        """
+        sizes = [sum(pair) for pair in zip(tree.prompt_lengths, tree.response_lengths, strict=True)]
+        if read:
+            common, heads = 0, tree.known
+            packing = pack([size - head for size, head in zip(sizes, heads, strict=True)], common)
+            head_starts, before = _side_by_side(packing.row, heads)
+        else:
+            common, before = tree.common, 0
+            heads, head_starts = (common,) * len(sizes), [0] * len(sizes)
+            packing = pack(sizes, common)
+        width = before + packing.width
+        firsts = [row * width + start for row, start in zip(packing.row, head_starts, strict=True)]
+        behinds = [
+            row * width + before + start - head
+            for row, start, head in zip(packing.row, packing.start, heads, strict=True)
+        ]
+        sides = on_device([heads, firsts, behinds, tree.prompt_lengths], tree.prompt_ids.device)
 
         def placed(number: Tensor) -> Tensor:
             """Return the places of the tokens with these numbers, counted from each tree's first."""
-            shape = (-1,) + (1,) * (number.dim() - 1)
-            first, behind, _ = sides.unbind()
-            return number + torch.where(number < common, first.view(shape), behind.view(shape))
+            head, first, behind, _ = sides.view(4, -1, *(1,) * (number.dim() - 1)).unbind()
+            return number + torch.where(number < head, first, behind)
 
-        prompt_length, nowhere = sides[2], packing.rows * packing.width
-        before = tree.response_mask.flatten(1).cumsum(dim=1).view(tree.response_mask.shape) - 1
+        prompt_length, nowhere = sides[3], packing.rows * width
+        counted = tree.response_mask.flatten(1).cumsum(dim=1).view(tree.response_mask.shape) - 1
         prompt = placed(tree.prompt_mask.cumsum(dim=1) - 1)
-        response = placed(before + prompt_length.view(-1, 1, 1))
+        response = placed(counted + prompt_length.view(-1, 1, 1))
         return cls(
             prompt=prompt.masked_fill(~tree.prompt_mask, nowhere),
             response=response.masked_fill(~tree.response_mask, nowhere),
             prompt_end=placed(prompt_length - 1),
             rows=packing.rows,
-            width=packing.width,
+            width=width,
+            read=before,
+            common=common,
         )
 
     def spread(self, prompt: Tensor, response: Tensor, *, padding: int) -> Tensor:
         """Put values of prompt tokens [B, P] and response tokens [B, R, T] to their places in [N, L]."""
-        size = self.rows * self.width
         places = torch.cat([self.prompt.flatten(), self.response.flatten()])
-        values = torch.cat([prompt.flatten(), response.flatten()])
-        laid = values.new_full((size + 1,), padding).scatter(0, places, values)
-        return laid[:size].view(self.rows, self.width)
+        return self._laid(places, torch.cat([prompt.flatten(), response.flatten()]), padding)
+
+    def computed(self, place: Tensor) -> Tensor:
+        """Return where these places are among the columns that are computed, row · (L - read) + column."""
+        return place - (place // self.width + 1) * self.read
+
+    def recalled(self, history: History) -> Tensor:
+        """Return where in ``history`` the tokens stand that are read, int64 [N, read]."""
+        assert history.places is not None, "a history is read after it was written"
+        both = min(self.prompt.shape[1], history.places.shape[1])
+        source = self._laid(self.prompt[:, :both].flatten(), history.places[:, :both].flatten(), 0)
+        return source[:, : self.read]
 
     def branches(self, tree: TokenTree) -> Branches:
         """Return which branch each place belongs to."""
         batch, responses = tree.response_ids.shape[:2]
         trunk = 1 + torch.arange(batch, device=self.prompt.device) * (responses + 1)
         number = torch.arange(tree.prompt_ids.shape[1], device=self.prompt.device)
-        prompt = torch.where(number < tree.common, 0, trunk.unsqueeze(1))
+        prompt = torch.where(number < self.common, 0, trunk.unsqueeze(1))
         own = trunk.unsqueeze(1) + torch.arange(1, responses + 1, device=trunk.device)
         shape = tree.response_ids.shape
         return Branches(
             own=self.spread(prompt, own.unsqueeze(2).expand(shape), padding=-1),
             trunk=self.spread(prompt, trunk.view(-1, 1, 1).expand(shape), padding=-1),
             position=self.spread(*_positions(tree), padding=0),
+            read=self.read,
         )
+
+    def _laid(self, places: Tensor, values: Tensor, padding: int) -> Tensor:
+        size = self.rows * self.width
+        return values.new_full((size + 1,), padding).scatter(0, places, values)[:size].view(self.rows, -1)
+
+
+def _side_by_side(rows: Sequence[int], lengths: Sequence[int]) -> tuple[list[int], int]:
+    """Return the column at which each stretch begins in its row, and the width of the longest row."""
+    ends: Counter[int] = Counter()
+    starts = []
+    for row, length in zip(rows, lengths, strict=True):
+        starts.append(ends[row])
+        ends[row] += length
+    return starts, max(ends.values())
 
 
 def _positions(tree: TokenTree) -> tuple[Tensor, Tensor]:

@@ -23,11 +23,13 @@ class Branches:
         own: int64 [N, L], the branch of each token: 0 is what all prompts have in common, -1 padding.
         trunk: int64 [N, L], the branch of its prompt.
         position: int64 [N, L], the position ids.
+        read: the number of first columns that hold keys and values only, and ask for nothing.
     """
 
     own: Tensor
     trunk: Tensor
     position: Tensor
+    read: int = 0
 
     def visible(self, row: Tensor, query: Tensor, key: Tensor, window: int | None = None) -> Tensor:
         """Tell whether the token at ``query`` may attend to the one at ``key``.
@@ -68,10 +70,10 @@ def layer_kinds(config: Any) -> set[str]:
 
 
 def dense(branches: Branches, window: int | None) -> Tensor:
-    """Return the mask as bool [N, 1, L, L]."""
+    """Return the mask as bool [N, 1, L - read, L]."""
     rows, width = branches.own.shape
     row, place = (torch.arange(count, device=branches.own.device) for count in (rows, width))
-    return branches.visible(row.view(-1, 1, 1, 1), place.view(-1, 1), place, window)
+    return branches.visible(row.view(-1, 1, 1, 1), place[branches.read :].view(-1, 1), place, window)
 
 
 def _for_sdpa(branches: Branches, model: nn.Module, window: int | None) -> Tensor:
@@ -101,10 +103,11 @@ def _for_flex_attention(branches: Branches, model: nn.Module, window: int | None
     rows, width = branches.own.shape
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return branches.visible(row, query, key, window)
+        return branches.visible(row, query + branches.read, key, window)
 
     device = branches.own.device
-    return create_block_mask(visible, rows, None, width, width, device=device, _compile=device.type == "cuda")
+    queries, compiled = width - branches.read, device.type == "cuda"
+    return create_block_mask(visible, rows, None, queries, width, device=device, _compile=compiled)
 
 
 FORMS: dict[str, Callable[[Branches, nn.Module, int | None], Any]] = {

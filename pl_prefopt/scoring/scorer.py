@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.scoring.heads import ChunkedHead, FusedHead, Head, SplitHead, WholeLogits
+from pl_prefopt.scoring.history import History, can_leave
 from pl_prefopt.scoring.inputs import accepts, base_model
 from pl_prefopt.scoring.layouts import Layout, PlainLayout, TreeLayout
 from pl_prefopt.scoring.masks import FORMS, FULL, SLIDING, layer_kinds
@@ -52,25 +54,60 @@ class Scorer:
         self._split_head = _HEADS[head]
         self._shared: TreeLayout | None = None
         self._head: Head | None = None
+        self._remembers: bool | None = None
 
-    def __call__(self, model: nn.Module, tree: TokenTree) -> ResponseLogProbs:
-        """Return the log-probs of each response of ``tree``, float32 [B, R], with gradient if enabled."""
+    def __call__(
+        self,
+        model: nn.Module,
+        tree: TokenTree,
+        *,
+        leave: History | None = None,
+        after: History | None = None,
+    ) -> ResponseLogProbs:
+        """Return the log-probs of each response of ``tree``, float32 [B, R], with gradient if enabled.
+
+        Args:
+            model: the policy or a reference.
+            tree: B prompts and their responses.
+            leave: what ``history`` returned, to be written.
+            after: the same, when it was written by a pass of the same model over the rows' plain trees: what
+                ``tree.known`` says that prompts begin with is not computed again.
+        """
         check_length(model, tree)
         head = self._head or self._decide(model, tree.prompt_ids.device)
-        layout = self._shared or PlainLayout()
-        log_probs = layout.token_log_probs(model, tree, head)
+        if self._shared is None:
+            log_probs = PlainLayout().token_log_probs(model, tree, head)
+        else:
+            log_probs = self._shared.token_log_probs(model, tree, head, leave=leave, after=after)
         counted = tree.counted_mask
         return ResponseLogProbs(
             sum=log_probs.masked_fill(~counted, 0.0).sum(dim=-1),
             length=counted.sum(dim=-1),
         )
 
+    def history(self, model: nn.Module, device: torch.device) -> History | None:
+        """Return a history to be written, or ``None`` where a second pass computes everything again.
+
+        That is so where layouts are plain, with dropout, with gradient checkpointing, and where a probe finds
+        that the model's second pass would give other numbers.
+        """
+        head = self._head or self._decide(model, device)
+        if self._shared is None or not can_leave(model):
+            return None
+        if self._remembers is None:
+            tried, known = (_Continued(), head), (self._shared, head)
+            obstacle = _disagreement(model, device, tried, known, "keys and values of an earlier pass")
+            self._remembers = obstacle is None
+            if obstacle:
+                warnings.warn(f"A second view is computed from its start, because {obstacle}.", stacklevel=3)
+        return History() if self._remembers else None
+
     def presume(self, model: nn.Module) -> None:
         """Decide without a probe, for a model without numbers: as if both ways always agreed.
 
         A fused head is presumed to be the chunked one, which takes more.
         """
-        self._head = ChunkedHead()
+        self._head, self._remembers = ChunkedHead(), True
         if self.layout == "tree" or (self.layout == "auto" and _obstacle(model) is None):
             self._shared = TreeLayout()
 
@@ -92,6 +129,16 @@ class Scorer:
         else:
             self._shared = shared
         return self._head
+
+
+class _Continued(TreeLayout):
+    """A pass that begins with what another one left, of all prompt tokens but the last."""
+
+    def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head, **histories: Any) -> Tensor:
+        history = History()
+        super().token_log_probs(model, tree, head, leave=history)
+        known = tuple(length - 1 for length in tree.prompt_lengths)
+        return super().token_log_probs(model, dataclasses.replace(tree, known=known), head, after=history)
 
 
 def check_length(model: nn.Module, tree: TokenTree) -> None:

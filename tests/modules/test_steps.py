@@ -15,7 +15,7 @@ from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.modules import DPOModule, PreferenceModule, ReferenceFreeModule, Schedule
 from pl_prefopt.modules import base as module_base
-from pl_prefopt.objectives import DPO, IPO, KTO, Needs, Objective, SimPO
+from pl_prefopt.objectives import DPO, IPO, KTO, Needs, Objective, SimPO, SrDPO
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import AdapterOff
 from pl_prefopt.types import Outcome
@@ -314,3 +314,26 @@ def test_the_checkpoint_of_a_fully_trained_model_is_whole(tiny_model, tmp_path):
     trainer.fit(module, make_datamodule(tmp_path))
     assert set(module.state_dict()) == set(trained(module))
     assert isinstance(module.policy, nn.Module)
+
+
+@pytest.mark.parametrize("objective", [KTO, SrDPO])
+def test_second_views_read_what_the_first_pass_left_and_change_nothing(objective, tiny_model, tmp_path):
+    rows: list = pair_rows(6)
+    for number, row in enumerate(rows):
+        texts = [f"{number} times hello!", "Good day to you.", row["prompt"]]
+        roles = ["user", "assistant", "user"]
+        row["prompt"] = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    datamodule = make_datamodule(tmp_path, rows)
+    module = PreferenceModule(lora_spec(tiny_model), objective(), optimizer=sgd)
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), limit_train_batches=1)
+    trainer.fit(module, datamodule=datamodule)
+    batch, computed, scored = datamodule.datasets["train"].batch([0, 2, 4]), [], []
+    module.policy.get_input_embeddings().register_forward_hook(lambda *seen: computed.append(seen[1][0]))
+    for module.scorer._remembers in (True, False):
+        with torch.no_grad():
+            scored.append(module.score(batch))
+    (name,) = module.views
+    _, after_history, _, from_the_start = (ids.numel() for ids in computed)
+    assert after_history < from_the_start
+    torch.testing.assert_close(scored[0].views[name].policy.sum, scored[1].views[name].policy.sum)
+    torch.testing.assert_close(scored[0].policy.sum, scored[1].policy.sum)

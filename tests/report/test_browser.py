@@ -82,10 +82,11 @@ def test_it_is_drawn_sorted_searched_and_hovered(browser, report):
     point.scroll_into_view_if_needed()
     point.hover(force=True)
     page.wait_for_selector("#margin_gap .hovertext", state="attached")
-    # The hostile prompt, shown letter by letter. A late answer to the mouse may hide it: so it is shown until it stays.
+    # The hostile prompt, shown letter by letter; again, should a late answer to the mouse have hidden it.
     page.wait_for_function(
         """() => {
-            Plotly.Fx.hover(document.querySelector("#margin_gap .figure"), [{curveNumber: 0, pointNumber: 0}]);
+            const figure = document.querySelector("#margin_gap .figure");
+            Plotly.Fx.hover(figure, [{curveNumber: 0, pointNumber: 0}]);
             const label = document.querySelector("#margin_gap .hovertext");
             return label && label.textContent.includes("</script><script>window.hurt");
         }"""

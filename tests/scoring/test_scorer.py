@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.machinery
 import importlib.util
@@ -14,8 +15,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, Gemma2Config, GraniteConfig
 
+from pl_prefopt.data.collate import beside
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.scoring import Scorer, heads, packing
+from pl_prefopt.scoring import Scorer, heads, history, packing
 from pl_prefopt.scoring.layouts import TreeLayout
 from pl_prefopt.types import TokenTree
 from tests.scoring.architectures import CONFIGS, VOCABULARY, build
@@ -336,3 +338,74 @@ def test_sliding_windows_share_their_prompts_too(name):
         gap = (one_by_one(model, tree) - one_by_one(wide, tree)).abs().max()
     assert isinstance(scorer._shared, TreeLayout)
     assert gap > 0.01, "the window must matter for these lengths, or the test shows nothing"
+
+
+def beginning_alike(plain: TokenTree, known, *, seed: int) -> TokenTree:
+    """Another tree, whose prompts have ``known`` first tokens from ``plain``'s and differ behind them."""
+    tree = ragged_tree([length + 3 for length in known], RESPONSES, seed=seed)
+    for row, length in enumerate(known):
+        tree.prompt_ids[row, :length] = plain.prompt_ids[row, :length]
+        tree.prompt_ids[row, length] = (plain.prompt_ids[row] + 1)[length % plain.prompt_ids.shape[1]]
+    return beside(plain, dataclasses.replace(tree, common=-1))
+
+
+@pytest.mark.parametrize("even_width", [1, 10**6], ids=["narrow rows", "one row"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_second_view_begins_with_what_the_first_one_left(name, attention, even_width, monkeypatch):
+    monkeypatch.setattr(packing, "EVEN_WIDTH", even_width)
+    model, scorer, plain = build(name, attention), Scorer("tree"), ragged_tree([6, 4, 5], common=1)
+    view = beginning_alike(plain, [6, 0, 4], seed=1)
+    left = scorer.history(model, torch.device("cpu"))
+    scorer(model, plain, leave=left)  # with a graph, as in training
+    computed = []
+    model.get_input_embeddings().register_forward_hook(lambda *seen: computed.append(seen[1][0]))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            scorer(model, view, after=left).sum, one_by_one(model, view), atol=2e-4, rtol=1e-5
+        )
+    assert view.known == (6, 0, 4)
+    if even_width == 10**6:
+        assert computed[0].shape == (1, sum(view.prompt_lengths + view.response_lengths) - sum(view.known))
+
+
+def test_flex_attention_after_a_history():
+    plain, scorer, model = ragged_tree([6, 4, 5]), Scorer(), build("gemma3_window_4", "flex_attention")
+    view = beginning_alike(plain, [6, 0, 4], seed=1)
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        left = scorer.history(model, torch.device("cpu"))
+        scorer(model, plain, leave=left)
+        found = scorer(model, view, after=left).sum
+    assert left is not None
+    expected = one_by_one(build("gemma3_window_4"), view)
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-5)
+
+
+def with_dropout(model):
+    settings = LoraConfig(target_modules="all-linear", lora_dropout=0.1, task_type="CAUSAL_LM")
+    return get_peft_model(model, settings)
+
+
+def with_attention_dropout(model):
+    model.config.attention_dropout = 0.1
+    return model
+
+
+def with_checkpointing(model):
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+@pytest.mark.parametrize("change", [with_dropout, with_attention_dropout, with_checkpointing])
+def test_nothing_is_left_in_training_that_would_differ_or_is_not_kept(change):
+    model, scorer, device = change(build("llama")), Scorer(), torch.device("cpu")
+    assert scorer.history(model.train(), device) is None
+    assert scorer.history(model.eval(), device) is not None
+
+
+def test_a_model_that_would_not_read_its_history_says_so(monkeypatch):
+    monkeypatch.setattr(history._Reader, "update", lambda self, keys, values, *others: (keys, values))
+    scorer, device = Scorer(), torch.device("cpu")
+    with pytest.warns(UserWarning, match="from its start, because LlamaForCausalLM refuses keys and values"):
+        assert scorer.history(build("llama"), device) is None
+    assert scorer.history(build("llama"), device) is None, "asked once"
