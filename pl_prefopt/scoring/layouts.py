@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +13,7 @@ from pl_prefopt.scoring.heads import Head
 from pl_prefopt.scoring.history import History
 from pl_prefopt.scoring.inputs import left_padded, on_device
 from pl_prefopt.scoring.masks import Branches, for_model
-from pl_prefopt.scoring.packing import pack
+from pl_prefopt.scoring.packing import pack, pack_behind
 from pl_prefopt.types import TokenTree
 
 
@@ -101,7 +99,7 @@ class TreeLayout(Layout):
 
 def _pays(tree: TokenTree) -> bool:
     """Tell whether more tokens are saved by reading what is known than by sharing what is common."""
-    return sum(tree.known) > tree.common * (len(tree.known) - 1)
+    return sum(tree.known) > tree.common * (len(tree.prompt_lengths) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,28 +133,19 @@ class Places:
             read: put the tokens that are known before a row's others, to be read.
         """
         sizes = [sum(pair) for pair in zip(tree.prompt_lengths, tree.response_lengths, strict=True)]
-        if read:
-            common, heads = 0, tree.known
-            packing = pack([size - head for size, head in zip(sizes, heads, strict=True)], common)
-            head_starts, before = _side_by_side(packing.row, heads)
-        else:
-            common, before = tree.common, 0
-            heads, head_starts = (common,) * len(sizes), [0] * len(sizes)
-            packing = pack(sizes, common)
-        width = before + packing.width
-        firsts = [row * width + start for row, start in zip(packing.row, head_starts, strict=True)]
-        behinds = [
-            row * width + before + start - head
-            for row, start, head in zip(packing.row, packing.start, heads, strict=True)
-        ]
-        sides = on_device([heads, firsts, behinds, tree.prompt_lengths], tree.prompt_ids.device)
+        packing = pack_behind(sizes, tree.known) if read else pack(sizes, tree.common)
+        firsts, behinds = (
+            [row * packing.width + column for row, column in zip(packing.row, columns, strict=True)]
+            for columns in (packing.head_start, packing.start)
+        )
+        sides = on_device([packing.head, firsts, behinds, tree.prompt_lengths], tree.prompt_ids.device)
 
         def placed(number: Tensor) -> Tensor:
             """Return the places of the tokens with these numbers, counted from each tree's first."""
             head, first, behind, _ = sides.view(4, -1, *(1,) * (number.dim() - 1)).unbind()
-            return number + torch.where(number < head, first, behind)
+            return torch.where(number < head, first + number, behind + number - head)
 
-        prompt_length, nowhere = sides[3], packing.rows * width
+        prompt_length, nowhere = sides[3], packing.rows * packing.width
         counted = tree.response_mask.flatten(1).cumsum(dim=1).view(tree.response_mask.shape) - 1
         prompt = placed(tree.prompt_mask.cumsum(dim=1) - 1)
         response = placed(counted + prompt_length.view(-1, 1, 1))
@@ -165,9 +154,9 @@ class Places:
             response=response.masked_fill(~tree.response_mask, nowhere),
             prompt_end=placed(prompt_length - 1),
             rows=packing.rows,
-            width=width,
-            read=before,
-            common=common,
+            width=packing.width,
+            read=packing.read,
+            common=0 if read else tree.common,
         )
 
     def spread(self, prompt: Tensor, response: Tensor, *, padding: int) -> Tensor:
@@ -204,16 +193,6 @@ class Places:
     def _laid(self, places: Tensor, values: Tensor, padding: int) -> Tensor:
         size = self.rows * self.width
         return values.new_full((size + 1,), padding).scatter(0, places, values)[:size].view(self.rows, -1)
-
-
-def _side_by_side(rows: Sequence[int], lengths: Sequence[int]) -> tuple[list[int], int]:
-    """Return the column at which each stretch begins in its row, and the width of the longest row."""
-    ends: Counter[int] = Counter()
-    starts = []
-    for row, length in zip(rows, lengths, strict=True):
-        starts.append(ends[row])
-        ends[row] += length
-    return starts, max(ends.values())
 
 
 def _positions(tree: TokenTree) -> tuple[Tensor, Tensor]:
