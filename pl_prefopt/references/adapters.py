@@ -92,7 +92,8 @@ class NamedAdapter(Reference):
                 f"'{self.folder}'."
             )
         if self.name not in policy.peft_config:
-            policy.load_adapter(self.folder, adapter_name=self.name, is_trainable=False)
+            with evaluating(policy):  # PEFT leaves all parts so, and the policy would train without dropout
+                policy.load_adapter(self.folder, adapter_name=self.name, is_trainable=False)
 
     def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
         """Return float32 [B, R] sums of log-probs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,6 +128,18 @@ def test_a_named_adapter_leaves_the_policy_as_it_was(tiny_model, adapter, tmp_pa
     assert trained
     assert all(".default." in name for name in trained)
     assert set(module.state_dict()) == set(trained)
+
+
+def test_a_named_adapter_leaves_every_part_in_its_mode(tiny_model, adapter):
+    policy = build_policy(lora_spec(tiny_model))
+    policy.get_base_model().model.norm.eval()
+    before = {name: part.training for name, part in policy.named_modules()}
+    NamedAdapter(str(adapter)).prepare(SimpleNamespace(policy=policy), {})
+    after = {name: part.training for name, part in policy.named_modules()}
+    assert {name: after[name] for name in before} == before
+    assert set(before.values()) == {True, False}
+    assert len(after) > len(before)
+    assert not any(training for name, training in after.items() if name not in before)
 
 
 def test_a_fully_trained_policy_has_no_adapter_to_switch_off(tiny_model, adapter, tmp_path):
