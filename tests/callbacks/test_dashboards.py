@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from pl_prefopt.modules import DPOModule
 from pl_prefopt.objectives import DPO
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import AdapterOff
+from pl_prefopt.types import PLAIN, TokenTree
 from tests.runs import LORA, lora_spec, make_datamodule, make_trainer, pair_rows, scored_rows
 
 PROMPTS = ["Say <b>yes</b>.", "Where is Paris?"]
@@ -274,6 +276,25 @@ def test_the_clock_counts_tokens_and_not_validation(tiny_model, tmp_path, monkey
         ]
     assert len(rates) == 3
     assert sum(2 * rate for rate in rates) == sum(rows.lengths)
+
+
+def test_tokens_are_counted_without_asking_the_device_for_them(monkeypatch):
+    clock, logged = SimpleNamespace(perf_counter=iter([0.0, 4.0, 4.0]).__next__), {}
+    monkeypatch.setattr("pl_prefopt.callbacks.throughput.time", clock)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    tokens = {"prompt_ids": mask.int(), "prompt_mask": mask, "response_ids": mask[:, None].int()}
+    tree = TokenTree(**tokens, response_mask=mask[:, None], counted_mask=mask[:, None])
+    batch = SimpleNamespace(trees={PLAIN: tree.to("meta")})  # whose tensors have no numbers
+    module = SimpleNamespace(
+        device=torch.device("cpu"), log=lambda name, rate, **_: logged.update({name: rate})
+    )
+    strategy = SimpleNamespace(reduce=lambda tensor, **_: tensor)
+    trainer = SimpleNamespace(log_every_n_steps=2, global_step=0, strategy=strategy)
+    throughput = Throughput()
+    throughput.on_train_start(trainer, module)
+    for trainer.global_step in (1, 2):
+        throughput.on_train_batch_end(trainer, module, None, batch, 0)
+    assert logged["train/tokens_per_second"] == 2 * (3 + 3) / 4
 
 
 def test_tables_show_intervals_beside_their_metric(tiny_model, tmp_path, capsys):
