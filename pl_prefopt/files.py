@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -31,6 +32,55 @@ def replacing(path: Path, *, owner: str = "") -> Iterator[Path]:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def publish_folder(draft: Path, path: Path) -> None:
+    """Put a finished folder in the place of ``path``, a folder or a file."""
+    for file in draft.iterdir():
+        _flush(file)
+    _flush(draft)
+    with stepping_aside(path):
+        draft.rename(path)
+
+
+@contextmanager
+def stepping_aside(path: Path) -> Iterator[None]:
+    """Move what is at ``path`` beside it while the block puts a folder there, or a file in a folder's place.
+
+    A folder can't be renamed over another. If the block fails, what was there comes back; if it is killed,
+    ``bring_back`` finds it. When the block ends, it is removed.
+    """
+    aside = _aside(path)
+    if path.exists():
+        discard(aside)
+        path.rename(aside)
+    try:
+        yield
+        _flush(path.parent)
+    except BaseException:
+        bring_back(path)
+        raise
+    discard(aside)
+
+
+def bring_back(path: Path) -> None:
+    """If ``path`` is missing because a kill came while something stepped aside for it, put that back."""
+    aside = _aside(path)
+    if not path.exists() and aside.exists():
+        with suppress(FileNotFoundError):  # another process was faster
+            aside.rename(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.earlier")
 
 
 def _flush(path: Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lightning.pytorch.strategies import ModelParallelStrategy
 
 from pl_prefopt.cli.app import PrefOptCLI
 from pl_prefopt.cli.export import read_policy_spec
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.modules import FSDP2Strategy
 from pl_prefopt.references import InitialPolicy
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -83,6 +83,6 @@ def test_split_weights_fit_the_processes(path):
         assert "num_nodes" not in trainer
         return
     settings = strategy["init_args"]
-    ModelParallelStrategy(**settings)
+    FSDP2Strategy(**settings)
     assert settings["data_parallel_size"] == trainer["devices"] * trainer.get("num_nodes", 1)
     assert settings["tensor_parallel_size"] == 1

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import socket
+from contextlib import suppress
 
 import datasets
 import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as sharded
 
 from pl_prefopt.errors import ConfigError, DataError
-from pl_prefopt.modules import SafeCheckpointIO, read_checkpoint
+from pl_prefopt.modules import FSDP2Strategy, SafeCheckpointIO, read_checkpoint
+from pl_prefopt.modules.checkpoint_files import read_head, read_weights
+from pl_prefopt.modules.shard_files import check_shards, read_index
 from pl_prefopt.policies import PolicySpec, build_frozen, build_policy
 from pl_prefopt.references import NamedAdapter
 from tests.cli.test_commands import axes
@@ -70,6 +75,65 @@ def test_the_command_line_runs_no_code_of_a_checkpoint_either(prefopt, tiny_mode
     said = prefopt.fails("fit", *axes(), *settings, "--run_dir", "run", "--ckpt_path", "evil.ckpt")
     assert "holds code" in said
     assert not harm.exists()
+
+
+def write_shards(folder, *, rate=0.1, index=None, rest=None):
+    """Write a folder of shards, in which one thing or another may be something else."""
+    weights = {"state_dict": {"a": torch.arange(2.0)}, "optimizer_0": {"param_groups": [{"lr": rate}]}}
+    sharded.save(weights, checkpoint_id=folder, no_dist=True)
+    torch.save(rest or {"global_step": 3}, folder / "meta.pt")
+    if index is not None:
+        (folder / ".metadata").write_bytes(index)
+
+
+def by_way_of_an_import(folder):
+    """Return an index that gets at ``os`` through a module whose classes an index names."""
+    words = ("torch.distributed.checkpoint.metadata", "os.mkdir", str(folder))
+    module, name, argument = (b"\x8c" + bytes([len(word)]) + word.encode() for word in words)
+    return b"\x80\x04" + module + name + b"\x93" + argument + b"\x85R."
+
+
+def test_shards_without_code_are_read(tmp_path):
+    write_shards(tmp_path / "good.ckpt")
+    check_shards(tmp_path / "good.ckpt")
+    assert read_weights(tmp_path / "good.ckpt")["a"].tolist() == [0, 1]
+    head = read_head(tmp_path / "good.ckpt")
+    assert (head.rest, head.shapes) == ({"global_step": 3}, {"a": torch.Size([2])})
+
+
+HARMS = {
+    "index": lambda harm: {"index": pickle.dumps(Payload(harm))},
+    "index, by way of an import": lambda harm: {"index": by_way_of_an_import(harm)},
+    "object": lambda harm: {"rate": Payload(harm)},
+    "rest": lambda harm: {"rest": Payload(harm)},
+}
+
+
+@pytest.mark.parametrize("where", HARMS)
+def test_code_in_shards_is_not_run(harm, tmp_path, where):
+    path = tmp_path / "evil.ckpt"
+    write_shards(path, **HARMS[where](harm))
+    with pytest.raises(ConfigError, match="code"):
+        FSDP2Strategy().load_checkpoint(path, weights_only=False)
+    for read in (read_head, read_weights):
+        with suppress(ConfigError):  # neither reads all of it
+            read(path)
+    assert not harm.exists()
+    with suppress(sharded.CheckpointException):
+        sharded.load({"optimizer_0": {"param_groups": [{"lr": 0.0}]}}, checkpoint_id=path, no_dist=True)
+    torch.load(path / "meta.pt", weights_only=False)
+    assert harm.is_dir()  # torch by itself runs it
+
+
+def test_packed_shards_are_refused_since_what_is_in_them_cannot_be_seen(tmp_path):
+    path = tmp_path / "packed.ckpt"
+    write_shards(path)
+    index = read_index(path)
+    for place in index.storage_data.values():
+        place.transform_descriptors = ["stream.zstd"]
+    write_shards(path, index=pickle.dumps(index))
+    with pytest.raises(ConfigError, match="packed"):
+        check_shards(path)
 
 
 def test_code_in_a_cached_choice_is_not_run(harm, tmp_path):

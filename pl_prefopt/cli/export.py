@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 
 from pl_prefopt.cli.card import read_card
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.files import bring_back
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
 from pl_prefopt.policies import PolicySpec, build_policy
 
@@ -44,6 +45,7 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
         raise ConfigError(f"Expected --out to be a new folder, but {out} exists.")
     config_path = Path(config) if config else ckpt_path.resolve().parent.parent / "config.yaml"
     spec = read_policy_spec(config_path)
+    bring_back(ckpt_path)
     weights = _trained_weights(ckpt_path)
     if merge:
         # Merging into 4-bit weights would round the adapter away.

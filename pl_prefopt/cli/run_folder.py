@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.files import bring_back
 
 _SHARED_WITH_RANKS = "PREFOPT_RUN_DIR"
 
@@ -66,6 +67,7 @@ def find_checkpoint(asked: str | None, folder: Path, *, may_be_missing: bool) ->
     if asked is None:
         return None
     path = folder / "checkpoints" / f"{asked}.ckpt" if asked in ("last", "best") else Path(asked)
+    bring_back(path)
     if path.exists():
         return str(path)
     if may_be_missing and asked == "last":

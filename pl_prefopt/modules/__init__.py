@@ -4,6 +4,7 @@ from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.checkpoint_files import read_checkpoint
 from pl_prefopt.modules.checkpoint_io import SafeCheckpointIO
 from pl_prefopt.modules.dpo import DPOModule
+from pl_prefopt.modules.fsdp2 import FSDP2Strategy
 from pl_prefopt.modules.mppo import MPPOModule
 from pl_prefopt.modules.mrpo import MRPOModule
 from pl_prefopt.modules.reference_free import ReferenceFreeModule
@@ -12,6 +13,7 @@ from pl_prefopt.modules.self_refined import SrModule
 
 __all__ = [
     "DPOModule",
+    "FSDP2Strategy",
     "MPPOModule",
     "MRPOModule",
     "PreferenceModule",

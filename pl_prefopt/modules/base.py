@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from pl_prefopt.errors import ContractError, DataError
+from pl_prefopt.errors import ConfigError, ContractError, DataError
 from pl_prefopt.metrics import LossMean, build_suite
 from pl_prefopt.modules.checkpoint_files import read_head
 from pl_prefopt.modules.checkpoints import (
@@ -88,6 +89,7 @@ class PreferenceModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that objective, references, rows and strategy fit together, and build the metrics."""
+        _check_strategy(self.trainer.strategy)
         if self.device_mesh is not None:
             check_shardable(self.policy_spec, self.device_mesh)
         _check_references(self.objective, self.num_references)
@@ -280,6 +282,15 @@ class PreferenceModule(LightningModule):
 def _key(stage: str) -> str:
     # nn.ModuleDict refuses the key "train", which is a method's name.
     return f"{stage}_stage"
+
+
+def _check_strategy(strategy: Strategy) -> None:
+    if type(strategy) is ModelParallelStrategy:
+        raise ConfigError(
+            "Expected trainer.strategy.class_path to be pl_prefopt.modules.FSDP2Strategy, got Lightning's "
+            "ModelParallelStrategy, with which a kill while saving loses the checkpoint before, too: the "
+            "settings are the same."
+        )
 
 
 def _check_references(objective: Objective, count: int) -> None:

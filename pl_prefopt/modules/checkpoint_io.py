@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch.distributed.tensor import DTensor
 
 from pl_prefopt.errors import RunError
 from pl_prefopt.files import replacing
-from pl_prefopt.modules.checkpoint_files import read_checkpoint, reason
+from pl_prefopt.modules.checkpoint_files import read_checkpoint
+from pl_prefopt.modules.plain_files import reason
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -32,15 +34,12 @@ class SafeCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):  # an object store, where a file appears at once anyway
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        _check_finite(checkpoint, path)
+        check_finite(checkpoint, path)
         try:
             with replacing(Path(path)) as draft, draft.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch wraps what the file system says
-            raise RunError(
-                f"the checkpoint {path} can't be written ({reason(error)}): the one before it, if any, is "
-                "as it was; make room or name another --run_dir, and go on with `--ckpt_path last`"
-            ) from error
+            raise unwritable(path, error) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -50,10 +49,25 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path), map_location)
 
 
-def _check_finite(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse to put weights that are no numbers in the place of good ones."""
+def unwritable(path: str | Path, error: BaseException) -> RunError:
+    """Return the error for a checkpoint that can't be written."""
+    return RunError(
+        f"the checkpoint {path} can't be written ({reason(error)}): the one before it, if any, is as it was; "
+        "make room or name another --run_dir, and go on with `--ckpt_path last`"
+    )
+
+
+def check_finite(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse to put weights that are no numbers in the place of good ones.
+
+    Of weights that are split between processes, this looks at the process's own part.
+
+    Raises:
+        RunError: naming the weight.
+    """
     for name, weight in checkpoint["state_dict"].items():
-        if not torch.isfinite(weight).all():
+        held = weight.to_local() if isinstance(weight, DTensor) else weight
+        if not torch.isfinite(held).all():
             raise RunError(
                 f"the weight '{name}' is not finite at step {checkpoint.get('global_step')}, so {path} was "
                 "not written, and the checkpoint before it, if any, is as it was: lower the learning rate "

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import resource
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint import save
 
 from pl_prefopt.callbacks import LastCheckpoint
 from pl_prefopt.cli.failures import failure_behind
+from pl_prefopt.cli.run_folder import find_checkpoint
 from pl_prefopt.data import Cache, PreferenceDataset, Renderer
 from pl_prefopt.data.store import split_rows
 from pl_prefopt.errors import ConfigError, DataError, RunError
-from pl_prefopt.files import replacing
-from pl_prefopt.modules import SafeCheckpointIO, read_checkpoint
+from pl_prefopt.files import discard, publish_folder, replacing
+from pl_prefopt.modules import DPOModule, SafeCheckpointIO, read_checkpoint
+from pl_prefopt.modules.checkpoint_files import read_weights
 from pl_prefopt.modules.checkpoints import check_fits, describe
+from pl_prefopt.modules.shard_files import check_shards
+from pl_prefopt.objectives import DPO
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.scoring import Scorer
 from tests.cli.test_commands import axes
@@ -141,6 +153,39 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_folder_is_replaced_whole_or_not_at_all_wherever_a_kill_comes(tmp_path, monkeypatch):
+    path, draft = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "checkpoints" / ".last.ckpt.tmp"
+
+    def replace(number, killed_at=0):
+        draft.mkdir(parents=True)
+        (draft / "shard").write_text(str(number))
+        child = os.fork()
+        if child == 0:
+            calls = []
+            for owner, name in ((Path, "rename"), (shutil, "rmtree")):
+                monkeypatch.setattr(owner, name, killing(getattr(owner, name), calls, killed_at))
+            publish_folder(draft, path)
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def killing(work, calls, at):
+        def killed(*arguments):
+            calls.append(work)
+            return os.kill(os.getpid(), signal.SIGKILL) if len(calls) == at else work(*arguments)
+
+        return killed
+
+    assert replace(0) == 0
+    # Before the earlier one is set aside, before the new one takes its place, before the earlier is removed.
+    for killed_at, found in ((1, "0"), (2, "0"), (3, "3")):
+        assert replace(killed_at, killed_at) == -signal.SIGKILL
+        last = find_checkpoint("last", tmp_path, may_be_missing=False)
+        assert (Path(last) / "shard").read_text() == found
+        discard(draft)  # as the next to save does
+    assert replace(4) == 0
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
 # -- damaged files
 
 
@@ -183,6 +228,22 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path, kind):
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=sentence):
         SafeCheckpointIO().load_checkpoint(path)
+
+
+@pytest.mark.parametrize("file", [".metadata", "__0_0.distcp", "meta.pt"])
+@pytest.mark.parametrize("content", [None, b"", b"half of what was ther"], ids=["missing", "empty", "cut"])
+def test_damaged_shards_are_one_sentence(tmp_path, file, content):
+    path = tmp_path / "last.ckpt"
+    save({"state_dict": {"a": torch.ones(2)}, "rate": 0.1}, checkpoint_id=path, no_dist=True)
+    torch.save({}, path / "meta.pt")
+    (path / file).unlink()
+    if content is not None:
+        (path / file).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{re.escape(file)} (can't be read|is damaged)"):
+        check_shards(path)
+    if file == "__0_0.distcp":
+        with pytest.raises(ConfigError, match="can't be read"):
+            read_weights(path)
 
 
 def test_half_a_checkpoint_is_one_sentence(prefopt, settings, tmp_path):
@@ -246,3 +307,10 @@ def test_last_needs_the_name_of_the_run(prefopt, settings):
 def test_minutes_below_zero_are_refused():
     with pytest.raises(ConfigError, match=r"last\.minutes"):
         LastCheckpoint(minutes=-1)
+
+
+def test_a_strategy_that_saves_over_what_it_saved_before_is_refused(tiny_model):
+    module = DPOModule(PolicySpec(name=str(tiny_model)), DPO())
+    module.trainer = SimpleNamespace(strategy=ModelParallelStrategy())
+    with pytest.raises(ConfigError, match=r"pl_prefopt\.modules\.FSDP2Strategy"):
+        module.setup("fit")

@@ -39,7 +39,7 @@ def test_it_plans_without_weights_data_or_the_device(prefopt, weightless, tmp_pa
         "--trainer.devices",
         "8",
         "--trainer.strategy",
-        '{"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", '
+        '{"class_path": "pl_prefopt.modules.FSDP2Strategy", '
         '"init_args": {"data_parallel_size": 8, "tensor_parallel_size": 1}}',
         "--trainer.precision",
         "bf16-mixed",

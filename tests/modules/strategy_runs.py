@@ -11,15 +11,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
 from pl_prefopt.callbacks import ReferenceEnsemble
-from pl_prefopt.modules import DPOModule, MPPOModule, MRPOModule, SrModule
+from pl_prefopt.modules import DPOModule, FSDP2Strategy, MPPOModule, MRPOModule, SrModule
 from pl_prefopt.objectives import DPO, KTO, MRPO, PairMNM, SrDPO
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import FrozenModel, InitialPolicy, Reference, precompute
 from pl_prefopt.scoring import heads
+from tests.modules.faults import die_while_saving, faults
 from tests.runs import LORA, make_datamodule, make_trainer, scored_rows
 
 ROWS = 9
@@ -64,8 +64,8 @@ CASES = {
 }
 STRATEGIES: dict[str, Callable[[], Any]] = {
     "ddp": lambda: "ddp",
-    "file": lambda: ModelParallelStrategy(2, 1, save_distributed_checkpoint=False),
-    "shards": lambda: ModelParallelStrategy(2, 1, save_distributed_checkpoint=True),
+    "file": lambda: FSDP2Strategy(2, 1, save_distributed_checkpoint=False),
+    "shards": lambda: FSDP2Strategy(2, 1, save_distributed_checkpoint=True),
 }
 
 
@@ -142,6 +142,7 @@ def work(rank: int, port: int, folder: Path, tiny_model: str) -> None:
     heads.CHUNK_ELEMENTS = 400 * (5 + 20 * rank)
     precompute.ROWS_A_PART = 4
     results = {name: run(name, folder, tiny_model, processes=2) for name in CASES}
+    results["faults"] = faults(folder, tiny_model)
     torch.save(results, folder / f"{rank}.pt")
     dist.barrier()
-    dist.destroy_process_group()
+    die_while_saving(rank)

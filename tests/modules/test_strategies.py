@@ -12,8 +12,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pl_prefopt.cli.export import export_policy
-from pl_prefopt.modules.checkpoint_files import read_weights
+from pl_prefopt.modules.checkpoint_files import read_head, read_weights
 from tests.cli.test_commands import log_prob
+from tests.modules.faults import SAVED, contents
 from tests.modules.strategy_runs import CASES, ROWS, run, work
 from tests.runs import scored_rows
 
@@ -25,7 +26,8 @@ def together(tmp_path_factory, tiny_model):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(work, args=(port, folder, str(tiny_model)), nprocs=2)
+    with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):  # the last thing that happens
+        mp.spawn(work, args=(port, folder, str(tiny_model)), nprocs=2)
     return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -79,3 +81,29 @@ def test_an_adapters_checkpoint_is_small_unless_all_is_asked_for(together):
         names = read_weights(folder / f"{name}.ckpt")
         only_adapter = all("lora_" in weight for weight in names)
         assert only_adapter == ("lora" in case.policy and "full_checkpoints" not in case.policy)
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("weight", "is not finite at step 1"),
+        ("shard", r"faults.ckpt can't be written (No space left on device)"),
+        ("rename", r"faults.ckpt can't be written (No space left on device)"),
+    ],
+)
+def test_shards_that_one_process_cannot_save_are_told_by_both(together, fault, sentence):
+    _, ranks = together
+    for rank in ranks:
+        assert sentence in rank["faults"][fault]
+        assert rank["faults"]["after"] == rank["faults"]["saved"]
+
+
+def test_a_kill_while_shards_are_saved_leaves_those_before(together):
+    folder, ranks = together
+    saved = ranks[0]["faults"]["saved"]
+    names = {f"{SAVED}/{name}" for name in ("__0_0.distcp", "__1_0.distcp", ".metadata", "meta.pt")}
+    assert saved.keys() == names  # nothing of the draft that an earlier run left
+    left = contents(folder)
+    assert {name: left[name] for name in names} == saved
+    assert f".{SAVED}.tmp/__1_0.distcp" in left
+    assert read_head(folder / SAVED).rest["global_step"] == 1
