@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pl_prefopt.data.formats import as_fields
@@ -18,10 +19,17 @@ _ROWS_NAMED = 5
 
 
 class _Noted(NamedTuple):
-    """A batch, which of its prompts' losses are no numbers (bool [B], on the CPU), and when that is known."""
+    """A batch and what is wrong with it.
+
+    Attributes:
+        batch: the batch.
+        flags: bool [B + 1] on the CPU: which of its prompts' losses are no numbers, and whether any prompt's
+            is in any process.
+        known: when the flags have arrived.
+    """
 
     batch: PreferenceBatch
-    bad: Tensor
+    flags: Tensor
     known: torch.Event | None
 
 
@@ -31,6 +39,9 @@ class FiniteLossGuard:
     On a GPU the flags travel to page-locked memory while the backward pass is queued behind them. Waiting for
     them therefore waits for the forward pass only, with the backward pass still to run: the GPU doesn't go
     idle, and accumulated batches are looked at together.
+
+    Several processes tell one another on the device, before the flags travel, so that all of them stop at the
+    same step. One that stopped alone would leave the others waiting for its gradients.
     """
 
     def __init__(self) -> None:
@@ -39,17 +50,18 @@ class FiniteLossGuard:
     def note(self, batch: PreferenceBatch, loss: Tensor) -> None:
         """Remember a training batch and its unreduced loss [B]."""
         bad = ~torch.isfinite(loss.detach())
-        if not bad.is_cuda:
-            self._noted.append(_Noted(batch, bad, None))
+        flags = torch.cat([bad, _in_any_process(bad)])
+        if not flags.is_cuda:
+            self._noted.append(_Noted(batch, flags, None))
             return
-        flags = torch.empty(bad.shape, dtype=torch.bool, pin_memory=True)
-        flags.copy_(bad, non_blocking=True)
+        arriving = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
+        arriving.copy_(flags, non_blocking=True)
         known = torch.Event("cuda")
         known.record()
-        self._noted.append(_Noted(batch, flags, known))
+        self._noted.append(_Noted(batch, arriving, known))
 
     def check(self, folder: Path, *, step: int, rank: int) -> None:
-        """Raise if a loss noted since the last check is NaN or infinite.
+        """Raise if a loss noted since the last check is NaN or infinite, in this process or another.
 
         Args:
             folder: where the batch's rows are written then, as ``bad_batch.jsonl``.
@@ -57,15 +69,28 @@ class FiniteLossGuard:
             rank: this process's number.
 
         Raises:
-            RunError: naming the rows.
+            RunError: naming the rows, in the process that has them.
         """
         noted, self._noted = self._noted, []
         for item in noted:
             if item.known is not None:
                 item.known.synchronize()
-            if item.bad.any():
+            if item.flags[:-1].any():
                 path = folder / ("bad_batch.jsonl" if rank == 0 else f"bad_batch.{rank}.jsonl")
                 raise RunError(_sentence(item, _write(item.batch, path), step))
+            if item.flags[-1]:
+                raise RunError(
+                    f"the loss is not a finite number at step {step} in another process, which names the rows"
+                )
+
+
+def _in_any_process(bad: Tensor) -> Tensor:
+    """Return bool [1], whether one of ``bad`` is true in any process; the host doesn't wait for it."""
+    found = bad.any().reshape(1)
+    if dist.is_available() and dist.is_initialized():
+        found = found.int()
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return found.bool()
 
 
 def _write(batch: PreferenceBatch, path: Path) -> Path:
@@ -76,7 +101,9 @@ def _write(batch: PreferenceBatch, path: Path) -> Path:
 
 
 def _sentence(item: _Noted, path: Path, step: int) -> str:
-    rows = [item.batch.rows[place].origin or "a row" for place in item.bad.nonzero().flatten().tolist()]
+    rows = [
+        item.batch.rows[place].origin or "a row" for place in item.flags[:-1].nonzero().flatten().tolist()
+    ]
     more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
     return (
         f"the loss is not a finite number at step {step} for {'; '.join(rows[:_ROWS_NAMED])}{more}. The step "

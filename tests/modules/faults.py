@@ -27,6 +27,16 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 _trainer: Trainer | None = None
 
 
+class NoNumberInTheSecond(DPO):
+    """Has a loss that is NaN in the second process."""
+
+    def forward(self, scored: Any) -> Any:
+        outcome = super().forward(scored)
+        if dist.get_rank() == 1:
+            outcome.loss[0] *= torch.nan
+        return outcome
+
+
 def fit(folder: Path, tiny_model: str, objective: DPO, strategy: Any) -> Trainer:
     module = DPOModule(lora_spec(Path(tiny_model)), objective)
     settings = {"devices": 2, "use_distributed_sampler": False, "max_steps": 1, "strategy": strategy}
@@ -39,6 +49,10 @@ def faults(folder: Path, tiny_model: str) -> dict[str, Any]:
     """Return what this process says of each fault, and what is then on the disk."""
     global _trainer
     said: dict[str, Any] = {}
+    with pytest.raises(RunError) as raised:
+        fit(folder, tiny_model, NoNumberInTheSecond(), "ddp")
+    said["loss"] = str(raised.value)
+
     _trainer = trainer = fit(folder, tiny_model, DPO(), FSDP2Strategy(2, 1))
     leftover = folder / f".{SAVED}.tmp"
     leftover.mkdir(exist_ok=True)

@@ -83,6 +83,14 @@ def test_an_adapters_checkpoint_is_small_unless_all_is_asked_for(together):
         assert only_adapter == ("lora" in case.policy and "full_checkpoints" not in case.policy)
 
 
+def test_a_loss_that_is_no_number_in_one_process_stops_both(together):
+    folder, ranks = together
+    assert "not a finite number at step 0 in another process" in ranks[0]["faults"]["loss"]
+    assert "not a finite number at step 0 for rows.jsonl, row" in ranks[1]["faults"]["loss"]
+    assert (folder / "bad_batch.1.jsonl").is_file()
+    assert not (folder / "bad_batch.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
