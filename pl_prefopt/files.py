@@ -25,12 +25,37 @@ def replacing(path: Path, *, owner: str = "") -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}{owner}.tmp")
     try:
-        yield draft
-        _flush(draft)
-        draft.replace(path)
-        _flush(path.parent)
+        with naming(path, instead_of=draft):
+            yield draft
+            _flush(draft)
+            draft.replace(path)
+            _flush(path.parent)
     except BaseException:
         draft.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming(path: Path, *, instead_of: Path | None = None) -> Iterator[None]:
+    """Let what the file system refuses in the block name ``path``: of writing, it doesn't say where."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or error.filename == str(instead_of):
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a draft of a folder, which gets its name when the block ends. An error leaves nothing."""
+    draft = path.with_name(f".{path.name}.tmp")
+    discard(draft)  # what a kill left
+    try:
+        yield draft
+        publish_folder(draft, path)
+    except BaseException:
+        discard(draft)
         raise
 
 

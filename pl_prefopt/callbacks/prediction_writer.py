@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from pl_prefopt.files import replacing
+from pl_prefopt.files import naming, replacing
 from pl_prefopt.rows import Message, PreferenceRow
 from pl_prefopt.types import Outcome, PreferenceBatch, ScoredBatch
 
@@ -64,7 +64,8 @@ class PredictionWriter(Callback):
         if self._path is None:
             return
         scored, outcome = outputs
-        with _part(self._path, trainer.global_rank).open("a", encoding="utf-8") as file:
+        part = _part(self._path, trainer.global_rank)
+        with naming(part), part.open("a", encoding="utf-8") as file:
             for line in _lines(batch, scored, outcome):
                 if self._most is None or line["index"] < self._most:
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")

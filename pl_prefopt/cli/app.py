@@ -24,6 +24,7 @@ from pl_prefopt.callbacks import (
 from pl_prefopt.cli.failures import failure_behind
 from pl_prefopt.cli.mistakes import explain, origin_of
 from pl_prefopt.cli.parser import Parser, RefusedError
+from pl_prefopt.cli.run_config import RunConfig
 from pl_prefopt.cli.run_folder import (
     choose_run_folder,
     find_checkpoint,
@@ -50,7 +51,7 @@ class PrefOptCLI(LightningCLI):
             subclass_mode_model=True,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunConfig,
             seed_everything_default=0,
             parser_kwargs={"description": "Preference optimisation of language models."},
             parser_class=Parser,

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from pl_prefopt.cli.card import read_card
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.files import bring_back
+from pl_prefopt.files import bring_back, new_folder
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
 from pl_prefopt.policies import PolicySpec, build_policy
 
@@ -58,9 +58,11 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
         )
     if merge and spec.has_adapter:
         policy = policy.merge_and_unload()
-    policy.save_pretrained(out)
-    spec.load_tokenizer().save_pretrained(out)
-    read_card(config_path, read_head(ckpt_path).rest, is_adapter=spec.has_adapter and not merge).write(out)
+    card = read_card(config_path, read_head(ckpt_path).rest, is_adapter=spec.has_adapter and not merge)
+    with new_folder(out) as draft:
+        policy.save_pretrained(draft)
+        spec.load_tokenizer().save_pretrained(draft)
+        card.write(draft)
 
 
 def read_policy_spec(config: Path) -> PolicySpec:

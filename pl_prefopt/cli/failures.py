@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 
 from pl_prefopt.errors import PrefOptError, RunError, StoppedError
 
@@ -41,14 +43,25 @@ def _translated(error: BaseException) -> RunError | None:
             "while validating, lower `data.eval_batch_size`; while scoring references, "
             "`references.batch_size`"
         )
-    if isinstance(error, OSError) and error.errno in _WRITING:
-        where = error.filename or "a file of the run"
+    number = _number(error)
+    if number in _WRITING:
+        where = os.fsdecode(getattr(error, "filename", None) or "a file of the run")
         return RunError(
-            f"{where}: {_WRITING[error.errno]}. What was saved before is whole; make room, or set `run_dir`, "
+            f"{where}: {_WRITING[number]}. What was saved before is whole; make room, or set `run_dir`, "
             "`data.cache_dir` and `references.cache_dir` to places that can be written, and go on with "
             "`--ckpt_path last`"
         )
     return None
+
+
+def _number(error: BaseException) -> int:
+    """Return the system's number for what went wrong, 0 if there is none. In Rust it is in the text only."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = (
+        re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    )
+    return int(found[1]) if found else 0
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.files import naming
 
 
 class Cache:
@@ -40,8 +41,9 @@ class Cache:
             return folder
         unfinished = self._temporary()
         try:
-            build(unfinished)
-            _publish(unfinished, folder)
+            with naming(self.root):
+                build(unfinished)
+                _publish(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         return folder

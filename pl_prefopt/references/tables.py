@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pl_prefopt.data import PreferenceDataset
@@ -97,8 +97,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str])
     """Write a safetensors file that is either whole or absent, whatever interrupts."""
     # Two runs may fill the same table, so each has a draft of its own.
     with replacing(path, owner=f".{os.getpid()}") as draft:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, draft, metadata=notes)
-        draft.chmod(0o644)  # not private to the user: a table is made to be passed on
+        # Not by `save_file`, whose error on a full disk is no OSError and names no file.
+        draft.write_bytes(save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata=notes))
 
 
 def stack_ragged(parts: list[tuple[Tensor, Tensor]], rows: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint import save
 
 from pl_prefopt.callbacks import LastCheckpoint
 from pl_prefopt.cli.failures import failure_behind
+from pl_prefopt.cli.run_config import RunConfig
 from pl_prefopt.cli.run_folder import find_checkpoint
 from pl_prefopt.data import Cache, PreferenceDataset, Renderer
 from pl_prefopt.data.store import split_rows
@@ -184,6 +185,22 @@ def test_a_folder_is_replaced_whole_or_not_at_all_wherever_a_kill_comes(tmp_path
         discard(draft)  # as the next to save does
     assert replace(4) == 0
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_settings_that_cannot_be_written_leave_the_earlier_ones(tmp_path):
+    class Parser:
+        def dump(self, config, **options):
+            return config["text"]
+
+    def write(text):
+        trainer = SimpleNamespace(log_dir=str(tmp_path), is_global_zero=True)
+        RunConfig(Parser(), {"text": text}).setup(trainer, None, "fit")
+
+    write("first: 1")
+    with pytest.raises(UnicodeEncodeError):  # as good as a full disk: it comes after the file is opened
+        write("second: \udcff")
+    assert (tmp_path / "config.yaml").read_text() == "first: 1"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 # -- damaged files
