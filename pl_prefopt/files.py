@@ -41,7 +41,7 @@ def naming(path: Path, *, instead_of: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None or error.filename == str(instead_of):
+        if error.errno and error.filename in (None, str(instead_of)):
             error.filename = str(path)
         raise
 

@@ -55,7 +55,7 @@ class Disk:
     def refuse(self) -> None:
         """Make room, and let nothing be written."""
         (self.folder / "ballast").unlink()
-        _mount("-o", "remount,ro", str(self.folder))
+        _mount("-o", "remount,bind,ro", str(self.folder))
 
     def contents(self) -> dict[str, str]:
         """Every file, as text that differs where bytes do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -241,7 +242,10 @@ def split_rows(
     """
 
     def build(folder: Path) -> None:
-        np.save(folder / _HELD_OUT_FILE, hold_out(store.rows, held_out, seed))
+        # By way of memory: where the disk is full, numpy's own error doesn't say so.
+        content = io.BytesIO()
+        np.save(content, hold_out(store.rows, held_out, seed))
+        (folder / _HELD_OUT_FILE).write_bytes(content.getvalue())
 
     folder = cache.entry("split", (store.content, held_out, seed), build)
     chosen = _read_choice(folder / _HELD_OUT_FILE, len(store.rows))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
+import numpy as np
 import pytest
 import yaml
 from lightning.pytorch.loggers import CSVLogger
 
 from pl_prefopt.callbacks.publishing import TextTable, publish_table
+from pl_prefopt.data import Cache
+from pl_prefopt.data import store as store_module
 from tests.cli.test_commands import axes
+from tests.data.support import pair, stored, write_jsonl
 from tests.disks import Disk, on_disk
 from tests.runs import scored_rows, write_rows
 
@@ -91,3 +96,17 @@ def test_a_table_that_grows_keeps_what_it_had(tmp_path):
     before, after, named = on_disk(disk, work)
     assert named.endswith("generations.csv")
     assert after["generations.csv"].startswith(before["generations.csv"])
+
+
+def test_a_choice_of_rows_that_does_not_fit_is_the_disks_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "hold_out", lambda *_: np.ones(10**5, dtype=bool))
+    store = stored(write_jsonl(tmp_path / "rows.jsonl", [pair(i) for i in range(5)]), tmp_path / "cache")
+    disk = Disk(tmp_path / "small", mebibytes=1)
+
+    def work():
+        disk.fill(kibibytes=8)
+        with pytest.raises(OSError, match="No space left") as raised:
+            store_module.split_rows(Cache(disk.folder), store, 2, 0)
+        return raised.value.errno, list(disk.contents())
+
+    assert on_disk(disk, work) == [errno.ENOSPC, []]
