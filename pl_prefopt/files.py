@@ -31,7 +31,8 @@ def replacing(path: Path, *, owner: str = "") -> Iterator[Path]:
             draft.replace(path)
             _flush(path.parent)
     except BaseException:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, nothing can be removed, which is not the news
+            draft.unlink(missing_ok=True)
         raise
 
 
@@ -55,7 +56,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield draft
         publish_folder(draft, path)
     except BaseException:
-        discard(draft)
+        with suppress(OSError):
+            discard(draft)
         raise
 
 

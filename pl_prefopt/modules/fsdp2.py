@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ class FSDP2Strategy(ModelParallelStrategy):
             self._in_all(path, lambda: write(checkpoint, draft, storage_options))
             self._in_all(path, lambda: self._first_only(publish_folder, draft, path))
         except RunError:
-            self._first_only(discard, draft)
+            with suppress(OSError):
+                self._first_only(discard, draft)
             raise
 
     def load_checkpoint(
