@@ -10,10 +10,11 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from pl_prefopt.errors import ConfigError, ContractError, DataError
+from pl_prefopt.errors import ContractError, DataError
 from pl_prefopt.metrics import LossMean, build_suite
 from pl_prefopt.modules.checkpoint_files import read_head
 from pl_prefopt.modules.checkpoints import (
@@ -286,10 +287,9 @@ def _key(stage: str) -> str:
 
 def _check_strategy(strategy: Strategy) -> None:
     if type(strategy) is ModelParallelStrategy:
-        raise ConfigError(
-            "Expected trainer.strategy.class_path to be pl_prefopt.modules.FSDP2Strategy, got Lightning's "
-            "ModelParallelStrategy, with which a kill while saving loses the checkpoint before, too: the "
-            "settings are the same."
+        rank_zero_warn(
+            "With Lightning's ModelParallelStrategy a kill while saving loses the checkpoint before, too: "
+            "set trainer.strategy.class_path to pl_prefopt.modules.FSDP2Strategy, the settings are the same."
         )
 
 

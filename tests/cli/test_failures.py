@@ -22,7 +22,7 @@ from pl_prefopt.cli.run_config import RunConfig
 from pl_prefopt.cli.run_folder import find_checkpoint
 from pl_prefopt.data import Cache, PreferenceDataset, Renderer
 from pl_prefopt.data.store import split_rows
-from pl_prefopt.errors import ConfigError, DataError, RunError
+from pl_prefopt.errors import ConfigError, ContractError, DataError, RunError
 from pl_prefopt.files import discard, publish_folder, replacing
 from pl_prefopt.modules import DPOModule, SafeCheckpointIO, read_checkpoint
 from pl_prefopt.modules.checkpoint_files import read_weights
@@ -326,8 +326,8 @@ def test_minutes_below_zero_are_refused():
         LastCheckpoint(minutes=-1)
 
 
-def test_a_strategy_that_saves_over_what_it_saved_before_is_refused(tiny_model):
+def test_a_strategy_that_saves_over_what_it_saved_before_is_warned_of(tiny_model):
     module = DPOModule(PolicySpec(name=str(tiny_model)), DPO())
     module.trainer = SimpleNamespace(strategy=ModelParallelStrategy())
-    with pytest.raises(ConfigError, match=r"pl_prefopt\.modules\.FSDP2Strategy"):
-        module.setup("fit")
+    with pytest.warns(UserWarning, match=r"pl_prefopt\.modules\.FSDP2Strategy"), pytest.raises(ContractError):
+        module.setup("fit")  # which then finds no references
