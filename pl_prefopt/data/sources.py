@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -271,9 +271,14 @@ def _first_undecodable_line(path: Path) -> int:
     return 0
 
 
-def _numbered(table: Iterable[Mapping[str, Any]], name: str) -> Iterator[Record]:
-    for number, fields in enumerate(table, start=1):
-        yield Record(f"{name}, row {number}", fields)
+def _numbered(table: Sequence[Mapping[str, Any]], name: str) -> Iterator[Record]:
+    """Read row by row: an iteration ends at the first row that is no text, and so loses those behind it."""
+    for index in range(len(table)):
+        origin = f"{name}, row {index + 1}"
+        try:
+            yield Record(origin, table[index])
+        except UnicodeDecodeError as error:
+            yield Record(origin, {}, f"not UTF-8 ({error})")
 
 
 # -- folders and the hub
@@ -293,7 +298,7 @@ def _read_folder(path: Path, source: Source) -> Iterator[Record]:
     yield from _numbered(_pick_split(loaded, source), source.label)
 
 
-def _pick_split(loaded: Any, source: Source) -> Iterable[Mapping[str, Any]]:
+def _pick_split(loaded: Any, source: Source) -> Sequence[Mapping[str, Any]]:
     if not hasattr(loaded, "keys"):
         return loaded  # type: ignore[no-any-return]
     if source.split not in loaded:

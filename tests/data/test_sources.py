@@ -8,11 +8,13 @@ import json
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pl_prefopt.data import Source
 from pl_prefopt.errors import DataError
-from tests.data.support import assistant, pair, read, write_jsonl
+from tests.data.support import assistant, pair, read, stored, write_jsonl
 
 PAIRS = [pair(i) for i in range(3)]
 
@@ -141,3 +143,15 @@ def test_broken_files(tmp_path: Path, name: str, content: bytes, reason: str):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=reason):
         read(str(tmp_path / name), tmp_path / "cache")
+
+
+def test_a_parquet_row_that_is_no_text_costs_that_row_only(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(PAIRS), path, compression="none", use_dictionary=False)
+    text = PAIRS[1]["chosen"].encode()
+    path.write_bytes(path.read_bytes().replace(text, b"\x80" + text[1:]))
+    with pytest.raises(DataError, match=r"a\.parquet, row 2: not UTF-8 .*0x80"):
+        read(str(path), tmp_path / "cache")
+    store = stored(str(path), tmp_path / "cache", on_bad_row="skip")
+    assert [row.origin for row in store.rows] == ["a.parquet, row 1", "a.parquet, row 3"]
+    assert store.skipped == 1

@@ -34,7 +34,7 @@ class Checkout:
         self.folder, self.tiny_model, self.prefopt = folder, tiny_model, prefopt
         shutil.copytree(ROOT / "configs", folder / "configs")
         (folder / "scripts").symlink_to(ROOT / "scripts")
-        for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+        for file in ("Makefile", "pyproject.toml", "constraints.txt", "constraints-oldest.txt"):
             (folder / file).symlink_to(ROOT / file)
         (folder / ".cache/models").mkdir(parents=True)
         (folder / ".cache/models/SmolLM2-135M-Instruct").symlink_to(tiny_model)

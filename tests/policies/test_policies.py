@@ -134,7 +134,8 @@ def test_the_fingerprint_follows_the_number_format(tiny_model):
 def test_gguf_weights_load_as_they_are_and_can_be_saved(tmp_path):
     pytest.importorskip("gguf")
     spec = PolicySpec(name=str(tmp_path), gguf_file=write_tiny_gguf(tmp_path))
-    assert spec.load_tokenizer().encode("<|im_end|>") == [2]
+    tokenizer = spec.load_tokenizer()
+    assert tokenizer.encode("<|im_end|>") == [2] == [tokenizer.eos_token_id]
     ids, original = torch.arange(5, 15)[None], tiny_llama(len(spec.load_tokenizer()))
     policy = build_policy(spec)
     torch.testing.assert_close(policy(input_ids=ids).logits, original(input_ids=ids).logits)
