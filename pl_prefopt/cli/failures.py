@@ -6,7 +6,7 @@ import errno
 import os
 import re
 
-from pl_prefopt.errors import PrefOptError, RunError, StoppedError
+from pl_prefopt.errors import ConfigError, PrefOptError, RunError, StoppedError
 
 _WRITING = {
     errno.ENOSPC: "the disk is full",
@@ -33,7 +33,10 @@ def failure_behind(error: BaseException | None) -> PrefOptError | StoppedError |
     return None
 
 
-def _translated(error: BaseException) -> RunError | None:
+def _translated(error: BaseException) -> PrefOptError | None:
+    # By its name, as below: to import Lightning for an error message would take seconds.
+    if type(error).__name__ == "MisconfigurationException":
+        return ConfigError(f"Lightning refuses the trainer's settings: {str(error).strip()}")
     if _is_out_of_memory(error):
         first = (str(error).strip() or "MemoryError").splitlines()[0]
         return RunError(

@@ -317,3 +317,8 @@ def test_precompute_scores_and_leaves_only_the_tables(prefopt, settings, tiny_mo
     table = '[{"class_path": "pl_prefopt.references.PrecomputedTable", "init_args": {"folder": "table"}}]'
     prefopt("fit", *axes(), *settings, "--references.members", table, "--run_dir", "run")
     assert "val/margin" in json.loads(Path("run/metrics.json").read_text())
+
+
+def test_what_lightning_refuses_is_said_in_a_sentence(settings, prefopt):
+    said = prefopt.fails("fit", *axes(), *settings, "--trainer.logger", "false")
+    assert "Lightning refuses the trainer's settings: Cannot use `LearningRateMonitor`" in said
