@@ -13,8 +13,6 @@ from tests.cli.test_commands import axes
 MODEL = "model.init_args"
 # Other tests in the process may have defined more.
 LISTED = "Known are DPO, DPOP, FDPO, Hinge, IPO, KTO, RobustDPO in pl_prefopt.objectives"
-    "Known are DPO, DPOP, FDPO, Hinge, IPO, KTO, RobustDPO in pl_prefopt.objectives"  # tests may define more
-)
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "precompute"])
