@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,15 @@ def test_prompts_computed_once_give_the_same_log_probs(spec, model, shared_data,
     assert isinstance(scorer._shared, TreeLayout)
     assert (shared.sum - plain.sum).abs().max() < 2e-3
     assert plain.sum[tree.response_mask.any(-1)].max() < -1
+
+
+def test_bfloat16_is_no_reason_to_compute_prompts_again(spec):
+    """Its rounding is no sign of an ignored mask: among special tokens it is several nats."""
+    scorer, half = Scorer(), build_frozen(dataclasses.replace(spec, dtype="bfloat16"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert scorer.history(half, torch.device("cpu")) is not None
+    assert isinstance(scorer._shared, TreeLayout)
 
 
 def test_the_model_prefers_sense_to_nonsense(spec, model, tmp_path):

@@ -185,7 +185,7 @@ def _disagreement(
     what: str,
 ) -> str | None:
     """Score a tiny tree in two ways; return what is wrong with the first if it differs from the second."""
-    tree, name = _probe(device), type(base_model(model)).__name__
+    tree, name = _probe(model, device), type(base_model(model)).__name__
     with evaluating(model):
         try:
             found = tried[0].token_log_probs(model, tree, tried[1])
@@ -194,17 +194,24 @@ def _disagreement(
         expected = known[0].token_log_probs(model, tree, known[1])
     gap = (found - expected)[tree.response_mask].abs().max().item()
     exact = next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
-    if gap <= (1e-3 if exact else 0.25):
+    # In bfloat16 real models differ by up to 0.4 from kernel to kernel, and by many where a mask is ignored.
+    if gap <= (1e-3 if exact else 1.0):
         return None
     return f"{name} gives other numbers with {what} (by {gap:.2g})"
 
 
-def _probe(device: torch.device) -> TokenTree:
+def _probe(model: nn.Module, device: torch.device) -> TokenTree:
+    """Return a tree of tokens from all over the vocabulary but its ends.
+
+    There the special tokens stand, among which bfloat16 rounds a real model's log-probs by several nats.
+    """
     prompt_mask = torch.tensor([[True, True, True], [True, False, False]], device=device)
     response_mask = torch.tensor(
         [[[True, True, True], [True, False, False]], [[True, True, False], [True, True, True]]], device=device
     )
-    ids = torch.arange(18, device=device) % 17 + 1
+    vocabulary = base_model(model).config.get_text_config().vocab_size
+    scattered = torch.arange(18, device=device) * 7919
+    ids = vocabulary // 8 + scattered % (vocabulary - vocabulary // 4)
     return TokenTree(
         prompt_ids=ids[:6].view(2, 3),
         prompt_mask=prompt_mask,
