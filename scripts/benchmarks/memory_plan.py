@@ -138,10 +138,12 @@ def plan(case: dict[str, Any], folder: str) -> dict[str, Any]:
     """Return what is planned for the case."""
     from pl_prefopt.planning import Rehearsal
 
+    planned_for = module(case, MODEL)
+    held = [member.held(planned_for.policy_spec) for member in members(case, MODEL)]
     planned = Rehearsal(
-        module=module(case, MODEL),
+        module=planned_for,
         batch=data(folder).full_batch(2),
-        references=[held for held in (member.held() for member in members(case, MODEL)) if held],
+        references=[one for one in held if one is not None],
         precision=trainer(case, []).precision_plugin,
         on_cpu=True,
     ).run()
