@@ -44,6 +44,18 @@ class StoppedError(BaseException):
     exit_status: ClassVar[int] = 143  # what a shell reports of a process that SIGTERM ended
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of what ``error`` says, or its kind if it says nothing.
+
+    Examples:
+        >>> first_line(ValueError("it is broken\nin many ways"))
+        'it is broken'
+        >>> first_line(EOFError())
+        'EOFError'
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known word closest to ``word``, or nothing.
 

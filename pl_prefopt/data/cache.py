@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.errors import ConfigError, DataError, first_line
 from pl_prefopt.files import naming
 
 
@@ -60,9 +60,9 @@ class Cache:
 
 def damaged(path: Path, error: Exception) -> DataError:
     """Return the error for a file of the cache that can't be read."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return DataError(
-        f"the cached file {path} is damaged ({reason}); delete the folder {path.parent}, and it is made anew"
+        f"the cached file {path} is damaged ({first_line(error)}); delete the folder {path.parent}, and "
+        "it is made anew"
     )
 
 

@@ -22,7 +22,7 @@ from pl_prefopt.data.report import OnBadRow
 from pl_prefopt.data.sampler import LengthGroupedSampler
 from pl_prefopt.data.sources import Source
 from pl_prefopt.data.store import RowStore, split_rows, store_rows
-from pl_prefopt.errors import ConfigError
+from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.types import PreferenceBatch
 from pl_prefopt.views import View
 
@@ -214,9 +214,9 @@ class PreferenceDataModule(LightningDataModule):
         try:
             return AutoTokenizer.from_pretrained(self.tokenizer)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise ConfigError(
-                f"expected a tokeniser at `data.tokenizer: {self.tokenizer}`, got: {reason}; check the name"
+                f"expected a tokeniser at `data.tokenizer: {self.tokenizer}`, got: {first_line(error)}; "
+                "check the name"
             ) from error
 
     # -- batches

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from pl_prefopt.errors import DataError, nearest
+from pl_prefopt.errors import DataError, first_line, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +253,7 @@ def _unreadable(path: Path, kind: str, error: BaseException) -> DataError:
         )
     while error.__cause__ is not None:
         error = error.__cause__
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return DataError(f"could not read {where} as {kind} ({reason}); mend it, or save it as JSONL")
 
 
@@ -291,7 +291,7 @@ def _read_folder(path: Path, source: Source) -> Iterator[Record]:
     try:
         loaded = load(str(path))
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"expected a folder saved by `datasets` or holding data files at {path} ({reason}); check `path`"
         ) from error
@@ -316,7 +316,7 @@ def _load_hub(source: Source) -> Any:
     try:
         return datasets.load_dataset(source.path, source.name, split=source.split)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"'{source.path}' is no file or folder here, and as a hub data set it failed ({reason}); "
             "check `path`, `name` and `split`"

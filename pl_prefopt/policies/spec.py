@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pl_prefopt.errors import ConfigError, PrefOptError, nearest
+from pl_prefopt.errors import ConfigError, PrefOptError, first_line, nearest
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -147,12 +147,11 @@ class explained:  # noqa: N801 - reads as a phrase: `with explained(name, "token
         # Damaged files raise whatever their library chose; no memory is another matter.
         if not isinstance(error, Exception) or isinstance(error, (PrefOptError, RuntimeError, MemoryError)):
             return
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         code = "trust_remote_code" in str(error)
         hint = "; if you trust it, set policy.trust_remote_code: true" if code else _similar_folder(self.name)
         raise ConfigError(
             f"Expected policy.name to be a folder or a hub name with a {self.part}, but '{self.name}' gave: "
-            f"{reason}{hint}"
+            f"{first_line(error)}{hint}"
         ) from error
 
 
