@@ -168,7 +168,7 @@ class PreferenceModule(LightningModule):
         """Return the policy's log-probs, with gradient, beside those that the references wrote."""
         history = self.scorer.history(self.policy, batch.index.device) if self.views else None
         return ScoredBatch(
-            policy=self.scorer(self.policy, batch.trees[PLAIN], leave=history),
+            policy=self.scorer(self.policy, batch.trees[PLAIN], history),
             references=batch.reference_logps,
             scores=batch.scores,
             present=batch.present,
@@ -245,7 +245,7 @@ class PreferenceModule(LightningModule):
         present = tree.response_mask.any(dim=-1) & batch.present.any(dim=-1, keepdim=True)
         references = batch.references.get(name, batch.scores.new_empty((0, *present.shape)))
         with evaluating(self.policy):  # an offset should not depend on an adapter's dropout
-            log_probs = self.scorer(self.policy, tree, after=history)
+            log_probs = self.scorer(self.policy, tree, history)
         return ViewLogProbs(policy=log_probs, references=references, present=present)
 
     def _log_metrics(self, stage: str, others: Mapping[str, Tensor] = _NOTHING) -> None:

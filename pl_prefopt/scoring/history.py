@@ -19,7 +19,7 @@ class History:
     Kept as the model made them, they cost next to nothing: the backward pass keeps them too.
 
     Attributes:
-        places: int64 [B, P], where each prompt token stood, as row · L + column.
+        places: int64 [B, P], where each prompt token stood, as row · L + column; none before the pass.
     """
 
     def __init__(self) -> None:

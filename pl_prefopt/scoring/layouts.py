@@ -57,13 +57,7 @@ class TreeLayout(Layout):
     """
 
     def token_log_probs(
-        self,
-        model: nn.Module,
-        tree: TokenTree,
-        head: Head,
-        *,
-        leave: History | None = None,
-        after: History | None = None,
+        self, model: nn.Module, tree: TokenTree, head: Head, history: History | None = None
     ) -> Tensor:
         """Return float32 [B, R, T]; the values at padding are 0.
 
@@ -71,19 +65,19 @@ class TreeLayout(Layout):
             model: the policy or a reference.
             tree: B prompts and their responses.
             head: what makes log-probs of hidden states.
-            leave: written, for a later pass.
-            after: read, of the pass over the trees that ``tree.known`` tells of.
+            history: written if nothing is in it; else read, as ``tree.known`` tells.
         """
-        places = Places.of(tree, read=after is not None and _pays(tree))
+        stood = None if history is None else history.places
+        places = Places.of(tree, read=stood is not None and _pays(tree))
         branches = places.branches(tree)
         shape, padding = tree.response_ids.shape, ~tree.response_mask.flatten()
         # The response tokens in order, without padding; how many there are, the host knows.
         token = padding.to(torch.uint8).argsort(stable=True)[: sum(tree.response_lengths)]
         inputs: dict[str, Any] = {}
-        if places.read and after is not None:
-            inputs["past_key_values"] = after.read_at(places.recalled(after))
-        elif leave is not None:
-            inputs["past_key_values"] = leave.written_at(places.prompt)
+        if history is not None and stood is None:
+            inputs["past_key_values"] = history.written_at(places.prompt)
+        elif history is not None and stood is not None and places.read:
+            inputs["past_key_values"] = history.read_at(places.recalled(stood))
         log_probs = head.log_probs(
             model,
             tree.response_ids.flatten()[token],
@@ -168,11 +162,10 @@ class Places:
         """Return where these places are among the columns that are computed, row · (L - read) + column."""
         return place - (place // self.width + 1) * self.read
 
-    def recalled(self, history: History) -> Tensor:
-        """Return where in ``history`` the tokens stand that are read, int64 [N, read]."""
-        assert history.places is not None, "a history is read after it was written"
-        both = min(self.prompt.shape[1], history.places.shape[1])
-        source = self._laid(self.prompt[:, :both].flatten(), history.places[:, :both].flatten(), 0)
+    def recalled(self, stood: Tensor) -> Tensor:
+        """Return where the tokens that are read stood, int64 [N, read], if each prompt's stood at [B, P]."""
+        both = min(self.prompt.shape[1], stood.shape[1])
+        source = self._laid(self.prompt[:, :both].flatten(), stood[:, :both].flatten(), 0)
         return source[:, : self.read]
 
     def branches(self, tree: TokenTree) -> Branches:

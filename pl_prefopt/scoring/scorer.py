@@ -7,7 +7,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,29 +56,21 @@ class Scorer:
         self._head: Head | None = None
         self._remembers: bool | None = None
 
-    def __call__(
-        self,
-        model: nn.Module,
-        tree: TokenTree,
-        *,
-        leave: History | None = None,
-        after: History | None = None,
-    ) -> ResponseLogProbs:
+    def __call__(self, model: nn.Module, tree: TokenTree, history: History | None = None) -> ResponseLogProbs:
         """Return the log-probs of each response of ``tree``, float32 [B, R], with gradient if enabled.
 
         Args:
             model: the policy or a reference.
             tree: B prompts and their responses.
-            leave: what ``history`` returned, to be written.
-            after: the same, when it was written by a pass of the same model over the rows' plain trees: what
-                ``tree.known`` says that prompts begin with is not computed again.
+            history: what ``history`` returned. A first pass, over the rows' plain trees, writes it; later
+                ones by the same model don't compute again what ``tree.known`` says that prompts begin with.
         """
         check_length(model, tree)
         head = self._head or self._decide(model, tree.prompt_ids.device)
         if self._shared is None:
             log_probs = PlainLayout().token_log_probs(model, tree, head)
         else:
-            log_probs = self._shared.token_log_probs(model, tree, head, leave=leave, after=after)
+            log_probs = self._shared.token_log_probs(model, tree, head, history)
         counted = tree.counted_mask
         return ResponseLogProbs(
             sum=log_probs.masked_fill(~counted, 0.0).sum(dim=-1),
@@ -86,7 +78,7 @@ class Scorer:
         )
 
     def history(self, model: nn.Module, device: torch.device) -> History | None:
-        """Return a history to be written, or ``None`` where a second pass computes everything again.
+        """Return a history yet to be written, or ``None`` where a second pass computes everything again.
 
         That is so where layouts are plain, with dropout, with gradient checkpointing, and where a probe finds
         that the model's second pass would give other numbers.
@@ -131,14 +123,14 @@ class Scorer:
         return self._head
 
 
-class _Continued(TreeLayout):
+class _Continued(Layout):
     """A pass that begins with what another one left, of all prompt tokens but the last."""
 
-    def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head, **histories: Any) -> Tensor:
-        history = History()
-        super().token_log_probs(model, tree, head, leave=history)
+    def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
+        layout, history = TreeLayout(), History()
+        layout.token_log_probs(model, tree, head, history)
         known = tuple(length - 1 for length in tree.prompt_lengths)
-        return super().token_log_probs(model, dataclasses.replace(tree, known=known), head, after=history)
+        return layout.token_log_probs(model, dataclasses.replace(tree, known=known), head, history)
 
 
 def check_length(model: nn.Module, tree: TokenTree) -> None:

@@ -357,12 +357,12 @@ def test_a_second_view_begins_with_what_the_first_one_left(name, attention, even
     model, scorer, plain = build(name, attention), Scorer("tree"), ragged_tree([6, 4, 5], common=1)
     view = beginning_alike(plain, [6, 0, 4], seed=1)
     left = scorer.history(model, torch.device("cpu"))
-    scorer(model, plain, leave=left)  # with a graph, as in training
+    scorer(model, plain, left)  # with a graph, as in training
     computed = []
     model.get_input_embeddings().register_forward_hook(lambda *seen: computed.append(seen[1][0]))
     with torch.no_grad():
         torch.testing.assert_close(
-            scorer(model, view, after=left).sum, one_by_one(model, view), atol=2e-4, rtol=1e-5
+            scorer(model, view, left).sum, one_by_one(model, view), atol=2e-4, rtol=1e-5
         )
     assert view.known == (6, 0, 4)
     if even_width == 10**6:
@@ -374,8 +374,8 @@ def test_flex_attention_after_a_history():
     view = beginning_alike(plain, [6, 0, 4], seed=1)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         left = scorer.history(model, torch.device("cpu"))
-        scorer(model, plain, leave=left)
-        found = scorer(model, view, after=left).sum
+        scorer(model, plain, left)
+        found = scorer(model, view, left).sum
     assert left is not None
     expected = one_by_one(build("gemma3_window_4"), view)
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-5)
