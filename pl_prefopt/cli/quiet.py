@@ -11,6 +11,7 @@ _NOISE = (
     ".*does not have many workers",  # rows are tokenised before training
     ".*treespec, LeafSpec",  # Lightning's use of torch
     "Detected an existing checkpoint",  # the last one, which the new one replaces
+    r".*self\.log\('(train|val|test)/.*sync_dist=True",  # what we log has been gathered already
     ".*gradient_checkpointing",  # transformers' rename, whose old name older versions need
 )
 

@@ -17,10 +17,14 @@ GRADIENTS = "gradients"
 BUCKETS = "gradients sent between devices"
 OPTIMISER = "optimiser states"
 REFERENCES = "reference models"
+SPLIT_REFERENCES = "reference models, divided"
 ACTIVATIONS = "activations"
 MASKS = "attention masks and scores"
 LOGITS = "logits"
-PARTS = (WEIGHTS, CASTS, GATHERED, GRADIENTS, BUCKETS, OPTIMISER, REFERENCES, ACTIVATIONS, MASKS, LOGITS)
+PARTS = (
+    *(WEIGHTS, CASTS, GATHERED, GRADIENTS, BUCKETS, OPTIMISER),
+    *(REFERENCES, SPLIT_REFERENCES, ACTIVATIONS, MASKS, LOGITS),
+)
 
 
 def by_shape(policy: Any) -> Classify:
@@ -53,27 +57,39 @@ def by_shape(policy: Any) -> Classify:
 def shares_of(sharing: Sharing) -> dict[str, float]:
     """Return the share of each part that one device holds."""
     if sharing.shards == 1:
-        return {}
+        return {GATHERED: 0}
     # Sharded weights are gathered in the type of computation, and so never cast.
-    return {CASTS: 0, **dict.fromkeys((WEIGHTS, GRADIENTS, OPTIMISER), 1 / sharing.shards)}
+    divided = (WEIGHTS, GRADIENTS, OPTIMISER, SPLIT_REFERENCES)
+    return {CASTS: 0, **dict.fromkeys(divided, 1 / sharing.shards)}
 
 
-def gathered_bytes(policy: Any, compute: torch.dtype | None) -> int:
-    """Return the bytes of whole weights and gradients that a device holds at a time of a sharded policy.
+def gathered_layers(model: Any, compute: torch.dtype | None) -> int:
+    """Return the bytes of layers and gradients that a device holds whole at a time of a sharded model.
 
-    These are the weights outside the layers, which stay; two layers, one of them gathered ahead; and one
-    layer's gradients.
+    These are two layers, one of them gathered ahead, and one layer's gradients.
 
     Args:
-        policy: the model before it has fake tensors.
+        model: with or without fake tensors.
         compute: the type of gathered weights; their own by default.
     """
-    base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    return max((_layer(layer, compute) for layer in _layers(model)), default=0)
+
+
+def gathered_once(model: Any, compute: torch.dtype | None) -> int:
+    """Return the bytes of a sharded model's weights outside its layers, which stay whole once gathered.
+
+    Args:
+        model: with or without fake tensors.
+        compute: the type of gathered weights; their own by default.
+    """
+    inside = {id(weight) for layer in _layers(model) for weight in layer.parameters()}
+    return sum(_size(weight, compute) for weight in model.parameters() if id(weight) not in inside)
+
+
+def _layers(model: Any) -> list[nn.Module]:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     kinds = set(base._no_split_modules or ())
-    layers = [part for part in policy.modules() if type(part).__name__ in kinds]
-    inside = {id(weight) for layer in layers for weight in layer.parameters()}
-    outside = sum(_size(weight, compute) for weight in policy.parameters() if id(weight) not in inside)
-    return outside + max((_layer(layer, compute) for layer in layers), default=0)
+    return [part for part in model.modules() if type(part).__name__ in kinds]
 
 
 def _layer(layer: nn.Module, compute: torch.dtype | None) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins import Precision
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pl_prefopt.modules import PreferenceModule
@@ -22,9 +22,11 @@ from pl_prefopt.planning.parts import (
     GRADIENTS,
     OPTIMISER,
     REFERENCES,
+    SPLIT_REFERENCES,
     WEIGHTS,
     by_shape,
-    gathered_bytes,
+    gathered_layers,
+    gathered_once,
     shares_of,
 )
 from pl_prefopt.planning.plan import Plan
@@ -76,9 +78,9 @@ class Rehearsal:
             check_length(policy, tree)  # fake tensors have no lengths to check
         weights = list(policy.parameters())
         counts = [sum(weight.numel() for weight in some) for some in (weights, _trained(weights))]
-        gathered = gathered_bytes(policy, self.compute) if self.sharing.shards > 1 else 0
         beforehand = [_StandIn.of(replace(held, stays=False)) for held in self.precomputed]
         beside = [_StandIn.of(held) for held in self.references]
+        gathered = gathered_layers(policy, self.compute) + gathered_once(policy, self.compute)
         ledger = Ledger(by_shape(policy), shares_of(self.sharing))
         with FakeTensorMode(), ledger:
             with ledger.making(WEIGHTS):
@@ -136,9 +138,7 @@ class Rehearsal:
         for stand_in in stand_ins:
             policy = self.module.policy
             if stand_in.model is not None and not stand_in.ready:
-                with ledger.making(REFERENCES):
-                    model_of_fakes(stand_in.model)
-                stand_in.ready = True
+                self._make(ledger, stand_in, stand_in.model)
             if stand_in.held.scores:
                 model = stand_in.model or policy
                 scorer = Scorer()
@@ -147,8 +147,17 @@ class Rehearsal:
                     for tree in batch.trees.values():
                         scorer(model, tree)
             if not stand_in.held.stays:
-                stand_in.model = None
+                stand_in.model = stand_in.gathered = None
                 gc.collect()
+
+    def _make(self, ledger: Ledger, stand_in: _StandIn, model: nn.Module) -> None:
+        split = stand_in.held.split and self.sharing.shards > 1
+        if split:
+            with ledger.making(GATHERED):
+                stand_in.gathered = torch.empty(gathered_once(model, self.compute), dtype=torch.uint8)
+        with ledger.making(SPLIT_REFERENCES if split else REFERENCES):
+            model_of_fakes(model)
+        stand_in.ready = True
 
 
 @dataclass
@@ -157,6 +166,7 @@ class _StandIn:
 
     held: Held
     model: nn.Module | None
+    gathered: Tensor | None = None
     ready: bool = False
 
     @classmethod

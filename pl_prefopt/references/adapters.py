@@ -92,8 +92,11 @@ class NamedAdapter(Reference):
                 f"'{self.folder}'."
             )
         if self.name not in policy.peft_config:
-            with evaluating(policy):  # PEFT leaves all parts so, and the policy would train without dropout
+            # PEFT leaves all parts in evaluation mode, and its older versions the policy's adapter frozen.
+            trained = _trained(policy)
+            with evaluating(policy):
                 policy.load_adapter(self.folder, adapter_name=self.name, is_trainable=False)
+            _mark(trained)
 
     def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
         """Return float32 [B, R] sums of log-probs."""

@@ -46,12 +46,14 @@ class Held:
         model: a model of its own that lives there.
         adapter: the folder of an adapter that lives there, beside the policy's own.
         stays: whether ``model`` stays between batches.
+        split: whether processes divide ``model`` where they divide the policy.
         scores: whether every batch costs a forward pass there.
     """
 
     model: PolicySpec | None = None
     adapter: str | None = None
     stays: bool = True
+    split: bool = False
     scores: bool = True
 
 

@@ -69,7 +69,7 @@ class _Copy(Reference):
 
     def held(self, policy: PolicySpec) -> Held:
         """A second model."""
-        return Held(model=_frozen(policy))
+        return Held(model=_frozen(policy), split=True)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Load the model onto the policy's device."""

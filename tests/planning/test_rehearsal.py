@@ -175,7 +175,7 @@ def test_references_hold_what_they_say(tiny_model):
 
 def test_the_initial_policy_costs_a_model_only_where_all_weights_are_trained(tiny_model):
     whole, adapted = PolicySpec(name=str(tiny_model)), PolicySpec(name=str(tiny_model), lora=LORA)
-    assert InitialPolicy().held(whole) == Held(model=whole)
+    assert InitialPolicy().held(whole) == Held(model=whole, split=True)
     assert InitialPolicy().held(adapted) == Held()
 
 
@@ -200,6 +200,21 @@ def test_devices_share_weights_gradients_and_states(tiny_model):
         assert halves.phases[step][part] == pytest.approx(alone.phases[step][part] / 2, abs=64)
     gathered = halves.phases[STEP]["layers gathered from other devices"]
     assert 0 < gathered < 3 * alone.phases[STEP]["weights"]
+
+
+def test_devices_share_a_copy_of_the_policy_too_and_no_other_reference(tiny_model):
+    copy = InitialPolicy().held(PolicySpec(name=str(tiny_model)))
+    other = Held(model=PolicySpec(name=str(tiny_model)))
+    alone = plan(make_module(tiny_model), references=[copy, other]).phases[STEP]
+    bare = plan(make_module(tiny_model), sharing=Sharing(shards=2)).phases[STEP]
+    halves = plan(make_module(tiny_model), references=[copy, other], sharing=Sharing(shards=2)).phases[STEP]
+    assert alone["reference models"] == 2 * alone["weights"]
+    assert halves["reference models"] == alone["weights"]
+    assert halves["reference models, divided"] == pytest.approx(alone["weights"] / 2, abs=64)
+    gathered = "layers gathered from other devices"
+    tables = 2 * 4 * build_policy(copy.model).get_input_embeddings().weight.numel()
+    norm = 4 * build_policy(copy.model).config.hidden_size
+    assert halves[gathered] - bare[gathered] == tables + norm
 
 
 def test_optimisers_hold_what_they_keep(tiny_model):

