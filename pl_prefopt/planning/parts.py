@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -78,12 +79,15 @@ def gathered_layers(model: Any, compute: torch.dtype | None) -> int:
 def gathered_once(model: Any, compute: torch.dtype | None) -> int:
     """Return the bytes of a sharded model's weights outside its layers, which stay whole once gathered.
 
+    Their gradients stay whole to the backward pass's end and are counted, too.
+
     Args:
         model: with or without fake tensors.
         compute: the type of gathered weights; their own by default.
     """
     inside = {id(weight) for layer in _layers(model) for weight in layer.parameters()}
-    return sum(_size(weight, compute) for weight in model.parameters() if id(weight) not in inside)
+    outside = [weight for weight in model.parameters() if id(weight) not in inside]
+    return sum(_size(weight, compute) for weight in outside) + _gradients(outside, compute)
 
 
 def _layers(model: Any) -> list[nn.Module]:
@@ -94,8 +98,11 @@ def _layers(model: Any) -> list[nn.Module]:
 
 def _layer(layer: nn.Module, compute: torch.dtype | None) -> int:
     weights = list(layer.parameters())
-    gradients = sum(_size(weight, compute) for weight in weights if weight.requires_grad)
-    return 2 * sum(_size(weight, compute) for weight in weights) + gradients
+    return 2 * sum(_size(weight, compute) for weight in weights) + _gradients(weights, compute)
+
+
+def _gradients(weights: Sequence[Tensor], compute: torch.dtype | None) -> int:
+    return sum(_size(weight, compute) for weight in weights if weight.requires_grad)
 
 
 def _size(weight: Tensor, compute: torch.dtype | None) -> int:
