@@ -6,8 +6,9 @@ MODEL := .cache/models/SmolLM2-135M-Instruct
 OLDEST := .venv-oldest
 # The lowest torch comes with gigabytes of CUDA; TORCH=2.13.0 is a CPU wheel.
 TORCH ?= $(shell sed -n 's/^torch==//p' constraints-oldest.txt)
-# A few minutes' worth; TESTS=tests runs them all.
-TESTS ?= pl_prefopt tests/functional tests/objectives tests/data tests/cli/test_commands.py tests/test_hardware_configs.py
+# Two minutes' worth; TESTS=tests runs them all.
+TESTS ?= pl_prefopt tests/functional tests/objectives tests/data tests/callbacks tests/modules/test_steps.py \
+  tests/test_hardware_configs.py
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 # Threads that wait without spinning, so that a busy machine is slower but not ten times slower.
