@@ -161,6 +161,16 @@ def test_a_second_run_in_the_same_folder_is_refused(run, prefopt, settings):
     assert "--ckpt_path last" in said
 
 
+def test_a_run_that_may_not_go_on_keeps_its_settings(run, prefopt, settings):
+    before = (run / "config.yaml").read_text()
+    again = ["fit", *axes(), *settings, "--run_dir", "run", "--ckpt_path", "last"]
+    said = prefopt.fails(*again, "--model.init_args.policy.lora.r", "2")
+    assert "made with policy.lora" in said
+    assert (run / "config.yaml").read_text() == before
+    prefopt(*again, "--trainer.max_epochs", "2")
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
+
+
 def test_without_validation_rows_the_last_checkpoint_is_kept(prefopt, settings):
     prefopt("fit", *axes(), *settings, "--data.held_out", "0", "--run_dir", "run")
     assert {path.name for path in Path("run/checkpoints").iterdir()} == {"last.ckpt"}
