@@ -159,6 +159,9 @@ def test_a_second_run_in_the_same_folder_is_refused(run, prefopt, settings):
     said = prefopt.fails("fit", *axes(), *settings, "--run_dir", "run")
     assert "holds a run already" in said
     assert "--ckpt_path last" in said
+    shutil.copytree(run, "other")
+    another = ["--run_dir", "run", "--ckpt_path", "other/checkpoints/last.ckpt"]
+    assert "holds a run already" in prefopt.fails("fit", *axes(), *settings, *another)
 
 
 def test_a_run_that_may_not_go_on_keeps_its_settings(run, prefopt, settings):
@@ -245,6 +248,7 @@ MISTAKES = {
     "wrong number": (["--data.batch_size", "0"], "batch_size"),
     "out of range": (["--model.init_args.objective.init_args.beta", "-1"], "beta"),
     "missing checkpoint": (["--ckpt_path", "runs/none.ckpt"], "runs/none.ckpt is missing"),
+    "empty checkpoint": (["--ckpt_path", ""], "got nothing"),
     "wrong family": (
         ["--model.init_args.objective", "pl_prefopt.objectives.SimPO"],
         "ReferenceObjective",
@@ -279,6 +283,25 @@ def test_export_says_what_it_misses(prefopt, run):
     shutil.move("run/config.yaml", "config.yaml")
     assert "--config" in prefopt.fails("export", "run/checkpoints/last.ckpt", "--out", "somewhere")
     prefopt("export", "run/checkpoints/last.ckpt", "--out", "somewhere", "--config", "config.yaml")
+
+
+def test_export_says_what_is_damaged_or_does_not_fit(prefopt, run):
+    def said(content, file="config.yaml"):
+        before = (run / file).read_bytes()
+        (run / file).write_bytes(content(before))
+        said = prefopt.fails("export", "run/checkpoints/last.ckpt", "--out", "somewhere")
+        (run / file).write_bytes(before)
+        assert not Path("somewhere").exists()
+        return said
+
+    for damaged in (b"", b"a: [", b"\xff\xfe", b"model: {init_args: {}}", b"model: 3"):
+        assert "no configuration that `prefopt fit` wrote" in said(lambda _, damaged=damaged: damaged)
+    assert "has the shape [16, " in said(lambda before: before.replace(b" r: 16", b" r: 2"))
+    more = b"target_modules: [q_proj, lm_head]"
+    assert "is unknown" in said(lambda before: before.replace(b"target_modules: all-linear", more))
+    every = b"[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head]"
+    assert "lacks '" in said(lambda before: before.replace(b"all-linear", every))
+    assert "metrics.json can't be read" in said(lambda before: before[:50], "metrics.json")
 
 
 def test_help_needs_no_torch():
