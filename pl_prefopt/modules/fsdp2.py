@@ -20,6 +20,7 @@ from pl_prefopt.modules.checkpoint_files import is_sharded
 from pl_prefopt.modules.checkpoint_io import check_finite, unwritable
 from pl_prefopt.modules.plain_files import unreadable
 from pl_prefopt.modules.shard_files import cause_of, check_shards
+from pl_prefopt.policies import check_sizes
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -31,6 +32,16 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     It takes the same settings.
     """
+
+    def setup_environment(self) -> None:
+        """Connect the processes.
+
+        Raises:
+            ConfigError: if the sizes don't go with their number.
+        """
+        processes = self.num_nodes * self.num_processes
+        check_sizes(self._data_parallel_size, self._tensor_parallel_size, processes=processes)
+        super().setup_environment()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
@@ -79,8 +90,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     def _load_file(self, path: Path) -> dict[str, Any]:
         """Read a file, whichever strategy wrote it.
 
-        In a file from one process or DDP an optimiser's states are numbered by what it trains. Lightning takes
-        the numbers for those of all weights, which under an adapter are other ones.
+        In a file from one process or DDP an optimiser's states are numbered by what it trains. Lightning
+        takes the numbers for those of all weights, which under an adapter are other ones.
         """
         optimizers, self.optimizers = self.optimizers, []
         try:
