@@ -26,6 +26,7 @@ from pl_prefopt.modules.checkpoints import (
 )
 from pl_prefopt.modules.finite_loss import FiniteLossGuard
 from pl_prefopt.modules.randomness import BatchSeeds
+from pl_prefopt.modules.resumed_settings import Settings, keep_settings, settings_of
 from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import PolicySpec, build_policy, check_shardable, shard
@@ -80,6 +81,7 @@ class PreferenceModule(LightningModule):
         self._own_weights: set[str] = set()  # of the policy, without adapters that references add to it
         self._metrics_logged_at = 0
         self._stats: Mapping[str, Tensor] = {}
+        self._optimizer_settings: Settings = []
         self._prompts_a_batch: float | None = None
         self._seeds, self._guard = BatchSeeds(), FiniteLossGuard()
 
@@ -102,10 +104,13 @@ class PreferenceModule(LightningModule):
         self.losses = nn.ModuleDict({_key(name): LossMean() for name in _STAGES})
 
     def on_train_start(self) -> None:
-        """Ask once how many prompts a batch has, and fix the run's seed."""
+        """Ask once how many prompts a batch has, fix the run's seed, and hold to the optimiser's settings."""
         datamodule = getattr(self.trainer, "datamodule", None)
         self._prompts_a_batch = getattr(datamodule, "prompts_a_batch", None)
         self._seeds.start(self.trainer)
+        if self._optimizer_settings:  # a checkpoint may have been read since
+            optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+            keep_settings(optimizer, scheduler, self._optimizer_settings)
 
     def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
         """Make the batch's random numbers depend on its place in the run alone."""
@@ -130,6 +135,7 @@ class PreferenceModule(LightningModule):
         """Build the optimiser over what is trained, and its schedule in optimiser steps."""
         optimizer = self.make_optimizer([weight for weight in self.parameters() if weight.requires_grad])
         scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
+        self._optimizer_settings = settings_of(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:

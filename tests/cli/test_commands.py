@@ -174,6 +174,18 @@ def test_a_run_that_may_not_go_on_keeps_its_settings(run, prefopt, settings):
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
 
 
+def test_a_run_goes_on_with_the_learning_rate_that_is_asked_for(run, prefopt, settings):
+    lower = ["--model.init_args.optimizer.lr", "0.001", "--trainer.max_epochs", "2"]
+    with pytest.warns(UserWarning, match=r"optimiser's lr is 0\.001; the checkpoint's was 0\.01"):
+        prefopt("fit", *axes(), *settings, *lower, "--run_dir", "run", "--ckpt_path", "last")
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.001
+    assert saved["lr_schedulers"][0]["base_lrs"] == [0.001]
+    with (run / "metrics.csv").open() as file:
+        rates = [float(row["lr-AdamW"]) for row in csv.DictReader(file) if row["lr-AdamW"]]
+    assert 0 < max(rates) <= 0.001
+
+
 def test_without_validation_rows_the_last_checkpoint_is_kept(prefopt, settings):
     prefopt("fit", *axes(), *settings, "--data.held_out", "0", "--run_dir", "run")
     assert {path.name for path in Path("run/checkpoints").iterdir()} == {"last.ckpt"}
