@@ -10,16 +10,18 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from pl_prefopt.errors import ContractError, DataError
+from pl_prefopt.errors import ConfigError, ContractError, DataError
 from pl_prefopt.metrics import LossMean, build_suite
 from pl_prefopt.modules.checkpoint_files import read_head
 from pl_prefopt.modules.checkpoints import (
     check_fits,
     describe,
+    describe_optimizer,
     refuse_shards,
     save_description,
     trained_weights,
@@ -208,14 +210,20 @@ class PreferenceModule(LightningModule):
         return {key: value for key, value in whole.items() if key in kept}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the method and the base model."""
-        save_description(checkpoint, self._description())
+        """Note the method, the base model and the optimiser."""
+        optimizers = self.trainer.optimizers
+        save_description(checkpoint, self._description() | describe_optimizer(*optimizers[:1]))
         self._seeds.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another run's checkpoint."""
         self._seeds.load(checkpoint)
         if "state_dict" in checkpoint:
+            if self.trainer.state.fn == TrainerFn.FITTING and "optimizer_states" not in checkpoint:
+                raise ConfigError(
+                    "The checkpoint holds weights only, and no optimiser to go on with: name another one, "
+                    "such as last.ckpt."
+                )
             self._check(checkpoint, {name: weight.shape for name, weight in checkpoint["state_dict"].items()})
             return
         # Split weights have been read already, passing over what isn't in the checkpoint.
@@ -280,7 +288,10 @@ class PreferenceModule(LightningModule):
     def _check(self, checkpoint: dict[str, Any], shapes: Mapping[str, torch.Size]) -> None:
         trained = trained_weights(self)
         known = self._own_weights | trained.keys()
-        check_fits(checkpoint, shapes, self._description(), trained=trained, known=known)
+        description = self._description()
+        if self.trainer.state.fn == TrainerFn.FITTING:  # elsewhere there is none
+            description |= describe_optimizer(self.make_optimizer([nn.Parameter(torch.zeros(1, 1))]))
+        check_fits(checkpoint, shapes, description, trained=trained, known=known)
 
     def _description(self) -> dict[str, str]:
         return describe(type(self.objective).__name__, self.policy_spec)

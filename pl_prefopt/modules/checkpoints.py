@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules.checkpoint_files import is_sharded
@@ -33,6 +34,14 @@ def describe(method: str, policy: PolicySpec) -> dict[str, str]:
         adapter = {key: value for key, value in policy.lora.items() if key != "lora_dropout"}
         described["policy.lora"] = json.dumps(adapter, sort_keys=True, default=str)
     return described
+
+
+def describe_optimizer(optimizer: Optimizer | None = None) -> dict[str, str]:
+    """Return what a checkpoint says of its optimiser, if there is one: another couldn't use its states."""
+    if optimizer is None:
+        return {}
+    kind = type(optimizer)
+    return {"optimizer": f"{kind.__module__.split('.')[0]} {kind.__name__}"}
 
 
 def save_description(checkpoint: dict[str, Any], description: dict[str, str]) -> None:

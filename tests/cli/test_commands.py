@@ -169,9 +169,18 @@ def test_a_run_that_may_not_go_on_keeps_its_settings(run, prefopt, settings):
     again = ["fit", *axes(), *settings, "--run_dir", "run", "--ckpt_path", "last"]
     said = prefopt.fails(*again, "--model.init_args.policy.lora.r", "2")
     assert "made with policy.lora" in said
+    said = prefopt.fails(*again, "--model.init_args.optimizer", "torch.optim.SGD")
+    assert "made with optimizer 'torch AdamW', but this run has 'torch SGD'" in said
     assert (run / "config.yaml").read_text() == before
     prefopt(*again, "--trainer.max_epochs", "2")
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
+
+
+def test_a_run_does_not_go_on_from_weights_alone(prefopt, settings):
+    command = ["fit", *axes(), *settings, "--run_dir", "run"]
+    prefopt(*command, "--best.save_weights_only", "true")
+    assert "holds weights only" in prefopt.fails(*command, "--ckpt_path", "best")
+    prefopt("validate", "-c", "run/config.yaml", "--ckpt_path", "best")
 
 
 def test_a_run_goes_on_with_the_learning_rate_that_is_asked_for(run, prefopt, settings):
