@@ -98,7 +98,9 @@ def test_no_memory_is_a_sentence_that_names_the_settings(prefopt, settings, monk
     assert "data.batch_size" in printed
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST]
+)
 def test_what_cannot_be_written_is_named(number):
     failed = failure_behind(ValueError("wrapped").with_traceback(None))
     assert failed is None
