@@ -80,6 +80,7 @@ class PreferenceModule(LightningModule):
         self.restored_from: str | None = None  # the command line knows it before Lightning does
         # Checkpoints hold only what is trained; on_load_checkpoint counts that nothing of it is missing.
         self.strict_loading = False
+        self._base_identity = ""
         self._own_weights: set[str] = set()  # of the policy, without adapters that references add to it
         self._metrics_logged_at = 0
         self._stats: Mapping[str, Tensor] = {}
@@ -122,6 +123,7 @@ class PreferenceModule(LightningModule):
         """Load the policy, once, and split it between processes if the strategy does so."""
         if "policy" not in self._modules:
             policy = build_policy(self.policy_spec)
+            self._base_identity = self.policy_spec.base_identity  # now, since its files may change
             self._own_weights = {f"policy.{name}" for name in policy.state_dict()}
             self.policy = self.sharded(policy)
         if self.restored_from is not None:
@@ -294,7 +296,7 @@ class PreferenceModule(LightningModule):
         check_fits(checkpoint, shapes, description, trained=trained, known=known)
 
     def _description(self) -> dict[str, str]:
-        return describe(type(self.objective).__name__, self.policy_spec)
+        return describe(type(self.objective).__name__, self.policy_spec, self._base_identity)
 
 
 def _key(stage: str) -> str:

@@ -16,6 +16,7 @@ from pl_prefopt.modules.checkpoint_files import is_sharded
 from pl_prefopt.policies import PolicySpec
 
 _KEY = "pl_prefopt"
+_IDENTITY = "base_identity"
 
 
 def trained_weights(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -23,13 +24,13 @@ def trained_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
-def describe(method: str, policy: PolicySpec) -> dict[str, str]:
+def describe(method: str, policy: PolicySpec, base_identity: str) -> dict[str, str]:
     """Return what a checkpoint says of its run beside the weights.
 
-    Settings of an adapter such as ``lora_alpha`` decide what its weights mean, though not their shapes; its
-    dropout does not.
+    A base is known by its weights, so that its folder may move. Settings of an adapter such as ``lora_alpha``
+    decide what its weights mean, though not their shapes; its dropout does not.
     """
-    described = {"method": method, "base": policy.name}
+    described = {"method": method, "base": policy.name, _IDENTITY: base_identity}
     if policy.lora is not None:
         adapter = {key: value for key, value in policy.lora.items() if key != "lora_dropout"}
         described["policy.lora"] = json.dumps(adapter, sort_keys=True, default=str)
@@ -80,6 +81,14 @@ def check_fits(
         ConfigError: saying what differs.
     """
     found = checkpoint.get(_KEY, {})
+    if _IDENTITY in found and _IDENTITY in description:
+        if found[_IDENTITY] != description[_IDENTITY]:
+            raise ConfigError(
+                f"The checkpoint was made with the base '{found['base']}', whose weights are not those of "
+                f"this run's '{description['base']}': name the base that it was made with in policy.name, or "
+                "start without ckpt_path."
+            )
+        description = {key: value for key, value in description.items() if key not in ("base", _IDENTITY)}
     for key, wanted in description.items():
         if key in found and found[key] != wanted:
             raise ConfigError(

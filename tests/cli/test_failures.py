@@ -303,15 +303,16 @@ def test_a_checkpoint_with_other_weights_is_refused():
 
 
 def test_a_checkpoint_of_another_base_or_scale_is_refused():
-    def description(base="base", **lora):
-        return describe("DPO", PolicySpec(name=base, lora={"r": 4, "lora_alpha": 8, **lora}))
+    def description(base="base", identity="1", **lora):
+        return describe("DPO", PolicySpec(name=base, lora={"r": 4, "lora_alpha": 8, **lora}), identity)
 
     def check(wanted):
         check_fits({"pl_prefopt": description()}, {}, wanted, trained={}, known=())
 
     check(description(lora_dropout=0.5))
+    check(description(base="where it was moved to"))
     for other, message in (
-        (description(base="other"), "base 'base'"),
+        (description(base="other", identity="2"), "base 'base', whose weights are not those of .* 'other'"),
         (description(lora_alpha=16), "policy.lora"),
     ):
         with pytest.raises(ConfigError, match=message):
