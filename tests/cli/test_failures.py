@@ -275,6 +275,15 @@ def test_half_a_checkpoint_is_one_sentence(prefopt, settings, tmp_path):
     assert "last.ckpt" in printed
 
 
+def test_a_damaged_weight_is_one_sentence(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(1000)}}, tmp_path / "last.ckpt")
+    content = bytearray((tmp_path / "last.ckpt").read_bytes())
+    content[content.index(torch.ones(1000).numpy().tobytes()) + 500] ^= 1
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"last\.ckpt can't be read .*checksum"):
+        read_checkpoint(tmp_path / "last.ckpt")
+
+
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.ckpt")
     with pytest.raises(ConfigError, match="is no checkpoint of a run"):
