@@ -96,6 +96,7 @@ class PreferenceModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check that objective, references, rows and strategy fit together, and build the metrics."""
         _check_strategy(self.trainer.strategy)
+        self._try_optimizer()
         if self.device_mesh is not None:
             check_shardable(self.policy_spec, self.device_mesh)
         _check_references(self.objective, self.num_references)
@@ -292,8 +293,15 @@ class PreferenceModule(LightningModule):
         known = self._own_weights | trained.keys()
         description = self._description()
         if self.trainer.state.fn == TrainerFn.FITTING:  # elsewhere there is none
-            description |= describe_optimizer(self.make_optimizer([nn.Parameter(torch.zeros(1, 1))]))
+            description |= describe_optimizer(self._try_optimizer())
         check_fits(checkpoint, shapes, description, trained=trained, known=known)
+
+    def _try_optimizer(self) -> torch.optim.Optimizer:
+        """Make an optimiser of one weight: what it refuses is told before a model is loaded."""
+        try:
+            return self.make_optimizer([nn.Parameter(torch.zeros(1, 1))])
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.init_args.optimizer refuses its settings: {error}") from error
 
     def _description(self) -> dict[str, str]:
         return describe(type(self.objective).__name__, self.policy_spec, self._base_identity)

@@ -269,6 +269,9 @@ MISTAKES = {
     "wrong number": (["--data.batch_size", "0"], "batch_size"),
     "out of range": (["--model.init_args.objective.init_args.beta", "-1"], "beta"),
     "missing checkpoint": (["--ckpt_path", "runs/none.ckpt"], "runs/none.ckpt is missing"),
+    "negative rate": (["--model.init_args.optimizer.lr", "-1"], "Invalid learning rate: -1.0"),
+    "negative warm-up": (["--model.init_args.schedule.warmup", "-1"], "schedule.warmup"),
+    "no batches a step": (["--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches"),
     "empty checkpoint": (["--ckpt_path", ""], "got nothing"),
     "wrong family": (
         ["--model.init_args.objective", "pl_prefopt.objectives.SimPO"],
