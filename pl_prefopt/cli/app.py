@@ -206,6 +206,9 @@ def _check_sections(config: Any) -> None:
     for name in ("trainer", "data", "references", "best", "last", "model", "model.init_args.objective"):
         if not isinstance(config.get(name), Namespace):
             raise ConfigError(f"expected `{name}` to be a section of settings, got {config.get(name)!r}.")
+    batches = config.trainer.accumulate_grad_batches
+    if batches < 1:  # which Lightning divides by
+        raise ConfigError(f"expected `trainer.accumulate_grad_batches` to be at least 1, got {batches}.")
 
 
 def _being_built(error: Exception) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from pl_prefopt.errors import ConfigError, first_line
+
 _PACKAGES = ("pl-prefopt", "torch", "lightning", "transformers", "peft", "bitsandbytes")
 _SPLITS = ("train", "val", "test")
 _HELD_OUT = "held out from the training rows"
@@ -169,17 +171,32 @@ def read_card(config: Path, checkpoint: Mapping[str, Any], *, is_adapter: bool) 
         config: the run's ``config.yaml``; ``metrics.json`` is looked for beside it.
         checkpoint: as torch read it.
         is_adapter: whether an adapter is exported, not a whole model.
+
+    Raises:
+        ConfigError: if ``metrics.json`` is damaged.
     """
     import yaml
 
-    metrics = config.parent / "metrics.json"
     return Card(
         config=yaml.safe_load(config.read_text(encoding="utf-8")),
-        metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
+        metrics=_read_metrics(config.parent / "metrics.json"),
         data=checkpoint.get("PreferenceDataModule", {}).get("splits", {}),
         steps=checkpoint.get("global_step", 0),
         is_adapter=is_adapter,
     )
+
+
+def _read_metrics(path: Path) -> dict[str, float]:
+    if not path.is_file():
+        return {}
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): float(value) for name, value in metrics.items()}
+    except (ValueError, TypeError, AttributeError) as error:  # no JSON, or another one
+        raise ConfigError(
+            f"{path} can't be read ({first_line(error)}): delete it; `prefopt validate` with the run's "
+            "checkpoint writes it anew."
+        ) from error
 
 
 def escaped(text: str) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import nn
 
 from pl_prefopt.cli.card import read_card
-from pl_prefopt.errors import ConfigError
+from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.files import bring_back, new_folder
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
 from pl_prefopt.policies import PolicySpec, build_policy
@@ -44,18 +46,16 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
     if out.exists():
         raise ConfigError(f"Expected --out to be a new folder, but {out} exists.")
     config_path = Path(config) if config else ckpt_path.resolve().parent.parent / "config.yaml"
-    spec = read_policy_spec(config_path)
     bring_back(ckpt_path)
+    if not ckpt_path.exists():
+        raise ConfigError(f"Expected a checkpoint, but {ckpt_path} is missing.")
+    spec = read_policy_spec(config_path)
     weights = _trained_weights(ckpt_path)
     if merge:
         # Merging into 4-bit weights would round the adapter away.
         spec = dataclasses.replace(spec, four_bit=None)
     policy: Any = build_policy(spec)
-    _, unexpected = policy.load_state_dict(weights, strict=False)
-    if unexpected:
-        raise ConfigError(
-            f"{ckpt_path} doesn't fit the policy of its configuration: '{unexpected[0]}' is unknown."
-        )
+    _load(policy, weights, f"{ckpt_path} doesn't fit the policy of {config_path}")
     if merge and spec.has_adapter:
         policy = policy.merge_and_unload()
     card = read_card(config_path, read_head(ckpt_path).rest, is_adapter=spec.has_adapter and not merge)
@@ -69,17 +69,40 @@ def read_policy_spec(config: Path) -> PolicySpec:
     """Return the policy that a run's ``config.yaml`` describes.
 
     Raises:
-        ConfigError: if there is no such file.
+        ConfigError: if there is no such file, or it is no such configuration.
     """
     if not config.is_file():
         raise ConfigError(f"Expected the run's configuration at {config}: name it with --config.")
     import yaml
 
-    described = yaml.safe_load(config.read_text())["model"]["init_args"]["policy"]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--policy", type=PolicySpec)
-    spec: PolicySpec = parser.instantiate_classes(parser.parse_object({"policy": described})).policy
+    try:
+        described = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]["policy"]
+        spec: PolicySpec = parser.instantiate_classes(parser.parse_object({"policy": described})).policy
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, ArgumentError) as error:
+        raise ConfigError(
+            f"{config} is no configuration that `prefopt fit` wrote ({first_line(error)}): name the run's "
+            "config.yaml with --config."
+        ) from error
     return spec
+
+
+def _load(policy: nn.Module, weights: Mapping[str, torch.Tensor], unfit: str) -> None:
+    """Put a checkpoint's weights into the policy; ``unfit`` begins the sentence on one that has no place."""
+    places = policy.state_dict()
+    for name, weight in weights.items():
+        if name not in places:
+            raise ConfigError(f"{unfit}: '{name}' is unknown.")
+        if places[name].shape != weight.shape:
+            raise ConfigError(
+                f"{unfit}: '{name}' has the shape {list(weight.shape)}, expected {list(places[name].shape)}."
+            )
+    missing = [name for name, weight in policy.named_parameters() if weight.requires_grad]
+    missing = [name for name in missing if name not in weights]
+    if missing:
+        raise ConfigError(f"{unfit}: it lacks '{missing[0]}'.")
+    policy.load_state_dict(weights, strict=False)
 
 
 def _trained_weights(ckpt_path: Path) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ _WRITING = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is larger than allowed",
     errno.ENOTDIR: "a file is where a folder should be",
+    errno.EEXIST: "a file is where a folder should be",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",

@@ -13,9 +13,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.cli.app import PrefOptCLI
 from pl_prefopt.cli.trainer import PrefOptTrainer
+from pl_prefopt.errors import ConfigError
 from pl_prefopt.planning import Plan, Rehearsal, device_of, sharing_of
 from pl_prefopt.planning.devices import COMFORTABLE, GIB, Device
-from pl_prefopt.policies import PolicySpec
+from pl_prefopt.policies import PolicySpec, check_splittable
 from pl_prefopt.references import Held
 from pl_prefopt.types import PLAIN, PreferenceBatch
 
@@ -97,6 +98,11 @@ class PlanCLI(PrefOptCLI):
         named = gpu is not None or memory is not None
         device = device_of(gpu=gpu, memory=memory) if named or asked.accelerator != "cpu" else None
         references: ReferenceEnsemble = self._get(self.config_init, "references")
+        sharing = sharing_of(asked.strategy, devices=_count(asked.devices), nodes=asked.num_nodes)
+        if sharing.shards > 1:
+            check_splittable(model.policy_spec)
+        if responses is not None and responses < 1:
+            raise ConfigError(f"Expected --responses to be at least 1, got {responses}.")
         self._connect(model, datamodule, references)
         read = "train" in datamodule.sources and not limits
         batch = _longest_rows(datamodule) if read else datamodule.full_batch(responses or _fewest(model))
@@ -109,7 +115,7 @@ class PlanCLI(PrefOptCLI):
             precomputed=held if references.precompute else [],
             precision=precision,
             compute=torch.bfloat16 if isinstance(precision, MixedPrecision) else None,
-            sharing=sharing_of(asked.strategy, devices=_count(asked.devices), nodes=asked.num_nodes),
+            sharing=sharing,
             accumulate=self.trainer.accumulate_grad_batches > 1,
             on_cpu=asked.accelerator == "cpu" or (asked.accelerator == "auto" and device is None),
         ).run()
@@ -155,7 +161,17 @@ def _count(devices: Any) -> int:
         return len(devices)
     if isinstance(devices, str) and "," in devices:
         return len([part for part in devices.split(",") if part.strip()])
-    return max(1, torch.cuda.device_count()) if devices in ("auto", -1, "-1") else int(devices)
+    if devices in ("auto", -1, "-1"):
+        return max(1, torch.cuda.device_count())
+    try:
+        count = int(devices)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise ConfigError(
+            f"Expected trainer.devices to be a number of devices, a list, or auto; got '{devices}'."
+        )
+    return count
 
 
 def _describe(model: Any, batch: PreferenceBatch, plan: Plan, read: bool) -> list[str]:

@@ -49,7 +49,10 @@ def require_run_folder(ckpt_path: str, run_dir: str | None) -> None:
 
 def refuse_second_run(folder: Path, ckpt_path: str | None) -> None:
     """Raise a ``ConfigError`` if ``fit`` would mix a new run into the folder of another one."""
-    if ckpt_path is None and is_first_process() and (folder / "config.yaml").exists():
+    own = ckpt_path in ("last", "best") or (
+        ckpt_path is not None and Path(ckpt_path).resolve().is_relative_to(folder.resolve())
+    )
+    if not own and is_first_process() and (folder / "config.yaml").exists():
         raise ConfigError(
             f"The folder {folder} holds a run already: add `--ckpt_path last` to go on with it, or "
             "`--run_dir` with another folder to start anew."
@@ -66,6 +69,8 @@ def find_checkpoint(asked: str | None, folder: Path, *, may_be_missing: bool) ->
     """
     if asked is None:
         return None
+    if not asked:
+        raise ConfigError("Expected --ckpt_path to be a checkpoint, 'last' or 'best', got nothing.")
     path = folder / "checkpoints" / f"{asked}.ckpt" if asked in ("last", "best") else Path(asked)
     bring_back(path)
     if path.exists():

@@ -10,22 +10,25 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from pl_prefopt.errors import ContractError, DataError
+from pl_prefopt.errors import ConfigError, ContractError, DataError
 from pl_prefopt.metrics import LossMean, build_suite
 from pl_prefopt.modules.checkpoint_files import read_head
 from pl_prefopt.modules.checkpoints import (
     check_fits,
     describe,
+    describe_optimizer,
     refuse_shards,
     save_description,
     trained_weights,
 )
 from pl_prefopt.modules.finite_loss import FiniteLossGuard
 from pl_prefopt.modules.randomness import BatchSeeds
+from pl_prefopt.modules.resumed_settings import Settings, keep_settings, settings_of
 from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import PolicySpec, build_policy, check_shardable, shard
@@ -77,9 +80,11 @@ class PreferenceModule(LightningModule):
         self.restored_from: str | None = None  # the command line knows it before Lightning does
         # Checkpoints hold only what is trained; on_load_checkpoint counts that nothing of it is missing.
         self.strict_loading = False
+        self._base_identity = ""
         self._own_weights: set[str] = set()  # of the policy, without adapters that references add to it
         self._metrics_logged_at = 0
         self._stats: Mapping[str, Tensor] = {}
+        self._optimizer_settings: Settings = []
         self._prompts_a_batch: float | None = None
         self._seeds, self._guard = BatchSeeds(), FiniteLossGuard()
 
@@ -91,6 +96,7 @@ class PreferenceModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check that objective, references, rows and strategy fit together, and build the metrics."""
         _check_strategy(self.trainer.strategy)
+        self._try_optimizer()
         if self.device_mesh is not None:
             check_shardable(self.policy_spec, self.device_mesh)
         _check_references(self.objective, self.num_references)
@@ -102,10 +108,13 @@ class PreferenceModule(LightningModule):
         self.losses = nn.ModuleDict({_key(name): LossMean() for name in _STAGES})
 
     def on_train_start(self) -> None:
-        """Ask once how many prompts a batch has, and fix the run's seed."""
+        """Ask once how many prompts a batch has, fix the run's seed, and hold to the optimiser's settings."""
         datamodule = getattr(self.trainer, "datamodule", None)
         self._prompts_a_batch = getattr(datamodule, "prompts_a_batch", None)
         self._seeds.start(self.trainer)
+        if self._optimizer_settings:  # a checkpoint may have been read since
+            optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+            keep_settings(optimizer, scheduler, self._optimizer_settings)
 
     def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
         """Make the batch's random numbers depend on its place in the run alone."""
@@ -115,6 +124,7 @@ class PreferenceModule(LightningModule):
         """Load the policy, once, and split it between processes if the strategy does so."""
         if "policy" not in self._modules:
             policy = build_policy(self.policy_spec)
+            self._base_identity = self.policy_spec.base_identity  # now, since its files may change
             self._own_weights = {f"policy.{name}" for name in policy.state_dict()}
             self.policy = self.sharded(policy)
         if self.restored_from is not None:
@@ -130,6 +140,7 @@ class PreferenceModule(LightningModule):
         """Build the optimiser over what is trained, and its schedule in optimiser steps."""
         optimizer = self.make_optimizer([weight for weight in self.parameters() if weight.requires_grad])
         scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
+        self._optimizer_settings = settings_of(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
@@ -202,14 +213,20 @@ class PreferenceModule(LightningModule):
         return {key: value for key, value in whole.items() if key in kept}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the method and the base model."""
-        save_description(checkpoint, self._description())
+        """Note the method, the base model and the optimiser."""
+        optimizers = self.trainer.optimizers
+        save_description(checkpoint, self._description() | describe_optimizer(*optimizers[:1]))
         self._seeds.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another run's checkpoint."""
         self._seeds.load(checkpoint)
         if "state_dict" in checkpoint:
+            if self.trainer.state.fn == TrainerFn.FITTING and "optimizer_states" not in checkpoint:
+                raise ConfigError(
+                    "The checkpoint holds weights only, and no optimiser to go on with: name another one, "
+                    "such as last.ckpt."
+                )
             self._check(checkpoint, {name: weight.shape for name, weight in checkpoint["state_dict"].items()})
             return
         # Split weights have been read already, passing over what isn't in the checkpoint.
@@ -274,10 +291,20 @@ class PreferenceModule(LightningModule):
     def _check(self, checkpoint: dict[str, Any], shapes: Mapping[str, torch.Size]) -> None:
         trained = trained_weights(self)
         known = self._own_weights | trained.keys()
-        check_fits(checkpoint, shapes, self._description(), trained=trained, known=known)
+        description = self._description()
+        if self.trainer.state.fn == TrainerFn.FITTING:  # elsewhere there is none
+            description |= describe_optimizer(self._try_optimizer())
+        check_fits(checkpoint, shapes, description, trained=trained, known=known)
+
+    def _try_optimizer(self) -> torch.optim.Optimizer:
+        """Make an optimiser of one weight: what it refuses is told before a model is loaded."""
+        try:
+            return self.make_optimizer([nn.Parameter(torch.zeros(1, 1))])
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.init_args.optimizer refuses its settings: {error}") from error
 
     def _description(self) -> dict[str, str]:
-        return describe(type(self.objective).__name__, self.policy_spec)
+        return describe(type(self.objective).__name__, self.policy_spec, self._base_identity)
 
 
 def _key(stage: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
 
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.modules.plain_files import load_plain
+from pl_prefopt.modules.plain_files import load_plain, unreadable
 from pl_prefopt.modules.shard_files import REST, read_index, read_shards, tensors_of
 
 _PREFIX = "state_dict."
@@ -48,6 +49,9 @@ def read_checkpoint(path: Path, map_location: Any = "cpu", *, mmap: bool = False
     checkpoint = load_plain(path, map_location=map_location, mmap=mmap)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ConfigError(f"{path} is no checkpoint of a run: name one that `prefopt fit` wrote.")
+    # torch writes checksums and doesn't look at them.
+    if not mmap and is_zipfile(path) and (damaged := ZipFile(path).testzip()) is not None:
+        raise unreadable(path, ValueError(f"the checksum of {damaged} in it is wrong"))
     return checkpoint
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules.checkpoint_files import is_sharded
 from pl_prefopt.policies import PolicySpec
 
 _KEY = "pl_prefopt"
+_IDENTITY = "base_identity"
 
 
 def trained_weights(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -22,17 +24,25 @@ def trained_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
-def describe(method: str, policy: PolicySpec) -> dict[str, str]:
+def describe(method: str, policy: PolicySpec, base_identity: str) -> dict[str, str]:
     """Return what a checkpoint says of its run beside the weights.
 
-    Settings of an adapter such as ``lora_alpha`` decide what its weights mean, though not their shapes; its
-    dropout does not.
+    A base is known by its weights, so that its folder may move. Settings of an adapter such as ``lora_alpha``
+    decide what its weights mean, though not their shapes; its dropout does not.
     """
-    described = {"method": method, "base": policy.name}
+    described = {"method": method, "base": policy.name, _IDENTITY: base_identity}
     if policy.lora is not None:
         adapter = {key: value for key, value in policy.lora.items() if key != "lora_dropout"}
         described["policy.lora"] = json.dumps(adapter, sort_keys=True, default=str)
     return described
+
+
+def describe_optimizer(optimizer: Optimizer | None = None) -> dict[str, str]:
+    """Return what a checkpoint says of its optimiser, if there is one: another couldn't use its states."""
+    if optimizer is None:
+        return {}
+    kind = type(optimizer)
+    return {"optimizer": f"{kind.__module__.split('.')[0]} {kind.__name__}"}
 
 
 def save_description(checkpoint: dict[str, Any], description: dict[str, str]) -> None:
@@ -71,6 +81,14 @@ def check_fits(
         ConfigError: saying what differs.
     """
     found = checkpoint.get(_KEY, {})
+    if _IDENTITY in found and _IDENTITY in description:
+        if found[_IDENTITY] != description[_IDENTITY]:
+            raise ConfigError(
+                f"The checkpoint was made with the base '{found['base']}', whose weights are not those of "
+                f"this run's '{description['base']}': name the base that it was made with in policy.name, or "
+                "start without ckpt_path."
+            )
+        description = {key: value for key, value in description.items() if key not in ("base", _IDENTITY)}
     for key, wanted in description.items():
         if key in found and found[key] != wanted:
             raise ConfigError(

@@ -9,7 +9,10 @@ from typing import Any
 
 import torch.distributed
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+from torch.optim import Optimizer
 
 from pl_prefopt.errors import RunError
 from pl_prefopt.files import bring_back, discard, publish_folder, stepping_aside
@@ -17,6 +20,7 @@ from pl_prefopt.modules.checkpoint_files import is_sharded
 from pl_prefopt.modules.checkpoint_io import check_finite, unwritable
 from pl_prefopt.modules.plain_files import unreadable
 from pl_prefopt.modules.shard_files import cause_of, check_shards
+from pl_prefopt.policies import check_sizes
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -28,6 +32,16 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     It takes the same settings.
     """
+
+    def setup_environment(self) -> None:
+        """Connect the processes.
+
+        Raises:
+            ConfigError: if the sizes don't go with their number.
+        """
+        processes = self.num_nodes * self.num_processes
+        check_sizes(self._data_parallel_size, self._tensor_parallel_size, processes=processes)
+        super().setup_environment()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
@@ -67,10 +81,30 @@ class FSDP2Strategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         if is_sharded(path):
             check_shards(path)
+            try:
+                return super().load_checkpoint(path, weights_only=True)
+            except CheckpointException as error:
+                raise unreadable(path, cause_of(error)) from error
+        return self._load_file(path)
+
+    def _load_file(self, path: Path) -> dict[str, Any]:
+        """Read a file, whichever strategy wrote it.
+
+        In a file from one process or DDP an optimiser's states are numbered by what it trains. Lightning
+        takes the numbers for those of all weights, which under an adapter are other ones.
+        """
+        optimizers, self.optimizers = self.optimizers, []
         try:
-            return super().load_checkpoint(path, weights_only=True)
-        except CheckpointException as error:
-            raise unreadable(path, cause_of(error)) from error
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, weights_only=True)
+        finally:
+            self.optimizers = optimizers
+        assert self.model is not None
+        whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        for optimizer, state in zip(optimizers, checkpoint.get("optimizer_states", ()), strict=False):
+            set_optimizer_state_dict(
+                self.model, optimizer, by_name(state, optimizer, self.model), options=whole
+            )
+        return checkpoint
 
     def _write_file(self, checkpoint: dict[str, Any], path: Path, storage_options: Any | None) -> None:
         with stepping_aside(path) if path.is_dir() else nullcontext():
@@ -96,6 +130,27 @@ class FSDP2Strategy(ModelParallelStrategy):
         for sentence in found:
             if sentence is not None:
                 raise RunError(sentence)
+
+
+def by_name(state: dict[str, Any], optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:
+    """Return an optimiser's saved state with its weights' names in place of the numbers it was saved with.
+
+    Args:
+        state: as ``Optimizer.state_dict`` gives it.
+        optimizer: of the same weights, in the same order.
+        module: which has them.
+    """
+    names = {weight: name for name, weight in module.named_parameters()}
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    called = {number: names[weight] for number, weight in zip(numbers, weights, strict=True)}
+    return {
+        "state": {called[number]: values for number, values in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [called[number] for number in group["params"]]}
+            for group in state["param_groups"]
+        ],
+    }
 
 
 def _begin(checkpoint: dict[str, Any], path: Path, draft: Path) -> None:

@@ -29,8 +29,10 @@ class Schedule:
         """Return the schedule over ``steps`` optimiser steps.
 
         Raises:
-            ConfigError: if transformers knows no schedule of this name.
+            ConfigError: if transformers knows no schedule of this name, or the warm-up is negative.
         """
+        if self.warmup < 0:
+            raise ConfigError(f"expected `schedule.warmup` to be at least 0, got {self.warmup}; set another")
         from transformers import SchedulerType, get_scheduler
 
         if self.name not in set(SchedulerType):

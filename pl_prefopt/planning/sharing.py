@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import (
 )
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.policies import check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ def sharing_of(strategy: Strategy | str, *, devices: int, nodes: int) -> Sharing
         nodes: machines.
 
     Raises:
-        ConfigError: if it is none that this project runs with.
+        ConfigError: if it is none that this project runs with, or its sizes don't fit the devices.
     """
     if strategy == "auto":
         strategy = "ddp" if devices * nodes > 1 else SingleDeviceStrategy()
@@ -70,4 +71,5 @@ def _(strategy: DDPStrategy, devices: int, nodes: int) -> Sharing:
 @_sharing.register
 def _(strategy: ModelParallelStrategy, devices: int, nodes: int) -> Sharing:
     size = strategy._data_parallel_size
+    check_sizes(size, strategy._tensor_parallel_size, processes=devices * nodes)
     return Sharing(shards=nodes if isinstance(size, str) else size)

@@ -17,12 +17,32 @@ _COMPUTED_IN = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 def check_shardable(spec: PolicySpec, mesh: DeviceMesh) -> None:
     """Raise a ``ConfigError`` if the policy can't be split over ``mesh``; no model is loaded yet."""
-    parts = mesh["tensor_parallel"].size()
-    if parts > 1:
+    check_sizes(mesh["data_parallel"].size(), mesh["tensor_parallel"].size(), processes=mesh.size())
+    check_splittable(spec)
+
+
+def check_sizes(data_parallel: int | str, tensor_parallel: int | str, *, processes: int) -> None:
+    """Raise a ``ConfigError`` if a strategy's sizes don't go with the number of processes.
+
+    Args:
+        data_parallel: the strategy's; ``auto`` is not looked at.
+        tensor_parallel: likewise.
+        processes: on all machines.
+    """
+    if isinstance(tensor_parallel, int) and tensor_parallel > 1:
         raise ConfigError(
-            f"Expected trainer.strategy.init_args.tensor_parallel_size to be 1, got {parts}: set it, and set "
-            f"data_parallel_size to the number of processes, {mesh.size()} here."
+            f"Expected trainer.strategy.init_args.tensor_parallel_size to be 1, got {tensor_parallel}: set "
+            f"it, and set data_parallel_size to the number of processes, {processes} here."
         )
+    if isinstance(data_parallel, int) and tensor_parallel == 1 and data_parallel != processes:
+        raise ConfigError(
+            "Expected trainer.strategy.init_args.data_parallel_size to be the number of processes, "
+            f"trainer.devices times trainer.num_nodes, {processes} here; got {data_parallel}: set it."
+        )
+
+
+def check_splittable(spec: PolicySpec) -> None:
+    """Raise a ``ConfigError`` if the policy's weights can't be split between processes."""
     if spec.four_bit is not None:
         raise ConfigError(
             "policy.four_bit weights can't be split between processes: use trainer.strategy ddp, or load the "

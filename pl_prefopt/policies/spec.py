@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pl_prefopt.errors import ConfigError, PrefOptError, first_line, nearest
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+_WEIGHTS = (".safetensors", ".gguf", ".bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,12 @@ class PolicySpec:
         return limit
 
     @property
+    def base_identity(self) -> str:
+        """A hash that tells the base's weights from others, wherever they lie and however they are loaded."""
+        described = [self.revision, self.gguf_file, _identity(self.name, _WEIGHTS)]
+        return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
+
+    @property
     def fingerprint(self) -> str:
         """A hash of the weights' identity and of what changes their log-probs.
 
@@ -184,12 +191,11 @@ def _check_lora(settings: dict[str, Any]) -> None:
         raise ConfigError(f"policy.lora is refused by peft: {error}") from error
 
 
-def _identity(place: str | None) -> str:
+def _identity(place: str | None, kinds: tuple[str, ...] = (*_WEIGHTS, ".json")) -> str:
     folder = Path(place) if place else None
     if folder is None or not folder.is_dir():
         return str(place)
-    weights = (".safetensors", ".gguf", ".bin", ".json")
-    files = sorted(path for path in folder.iterdir() if path.suffix in weights)
+    files = sorted(path for path in folder.iterdir() if path.suffix in kinds)
     return ";".join(f"{path.name}:{path.stat().st_size}:{_sample(path)}" for path in files)
 
 

@@ -159,6 +159,40 @@ def test_a_second_run_in_the_same_folder_is_refused(run, prefopt, settings):
     said = prefopt.fails("fit", *axes(), *settings, "--run_dir", "run")
     assert "holds a run already" in said
     assert "--ckpt_path last" in said
+    shutil.copytree(run, "other")
+    another = ["--run_dir", "run", "--ckpt_path", "other/checkpoints/last.ckpt"]
+    assert "holds a run already" in prefopt.fails("fit", *axes(), *settings, *another)
+
+
+def test_a_run_that_may_not_go_on_keeps_its_settings(run, prefopt, settings):
+    before = (run / "config.yaml").read_text()
+    again = ["fit", *axes(), *settings, "--run_dir", "run", "--ckpt_path", "last"]
+    said = prefopt.fails(*again, "--model.init_args.policy.lora.r", "2")
+    assert "made with policy.lora" in said
+    said = prefopt.fails(*again, "--model.init_args.optimizer", "torch.optim.SGD")
+    assert "made with optimizer 'torch AdamW', but this run has 'torch SGD'" in said
+    assert (run / "config.yaml").read_text() == before
+    prefopt(*again, "--trainer.max_epochs", "2")
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
+
+
+def test_a_run_does_not_go_on_from_weights_alone(prefopt, settings):
+    command = ["fit", *axes(), *settings, "--run_dir", "run"]
+    prefopt(*command, "--best.save_weights_only", "true")
+    assert "holds weights only" in prefopt.fails(*command, "--ckpt_path", "best")
+    prefopt("validate", "-c", "run/config.yaml", "--ckpt_path", "best")
+
+
+def test_a_run_goes_on_with_the_learning_rate_that_is_asked_for(run, prefopt, settings):
+    lower = ["--model.init_args.optimizer.lr", "0.001", "--trainer.max_epochs", "2"]
+    with pytest.warns(UserWarning, match=r"optimiser's lr is 0\.001; the checkpoint's was 0\.01"):
+        prefopt("fit", *axes(), *settings, *lower, "--run_dir", "run", "--ckpt_path", "last")
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.001
+    assert saved["lr_schedulers"][0]["base_lrs"] == [0.001]
+    with (run / "metrics.csv").open() as file:
+        rates = [float(row["lr-AdamW"]) for row in csv.DictReader(file) if row["lr-AdamW"]]
+    assert 0 < max(rates) <= 0.001
 
 
 def test_without_validation_rows_the_last_checkpoint_is_kept(prefopt, settings):
@@ -235,6 +269,10 @@ MISTAKES = {
     "wrong number": (["--data.batch_size", "0"], "batch_size"),
     "out of range": (["--model.init_args.objective.init_args.beta", "-1"], "beta"),
     "missing checkpoint": (["--ckpt_path", "runs/none.ckpt"], "runs/none.ckpt is missing"),
+    "negative rate": (["--model.init_args.optimizer.lr", "-1"], "Invalid learning rate: -1.0"),
+    "negative warm-up": (["--model.init_args.schedule.warmup", "-1"], "schedule.warmup"),
+    "no batches a step": (["--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches"),
+    "empty checkpoint": (["--ckpt_path", ""], "got nothing"),
     "wrong family": (
         ["--model.init_args.objective", "pl_prefopt.objectives.SimPO"],
         "ReferenceObjective",
@@ -269,6 +307,25 @@ def test_export_says_what_it_misses(prefopt, run):
     shutil.move("run/config.yaml", "config.yaml")
     assert "--config" in prefopt.fails("export", "run/checkpoints/last.ckpt", "--out", "somewhere")
     prefopt("export", "run/checkpoints/last.ckpt", "--out", "somewhere", "--config", "config.yaml")
+
+
+def test_export_says_what_is_damaged_or_does_not_fit(prefopt, run):
+    def said(content, file="config.yaml"):
+        before = (run / file).read_bytes()
+        (run / file).write_bytes(content(before))
+        said = prefopt.fails("export", "run/checkpoints/last.ckpt", "--out", "somewhere")
+        (run / file).write_bytes(before)
+        assert not Path("somewhere").exists()
+        return said
+
+    for damaged in (b"", b"a: [", b"\xff\xfe", b"model: {init_args: {}}", b"model: 3"):
+        assert "no configuration that `prefopt fit` wrote" in said(lambda _, damaged=damaged: damaged)
+    assert "has the shape [16, " in said(lambda before: before.replace(b" r: 16", b" r: 2"))
+    more = b"target_modules: [q_proj, lm_head]"
+    assert "is unknown" in said(lambda before: before.replace(b"target_modules: all-linear", more))
+    every = b"[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head]"
+    assert "lacks '" in said(lambda before: before.replace(b"all-linear", every))
+    assert "metrics.json can't be read" in said(lambda before: before[:50], "metrics.json")
 
 
 def test_help_needs_no_torch():

@@ -98,7 +98,9 @@ def test_no_memory_is_a_sentence_that_names_the_settings(prefopt, settings, monk
     assert "data.batch_size" in printed
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST]
+)
 def test_what_cannot_be_written_is_named(number):
     failed = failure_behind(ValueError("wrapped").with_traceback(None))
     assert failed is None
@@ -273,6 +275,15 @@ def test_half_a_checkpoint_is_one_sentence(prefopt, settings, tmp_path):
     assert "last.ckpt" in printed
 
 
+def test_a_damaged_weight_is_one_sentence(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(1000)}}, tmp_path / "last.ckpt")
+    content = bytearray((tmp_path / "last.ckpt").read_bytes())
+    content[content.index(torch.ones(1000).numpy().tobytes()) + 500] ^= 1
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"last\.ckpt can't be read .*checksum"):
+        read_checkpoint(tmp_path / "last.ckpt")
+
+
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.ckpt")
     with pytest.raises(ConfigError, match="is no checkpoint of a run"):
@@ -301,15 +312,16 @@ def test_a_checkpoint_with_other_weights_is_refused():
 
 
 def test_a_checkpoint_of_another_base_or_scale_is_refused():
-    def description(base="base", **lora):
-        return describe("DPO", PolicySpec(name=base, lora={"r": 4, "lora_alpha": 8, **lora}))
+    def description(base="base", identity="1", **lora):
+        return describe("DPO", PolicySpec(name=base, lora={"r": 4, "lora_alpha": 8, **lora}), identity)
 
     def check(wanted):
         check_fits({"pl_prefopt": description()}, {}, wanted, trained={}, known=())
 
     check(description(lora_dropout=0.5))
+    check(description(base="where it was moved to"))
     for other, message in (
-        (description(base="other"), "base 'base'"),
+        (description(base="other", identity="2"), "base 'base', whose weights are not those of .* 'other'"),
         (description(lora_alpha=16), "policy.lora"),
     ):
         with pytest.raises(ConfigError, match=message):

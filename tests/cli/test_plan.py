@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.cli.test_commands import axes
+from tests.cli.test_commands import CONFIGS, axes
 from tests.runs import scored_rows, write_rows
 
 
@@ -25,6 +25,8 @@ def gib(printed, part):
     return float(found[1])
 
 
+FSDP2 = CONFIGS / "hardware" / "fsdp2.yaml"
+FOUR_BIT = ["--model.init_args.policy.four_bit.kind", "nf4", "--model.init_args.policy.lora.r", "4"]
 LIMITS = ["--data.max_prompt_length", "128", "--data.max_response_length", "256", "--data.batch_size", "64"]
 
 
@@ -76,6 +78,10 @@ MISTAKES = {
     "no limit": (["--data.max_prompt_length", "null"], "to plan without data"),
     "too long": (["--data.max_prompt_length", "4096"], "takes at most 512 tokens"),
     "references": (["--references.members", "[]"], "DPO needs exactly 1 reference"),
+    "responses": (["--responses", "-2"], "--responses to be at least 1"),
+    "devices": (["--trainer.devices", "many"], "trainer.devices to be a number"),
+    "sizes": (["-c", FSDP2, "--trainer.devices", "4"], "to be the number of processes"),
+    "split 4 bits": (["-c", FSDP2, *FOUR_BIT], "four_bit weights can't be split"),
     "model": (["--model.init_args.policy.name", "nope/nothing"], "'nope/nothing'"),
 }
 

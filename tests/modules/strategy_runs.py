@@ -132,6 +132,27 @@ def run(name: str, folder: Path, tiny_model: str, *, processes: int) -> dict[str
     return {"metrics": metrics, "split": split, **seen}
 
 
+def moved(folder: Path, tiny_model: str) -> dict[str, list[float]]:
+    """Train on from a file that DDP wrote for one more epoch, with DDP and with the model split."""
+    losses = {}
+    for kind in ("ddp", "file"):
+        record = Record()
+        module = DPOModule(PolicySpec(name=tiny_model, **ADAPTER), DPO(), optimizer=momentum)
+        settings = {"devices": 2, "use_distributed_sampler": False, "strategy": STRATEGIES[kind]()}
+        for epochs in (1, 2) if kind == "ddp" else (2,):
+            trainer = make_trainer(
+                folder, ReferenceEnsemble([InitialPolicy()]), record, max_epochs=epochs, **settings
+            )
+            data = make_datamodule(folder, scored_rows(ROWS), batch_size=2)
+            path = folder / "moved.ckpt"
+            trainer.fit(module, datamodule=data, ckpt_path=path if epochs == 2 else None)
+            if epochs == 1:
+                trainer.save_checkpoint(path)
+                record.losses.clear()
+        losses[kind] = record.losses
+    return losses
+
+
 def work(rank: int, port: int, folder: Path, tiny_model: str) -> None:
     """What each of two processes does, as torchrun would start it."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
@@ -142,6 +163,7 @@ def work(rank: int, port: int, folder: Path, tiny_model: str) -> None:
     heads.CHUNK_ELEMENTS = 400 * (5 + 20 * rank)
     precompute.ROWS_A_PART = 4
     results = {name: run(name, folder, tiny_model, processes=2) for name in CASES}
+    results["moved"] = moved(folder, tiny_model)
     results["faults"] = faults(folder, tiny_model)
     torch.save(results, folder / f"{rank}.pt")
     dist.barrier()

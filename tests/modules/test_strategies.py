@@ -83,6 +83,12 @@ def test_an_adapters_checkpoint_is_small_unless_all_is_asked_for(together):
         assert only_adapter == ("lora" in case.policy and "full_checkpoints" not in case.policy)
 
 
+def test_a_file_of_another_strategy_goes_on_with_the_model_split(together):
+    _, ranks = together
+    for rank in ranks:
+        assert rank["moved"]["file"] == pytest.approx(rank["moved"]["ddp"], rel=1e-4)
+
+
 def test_a_loss_that_is_no_number_in_one_process_stops_both(together):
     folder, ranks = together
     assert "not a finite number at step 0 in another process" in ranks[0]["faults"]["loss"]

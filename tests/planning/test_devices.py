@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.modules import FSDP2Strategy
 from pl_prefopt.planning import Sharing, device_of, sharing_of
 
 
@@ -48,3 +50,16 @@ def test_a_strategy_says_what_is_shared(strategy, devices, nodes, sharing):
 def test_another_strategy_is_refused(strategy):
     with pytest.raises(ConfigError, match=r"trainer\.strategy"):
         sharing_of(strategy, devices=2, nodes=1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [((8, 1), "data_parallel_size to be .* 4 here; got 8"), ((2, 2), "tensor_parallel_size to be 1")],
+)
+def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, said):
+    with pytest.raises(ConfigError, match=said):
+        sharing_of(ModelParallelStrategy(*sizes), devices=2, nodes=2)
+    strategy = FSDP2Strategy(*sizes)
+    strategy.parallel_devices, strategy.num_nodes = [torch.device("cpu")] * 2, 2
+    with pytest.raises(ConfigError, match=said):
+        strategy.setup_environment()

@@ -124,6 +124,18 @@ def test_the_fingerprint_follows_the_weights_and_not_the_path(tiny_model, tmp_pa
     assert PolicySpec(name=str(moved)).fingerprint != PolicySpec(name=str(tiny_model)).fingerprint
 
 
+def test_a_base_is_known_by_its_weights(tiny_model, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_model, moved)
+    (moved / "tokenizer_config.json").write_text("{}")
+    base = PolicySpec(name=str(tiny_model)).base_identity
+    assert PolicySpec(name=str(moved), dtype="bfloat16").base_identity == base
+    weights = bytearray((moved / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (moved / "model.safetensors").write_bytes(weights)
+    assert PolicySpec(name=str(moved)).base_identity != base
+
+
 def test_the_fingerprint_follows_the_number_format(tiny_model):
     name = str(tiny_model)
     assert PolicySpec(name=name, dtype="bfloat16").fingerprint != PolicySpec(name=name).fingerprint

@@ -1,0 +1,45 @@
+"""The optimiser's settings where a run goes on: this run's, not those that the checkpoint was made with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+Settings = list[dict[str, Any]]
+
+_START = "initial_lr"  # torch's name for what the schedule scales
+
+
+def settings_of(optimizer: Optimizer) -> Settings:
+    """Return each group's settings but the current learning rate, which is the schedule's."""
+    return [
+        {key: value for key, value in group.items() if key not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
+
+
+def keep_settings(optimizer: Optimizer, scheduler: LRScheduler, wanted: Settings) -> None:
+    """Give an optimiser that a checkpoint was read into the settings that the configuration asks for.
+
+    torch reads them from the checkpoint along with the moments, so that a lower learning rate, which is what
+    a run that went astray needs, would be passed over without a word.
+
+    Args:
+        optimizer: as the checkpoint left it.
+        scheduler: likewise.
+        wanted: ``settings_of`` the optimiser before.
+    """
+    for number, (group, settings) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):
+        for key, value in settings.items():
+            had = group.get(key, value)
+            if had == value:
+                continue
+            group[key] = value
+            if key == _START:
+                group["lr"] *= value / had if had else 0.0
+                scheduler.base_lrs[number] = value
+            name = "lr" if key == _START else key
+            rank_zero_warn(f"From here on the optimiser's {name} is {value}; the checkpoint's was {had}.")
