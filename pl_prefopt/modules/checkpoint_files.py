@@ -49,10 +49,19 @@ def read_checkpoint(path: Path, map_location: Any = "cpu", *, mmap: bool = False
     checkpoint = load_plain(path, map_location=map_location, mmap=mmap)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ConfigError(f"{path} is no checkpoint of a run: name one that `prefopt fit` wrote.")
-    # torch writes checksums and doesn't look at them.
-    if not mmap and is_zipfile(path) and (damaged := ZipFile(path).testzip()) is not None:
-        raise unreadable(path, ValueError(f"the checksum of {damaged} in it is wrong"))
+    if not mmap:
+        _check_sums(path)
     return checkpoint
+
+
+def _check_sums(path: Path) -> None:
+    """Look at the checksums that torch writes into a file and does not read."""
+    if not is_zipfile(path):
+        return
+    with ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise unreadable(path, ValueError(f"the checksum of {damaged} in it is wrong"))
 
 
 def read_head(path: Path) -> CheckpointHead:
