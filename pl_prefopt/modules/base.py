@@ -31,7 +31,7 @@ from pl_prefopt.modules.randomness import BatchSeeds
 from pl_prefopt.modules.resumed_settings import Settings, keep_settings, settings_of
 from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.objectives import Objective
-from pl_prefopt.policies import PolicySpec, build_policy, check_shardable, shard
+from pl_prefopt.policies import Make, PolicySpec, build_policy, check_shardable, load_split, sketch_policy
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.scoring import HeadName, History, LayoutName, Scorer, evaluating
 from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch, ViewLogProbs
@@ -123,18 +123,23 @@ class PreferenceModule(LightningModule):
     def configure_model(self) -> None:
         """Load the policy, once, and split it between processes if the strategy does so."""
         if "policy" not in self._modules:
-            policy = build_policy(self.policy_spec)
+            self.policy = self.load(self.policy_spec, build_policy, sketch_policy)
             self._base_identity = self.policy_spec.base_identity  # now, since its files may change
-            self._own_weights = {f"policy.{name}" for name in policy.state_dict()}
-            self.policy = self.sharded(policy)
+            self._own_weights = {f"policy.{name}" for name in self.policy.state_dict()}
         if self.restored_from is not None:
             self._look_into(Path(self.restored_from))
 
-    def sharded(self, model: nn.Module) -> nn.Module:
-        """Return ``model``, its weights split between the processes if the strategy does so."""
-        if self.device_mesh is not None:
-            shard(model, self.device_mesh, precision=self.trainer.precision)
-        return model
+    def load(self, spec: PolicySpec, build: Make, sketch: Make) -> nn.Module:
+        """Return what ``build`` loads, its weights split between the processes if the strategy does so.
+
+        Args:
+            spec: the model.
+            build: loads it.
+            sketch: makes the same on the meta device.
+        """
+        if self.device_mesh is None:
+            return build(spec)
+        return load_split(spec, build, sketch, self.device_mesh, precision=self.trainer.precision)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over what is trained, and its schedule in optimiser steps."""

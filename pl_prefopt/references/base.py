@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_prefopt.data import PreferenceDataset
-from pl_prefopt.policies import PolicySpec
+from pl_prefopt.policies import Make, PolicySpec
 from pl_prefopt.scoring import Scorer
 from pl_prefopt.types import PreferenceBatch
 from pl_prefopt.views import View
@@ -30,8 +30,8 @@ class PolicyHost(Protocol):
     def device(self) -> torch.device:
         """Where the policy lives."""
 
-    def sharded(self, model: nn.Module) -> nn.Module:
-        """Return ``model``, its weights split between the processes if the policy's are."""
+    def load(self, spec: PolicySpec, build: Make, sketch: Make) -> nn.Module:
+        """Return what ``build`` loads, its weights split between the processes if the policy's are."""
 
     @property
     def views(self) -> Mapping[str, View]:

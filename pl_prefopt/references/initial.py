@@ -7,7 +7,7 @@ import dataclasses
 from torch import Tensor, nn
 
 from pl_prefopt.errors import ContractError
-from pl_prefopt.policies import PolicySpec, build_frozen
+from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
 from pl_prefopt.references.adapters import AdapterOff, NamedAdapter
 from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference
 from pl_prefopt.types import PreferenceBatch
@@ -74,7 +74,8 @@ class _Copy(Reference):
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Load the model onto the policy's device."""
         if self.model is None:
-            self.model = host.sharded(build_frozen(_frozen(host.policy_spec))).to(host.device)
+            copy = host.load(_frozen(host.policy_spec), build_frozen, sketch_frozen)
+            self.model = copy.to(host.device)
 
     def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
         """Return float32 [B, R] sums of log-probs."""

@@ -20,6 +20,7 @@ from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import FrozenModel, InitialPolicy, Reference, precompute
 from pl_prefopt.scoring import heads
 from tests.modules.faults import die_while_saving, faults
+from tests.modules.split_loading import loaded
 from tests.runs import LORA, make_datamodule, make_trainer, scored_rows
 
 ROWS = 9
@@ -163,6 +164,7 @@ def work(rank: int, port: int, folder: Path, tiny_model: str) -> None:
     heads.CHUNK_ELEMENTS = 400 * (5 + 20 * rank)
     precompute.ROWS_A_PART = 4
     results = {name: run(name, folder, tiny_model, processes=2) for name in CASES}
+    results["loaded"] = loaded(folder, tiny_model)
     results["moved"] = moved(folder, tiny_model)
     results["faults"] = faults(folder, tiny_model)
     torch.save(results, folder / f"{rank}.pt")

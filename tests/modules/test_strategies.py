@@ -18,6 +18,8 @@ from tests.modules.faults import SAVED, contents
 from tests.modules.strategy_runs import CASES, ROWS, run, work
 from tests.runs import scored_rows
 
+UNTOLD = "RunError: The first process could not load the model: "
+
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory, tiny_model):
@@ -81,6 +83,21 @@ def test_an_adapters_checkpoint_is_small_unless_all_is_asked_for(together):
         names = read_weights(folder / f"{name}.ckpt")
         only_adapter = all("lora_" in weight for weight in names)
         assert only_adapter == ("lora" in case.policy and "full_checkpoints" not in case.policy)
+
+
+def test_one_process_loads_a_model_for_both(together):
+    _, ranks = together
+    for rank, seen in enumerate(ranks):
+        found = seen["loaded"]
+        assert found.pop("failed") == ("ConfigError: " if rank == 0 else UNTOLD) + "No weights here."
+        whole = found["not what it looks like"]
+        for name, one in found.items():
+            assert one["differ"] == [], name
+            assert one["split"]
+            assert one["tied"] == (name != "all weights"), name
+            assert one["logits"] < 1e-5, name
+            assert rank or one["warned"] == (one is whole), name
+            assert one["built"] == (1 if rank == 0 or one is whole else 0), name
 
 
 def test_a_file_of_another_strategy_goes_on_with_the_model_split(together):
