@@ -101,7 +101,7 @@ def _receive(model: nn.Module, whole: nn.Module | None, device: torch.device) ->
     places = list(_tensors(model))  # held, so that no two of them have the same id
     for name, place in places:
         if id(place) not in received:  # tied weights stay tied
-            tensor = numbers[name].detach().to(device) if numbers else _empty(place, device)
+            tensor = numbers[name].detach().to(device).contiguous() if numbers else _empty(place, device)
             dist.broadcast(tensor, src=0)
             received[id(place)] = _part(tensor, place)
         module, _, own = name.rpartition(".")
