@@ -23,11 +23,11 @@ def choose_run_folder(*, asked: str | None, ckpt_path: str | None, method: str) 
     Raises:
         ConfigError: if several processes would each choose a folder.
     """
+    folder = Path(asked) if asked else _folder_of(ckpt_path)
     # Lightning starts the other ranks by running the same command again, perhaps a second later.
     shared = os.environ.get(_SHARED_WITH_RANKS)
-    if shared and "LOCAL_RANK" in os.environ:
+    if folder is None and shared and "LOCAL_RANK" in os.environ:
         return Path(shared)
-    folder = Path(asked) if asked else _folder_of(ckpt_path)
     if folder is None and _started_by_a_launcher():
         raise ConfigError(
             "Expected --run_dir, a folder that all processes see: torchrun and srun start each of them by "

@@ -104,6 +104,8 @@ def test_processes_of_a_launcher_need_a_folder_and_only_the_first_looks_after_it
     with pytest.raises(ConfigError, match="--run_dir"):
         choose_run_folder(asked=None, ckpt_path=None, method="dpo")
     assert choose_run_folder(asked=str(tmp_path), ckpt_path=None, method="dpo") == tmp_path
+    # A folder that is asked for is that of all processes, whatever an earlier run of this one chose.
+    assert choose_run_folder(asked="another", ckpt_path=None, method="dpo") == Path("another")
     (tmp_path / "config.yaml").touch()
     (tmp_path / "metrics.csv").touch()
     refuse_second_run(tmp_path, None)  # the first process wrote it just now
