@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from pl_prefopt.errors import ConfigError, ContractError, DataError
+from pl_prefopt.errors import ConfigError
 from pl_prefopt.metrics import LossMean, build_suite
 from pl_prefopt.modules.checkpoint_files import read_head
 from pl_prefopt.modules.checkpoints import (
@@ -27,12 +25,12 @@ from pl_prefopt.modules.checkpoints import (
     trained_weights,
 )
 from pl_prefopt.modules.finite_loss import FiniteLossGuard
+from pl_prefopt.modules.fitting import check_references, check_rows, check_strategy
 from pl_prefopt.modules.randomness import BatchSeeds
 from pl_prefopt.modules.resumed_settings import Settings, keep_settings, settings_of
 from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import Make, PolicySpec, build_policy, check_shardable, load_split, sketch_policy
-from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.scoring import HeadName, History, LayoutName, Scorer, evaluating
 from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch, ViewLogProbs
 from pl_prefopt.views import View
@@ -95,12 +93,12 @@ class PreferenceModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that objective, references, rows and strategy fit together, and build the metrics."""
-        _check_strategy(self.trainer.strategy)
+        check_strategy(self.trainer.strategy)
         self._try_optimizer()
         if self.device_mesh is not None:
             check_shardable(self.policy_spec, self.device_mesh)
-        _check_references(self.objective, self.num_references)
-        _check_rows(self.objective, getattr(getattr(self.trainer, "datamodule", None), "datasets", {}))
+        check_references(self.objective, self.num_references)
+        check_rows(self.objective, getattr(getattr(self.trainer, "datamodule", None), "datasets", {}))
         views = self.objective.rewarded_views
         self.suites = nn.ModuleDict(
             {_key(name): build_suite(name, self.num_references, views) for name in _STAGES}
@@ -315,51 +313,3 @@ class PreferenceModule(LightningModule):
 def _key(stage: str) -> str:
     # nn.ModuleDict refuses the key "train", which is a method's name.
     return f"{stage}_stage"
-
-
-def _check_strategy(strategy: Strategy) -> None:
-    if type(strategy) is ModelParallelStrategy:
-        rank_zero_warn(
-            "With Lightning's ModelParallelStrategy a kill while saving loses the checkpoint before, too: "
-            "set trainer.strategy.class_path to pl_prefopt.modules.FSDP2Strategy, the settings are the same."
-        )
-
-
-def _check_references(objective: Objective, count: int) -> None:
-    needs, name = objective.needs, type(objective).__name__
-    most = needs.max_references
-    if count < needs.min_references or (most is not None and count > most):
-        wanted = f"exactly {most}" if needs.min_references == most else f"at least {needs.min_references}"
-        raise ContractError(
-            f"{name} needs {wanted} reference(s), but references.members has {count}: for one, add "
-            "`- class_path: pl_prefopt.references.AdapterOff` there; for none, set it to []."
-        )
-
-
-def _check_rows(objective: Objective, datasets: Mapping[str, Any]) -> None:
-    name, fewest = type(objective).__name__, objective.needs.min_responses
-    for split, rows in datasets.items():
-        summary = rows.summary
-        if split == "train" and fewest >= 2 and summary.comparable == 0:
-            raise ContractError(
-                f"{name} compares responses to a prompt, but none of the {summary.rows} {split} rows has two "
-                "responses with different scores: use pairs or scored lists, or an unpaired objective "
-                "such as pl_prefopt.objectives.KTO."
-            )
-        if split != "predict":
-            _check_scores(objective, split, rows.rows)
-
-
-def _check_scores(objective: Objective, split: str, rows: Sequence[PreferenceRow]) -> None:
-    name, allowed = type(objective).__name__, objective.needs.score_range
-    if allowed is None:
-        return
-    low, high = allowed
-    for row in rows:
-        for score in row.scores or ():
-            if not low <= score <= high:
-                raise DataError(
-                    f"{name} expects scores from {low} to {high}, but {row.origin or 'a row'} ({split}) has "
-                    f"the score {score}: set objective.init_args.score_range to the lowest and the highest "
-                    "score that your data can have."
-                )

@@ -1,0 +1,73 @@
+"""Whether objective, references, rows and strategy fit together: looked at before a model loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_warn
+
+from pl_prefopt.errors import ContractError, DataError
+from pl_prefopt.objectives import Objective
+from pl_prefopt.rows import PreferenceRow
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Warn of a strategy in whose place there is a safer one."""
+    if type(strategy) is ModelParallelStrategy:
+        rank_zero_warn(
+            "With Lightning's ModelParallelStrategy a kill while saving loses the checkpoint before, too: "
+            "set trainer.strategy.class_path to pl_prefopt.modules.FSDP2Strategy, the settings are the same."
+        )
+
+
+def check_references(objective: Objective, count: int) -> None:
+    """Raise a ``ContractError`` if the objective can't work with this number of references."""
+    needs, name = objective.needs, type(objective).__name__
+    most = needs.max_references
+    if count < needs.min_references or (most is not None and count > most):
+        wanted = f"exactly {most}" if needs.min_references == most else f"at least {needs.min_references}"
+        raise ContractError(
+            f"{name} needs {wanted} reference(s), but references.members has {count}: for one, add "
+            "`- class_path: pl_prefopt.references.AdapterOff` there; for none, set it to []."
+        )
+
+
+def check_rows(objective: Objective, datasets: Mapping[str, Any]) -> None:
+    """Check that the objective can use the rows.
+
+    Args:
+        objective: what is trained.
+        datasets: the rows of each split.
+
+    Raises:
+        ContractError: if it compares responses, and no row has two of different scores.
+        DataError: naming a score that it doesn't take.
+    """
+    name, fewest = type(objective).__name__, objective.needs.min_responses
+    for split, rows in datasets.items():
+        summary = rows.summary
+        if split == "train" and fewest >= 2 and summary.comparable == 0:
+            raise ContractError(
+                f"{name} compares responses to a prompt, but none of the {summary.rows} {split} rows has two "
+                "responses with different scores: use pairs or scored lists, or an unpaired objective "
+                "such as pl_prefopt.objectives.KTO."
+            )
+        if split != "predict":
+            _check_scores(objective, split, rows.rows)
+
+
+def _check_scores(objective: Objective, split: str, rows: Sequence[PreferenceRow]) -> None:
+    name, allowed = type(objective).__name__, objective.needs.score_range
+    if allowed is None:
+        return
+    low, high = allowed
+    for row in rows:
+        for score in row.scores or ():
+            if not low <= score <= high:
+                raise DataError(
+                    f"{name} expects scores from {low} to {high}, but {row.origin or 'a row'} ({split}) has "
+                    f"the score {score}: set objective.init_args.score_range to the lowest and the highest "
+                    "score that your data can have."
+                )
