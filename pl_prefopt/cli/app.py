@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +33,7 @@ from pl_prefopt.cli.run_folder import (
     refuse_second_run,
     require_run_folder,
 )
+from pl_prefopt.cli.run_lock import alone_in
 from pl_prefopt.cli.trainer import PrefOptTrainer
 from pl_prefopt.data import PreferenceDataModule
 from pl_prefopt.errors import ConfigError
@@ -44,19 +46,21 @@ class PrefOptCLI(LightningCLI):
     trained_by: ClassVar[type[PrefOptTrainer]] = PrefOptTrainer
 
     def __init__(self, args: list[str] | None = None) -> None:
-        super().__init__(
-            PreferenceModule,
-            PreferenceDataModule,
-            trainer_class=self.trained_by,
-            subclass_mode_model=True,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            save_config_callback=RunConfig,
-            seed_everything_default=0,
-            parser_kwargs={"description": "Preference optimisation of language models."},
-            parser_class=Parser,
-            args=args,
-        )
+        self.to_hold: Path | None = None
+        with ExitStack() as self.held:  # until the command ends
+            super().__init__(
+                PreferenceModule,
+                PreferenceDataModule,
+                trainer_class=self.trained_by,
+                subclass_mode_model=True,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                save_config_callback=RunConfig,
+                seed_everything_default=0,
+                parser_kwargs={"description": "Preference optimisation of language models."},
+                parser_class=Parser,
+                args=args,
+            )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -111,6 +115,9 @@ class PrefOptCLI(LightningCLI):
         self.run_folder = choose_run_folder(asked=config.run_dir, ckpt_path=asked, method=method)
         if training and not config.trainer.fast_dev_run:
             refuse_second_run(self.run_folder, asked)
+            self.to_hold = self.run_folder
+            if self.run_folder.is_dir():
+                self._hold_run_folder()
         config.ckpt_path = find_checkpoint(asked, self.run_folder, may_be_missing=training)
         config.run_dir = str(self.run_folder)
         if training and not _validates(config):
@@ -158,6 +165,7 @@ class PrefOptCLI(LightningCLI):
             checkpoint = self._get(self.config_init, key)
             checkpoint.dirpath = checkpoint.dirpath or str(self.run_folder / "checkpoints")
         asked = self._get(self.config_init, "trainer")
+        self._hold_run_folder()  # which makes a new one only now: a mistake in the settings leaves none
         # Only training writes at the top: evaluating later must not mix its curves into training's.
         logs = self.run_folder if self.subcommand == "fit" else self.run_folder / str(self.subcommand)
         trainer = super().instantiate_trainer(
@@ -169,6 +177,12 @@ class PrefOptCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
+
+    def _hold_run_folder(self) -> None:
+        """Keep other runs out of the folder of one that trains, once."""
+        if self.to_hold is not None:
+            self.held.enter_context(alone_in(self.to_hold))
+            self.to_hold = None
 
     def validate(self, **kwargs: Any) -> None:
         """Run ``Trainer.validate`` without its own table."""
