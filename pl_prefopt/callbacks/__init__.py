@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
+from pl_prefopt.callbacks.best_checkpoint import BestCheckpoint
 from pl_prefopt.callbacks.dashboard_layout import DashboardLayout
 from pl_prefopt.callbacks.generations import Generations
 from pl_prefopt.callbacks.last_checkpoint import LastCheckpoint
@@ -12,6 +13,7 @@ from pl_prefopt.callbacks.results_table import ResultsTable
 from pl_prefopt.callbacks.throughput import Throughput
 
 __all__ = [
+    "BestCheckpoint",
     "DashboardLayout",
     "Generations",
     "LastCheckpoint",

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from pl_prefopt.callbacks import (
+    BestCheckpoint,
     LastCheckpoint,
     MetricsFile,
     PredictionWriter,
@@ -76,7 +76,7 @@ class PrefOptCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``references``, ``best``, ``last`` and ``run_dir``."""
         parser.add_lightning_class_args(ReferenceEnsemble, "references")
-        parser.add_lightning_class_args(ModelCheckpoint, "best")
+        parser.add_lightning_class_args(BestCheckpoint, "best")
         parser.set_defaults({"best.filename": "best", "best.enable_version_counter": False})
         parser.set_defaults({"best.monitor": "val/accuracy", "best.mode": "max"})
         parser.add_lightning_class_args(LastCheckpoint, "last")

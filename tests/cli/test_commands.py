@@ -379,3 +379,18 @@ def test_precompute_scores_and_leaves_only_the_tables(prefopt, settings, tiny_mo
 def test_what_lightning_refuses_is_said_in_a_sentence(settings, prefopt):
     said = prefopt.fails("fit", *axes(), *settings, "--trainer.logger", "false")
     assert "Lightning refuses the trainer's settings: Cannot use `LearningRateMonitor`" in said
+
+
+@pytest.mark.parametrize(("asked", "meant"), [("val/acc", "val/accuracy"), ("loss", "val/loss")])
+def test_a_misspelt_monitor_is_refused_before_the_first_step(prefopt, settings, asked, meant):
+    said = prefopt.fails("fit", *axes(), *settings, "--run_dir", "run", "--best.monitor", asked)
+    assert f"nothing logs `best.monitor`, '{asked}', in a validation; did you mean '{meant}'?" in said
+    assert "Epoch 0" not in said
+
+
+def test_a_run_without_what_is_monitored_ends_with_its_last_checkpoint(prefopt, settings, tmp_path):
+    singles = [{"prompt": f"{n}?", "completion": f"{n}.", "label": n % 2 == 0} for n in range(8)]
+    rows = write_rows(tmp_path / "singles.jsonl", singles)
+    with pytest.warns(UserWarning, match="'val/accuracy' was not measured.* val/kl, val/kl_0, val/loss"):
+        prefopt("fit", *axes("kto"), *settings, "--data.train", rows, "--run_dir", "run")
+    assert {path.name for path in Path("run/checkpoints").iterdir()} == {"last.ckpt"}

@@ -1,0 +1,59 @@
+"""The checkpoint with the best value of a metric."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+
+from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.metrics import METRIC_HELP
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ``ModelCheckpoint``, which stops no run because its metric is missing.
+
+    Nothing is measured where nothing was counted, such as the accuracy over pairs of rows with one response
+    each: then a warning says so, and no best checkpoint is chosen. A misspelt name is refused after the
+    sanity check. That is one that nothing logged there, that is none of our metrics, of which some need more
+    rows, and that resembles a known one: a callback of your own may log any other later on.
+    """
+
+    _warned = False
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise a ``ConfigError`` that names the nearest metric."""
+        if self.monitor is None or self.monitor.startswith("train/"):  # which nobody has logged yet
+            return
+        known = {*trainer.callback_metrics, *(f"val/{name}" for name in METRIC_HELP)}
+        hint = nearest(self.monitor, known)
+        if self.monitor not in known and hint:
+            raise ConfigError(
+                f"nothing logs `best.monitor`, '{self.monitor}', in a validation{hint} If it is logged only "
+                "later, add `--trainer.num_sanity_val_steps 0`."
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose after a validation."""
+        if trainer.sanity_checking or self._is_measured(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose at an epoch's end, if set so."""
+        if self._is_measured(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def _is_measured(self, trainer: Trainer) -> bool:
+        measured: dict[str, Any] = trainer.callback_metrics
+        if self.monitor is None or self.monitor in measured:
+            return True
+        if not self._warned:
+            rank_zero_warn(
+                f"No best checkpoint is chosen: '{self.monitor}' was not measured"
+                f"{nearest(self.monitor, measured) or '.'} Set `best.monitor` and `best.mode` to another "
+                f"metric: {', '.join(sorted(name for name in measured if name.startswith('val/')))}."
+            )
+            self._warned = True
+        return False
