@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -168,6 +169,11 @@ class PrefOptCLI(LightningCLI):
         self._hold_run_folder()  # which makes a new one only now: a mistake in the settings leaves none
         # Only training writes at the top: evaluating later must not mix its curves into training's.
         logs = self.run_folder if self.subcommand == "fit" else self.run_folder / str(self.subcommand)
+        if asked["enable_progress_bar"] is False:
+            # Lightning refuses one that is configured, as in configs/base.yaml; the switch comes later.
+            kwargs["callbacks"] = [
+                one for one in _listed(asked["callbacks"]) if not isinstance(one, ProgressBar)
+            ]
         trainer = super().instantiate_trainer(
             logger=_loggers(asked["logger"], logs),
             default_root_dir=asked["default_root_dir"] or str(self.run_folder),
@@ -220,6 +226,12 @@ def _check_sections(config: Any) -> None:
     for name in ("trainer", "data", "references", "best", "last", "model", "model.init_args.objective"):
         if not isinstance(config.get(name), Namespace):
             raise ConfigError(f"expected `{name}` to be a section of settings, got {config.get(name)!r}.")
+    if config.trainer.enable_checkpointing is False:
+        raise ConfigError(
+            "`trainer.enable_checkpointing: false` would leave nothing of a run: take it out. "
+            "`--best.save_top_k 0` keeps no best checkpoint, and `--trainer.fast_dev_run true` tries a step "
+            "and writes nothing."
+        )
     batches = config.trainer.accumulate_grad_batches
     if batches < 1:  # which Lightning divides by
         raise ConfigError(f"expected `trainer.accumulate_grad_batches` to be at least 1, got {batches}.")
@@ -253,5 +265,12 @@ def _loggers(asked: Any, folder: Path) -> list[Logger] | bool:
     csv = CSVLogger(save_dir=str(folder), name="", version="")
     if asked is None or asked is True:
         return [TensorBoardLogger(save_dir=str(folder), name="", version=""), csv]
-    chosen = list(asked) if isinstance(asked, list | tuple) else [asked]
+    chosen = _listed(asked)
     return chosen if any(isinstance(logger, CSVLogger) for logger in chosen) else [*chosen, csv]
+
+
+def _listed(asked: Any) -> list[Any]:
+    """Return the objects that a setting asks for: none, one or several."""
+    if asked is None:
+        return []
+    return list(asked) if isinstance(asked, list | tuple) else [asked]

@@ -394,3 +394,16 @@ def test_a_run_without_what_is_monitored_ends_with_its_last_checkpoint(prefopt, 
     with pytest.warns(UserWarning, match="'val/accuracy' was not measured.* val/kl, val/kl_0, val/loss"):
         prefopt("fit", *axes("kto"), *settings, "--data.train", rows, "--run_dir", "run")
     assert {path.name for path in Path("run/checkpoints").iterdir()} == {"last.ckpt"}
+
+
+def test_switches_of_the_trainer_win_over_configured_callbacks(prefopt, settings):
+    off = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false")
+    printed = prefopt("fit", *axes(), *settings, *off, "--run_dir", "run")
+    assert "Epoch 0" not in printed
+    assert "Trainable params" not in printed
+    assert "tokens_per_second" in Path("run/metrics.csv").read_text()  # the other callbacks are there
+
+
+def test_a_run_without_checkpoints_is_refused(prefopt, settings):
+    said = prefopt.fails("fit", *axes(), *settings, "--trainer.enable_checkpointing", "false")
+    assert "`trainer.enable_checkpointing: false` would leave nothing of a run" in said
