@@ -336,5 +336,8 @@ def _missing_file(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"expected data at {path}, but there is no folder {folder}; check `path`"
+    if path.is_symlink():
+        target = path.readlink()
+        return f"expected data at {path}, but that is a link to {target}, where no file is; mend it"
     hint = nearest(path.name, sorted(p.name for p in folder.iterdir()))
     return f"expected data at {path}, but {folder.resolve()} has no such file; check `path`{hint}"

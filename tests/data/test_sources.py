@@ -97,6 +97,14 @@ def test_at_most_max_rows(tmp_path: Path):
     assert len(read(path, tmp_path / "cache", max_rows=2)) == 2
 
 
+@pytest.mark.parametrize("target", ["loop.jsonl", "gone.jsonl"])
+def test_a_link_that_leads_nowhere_is_called_one(tmp_path: Path, target):
+    link = tmp_path / "loop.jsonl"
+    link.symlink_to(target)
+    with pytest.raises(DataError, match=f"a link to {target}, where no file is"):
+        read(Source(path=str(link)), tmp_path / "cache")
+
+
 def test_a_missing_file_names_its_neighbour(tmp_path: Path):
     write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
     with pytest.raises(DataError, match=r"no such file.*did you mean 'pairs\.jsonl'"):
