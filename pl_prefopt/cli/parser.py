@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pl_prefopt.cli.section_help import SectionHelp
+from pl_prefopt.data import PreferenceDataModule
 from pl_prefopt.errors import ConfigError, nearest
 
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option ')([\w.\[\]]+)")
@@ -28,6 +29,12 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, add_help=False)
         self.add_argument("-h", "--help", action=SectionHelp)
+
+    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, **options: Any) -> Any:
+        """Take a file that a setting of the data names for rows, never for more settings."""
+        if theclass is PreferenceDataModule:
+            options["sub_configs"] = False
+        return super().add_class_arguments(theclass, nested_key, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a ``RefusedError``; for an unknown setting it names the nearest one."""

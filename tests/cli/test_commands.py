@@ -407,3 +407,17 @@ def test_switches_of_the_trainer_win_over_configured_callbacks(prefopt, settings
 def test_a_run_without_checkpoints_is_refused(prefopt, settings):
     said = prefopt.fails("fit", *axes(), *settings, "--trainer.enable_checkpointing", "false")
     assert "`trainer.enable_checkpointing: false` would leave nothing of a run" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "expected preference rows in other.jsonl, got none that is usable, it is empty"),
+        ("\n \n", "expected preference rows in other.jsonl, got none that is usable, it is empty"),
+        ('{"path": "rows.jsonl"}\n', "other.jsonl, row 1: expected the keys of one of the layouts"),
+    ],
+    ids=["empty", "blank", "settings"],
+)
+def test_a_file_of_data_is_never_read_as_settings(prefopt, settings, tmp_path, content, expected):
+    (tmp_path / "other.jsonl").write_text(content)
+    assert expected in prefopt.fails("fit", *axes(), *settings, "--data.train", "other.jsonl")
