@@ -13,7 +13,7 @@ from pl_prefopt.data import SPLITS_OF_STAGE
 from pl_prefopt.errors import ContractError
 from pl_prefopt.references import PrecomputedTable, Reference
 from pl_prefopt.references.precompute import Workers, fill_table
-from pl_prefopt.references.tables import TableFile
+from pl_prefopt.references.tables import TableFile, read_cached
 from pl_prefopt.types import PreferenceBatch
 
 
@@ -128,7 +128,7 @@ class ReferenceEnsemble(Callback):
         folder = Path(self.cache_dir) / member.fingerprint(module.policy_spec)
         workers = Workers(rank=trainer.global_rank, count=trainer.world_size, wait=trainer.strategy.barrier)
         files = [file for rows in datasets.values() for file in TableFile.all_of(folder, rows, module.views)]
-        missing = [file for file in files if not file.path.is_file()]
+        missing = [file for file in files if read_cached(file.path) is None]
         # Every process has looked before the first one writes.
         trainer.strategy.barrier()
         if missing:

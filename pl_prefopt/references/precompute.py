@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from pl_prefopt.references.base import PolicyHost, Reference
-from pl_prefopt.references.tables import TableFile, read_tensors, stack_ragged, write_tensors
+from pl_prefopt.references.tables import TableFile, read_cached, read_tensors, stack_ragged, write_tensors
 
 ROWS_A_PART = 64
 """Rows between two savings: what a kill can lose."""
@@ -76,7 +76,8 @@ def fill_table(
 def _is_done(part: Path, rows: Tensor) -> bool:
     """Whether a part is there and holds these rows; one cut otherwise would leave rows without log-probs."""
     # A row that filled an empty batch may follow them.
-    return part.is_file() and torch.equal(read_tensors(part)["index"][: len(rows)], rows)
+    held = read_cached(part)
+    return held is not None and torch.equal(held["index"][: len(rows)], rows)
 
 
 @torch.no_grad()

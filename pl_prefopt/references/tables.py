@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -18,6 +20,8 @@ from pl_prefopt.errors import DataError
 from pl_prefopt.files import replacing
 from pl_prefopt.types import PLAIN
 from pl_prefopt.views import View
+
+_CHECKSUM = "checksum"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,27 +82,57 @@ class TableFile:
         return table
 
 
+class DamagedTableError(DataError):
+    """A file of log-probs that is not as it was written."""
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+    """Read a safetensors file; of one that ``write_tensors`` wrote, look at the checksum.
 
     Raises:
-        DataError: if it is damaged.
+        DamagedTableError: if it is damaged.
+        DataError: if the system doesn't let it be read.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise DataError(
-            f"{path} can't be read ({error}): delete it, and it will be computed anew."
-        ) from error
+            written = (file.metadata() or {}).get(_CHECKSUM)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error}); fetch it again or compute it anew.") from error
+    except SafetensorError as error:
+        raise DamagedTableError(f"{path} is damaged ({error}); fetch it again or compute it anew.") from error
+    if written not in (None, _checksum(tensors)):  # None is that of an earlier version
+        raise DamagedTableError(f"{path} is damaged (by its checksum); fetch it again or compute it anew.")
+    return tensors
+
+
+def read_cached(path: Path) -> dict[str, Tensor] | None:
+    """Read a file that can be computed again: nothing if it is missing or, with a warning, damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return read_tensors(path)
+    except DamagedTableError as error:
+        rank_zero_warn(f"A cached table is computed anew: {error}")
+        return None
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
     """Write a safetensors file that is either whole or absent, whatever interrupts."""
+    notes = notes | {_CHECKSUM: _checksum(tensors)}
     # Two runs may fill the same table, so each has a draft of its own.
     with replacing(path, owner=f".{os.getpid()}") as draft:
         # Not by `save_file`, whose error on a full disk is no OSError and names no file.
         draft.write_bytes(save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata=notes))
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return a CRC-32 of names, shapes and bytes."""
+    found = 0
+    for name, tensor in sorted(tensors.items()):
+        found = zlib.crc32(f"{name} {list(tensor.shape)}".encode(), found)
+        found = zlib.crc32(tensor.contiguous().numpy().tobytes(), found)
+    return f"{found:08x}"
 
 
 def stack_ragged(parts: list[tuple[Tensor, Tensor]], rows: int) -> Tensor:

@@ -271,15 +271,44 @@ def test_a_table_of_other_data_is_refused(tiny_model, tmp_path, change):
         gather(tmp_path, module, table, **change)
 
 
-def test_a_missing_or_damaged_table_is_one_sentence(tiny_model, tmp_path):
+def test_a_missing_table_is_one_sentence(tiny_model, tmp_path):
     module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
     with pytest.raises(ConfigError, match="is none"):
         gather(tmp_path, module, ReferenceEnsemble([PrecomputedTable(str(tmp_path / "nowhere"))]))
-    gather(tmp_path, module, ensemble_with_cache(tmp_path, Counting()))
+
+
+def flipped(content):
+    return content[:-3] + bytes([content[-3] ^ 64]) + content[-2:]
+
+
+DAMAGES = {"cut": lambda content: content[:20], "empty": lambda content: b"", "a flipped bit": flipped}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_table_is_made_anew_unless_it_was_named(tiny_model, tmp_path, damage):
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    whole, _ = gather(tmp_path, module, ensemble_with_cache(tmp_path, Counting()))
     (file,) = (tmp_path / "tables").rglob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(DataError, match="delete it"):
-        gather(tmp_path, module, ensemble_with_cache(tmp_path, Counting()))
+    file.write_bytes(damage(file.read_bytes()))
+    named = ReferenceEnsemble([PrecomputedTable(str(file.parent))], precompute=True)
+    with pytest.raises(DataError, match=r"val-plain-.* is damaged .*fetch it again or compute it anew"):
+        gather(tmp_path, module, named)
+    with pytest.warns(UserWarning, match="A cached table is computed anew: .* is damaged"):
+        again, _ = gather(tmp_path, module, ensemble_with_cache(tmp_path, Counting()))
+    assert torch.equal(again, whole)
+
+
+def test_a_damaged_part_of_a_table_is_scored_again(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(precompute_module, "ROWS_A_PART", 2)
+    module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        gather(tmp_path, module, ensemble_with_cache(tmp_path, Counting(fatal=4)))
+    part, _ = sorted((tmp_path / "tables").rglob("*.safetensors"))
+    part.write_bytes(flipped(part.read_bytes()))
+    rest = Counting()
+    with pytest.warns(UserWarning, match="A cached table is computed anew"):
+        gather(tmp_path, module, ensemble_with_cache(tmp_path, rest))
+    assert len(rest.rows) == 4
 
 
 def test_precompute_without_a_datamodule_says_what_it_needs(tiny_model, tmp_path):
