@@ -65,9 +65,11 @@ def device_of(*, gpu: str | None, memory: str | None) -> Device | None:
     if gpu is not None:
         if gpu.upper() not in _GPUS:
             known = ", ".join(_GPUS)
+            sizes = [name for name in _GPUS if name.startswith(f"{gpu.upper()}-")]
+            hint = f"; say which: {' or '.join(sizes)}." if sizes else nearest(gpu.upper(), _GPUS) or "."
             raise ConfigError(
-                f"Expected --gpu to be one of {known}; got '{gpu}'{nearest(gpu.upper(), _GPUS)}. "
-                "For another, give its --memory, such as 24GiB."
+                f"Expected --gpu to be one of {known}; got '{gpu}'{hint} For another, give its --memory, "
+                "such as 24GiB."
             )
         return Device(name=gpu.upper(), memory=_GPUS[gpu.upper()] * GIB)
     if torch.cuda.is_available():

@@ -21,6 +21,7 @@ def test_a_device_is_named_or_measured():
     ("gpu", "memory", "said"),
     [
         ("A100-80", None, "did you mean 'A100-80G'"),
+        ("a100", None, "say which: A100-40G or A100-80G"),
         (None, "24", "such as 24GiB"),
         (None, "0GiB", "such as 24GiB"),
         ("T4", "24GiB", "got both"),
