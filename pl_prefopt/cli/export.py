@@ -43,8 +43,8 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
     Raises:
         ConfigError: if the checkpoint or its configuration is missing, or ``out`` exists.
     """
-    if out.exists():
-        raise ConfigError(f"Expected --out to be a new folder, but {out} exists.")
+    _check_out(out)
+    _check_is_checkpoint(ckpt_path)
     config_path = Path(config) if config else ckpt_path.resolve().parent.parent / "config.yaml"
     bring_back(ckpt_path)
     if not ckpt_path.exists():
@@ -63,6 +63,23 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
         policy.save_pretrained(draft)
         spec.load_tokenizer().save_pretrained(draft)
         card.write(draft)
+
+
+def _check_out(out: Path) -> None:
+    if out.exists():
+        raise ConfigError(f"Expected --out to be a new folder, but {out} exists.")
+    for parent in out.parents:
+        if parent.is_file():
+            raise ConfigError(f"Expected --out to be a new folder, but {parent} is a file.")
+
+
+def _check_is_checkpoint(path: Path) -> None:
+    """Raise a ``ConfigError`` with the checkpoints in ``path`` if that is a run's folder."""
+    if path.suffix == ".ckpt" or not path.is_dir():
+        return
+    found = sorted([*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")])
+    held = f"of those in it: {', '.join(map(str, found))}" if found else "of a run; there is none in it"
+    raise ConfigError(f"Expected a checkpoint, but {path} is a folder: name one {held}.")
 
 
 def read_policy_spec(config: Path) -> PolicySpec:

@@ -302,6 +302,13 @@ def test_help_and_unknown_commands(prefopt):
 
 def test_export_says_what_it_misses(prefopt, run):
     assert "is missing" in prefopt.fails("export", "run/checkpoints/none.ckpt", "--out", "somewhere")
+    for folder in ("run", "run/checkpoints"):
+        said = prefopt.fails("export", folder, "--out", "somewhere")
+        assert f"{folder} is a folder: name one of those in it: run/checkpoints/best.ckpt, run/" in said
+    Path("empty").mkdir()
+    assert "name one of a run; there is none in it" in prefopt.fails("export", "empty", "--out", "somewhere")
+    said = prefopt.fails("export", "run/checkpoints/last.ckpt", "--out", "run/config.yaml/below/it")
+    assert "Expected --out to be a new folder, but run/config.yaml is a file." in said
     Path("there").mkdir()
     assert "exists" in prefopt.fails("export", "run/checkpoints/last.ckpt", "--out", "there")
     shutil.move("run/config.yaml", "config.yaml")
