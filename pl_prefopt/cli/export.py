@@ -16,6 +16,7 @@ from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.files import bring_back, new_folder
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
 from pl_prefopt.policies import PolicySpec, build_policy
+from pl_prefopt.policies.spec import Dtype
 
 _PREFIX = "policy."
 
@@ -28,17 +29,31 @@ def export(arguments: list[str]) -> None:
     parser.add_argument("ckpt_path", type=str, help="A checkpoint of a run: runs/NAME/checkpoints/last.ckpt.")
     parser.add_argument("--out", type=str, required=True, help="The folder to write; it must not exist yet.")
     parser.add_argument("--merge", type=bool, default=False, help="Merge the adapter into the base model.")
+    parser.add_argument("--dtype", type=Dtype | None, default=None, help="A whole model's, if not the run's.")
     parser.add_argument("--config", type=str | None, default=None, help="The run's config.yaml, if it moved.")
     settings = parser.parse_args(arguments)
-    export_policy(Path(settings.ckpt_path), Path(settings.out), merge=settings.merge, config=settings.config)
+    export_policy(
+        Path(settings.ckpt_path),
+        Path(settings.out),
+        merge=settings.merge,
+        dtype=settings.dtype,
+        config=settings.config,
+    )
     print(f"Wrote {settings.out}")
 
 
-def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None = None) -> None:
+def export_policy(
+    ckpt_path: Path, out: Path, *, merge: bool, dtype: Dtype | None = None, config: str | None = None
+) -> None:
     """Write the checkpoint's policy, its tokeniser and a model card to ``out``.
 
-    Without ``merge``, a policy with an adapter becomes a PEFT folder; a fully trained one is a whole model
-    either way.
+    Args:
+        ckpt_path: the checkpoint.
+        out: a new folder.
+        merge: merge an adapter into its base; without, it becomes a PEFT folder. A fully trained policy is a
+            whole model either way.
+        dtype: a whole model's type, the policy's by default. An adapter merged into bfloat16 is rounded.
+        config: the run's configuration, by default ``config.yaml`` of the checkpoint's run.
 
     Raises:
         ConfigError: if the checkpoint or its configuration is missing, or ``out`` exists.
@@ -50,6 +65,8 @@ def export_policy(ckpt_path: Path, out: Path, *, merge: bool, config: str | None
     if not ckpt_path.exists():
         raise ConfigError(f"Expected a checkpoint, but {ckpt_path} is missing.")
     spec = read_policy_spec(config_path)
+    if dtype is not None:
+        spec = dataclasses.replace(spec, dtype=dtype)
     weights = _trained_weights(ckpt_path)
     if merge:
         # Merging into 4-bit weights would round the adapter away.
