@@ -89,7 +89,8 @@ class NamedAdapter(Reference):
             raise ContractError(
                 "The reference NamedAdapter can't join a policy whose weights are split between processes: "
                 f"use trainer.strategy ddp, or pl_prefopt.references.FrozenModel with model.adapter "
-                f"'{self.folder}'."
+                f"'{self.folder}'; or train on from the adapter merged into its base, by `prefopt export "
+                "CHECKPOINT --out FOLDER --merge true --dtype float32` and policy.name FOLDER."
             )
         if self.name not in policy.peft_config:
             # PEFT leaves all parts in evaluation mode, and its older versions the policy's adapter frozen.

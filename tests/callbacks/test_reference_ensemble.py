@@ -240,6 +240,13 @@ def test_a_killed_precomputation_goes_on_where_it_stopped(tiny_model, tmp_path, 
     assert third.rows == []
 
 
+def test_an_adapter_that_can_not_join_a_split_policy_says_what_to_do(monkeypatch):
+    monkeypatch.setattr("pl_prefopt.references.adapters.FSDPModule", SimpleNamespace)
+    host = SimpleNamespace(policy=SimpleNamespace())
+    with pytest.raises(ContractError, match="CHECKPOINT --out FOLDER --merge true --dtype float32"):
+        NamedAdapter("adapter").prepare(host, {})
+
+
 def test_views_are_precomputed_too(tiny_model, tmp_path):
     module = DPOModule(lora_spec(tiny_model), KTO())
     trainer = make_trainer(tmp_path, ensemble_with_cache(tmp_path, AdapterOff()))

@@ -26,7 +26,7 @@ from pl_prefopt.errors import ConfigError, ContractError, DataError, RunError
 from pl_prefopt.files import discard, publish_folder, replacing
 from pl_prefopt.modules import DPOModule, SafeCheckpointIO, read_checkpoint
 from pl_prefopt.modules.checkpoint_files import read_weights
-from pl_prefopt.modules.checkpoints import check_fits, describe
+from pl_prefopt.modules.checkpoints import check_fits, describe, refuse_shards
 from pl_prefopt.modules.shard_files import check_shards
 from pl_prefopt.objectives import DPO
 from pl_prefopt.policies import PolicySpec
@@ -326,6 +326,13 @@ def test_a_checkpoint_of_another_base_or_scale_is_refused():
     ):
         with pytest.raises(ConfigError, match=message):
             check(other)
+
+
+def test_shards_say_how_a_run_that_is_not_split_gets_at_them(tmp_path):
+    (tmp_path / "meta.pt").touch()
+    said = f"`prefopt export {re.escape(str(tmp_path))} --out FOLDER` .* `--merge true --dtype float32`"
+    with pytest.raises(ConfigError, match=said):
+        refuse_shards(tmp_path)
 
 
 def test_last_needs_the_name_of_the_run(prefopt, settings):
