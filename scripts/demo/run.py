@@ -82,6 +82,9 @@ def answers(model: str, adapter: Path) -> Table:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from pl_prefopt.cli.quiet import hush
+
+    hush()
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter).eval()
     table = Table(title="Answers", show_lines=True)
