@@ -46,8 +46,9 @@ def check_splittable(spec: PolicySpec) -> None:
     if spec.four_bit is not None:
         raise ConfigError(
             "policy.four_bit weights can't be split between processes: use trainer.strategy ddp, or load the "
-            "base in bfloat16 (policy.four_bit: null, policy.dtype: bfloat16). What was trained on 4 bits goes on "
-            "from `prefopt export CHECKPOINT --out FOLDER --merge true --dtype float32` and policy.name FOLDER."
+            "base in bfloat16 (policy.four_bit: null, policy.dtype: bfloat16). What learned on 4 bits goes "
+            "on with policy.name FOLDER after `prefopt export CHECKPOINT --out FOLDER --merge true "
+            "--dtype float32`."
         )
 
 
