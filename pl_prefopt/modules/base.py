@@ -27,7 +27,13 @@ from pl_prefopt.modules.checkpoints import (
 from pl_prefopt.modules.finite_loss import FiniteLossGuard
 from pl_prefopt.modules.fitting import check_references, check_rows, check_strategy
 from pl_prefopt.modules.randomness import BatchSeeds
-from pl_prefopt.modules.resumed_settings import Settings, keep_settings, settings_of
+from pl_prefopt.modules.resumed_settings import (
+    Settings,
+    compare_objective,
+    keep_settings,
+    save_objective,
+    settings_of,
+)
 from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import Make, PolicySpec, build_policy, check_shardable, load_split, sketch_policy
@@ -219,11 +225,14 @@ class PreferenceModule(LightningModule):
         """Note the method, the base model and the optimiser."""
         optimizers = self.trainer.optimizers
         save_description(checkpoint, self._description() | describe_optimizer(*optimizers[:1]))
+        save_objective(checkpoint, self.objective)
         self._seeds.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another run's checkpoint."""
         self._seeds.load(checkpoint)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            compare_objective(checkpoint, self.objective)
         if "state_dict" in checkpoint:
             if self.trainer.state.fn == TrainerFn.FITTING and "optimizer_states" not in checkpoint:
                 raise ConfigError(

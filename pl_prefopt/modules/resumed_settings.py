@@ -1,16 +1,20 @@
-"""The optimiser's settings where a run goes on: this run's, not those that the checkpoint was made with."""
+"""Settings where a run goes on: this run's, not those that the checkpoint was made with."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pl_prefopt.objectives import Objective
+
 Settings = list[dict[str, Any]]
 
 _START = "initial_lr"  # torch's name for what the schedule scales
+_OBJECTIVE = "pl_prefopt_objective"
 
 
 def settings_of(optimizer: Optimizer) -> Settings:
@@ -43,3 +47,23 @@ def keep_settings(optimizer: Optimizer, scheduler: LRScheduler, wanted: Settings
                 scheduler.base_lrs[number] = value
             name = "lr" if key == _START else key
             rank_zero_warn(f"From here on the optimiser's {name} is {value}; the checkpoint's was {had}.")
+
+
+def save_objective(checkpoint: dict[str, Any], objective: Objective) -> None:
+    """Note the objective's plain settings, such as its β."""
+    checkpoint[_OBJECTIVE] = _plain(objective)
+
+
+def compare_objective(checkpoint: Mapping[str, Any], objective: Objective) -> None:
+    """Warn of each setting that ``save_objective`` noted otherwise."""
+    had = checkpoint.get(_OBJECTIVE, {})
+    for name, value in _plain(objective).items():
+        if had.get(name, value) != value:
+            rank_zero_warn(
+                f"From here on the objective's {name} is {value}; the checkpoint's was {had[name]}."
+            )
+
+
+def _plain(objective: Objective) -> dict[str, Any]:
+    public = {name: value for name, value in vars(objective).items() if name[0] != "_" and name != "training"}
+    return {name: value for name, value in public.items() if isinstance(value, bool | int | float | str)}

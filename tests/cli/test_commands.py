@@ -183,9 +183,13 @@ def test_a_run_does_not_go_on_from_weights_alone(prefopt, settings):
     prefopt("validate", "-c", "run/config.yaml", "--ckpt_path", "best")
 
 
-def test_a_run_goes_on_with_the_learning_rate_that_is_asked_for(run, prefopt, settings):
+def test_a_run_goes_on_with_the_settings_that_are_asked_for(run, prefopt, settings):
     lower = ["--model.init_args.optimizer.lr", "0.001", "--trainer.max_epochs", "2"]
-    with pytest.warns(UserWarning, match=r"optimiser's lr is 0\.001; the checkpoint's was 0\.01"):
+    lower += ["--model.init_args.objective.init_args.beta", "0.5"]
+    with (
+        pytest.warns(UserWarning, match=r"optimiser's lr is 0\.001; the checkpoint's was 0\.01"),
+        pytest.warns(UserWarning, match=r"objective's beta is 0\.5; the checkpoint's was 0\.1"),
+    ):
         prefopt("fit", *axes(), *settings, *lower, "--run_dir", "run", "--ckpt_path", "last")
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.001
