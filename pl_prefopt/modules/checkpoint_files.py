@@ -50,12 +50,16 @@ def read_checkpoint(path: Path, map_location: Any = "cpu", *, mmap: bool = False
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ConfigError(f"{path} is no checkpoint of a run: name one that `prefopt fit` wrote.")
     if not mmap:
-        _check_sums(path)
+        check_sums(path)
     return checkpoint
 
 
-def _check_sums(path: Path) -> None:
-    """Look at the checksums that torch writes into a file and does not read."""
+def check_sums(path: Path) -> None:
+    """Look at the checksums that torch writes into a file and does not read.
+
+    Raises:
+        ConfigError: if one is wrong.
+    """
     if not is_zipfile(path):
         return
     with ZipFile(path) as archive:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from pl_prefopt.errors import RunError
 from pl_prefopt.files import bring_back, discard, publish_folder, stepping_aside
-from pl_prefopt.modules.checkpoint_files import is_sharded
+from pl_prefopt.modules.checkpoint_files import check_sums, is_sharded
 from pl_prefopt.modules.checkpoint_io import check_finite, unwritable
 from pl_prefopt.modules.plain_files import unreadable
 from pl_prefopt.modules.shard_files import cause_of, check_shards
@@ -93,6 +93,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         In a file from one process or DDP an optimiser's states are numbered by what it trains. Lightning
         takes the numbers for those of all weights, which under an adapter are other ones.
         """
+        check_sums(path)
         optimizers, self.optimizers = self.optimizers, []
         try:
             checkpoint: dict[str, Any] = super().load_checkpoint(path, weights_only=True)

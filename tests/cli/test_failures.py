@@ -24,7 +24,7 @@ from pl_prefopt.data import Cache, PreferenceDataset, Renderer
 from pl_prefopt.data.store import split_rows
 from pl_prefopt.errors import ConfigError, ContractError, DataError, RunError
 from pl_prefopt.files import discard, publish_folder, replacing
-from pl_prefopt.modules import DPOModule, SafeCheckpointIO, read_checkpoint
+from pl_prefopt.modules import DPOModule, FSDP2Strategy, SafeCheckpointIO, read_checkpoint
 from pl_prefopt.modules.checkpoint_files import read_weights
 from pl_prefopt.modules.checkpoints import check_fits, describe, refuse_shards
 from pl_prefopt.modules.shard_files import check_shards
@@ -280,8 +280,9 @@ def test_a_damaged_weight_is_one_sentence(tmp_path):
     content = bytearray((tmp_path / "last.ckpt").read_bytes())
     content[content.index(torch.ones(1000).numpy().tobytes()) + 500] ^= 1
     (tmp_path / "last.ckpt").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"last\.ckpt can't be read .*checksum"):
-        read_checkpoint(tmp_path / "last.ckpt")
+    for read in (read_checkpoint, FSDP2Strategy(1, 1)._load_file):
+        with pytest.raises(ConfigError, match=r"last\.ckpt can't be read .*checksum"):
+            read(tmp_path / "last.ckpt")
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
