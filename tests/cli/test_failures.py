@@ -280,9 +280,9 @@ def test_a_damaged_weight_is_one_sentence(tmp_path):
     content = bytearray((tmp_path / "last.ckpt").read_bytes())
     content[content.index(torch.ones(1000).numpy().tobytes()) + 500] ^= 1
     (tmp_path / "last.ckpt").write_bytes(content)
-    for read in (read_checkpoint, FSDP2Strategy(1, 1)._load_file):
+    for reader in (read_checkpoint, FSDP2Strategy(1, 1)._load_file):
         with pytest.raises(ConfigError, match=r"last\.ckpt can't be read .*checksum"):
-            read(tmp_path / "last.ckpt")
+            reader(tmp_path / "last.ckpt")
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
