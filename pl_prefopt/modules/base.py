@@ -32,6 +32,8 @@ from pl_prefopt.modules.resumed_settings import (
     compare_objective,
     keep_settings,
     save_objective,
+    save_settings,
+    saved_settings,
     settings_of,
 )
 from pl_prefopt.modules.schedule import Schedule
@@ -89,6 +91,7 @@ class PreferenceModule(LightningModule):
         self._metrics_logged_at = 0
         self._stats: Mapping[str, Tensor] = {}
         self._optimizer_settings: Settings = []
+        self._saved_settings: Settings | None = None  # of the optimiser in the checkpoint
         self._prompts_a_batch: float | None = None
         self._seeds, self._guard = BatchSeeds(), FiniteLossGuard()
 
@@ -116,9 +119,10 @@ class PreferenceModule(LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         self._prompts_a_batch = getattr(datamodule, "prompts_a_batch", None)
         self._seeds.start(self.trainer)
-        if self._optimizer_settings:  # a checkpoint may have been read since
+        if self._saved_settings is not None:
             optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
-            keep_settings(optimizer, scheduler, self._optimizer_settings)
+            keep_settings(optimizer, scheduler, self._optimizer_settings, self._saved_settings)
+            self._saved_settings = None
 
     def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
         """Make the batch's random numbers depend on its place in the run alone."""
@@ -225,6 +229,7 @@ class PreferenceModule(LightningModule):
         """Note the method, the base model and the optimiser."""
         optimizers = self.trainer.optimizers
         save_description(checkpoint, self._description() | describe_optimizer(*optimizers[:1]))
+        save_settings(checkpoint, self._optimizer_settings)
         save_objective(checkpoint, self.objective)
         self._seeds.save(checkpoint)
 
@@ -233,6 +238,7 @@ class PreferenceModule(LightningModule):
         self._seeds.load(checkpoint)
         if self.trainer.state.fn == TrainerFn.FITTING:
             compare_objective(checkpoint, self.objective)
+            self._saved_settings = saved_settings(checkpoint)
         if "state_dict" in checkpoint:
             if self.trainer.state.fn == TrainerFn.FITTING and "optimizer_states" not in checkpoint:
                 raise ConfigError(

@@ -14,6 +14,7 @@ from pl_prefopt.objectives import Objective
 Settings = list[dict[str, Any]]
 
 _START = "initial_lr"  # torch's name for what the schedule scales
+_OPTIMIZER = "pl_prefopt_optimizer"
 _OBJECTIVE = "pl_prefopt_objective"
 
 
@@ -25,20 +26,34 @@ def settings_of(optimizer: Optimizer) -> Settings:
     ]
 
 
-def keep_settings(optimizer: Optimizer, scheduler: LRScheduler, wanted: Settings) -> None:
+def save_settings(checkpoint: dict[str, Any], settings: Settings) -> None:
+    """Note ``settings_of`` the optimiser before its first step."""
+    checkpoint[_OPTIMIZER] = settings
+
+
+def saved_settings(checkpoint: Mapping[str, Any]) -> Settings:
+    """Return what ``save_settings`` noted; nothing in a checkpoint of an earlier version."""
+    settings: Settings = checkpoint.get(_OPTIMIZER, [])
+    return settings
+
+
+def keep_settings(optimizer: Optimizer, scheduler: LRScheduler, wanted: Settings, saved: Settings) -> None:
     """Give an optimiser that a checkpoint was read into the settings that the configuration asks for.
 
     torch reads them from the checkpoint along with the moments, so that a lower learning rate, which is what
-    a run that went astray needs, would be passed over without a word.
+    a run that went astray needs, would be passed over without a word. What the configuration left as it was
+    stays the checkpoint's: some optimisers count among their settings.
 
     Args:
         optimizer: as the checkpoint left it.
         scheduler: likewise.
         wanted: ``settings_of`` the optimiser before.
+        saved: ``saved_settings`` of the checkpoint.
     """
-    for number, (group, settings) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):
-        for key, value in settings.items():
-            had = group.get(key, value)
+    saved = saved or settings_of(optimizer)
+    for number, (group, old, new) in enumerate(zip(optimizer.param_groups, saved, wanted, strict=True)):
+        for key, value in new.items():
+            had = old.get(key, value)
             if had == value:
                 continue
             group[key] = value
