@@ -56,10 +56,32 @@ def test_a_second_run_is_refused_until_the_first_is_killed(other, prefopt, tiny_
     prefopt("fit", *settings, "--trainer.max_epochs", "2")
 
 
-def test_only_the_first_process_of_a_run_holds_its_folder(other, tmp_path, monkeypatch):
+FIRST = {
+    "Lightning's": {"LOCAL_RANK": "0"},
+    "of a shell of SLURM": {"SLURM_PROCID": "0"},
+    "torchrun's in another task": {"SLURM_PROCID": "1", "RANK": "0", "LOCAL_RANK": "0"},
+}
+LATER = {
+    "Lightning's": {"LOCAL_RANK": "1"},
+    "Lightning's in a shell of SLURM": {"SLURM_PROCID": "0", "LOCAL_RANK": "1"},
+    "first of a second machine": {"NODE_RANK": "1", "LOCAL_RANK": "0"},
+    "torchrun's": {"SLURM_PROCID": "0", "RANK": "1", "LOCAL_RANK": "0"},
+    "srun's": {"SLURM_PROCID": "1"},
+}
+
+
+@pytest.mark.parametrize("environment", FIRST.values(), ids=FIRST)
+def test_the_first_process_of_a_run_holds_its_folder(other, tmp_path, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(RunError), alone_in(tmp_path / "run"):
         pass
-    monkeypatch.setenv("LOCAL_RANK", "1")
+
+
+@pytest.mark.parametrize("environment", LATER.values(), ids=LATER)
+def test_the_others_leave_it_to_the_first(other, tmp_path, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     with alone_in(tmp_path / "run"):
         pass
 
