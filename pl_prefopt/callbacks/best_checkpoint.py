@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
 from pl_prefopt.errors import ConfigError, nearest
-from pl_prefopt.metrics import METRIC_HELP
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -27,7 +26,8 @@ class BestCheckpoint(ModelCheckpoint):
         """Raise a ``ConfigError`` that names the nearest metric."""
         if self.monitor is None or self.monitor.startswith("train/"):  # which nobody has logged yet
             return
-        known = {*trainer.callback_metrics, *(f"val/{name}" for name in METRIC_HELP)}
+        module: Any = pl_module
+        known = {*trainer.callback_metrics, *module.suites["val_stage"].keys()}
         hint = nearest(self.monitor, known)
         if self.monitor not in known and hint:
             raise ConfigError(
@@ -41,8 +41,10 @@ class BestCheckpoint(ModelCheckpoint):
             super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose at an epoch's end, if set so."""
-        if self._is_measured(trainer):
+        """Choose at an epoch's end, if set so; without a warning before the first validation."""
+        waits = str(self.monitor).startswith("val/")
+        validated = any(name.startswith("val/") for name in trainer.callback_metrics)
+        if (validated or not waits) and self._is_measured(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
     def _is_measured(self, trainer: Trainer) -> bool:

@@ -94,8 +94,8 @@ def keep_earlier_metrics(folder: Path) -> None:
 
 def is_first_process() -> bool:
     """Tell whether this process has rank 0, by what its launcher says; Lightning, torchrun or srun."""
-    # torchrun's number stands alone: it needs not follow that of the SLURM task which it runs in. Those that
-    # Lightning starts have one of their own beside their machine's, and in a shell of SLURM that of its task 0.
+    # torchrun's number stands alone: it need not follow that of the SLURM task which it runs in. Processes
+    # that Lightning starts have one on their machine, and in a shell of SLURM all have that of its task 0.
     names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
     return all(int(os.environ.get(name, "0")) == 0 for name in names)
 
