@@ -123,7 +123,9 @@ class PolicySpec:
     @property
     def base_identity(self) -> str:
         """A hash that tells the base's weights from others, wherever they lie and however they are loaded."""
-        described = [self.revision, self.gguf_file, _identity(self.name, _WEIGHTS)]
+        # The files that it is loaded from: others, such as training_args.bin, may join them.
+        kind = ".safetensors" if self.gguf_file is None else ".gguf"
+        described = [self.revision, self.gguf_file, _identity(self.name, (kind,))]
         return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
 
     @property

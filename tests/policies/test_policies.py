@@ -128,6 +128,8 @@ def test_a_base_is_known_by_its_weights(tiny_model, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(tiny_model, moved)
     (moved / "tokenizer_config.json").write_text("{}")
+    for other in ("training_args.bin", "model-q4.gguf"):  # nothing that it is loaded from
+        (moved / other).write_text("other")
     base = PolicySpec(name=str(tiny_model)).base_identity
     assert PolicySpec(name=str(moved), dtype="bfloat16").base_identity == base
     weights = bytearray((moved / "model.safetensors").read_bytes())
