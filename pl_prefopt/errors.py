@@ -56,8 +56,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], *, alike: float = 0.6) -> str:
     """Return ``"; did you mean 'x'?"`` for the known word closest to ``word``, or nothing.
+
+    Args:
+        word: what came.
+        known: what could have been meant.
+        alike: how much of the two words must be the same, from 0 to 1.
 
     Examples:
         >>> nearest("acuracy", ["accuracy", "margin"])
@@ -65,5 +70,5 @@ def nearest(word: str, known: Iterable[str]) -> str:
         >>> nearest("zzz", ["accuracy"])
         ''
     """
-    match = difflib.get_close_matches(word, list(known), n=1)
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=alike)
     return f"; did you mean '{match[0]}'?" if match else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,7 +41,8 @@ def load_split(spec: PolicySpec, build: Make, sketch: Make, mesh: DeviceMesh, *,
     """
     whole, outline = _load_in_the_first(spec, build)
     model = _sketched(spec, sketch)
-    if model is None or _outline(model) != outline:
+    alike = _all_agree(model is not None and _outline(model) == outline)
+    if model is None or not alike:
         rank_zero_warn(
             f"Each process loads all of '{spec.name}' before it keeps its part, which takes main memory: "
             "without its weights the model looks otherwise."
@@ -73,11 +75,18 @@ def _load_in_the_first(spec: PolicySpec, build: Make) -> tuple[nn.Module | None,
 def _sketched(spec: PolicySpec, sketch: Make) -> nn.Module | None:
     try:
         model = sketch(spec)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError):  # an adapter that starts from weights
+    except Exception:  # whatever it is, the model itself is there: an adapter that starts from weights, say
         return None
     # What a module keeps beside its parameters and buffers would stay without numbers.
     strays = any(isinstance(value, Tensor) for part in model.modules() for value in vars(part).values())
     return None if strays else model
+
+
+def _all_agree(mine: bool) -> bool:
+    """Tell whether it is so in every process: one that took another way would leave the rest waiting."""
+    all_of_them: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(all_of_them, mine)
+    return all(all_of_them)
 
 
 def _outline(model: nn.Module) -> _Outline:
