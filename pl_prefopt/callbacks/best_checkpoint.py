@@ -28,7 +28,7 @@ class BestCheckpoint(ModelCheckpoint):
             return
         module: Any = pl_module
         known = {*trainer.callback_metrics, *module.suites["val_stage"].keys()}
-        hint = nearest(self.monitor, known, alike=0.7)  # "val/bleu" is no misspelt "val/loss"
+        hint = nearest(self.monitor, known, alike=0.65)  # "val/bleu" is no misspelt "val/loss"
         if self.monitor not in known and hint:
             raise ConfigError(
                 f"nothing logs `best.monitor`, '{self.monitor}', in a validation{hint} If it is logged only "
