@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.planning.ledger import Classify
 from pl_prefopt.planning.sharing import Sharing
+from pl_prefopt.policies import layers_of
 
 WEIGHTS = "weights"
 CASTS = "weights cast for computing"
@@ -73,7 +74,7 @@ def gathered_layers(model: Any, compute: torch.dtype | None) -> int:
         model: with or without fake tensors.
         compute: the type of gathered weights; their own by default.
     """
-    return max((_layer(layer, compute) for layer in _layers(model)), default=0)
+    return max((_layer(layer, compute) for layer in layers_of(model)), default=0)
 
 
 def gathered_once(model: Any, compute: torch.dtype | None) -> int:
@@ -85,15 +86,9 @@ def gathered_once(model: Any, compute: torch.dtype | None) -> int:
         model: with or without fake tensors.
         compute: the type of gathered weights; their own by default.
     """
-    inside = {id(weight) for layer in _layers(model) for weight in layer.parameters()}
+    inside = {id(weight) for layer in layers_of(model) for weight in layer.parameters()}
     outside = [weight for weight in model.parameters() if id(weight) not in inside]
     return sum(_size(weight, compute) for weight in outside) + _gradients(outside, compute)
-
-
-def _layers(model: Any) -> list[nn.Module]:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    kinds = set(base._no_split_modules or ())
-    return [part for part in model.modules() if type(part).__name__ in kinds]
 
 
 def _layer(layer: nn.Module, compute: torch.dtype | None) -> int:

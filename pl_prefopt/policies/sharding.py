@@ -71,18 +71,23 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, precision: str) -> None:
         param_dtype=computed_in, reduce_dtype=None if computed_in is None else torch.float32
     )
     settings: dict[str, Any] = {"mesh": mesh["data_parallel"], "mp_policy": policy}
-    for layer in _layers(model):
+    layers = layers_of(model)
+    if not layers:
+        raise ConfigError(
+            f"{type(_base(model)).__name__} doesn't say which of its modules are layers (_no_split_modules), "
+            "so its weights can't be split between processes: use configs/hardware/lora_ddp.yaml."
+        )
+    for layer in layers:
         fully_shard(layer, **settings)
     fully_shard(model, **settings)
 
 
-def _layers(model: Any) -> list[nn.Module]:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    kinds = set(getattr(base, "_no_split_modules", None) or ())
-    layers = [part for part in model.modules() if type(part).__name__ in kinds]
-    if not layers:
-        raise ConfigError(
-            f"{type(base).__name__} doesn't say which of its modules are layers (_no_split_modules), so its "
-            "weights can't be split between processes: use configs/hardware/lora_ddp.yaml."
-        )
-    return layers
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """Return the parts that are gathered one at a time: what the model's class says not to split further."""
+    kinds = set(getattr(_base(model), "_no_split_modules", None) or ())
+    return [part for part in model.modules() if type(part).__name__ in kinds]
+
+
+def _base(model: Any) -> nn.Module:
+    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base

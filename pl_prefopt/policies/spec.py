@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pl_prefopt.errors import ConfigError, PrefOptError, first_line, nearest
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-_WEIGHTS = (".safetensors", ".gguf", ".bin")
+_WEIGHTS_AND_SETTINGS = (".safetensors", ".gguf", ".bin", ".json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ def _check_lora(settings: dict[str, Any]) -> None:
         raise ConfigError(f"policy.lora is refused by peft: {error}") from error
 
 
-def _identity(place: str | None, kinds: tuple[str, ...] = (*_WEIGHTS, ".json")) -> str:
+def _identity(place: str | None, kinds: tuple[str, ...] = _WEIGHTS_AND_SETTINGS) -> str:
     folder = Path(place) if place else None
     if folder is None or not folder.is_dir():
         return str(place)
