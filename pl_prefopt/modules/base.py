@@ -236,11 +236,11 @@ class PreferenceModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another run's checkpoint."""
         self._seeds.load(checkpoint)
-        if self.trainer.state.fn == TrainerFn.FITTING:
+        if self._is_fitting:
             compare_objective(checkpoint, self.objective)
             self._saved_settings = saved_settings(checkpoint)
         if "state_dict" in checkpoint:
-            if self.trainer.state.fn == TrainerFn.FITTING and "optimizer_states" not in checkpoint:
+            if self._is_fitting and "optimizer_states" not in checkpoint:
                 raise ConfigError(
                     "The checkpoint holds weights only, and no optimiser to go on with: name another one, "
                     "such as last.ckpt."
@@ -310,7 +310,7 @@ class PreferenceModule(LightningModule):
         trained = trained_weights(self)
         known = self._own_weights | trained.keys()
         description = self._description()
-        if self.trainer.state.fn == TrainerFn.FITTING:  # elsewhere there is none
+        if self._is_fitting:
             description |= describe_optimizer(self._try_optimizer())
         check_fits(checkpoint, shapes, description, trained=trained, known=known)
 
@@ -320,6 +320,11 @@ class PreferenceModule(LightningModule):
             return self.make_optimizer([nn.Parameter(torch.zeros(1, 1))])
         except (TypeError, ValueError) as error:
             raise ConfigError(f"model.init_args.optimizer refuses its settings: {error}") from error
+
+    @property
+    def _is_fitting(self) -> bool:
+        """Whether an optimiser goes on: to validate or predict, weights are enough."""
+        return self.trainer.state.fn == TrainerFn.FITTING
 
     def _description(self) -> dict[str, str]:
         return describe(type(self.objective).__name__, self.policy_spec, self._base_identity)
