@@ -186,8 +186,7 @@ class PrefOptCLI(LightningCLI):
             ) from error
 
     def after_instantiate_classes(self) -> None:
-        """Tell the module its folder, and the checkpoint to look into once it has weights to compare with."""
-        self.model.run_folder = self.run_folder
+        """Name the checkpoint to the module, which looks into it once it has weights to compare with."""
         self.model.restored_from = self.config[self.subcommand].get("ckpt_path")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -213,6 +212,7 @@ class PrefOptCLI(LightningCLI):
             default_root_dir=asked["default_root_dir"] or str(self.run_folder),
             **kwargs,
         )
+        self.model.run_folder = self.run_folder
         if self.keeps:
             trainer.logs = self.logs
         # The default is replaced; who asked for another has it.
