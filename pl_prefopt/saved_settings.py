@@ -97,7 +97,7 @@ def read_saved(file: Path) -> dict[str, Any]:
 def _of_now(settings: dict[str, Any], file: Path, origins: Sequence[str]) -> dict[str, Any]:
     for owner, key in (*_outputs(settings), (settings, "run_dir")):
         owner[key] = os.path.normpath(file.parent / owner[key])
-    return _resolved(settings, [file.parent / origin for origin in origins])
+    return _resolved(settings, [file.parent.resolve() / origin for origin in origins])
 
 
 def _of_an_earlier_version(settings: dict[str, Any], file: Path) -> dict[str, Any]:

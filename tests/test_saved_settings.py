@@ -93,6 +93,15 @@ def test_a_run_may_be_moved(project, monkeypatch, place):
     assert_inputs_of(project, read_saved(project / place / "config.yaml"))
 
 
+def test_the_folder_of_runs_may_be_a_link(project, tmp_path, monkeypatch):
+    shutil.rmtree("runs")
+    (tmp_path / "a" / "disk").mkdir(parents=True)
+    Path("runs").symlink_to(tmp_path / "a" / "disk")
+    save(project / "runs" / "x")
+    monkeypatch.chdir("/")
+    assert_inputs_of(project, read_saved(project / "runs" / "x" / "config.yaml"))
+
+
 @pytest.mark.parametrize("gone", [False, True], ids=["copied", "moved"])
 def test_a_project_may_be_copied_or_moved_as_a_whole(project, tmp_path, monkeypatch, gone):
     copy = tmp_path / "copy"

@@ -13,7 +13,7 @@ from torch import nn
 
 from pl_prefopt.cli.card import read_card
 from pl_prefopt.errors import ConfigError, first_line
-from pl_prefopt.files import bring_back, new_folder
+from pl_prefopt.files import bring_back, new_folder, without_dots
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
 from pl_prefopt.policies import PolicySpec, build_policy
 from pl_prefopt.policies.spec import Dtype
@@ -35,7 +35,7 @@ def export(arguments: list[str]) -> None:
     settings = parser.parse_args(arguments)
     export_policy(
         Path(settings.ckpt_path),
-        Path(settings.out),
+        without_dots(Path(settings.out)),
         merge=settings.merge,
         dtype=settings.dtype,
         config=settings.config,

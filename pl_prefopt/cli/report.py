@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.files import replacing
+from pl_prefopt.files import replacing, without_dots
 from pl_prefopt.report import build_report, find_config, read_runs, write_figures
 
 
@@ -30,8 +30,8 @@ def report(arguments: list[str]) -> None:
     settings = parser.parse_args(arguments)
     write_report(
         [Path(run) for run in settings.runs],
-        Path(settings.out) if settings.out else None,
-        Path(settings.figures) if settings.figures else None,
+        without_dots(Path(settings.out)) if settings.out else None,
+        without_dots(Path(settings.figures)) if settings.figures else None,
     )
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.files import bring_back
+from pl_prefopt.files import bring_back, without_dots
 from pl_prefopt.saved_settings import FILE_NAME
 
 METRICS = "metrics.csv"
@@ -25,7 +25,7 @@ def choose_run_folder(*, asked: str | None, ckpt_path: str | None, method: str) 
     Raises:
         ConfigError: if several processes would each choose a folder.
     """
-    folder = _normalised(Path(asked)) if asked else _folder_of(ckpt_path)
+    folder = without_dots(Path(asked)) if asked else _folder_of(ckpt_path)
     # Lightning starts the other ranks by running the same command again, perhaps a second later.
     shared = os.environ.get(_SHARED_WITH_RANKS)
     if folder is None and shared and "LOCAL_RANK" in os.environ:
@@ -105,14 +105,6 @@ def is_first_process() -> bool:
 
 def _holds_a_run(folder: Path) -> bool:
     return (folder / FILE_NAME).exists() or any((folder / "checkpoints").glob("*.ckpt"))
-
-
-def _normalised(folder: Path) -> Path:
-    """Return the folder without ``..``, which would be in every path of the run."""
-    if ".." not in folder.parts:
-        return folder
-    place, here = folder.resolve(), Path.cwd()  # a link may lead to another parent than the one named
-    return place.relative_to(here) if place.is_relative_to(here) else place
 
 
 def _started_by_a_launcher() -> bool:

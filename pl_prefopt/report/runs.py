@@ -105,6 +105,8 @@ def find_config(folder: Path) -> Path:
         inside = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
         hint = f"; it holds runs, such as {folder / inside[0]}" if inside else ""
         raise ConfigError(f"Expected a run's folder, but {folder} has no config.yaml{hint}.")
+    if folder.exists():
+        raise ConfigError(f"Expected a run's folder, such as runs/NAME, but {folder} is a file.")
     siblings = [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else []
     raise ConfigError(
         f"Expected a run's folder, such as runs/NAME, but there is no folder {folder}"
