@@ -113,6 +113,7 @@ def test_a_run_with_a_bar_and_callbacks_of_its_own_is_repeated_by_its_settings(p
         {"class_path": f"{__name__}.Noting"},
         {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"},
     ]
+    logger = {"class_path": "tests.cli.test_run_folders.Nowhere"}
     Path("own.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": own, "logger": logger}}))
     prefopt("fit", *settings, "-c", "own.yaml", "--run_dir", "one")
     first = Noting.seen
