@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules.checkpoint_files import is_sharded
-from pl_prefopt.policies import PolicySpec
+from pl_prefopt.policies import PolicySpec, alters_base
 
 _KEY = "pl_prefopt"
 _IDENTITY = "base_identity"
@@ -24,16 +25,23 @@ def trained_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
-def describe(method: str, policy: PolicySpec, base_identity: str) -> dict[str, str]:
+def describe(
+    method: str, policy: PolicySpec, base_identity: str, adapter_identity: str = ""
+) -> dict[str, str]:
     """Return what a checkpoint says of its run beside the weights.
 
-    A base is known by its weights, so that its folder may move. Settings of an adapter such as ``lora_alpha``
-    decide what its weights mean, though not their shapes; its dropout does not.
+    A base is known by its weights, so that its folder may move, and so is an adapter that training started
+    from. Settings of an adapter such as ``lora_alpha`` decide what its weights mean, though not their shapes;
+    its dropout does not. Where PEFT writes to the base, its version decides what the base is.
     """
     described = {"method": method, "base": policy.name, _IDENTITY: base_identity}
     if policy.lora is not None:
         adapter = {key: value for key, value in policy.lora.items() if key != "lora_dropout"}
         described["policy.lora"] = json.dumps(adapter, sort_keys=True, default=str)
+        if alters_base(policy.lora):
+            described["peft"] = version("peft")
+    if adapter_identity:
+        described["policy.adapter"] = adapter_identity
     return described
 
 
