@@ -69,6 +69,34 @@ def refuse_shards(path: Path) -> None:
         )
 
 
+def check_description(checkpoint: Mapping[str, Any], description: Mapping[str, str], *, else_: str) -> None:
+    """Refuse a checkpoint of another method, base or adapter.
+
+    Args:
+        checkpoint: as Lightning read it.
+        description: of the run that is asked for.
+        else_: what else to do than to use that run's settings.
+
+    Raises:
+        ConfigError: saying what differs.
+    """
+    found = checkpoint.get(_KEY, {})
+    if _IDENTITY in found and _IDENTITY in description:
+        if found[_IDENTITY] != description[_IDENTITY]:
+            raise ConfigError(
+                f"The checkpoint was made with the base '{found['base']}', whose weights are not those of "
+                f"this run's '{description['base']}': name the base that it was made with in policy.name, or "
+                f"{else_}."
+            )
+        description = {key: value for key, value in description.items() if key not in ("base", _IDENTITY)}
+    for key, wanted in description.items():
+        if key in found and found[key] != wanted:
+            raise ConfigError(
+                f"The checkpoint was made with {key} '{found[key]}', but this run has '{wanted}': "
+                f"use the configuration that the checkpoint was made with, or {else_}."
+            )
+
+
 def check_fits(
     checkpoint: dict[str, Any],
     shapes: Mapping[str, torch.Size],
@@ -89,21 +117,7 @@ def check_fits(
     Raises:
         ConfigError: saying what differs.
     """
-    found = checkpoint.get(_KEY, {})
-    if _IDENTITY in found and _IDENTITY in description:
-        if found[_IDENTITY] != description[_IDENTITY]:
-            raise ConfigError(
-                f"The checkpoint was made with the base '{found['base']}', whose weights are not those of "
-                f"this run's '{description['base']}': name the base that it was made with in policy.name, or "
-                "start without ckpt_path."
-            )
-        description = {key: value for key, value in description.items() if key not in ("base", _IDENTITY)}
-    for key, wanted in description.items():
-        if key in found and found[key] != wanted:
-            raise ConfigError(
-                f"The checkpoint was made with {key} '{found[key]}', but this run has '{wanted}': "
-                "use the configuration that the checkpoint was made with, or start without ckpt_path."
-            )
+    check_description(checkpoint, description, else_="start without ckpt_path")
     unused = [name for name in shapes if name not in known]
     if unused:
         raise ConfigError(

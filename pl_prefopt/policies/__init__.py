@@ -2,6 +2,7 @@
 
 from pl_prefopt.policies.adapters import alters_base, check_saved, keeps_base
 from pl_prefopt.policies.build import build_frozen, build_policy
+from pl_prefopt.policies.merging import merged
 from pl_prefopt.policies.sharding import check_shardable, check_sizes, check_splittable, layers_of
 from pl_prefopt.policies.sketch import sketch_frozen, sketch_policy, sketch_second_adapter
 from pl_prefopt.policies.spec import FourBit, PolicySpec
@@ -21,6 +22,7 @@ __all__ = [
     "keeps_base",
     "layers_of",
     "load_split",
+    "merged",
     "sketch_frozen",
     "sketch_policy",
     "sketch_second_adapter",

@@ -122,6 +122,19 @@ class PolicySpec:
         Raises:
             ConfigError: if ``name`` holds no configuration.
         """
+        limit: int | None = getattr(self._text_config(), "max_position_embeddings", None)
+        return limit
+
+    def vocabulary_size(self) -> int:
+        """Return how many tokens the model knows, from its configuration.
+
+        Raises:
+            ConfigError: if ``name`` holds no configuration.
+        """
+        size: int = self._text_config().vocab_size
+        return size
+
+    def _text_config(self) -> Any:
         from transformers import AutoConfig
 
         with explained(self.name, "configuration"):
@@ -131,8 +144,7 @@ class PolicySpec:
                 revision=self.revision,
                 trust_remote_code=self.trust_remote_code,
             )
-        limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-        return limit
+        return config.get_text_config()
 
     @property
     def base_identity(self) -> str:

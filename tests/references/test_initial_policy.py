@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.errors import ConfigError, ContractError
@@ -17,29 +17,10 @@ from pl_prefopt.objectives import DPO
 from pl_prefopt.policies import PolicySpec, build_frozen, build_policy, check_splittable
 from pl_prefopt.policies import build as build_module
 from pl_prefopt.references import AdapterOff, FrozenModel, InitialPolicy, NamedAdapter
+from tests.adapters import STARTS, save_tied_model
 from tests.callbacks.test_reference_ensemble import Keep, gather, scored_by
 from tests.runs import LORA, make_datamodule, make_trainer
-from tests.support import tiny_tokenizer
 
-STARTS = {
-    "plain": {},
-    "gaussian": {"init_lora_weights": "gaussian"},
-    "random": {"init_lora_weights": False},
-    "orthogonal": {"init_lora_weights": "orthogonal"},
-    "pissa": {"init_lora_weights": "pissa"},
-    "pissa, approximated": {"init_lora_weights": "pissa_niter_4"},
-    "olora": {"init_lora_weights": "olora"},
-    "all biases": {"bias": "all"},
-    "biases of adapted layers": {"bias": "lora_only"},
-    "bias of the adapter": {"lora_bias": True},
-    "dora": {"use_dora": True},
-    "whole modules": {"modules_to_save": ["embed_tokens", "lm_head"]},
-    "tokens": {"trainable_token_indices": [5, 6, 7]},
-    "embeddings": {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
-    "replicated layers": {"layer_replication": [[0, 2], [1, 2]]},
-    "parameters": {"target_modules": [], "target_parameters": ["q_proj.weight"]},
-    "rank-stabilised": {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"k_proj": 32}},
-}
 AS_THE_BASE = set(STARTS) - {"random", "replicated layers"}
 """Settings whose start is the base by construction, up to rounding."""
 WRITTEN_TO = {"pissa": {"init_lora_weights": "pissa"}, "biases": {"bias": "all"}}
@@ -48,30 +29,7 @@ WRITTEN_TO = {"pissa": {"init_lora_weights": "pissa"}, "biases": {"bias": "all"}
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model with biases, whose embeddings are tied."""
-    folder = tmp_path_factory.mktemp("biased")
-    tokenizer = tiny_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        attention_bias=True,
-        tie_word_embeddings=True,
-        eos_token_id=2,
-    )
-    base = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for name, weight in base.named_parameters():
-            if name.endswith("bias"):
-                weight.normal_(std=0.2)
-    base.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tied_model(tmp_path_factory.mktemp("tied"))
 
 
 def module_with(spec):
