@@ -149,8 +149,9 @@ def _write(
             # On the plain base the adapter is what it has learned, less what was taken from the base.
             policy.save_pretrained(draft, path_initial_model_for_weight_conversion=str(start))
         except ValueError as error:
+            reason = first_line(error.__context__ or error)
             raise ConfigError(
-                f"PEFT can't convert this adapter to the plain base ({first_line(error)}): use --merge true."
+                f"PEFT can't convert this adapter to the plain base ({reason}): use --merge true."
             ) from error
     return trial
 

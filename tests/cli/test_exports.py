@@ -64,6 +64,21 @@ def test_every_adapter_is_exported_as_it_was_trained(base, tmp_path, name):
     torch.testing.assert_close(log_probs(again), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_start_that_can_not_be_converted_is_merged_only(base, tmp_path):
+    lora = {**LORA, "init_lora_weights": "olora"}
+    for number, other in enumerate(({"bias": "all"}, {"use_rslora": True, "rank_pattern": {"q_proj": 2}})):
+        run = tmp_path / str(number)
+        checkpoint, policy = save_run(run, PolicySpec(name=str(base), lora={**lora, **other}))
+        with pytest.raises(
+            ConfigError, match=r"can't convert this adapter to the plain base \(.*--merge true"
+        ):
+            export_policy(checkpoint, run / "adapter", merge=False)
+        export_policy(checkpoint, run / "merged", merge=True)
+        merged = log_probs(plain(run / "merged", base, merge=True))
+        torch.testing.assert_close(merged, log_probs(policy), atol=1e-4, rtol=1e-4)
+        assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml", "merged"}
+
+
 def test_embeddings_are_untied_only_where_merging_made_them_differ(base, tmp_path):
     for name, tied in (("plain", True), ("tokens", True), ("embeddings", False)):
         checkpoint, _ = save_run(tmp_path / name, PolicySpec(name=str(base), lora={**LORA, **STARTS[name]}))
