@@ -69,9 +69,7 @@ def test_a_start_that_can_not_be_converted_is_merged_only(base, tmp_path):
     for number, other in enumerate(({"bias": "all"}, {"use_rslora": True, "rank_pattern": {"q_proj": 2}})):
         run = tmp_path / str(number)
         checkpoint, policy = save_run(run, PolicySpec(name=str(base), lora={**lora, **other}))
-        with pytest.raises(
-            ConfigError, match=r"can't convert this adapter to the plain base \(.*--merge true"
-        ):
+        with pytest.raises(ConfigError, match=r"can't convert this adapter .*--merge true"):
             export_policy(checkpoint, run / "adapter", merge=False)
         export_policy(checkpoint, run / "merged", merge=True)
         merged = log_probs(plain(run / "merged", base, merge=True))
