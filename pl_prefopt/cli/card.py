@@ -58,7 +58,8 @@ class Card:
         return str(self._model["policy"]["name"])
 
     @property
-    def _method(self) -> str:
+    def method(self) -> str:
+        """The objective's name."""
         return _class_name(self._model["objective"])
 
     def _header(self, known: ModelCardData) -> ModelCardData:
@@ -70,7 +71,7 @@ class Card:
             datasets=sorted(set(datasets)) or None,
             library_name="peft" if self.is_adapter else "transformers",
             pipeline_tag="text-generation",
-            tags=sorted({*self._tags(known), "preference-optimisation", "pl-prefopt", self._method.lower()}),
+            tags=sorted({*self._tags(known), "preference-optimisation", "pl-prefopt", self.method.lower()}),
         )
 
     def _tags(self, known: ModelCardData) -> list[str]:
@@ -80,8 +81,8 @@ class Card:
     def _body(self) -> str:
         kind = "adapter for" if self.is_adapter else "model trained from"
         parts = [
-            f"\n# {escaped(self._method)} {kind} {escaped(_public(self._base))}",
-            f"Trained with {escaped(self._method)} by pl_prefopt for {self.steps} steps; exported on "
+            f"\n# {escaped(self.method)} {kind} {escaped(_public(self._base))}",
+            f"Trained with {escaped(self.method)} by pl_prefopt for {self.steps} steps; exported on "
             f"{date.today():%Y-%m-%d}.",
             "## Use",
             self._use(),

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
-from torch import nn
+from torch import Tensor, nn
 
 from pl_prefopt.cli.card import read_card
+from pl_prefopt.cli.export_check import compare, score, trial_rows, unit_of
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.files import bring_back, new_folder, without_dots
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
-from pl_prefopt.policies import PolicySpec, build_policy
+from pl_prefopt.modules.checkpoints import check_description, describe
+from pl_prefopt.policies import PolicySpec, alters_base, build_frozen, build_policy, merged
 from pl_prefopt.policies.spec import Dtype
 from pl_prefopt.saved_settings import FILE_NAME, read_saved
 
@@ -59,36 +63,129 @@ def export_policy(
     Raises:
         ConfigError: if the checkpoint or its configuration is missing, or ``out`` exists.
     """
-    _check_out(out)
+    out = _checked_out(out)
     _check_is_checkpoint(ckpt_path)
     config_path = Path(config) if config else ckpt_path.resolve().parent.parent / FILE_NAME
     bring_back(ckpt_path)
     if not ckpt_path.exists():
         raise ConfigError(f"Expected a checkpoint, but {ckpt_path} is missing.")
     spec = read_policy_spec(config_path)
-    if dtype is not None:
-        spec = dataclasses.replace(spec, dtype=dtype)
-    weights = _trained_weights(ckpt_path)
+    head = read_head(ckpt_path)
+    card = read_card(config_path, head.rest, is_adapter=spec.has_adapter and not merge)
+    described = describe(card.method, spec, spec.base_identity, spec.adapter_identity)
+    check_description(head.rest, described, else_="name its run's config.yaml with --config")
     if merge:
         # Merging into 4-bit weights would round the adapter away.
         spec = dataclasses.replace(spec, four_bit=None)
-    policy: Any = build_policy(spec)
-    _load(policy, weights, f"{ckpt_path} doesn't fit the policy of {config_path}")
-    if merge and spec.has_adapter:
-        policy = policy.merge_and_unload()
-    card = read_card(config_path, read_head(ckpt_path).rest, is_adapter=spec.has_adapter and not merge)
+    whole = merge or not spec.has_adapter
+    source = _Source(spec, ckpt_path, f"{ckpt_path} doesn't fit the policy of {config_path}")
     with new_folder(out) as draft:
-        policy.save_pretrained(draft)
+        trial = _write(
+            draft, source, trial_rows(spec, card.config.get("data") or {}), whole=whole, dtype=dtype
+        )
+        _check(draft, source, trial, whole=whole)
         spec.load_tokenizer().save_pretrained(draft)
         card.write(draft)
 
 
-def _check_out(out: Path) -> None:
-    if out.exists():
+class _Source(NamedTuple):
+    """Where the policy comes from.
+
+    Attributes:
+        spec: the policy before training.
+        ckpt_path: what training left of it.
+        unfit: the beginning of a sentence on a checkpoint that has no place in it.
+    """
+
+    spec: PolicySpec
+    ckpt_path: Path
+    unfit: str
+
+    def load(self, *, start: Path | None = None) -> Any:
+        """Return the trained policy, after saving the untrained one's adapter to ``start``."""
+        policy: Any = build_policy(self.spec)
+        if start is not None:
+            policy.save_pretrained(start)
+        _load(policy, _trained_weights(self.ckpt_path), self.unfit)
+        return policy
+
+
+class _Trial(NamedTuple):
+    """What the policy gives a few rows of tokens.
+
+    Attributes:
+        rows: the tokens.
+        scores: their log-probs.
+        unit: see ``unit_of``.
+        copied: whether every weight is written as it is.
+    """
+
+    rows: list[list[int]]
+    scores: Tensor
+    unit: float
+    copied: bool
+
+
+def _write(
+    draft: Path, source: _Source, rows: list[list[int]], *, whole: bool, dtype: Dtype | None
+) -> _Trial:
+    """Write the weights; return what the policy gives ``rows``. No model is held when this ends."""
+    spec = source.spec
+    converted = not whole and spec.lora is not None and alters_base(spec.lora)
+    with TemporaryDirectory() as scratch:
+        start = Path(scratch) / "start" if converted else None
+        policy = source.load(start=start)
+        recast = dtype if whole and dtype != spec.dtype else None
+        copied = not (recast or converted or spec.four_bit or (whole and spec.has_adapter))
+        trial = _Trial(rows, score(policy, rows), unit_of(policy, spec), copied)
+        if recast is not None:
+            del policy
+            policy = source._replace(spec=dataclasses.replace(spec, dtype=recast)).load()
+        if whole and spec.has_adapter:
+            policy = merged(policy)
+        if start is None:
+            policy.save_pretrained(draft)
+            return trial
+        try:
+            # On the plain base the adapter is what it has learned, less what was taken from the base.
+            policy.save_pretrained(draft, path_initial_model_for_weight_conversion=str(start))
+        except ValueError as error:
+            reason = first_line(error.__context__ or error)
+            raise ConfigError(
+                f"PEFT can't convert this adapter to the plain base ({reason}): use --merge true."
+            ) from error
+    return trial
+
+
+def _check(draft: Path, source: _Source, trial: _Trial, *, whole: bool) -> None:
+    """Load what was written as its user would, and compare it with the policy."""
+    spec = dataclasses.replace(source.spec, lora=None, adapter=None)
+    if whole:
+        spec = dataclasses.replace(spec, name=str(draft), revision=None, gguf_file=None, dtype="auto")
+    else:
+        spec = dataclasses.replace(spec, adapter=str(draft))
+    model = build_frozen(spec)
+    gap = compare(model, trial.rows, trial.scores, max(trial.unit, unit_of(model, spec)))
+    if not gap.is_rounding(copied=trial.copied):
+        advice = "export the adapter instead, without --merge" if whole else "use --merge true"
+        raise ConfigError(
+            f"Nothing was exported: loaded again, the model is not the policy. Log-probs of single tokens "
+            f"differ by up to {gap.most:.2g} ({gap.mean:.2g} in the mean, of which rounding explains "
+            f"{gap.rounding:.2g}). If the policy has an adapter, {advice}."
+        )
+
+
+def _checked_out(out: Path) -> Path:
+    """Return the folder to write, without ``..`` and links on the way to it."""
+    if os.path.lexists(out):
         raise ConfigError(f"Expected --out to be a new folder, but {out} exists.")
     for parent in out.parents:
         if parent.is_file():
             raise ConfigError(f"Expected --out to be a new folder, but {parent} is a file.")
+    resolved = out.resolve()
+    if resolved.exists():
+        raise ConfigError(f"Expected --out to be a new folder, but {out} is {resolved}, which exists.")
+    return resolved
 
 
 def _check_is_checkpoint(path: Path) -> None:

@@ -89,7 +89,8 @@ class PreferenceModule(LightningModule):
         self.restored_from: str | None = None  # the command line knows it before Lightning does
         # Checkpoints hold only what is trained; on_load_checkpoint counts that nothing of it is missing.
         self.strict_loading = False
-        self._base_identity = ""
+        self._base_identity, self._adapter_identity = "", ""
+        self.start: dict[str, Tensor] = {}
         self._own_weights: set[str] = set()  # of the policy, without adapters that references add to it
         self._metrics_logged_at = 0
         self._stats: Mapping[str, Tensor] = {}
@@ -133,8 +134,14 @@ class PreferenceModule(LightningModule):
         """Load the policy, once, and split it between processes if the strategy does so."""
         if "policy" not in self._modules:
             self.policy = self.load(self.policy_spec, build_policy, sketch_policy)
-            self._base_identity = self.policy_spec.base_identity  # now, since its files may change
+            self._base_identity = self.policy_spec.base_identity  # now, since files may change
+            self._adapter_identity = self.policy_spec.adapter_identity
             self._own_weights = {f"policy.{name}" for name in self.policy.state_dict()}
+            if self.policy_spec.has_adapter and not self.policy_spec.starts_at_base:
+                # Now, since Lightning reads a checkpoint into the policy before anything else asks for it.
+                self.start = {
+                    name: held.detach().clone() for name, held in trained_weights(self.policy).items()
+                }
         if self.restored_from is not None:
             self._look_into(Path(self.restored_from))
 
@@ -332,7 +339,8 @@ class PreferenceModule(LightningModule):
         return self.trainer.state.fn == TrainerFn.FITTING
 
     def _description(self) -> dict[str, str]:
-        return describe(type(self.objective).__name__, self.policy_spec, self._base_identity)
+        identity = (self._base_identity, self._adapter_identity)
+        return describe(type(self.objective).__name__, self.policy_spec, *identity)
 
 
 def _key(stage: str) -> str:

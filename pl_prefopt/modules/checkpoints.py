@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules.checkpoint_files import is_sharded
-from pl_prefopt.policies import PolicySpec
+from pl_prefopt.policies import PolicySpec, alters_base
 
 _KEY = "pl_prefopt"
 _IDENTITY = "base_identity"
@@ -24,16 +25,23 @@ def trained_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
-def describe(method: str, policy: PolicySpec, base_identity: str) -> dict[str, str]:
+def describe(
+    method: str, policy: PolicySpec, base_identity: str, adapter_identity: str = ""
+) -> dict[str, str]:
     """Return what a checkpoint says of its run beside the weights.
 
-    A base is known by its weights, so that its folder may move. Settings of an adapter such as ``lora_alpha``
-    decide what its weights mean, though not their shapes; its dropout does not.
+    A base is known by its weights, so that its folder may move, and so is an adapter that training started
+    from. Settings of an adapter such as ``lora_alpha`` decide what its weights mean, though not their shapes;
+    its dropout does not. Where PEFT writes to the base, its version decides what the base is.
     """
     described = {"method": method, "base": policy.name, _IDENTITY: base_identity}
     if policy.lora is not None:
         adapter = {key: value for key, value in policy.lora.items() if key != "lora_dropout"}
         described["policy.lora"] = json.dumps(adapter, sort_keys=True, default=str)
+        if alters_base(policy.lora):
+            described["peft"] = version("peft")
+    if adapter_identity:
+        described["policy.adapter"] = adapter_identity
     return described
 
 
@@ -61,6 +69,34 @@ def refuse_shards(path: Path) -> None:
         )
 
 
+def check_description(checkpoint: Mapping[str, Any], description: Mapping[str, str], *, else_: str) -> None:
+    """Refuse a checkpoint of another method, base or adapter.
+
+    Args:
+        checkpoint: as Lightning read it.
+        description: of the run that is asked for.
+        else_: what else to do than to use that run's settings.
+
+    Raises:
+        ConfigError: saying what differs.
+    """
+    found = checkpoint.get(_KEY, {})
+    if _IDENTITY in found and _IDENTITY in description:
+        if found[_IDENTITY] != description[_IDENTITY]:
+            raise ConfigError(
+                f"The checkpoint was made with the base '{found['base']}', whose weights are not those of "
+                f"this run's '{description['base']}': name the base that it was made with in policy.name, or "
+                f"{else_}."
+            )
+        description = {key: value for key, value in description.items() if key not in ("base", _IDENTITY)}
+    for key, wanted in description.items():
+        if key in found and found[key] != wanted:
+            raise ConfigError(
+                f"The checkpoint was made with {key} '{found[key]}', but this run has '{wanted}': "
+                f"use the configuration that the checkpoint was made with, or {else_}."
+            )
+
+
 def check_fits(
     checkpoint: dict[str, Any],
     shapes: Mapping[str, torch.Size],
@@ -81,21 +117,7 @@ def check_fits(
     Raises:
         ConfigError: saying what differs.
     """
-    found = checkpoint.get(_KEY, {})
-    if _IDENTITY in found and _IDENTITY in description:
-        if found[_IDENTITY] != description[_IDENTITY]:
-            raise ConfigError(
-                f"The checkpoint was made with the base '{found['base']}', whose weights are not those of "
-                f"this run's '{description['base']}': name the base that it was made with in policy.name, or "
-                "start without ckpt_path."
-            )
-        description = {key: value for key, value in description.items() if key not in ("base", _IDENTITY)}
-    for key, wanted in description.items():
-        if key in found and found[key] != wanted:
-            raise ConfigError(
-                f"The checkpoint was made with {key} '{found[key]}', but this run has '{wanted}': "
-                "use the configuration that the checkpoint was made with, or start without ckpt_path."
-            )
+    check_description(checkpoint, description, else_="start without ckpt_path")
     unused = [name for name in shapes if name not in known]
     if unused:
         raise ConfigError(

@@ -139,6 +139,10 @@ class Rehearsal:
             policy = self.module.policy
             if stand_in.model is not None and not stand_in.ready:
                 self._make(ledger, stand_in, stand_in.model)
+            if stand_in.held.start and not stand_in.ready:
+                with ledger.making(REFERENCES):
+                    stand_in.start = [torch.empty_like(weight) for weight in _trained(policy.parameters())]
+                stand_in.ready = True
             if stand_in.held.scores:
                 model = stand_in.model or policy
                 scorer = Scorer()
@@ -148,6 +152,7 @@ class Rehearsal:
                         scorer(model, tree)
             if not stand_in.held.stays:
                 stand_in.model = stand_in.gathered = None
+                stand_in.start = []
                 gc.collect()
 
     def _make(self, ledger: Ledger, stand_in: _StandIn, model: nn.Module) -> None:
@@ -167,6 +172,7 @@ class _StandIn:
     held: Held
     model: nn.Module | None
     gathered: Tensor | None = None
+    start: list[Tensor] = field(default_factory=list)
     ready: bool = False
 
     @classmethod

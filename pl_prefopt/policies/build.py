@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pl_prefopt.errors import ConfigError
-from pl_prefopt.policies.spec import PolicySpec, explained, refuse_pickled_adapter
+from pl_prefopt.errors import ConfigError, first_line
+from pl_prefopt.policies.adapters import alters_base, starts_at_base, trains_base
+from pl_prefopt.policies.spec import PolicySpec, explained
 
 Adapt = Callable[[Any, PolicySpec], Any]
+_SEED = 0
 
 
 def build_policy(spec: PolicySpec) -> nn.Module:
@@ -20,11 +24,13 @@ def build_policy(spec: PolicySpec) -> nn.Module:
     Raises:
         ConfigError: if the weights or the adapter can't be loaded.
     """
+    spec.adapter_settings()  # read before the weights are
     return as_policy(_load(spec), spec, _with_adapter)
 
 
 def build_frozen(spec: PolicySpec) -> nn.Module:
     """Load a model that is only asked for log-probs: no gradients, evaluation mode."""
+    spec.adapter_settings()  # read before the weights are
     return as_frozen(_load(spec), spec, _with_adapter)
 
 
@@ -135,17 +141,34 @@ def four_bit_config(spec: PolicySpec) -> Any:
 
 
 def _with_adapter(model: Any, spec: PolicySpec) -> Any:
+    """Put the adapter on its base, and compare what that does to the base with what its settings say."""
+    settings, base = spec.adapter_settings() or {}, _Base.of(model)
+    policy = with_new_adapter(model, spec) if spec.adapter is None else _with_saved_adapter(model, spec)
+    may_alter = spec.adapter is None and alters_base(settings)
+    for changed, expected in ((base.altered(), may_alter), (base.trained(), False)):
+        # Biases that are trained in place are a saved adapter's, too.
+        unexpected = [name for name in changed if not (trains_base(settings) and name.endswith("bias"))]
+        if unexpected and not expected:
+            label = "policy.lora" if spec.adapter is None else f"The adapter '{spec.adapter}'"
+            raise ConfigError(
+                f"{label} changes or trains '{unexpected[0]}' of the base in place, which its settings don't "
+                "say, so references would drift: use another adapter, or plain settings of LoRA."
+            )
+    return policy
+
+
+def _with_saved_adapter(model: Any, spec: PolicySpec) -> Any:
     from peft import PeftModel
 
-    if spec.adapter is None:
-        return with_new_adapter(model, spec)
-    refuse_pickled_adapter(spec.adapter)
-    with explained(spec.adapter, "PEFT adapter"):
+    with explained(str(spec.adapter), "PEFT adapter"):
         return PeftModel.from_pretrained(model, spec.adapter, is_trainable=True)
 
 
 def with_new_adapter(model: Any, spec: PolicySpec) -> Any:
     """Put the adapter on ``model`` that ``spec.lora`` describes, untrained.
+
+    Where its start is more than its base, it is drawn from a fixed seed: then its settings alone say what it
+    is, and runs that are resumed, exports and tables of log-probs mean the same one.
 
     Raises:
         ConfigError: if it doesn't fit the model.
@@ -154,6 +177,34 @@ def with_new_adapter(model: Any, spec: PolicySpec) -> Any:
 
     settings = {"task_type": "CAUSAL_LM", **(spec.lora or {})}
     try:
-        return get_peft_model(model, LoraConfig(**settings))
-    except ValueError as error:
-        raise ConfigError(f"policy.lora doesn't fit '{spec.name}': {error}") from error
+        with nullcontext() if starts_at_base(settings) else torch.random.fork_rng(devices=[]):
+            if not starts_at_base(settings):
+                torch.manual_seed(_SEED)
+            return get_peft_model(model, LoraConfig(**settings))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"policy.lora doesn't fit '{spec.name}': {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A base model's parameters, and a few numbers of each as they were loaded."""
+
+    held: list[tuple[str, nn.Parameter, Tensor]]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Base:
+        return cls([(name, weight, _few(weight)) for name, weight in model.named_parameters()])
+
+    def altered(self) -> list[str]:
+        """Return the parameters whose numbers have changed."""
+        return [name for name, weight, few in self.held if not torch.equal(_few(weight), few)]
+
+    def trained(self) -> list[str]:
+        """Return the parameters that are trained themselves."""
+        return [name for name, weight, _ in self.held if weight.requires_grad]
+
+
+def _few(weight: Tensor) -> Tensor:
+    """Copy numbers from all over a tensor: what subtracts or rounds a matrix changes nearly all of them."""
+    flat = weight.detach().flatten()
+    return flat[:: max(1, len(flat) // 64)].clone()

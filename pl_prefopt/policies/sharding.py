@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.policies.adapters import keeps_base
 from pl_prefopt.policies.spec import PolicySpec
 
 _COMPUTED_IN = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -49,6 +50,11 @@ def check_splittable(spec: PolicySpec) -> None:
             "base in bfloat16 (policy.four_bit: null, policy.dtype: bfloat16). What learned on 4 bits goes "
             "on with policy.name FOLDER after `prefopt export CHECKPOINT --out FOLDER --merge true "
             "--dtype float32`."
+        )
+    if spec.lora is not None and not keeps_base(spec.lora):
+        raise ConfigError(
+            "policy.lora with init_lora_weights, bias or layer_replication that change the base can't be "
+            "split between processes: use trainer.strategy ddp, or plain settings of LoRA."
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pl_prefopt.errors import ConfigError, PrefOptError, first_line, nearest
+from pl_prefopt.policies.adapters import Settings, check_lora, check_saved, starts_at_base
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _WEIGHTS_AND_SETTINGS = (".safetensors", ".gguf", ".bin", ".json")
@@ -74,6 +75,19 @@ class PolicySpec:
         """Whether the base stays frozen under a PEFT adapter."""
         return self.lora is not None or self.adapter is not None
 
+    @property
+    def starts_at_base(self) -> bool:
+        """Whether the untrained policy is, bit by bit, its plain base with the adapter off."""
+        return self.lora is not None and starts_at_base(self.lora)
+
+    def adapter_settings(self) -> Settings | None:
+        """Return what is said of the policy's adapter: in ``lora``, or in the folder ``adapter``.
+
+        Raises:
+            ConfigError: if the folder holds no adapter, or one that can't be used.
+        """
+        return self.lora if self.adapter is None else check_saved(self.adapter)
+
     def check_trainable(self) -> None:
         """Raise a ``ConfigError`` if this model can only be a reference."""
         if self.four_bit is not None and not self.has_adapter:
@@ -108,6 +122,19 @@ class PolicySpec:
         Raises:
             ConfigError: if ``name`` holds no configuration.
         """
+        limit: int | None = getattr(self._text_config(), "max_position_embeddings", None)
+        return limit
+
+    def vocabulary_size(self) -> int:
+        """Return how many tokens the model knows, from its configuration.
+
+        Raises:
+            ConfigError: if ``name`` holds no configuration.
+        """
+        size: int = self._text_config().vocab_size
+        return size
+
+    def _text_config(self) -> Any:
         from transformers import AutoConfig
 
         with explained(self.name, "configuration"):
@@ -117,8 +144,7 @@ class PolicySpec:
                 revision=self.revision,
                 trust_remote_code=self.trust_remote_code,
             )
-        limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-        return limit
+        return config.get_text_config()
 
     @property
     def base_identity(self) -> str:
@@ -127,6 +153,13 @@ class PolicySpec:
         kind = ".safetensors" if self.gguf_file is None else ".gguf"
         described = [self.revision, self.gguf_file, _identity(self.name, (kind,))]
         return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
+
+    @property
+    def adapter_identity(self) -> str:
+        """A hash of the saved adapter that training starts from; empty where there is none."""
+        if self.adapter is None:
+            return ""
+        return hashlib.sha256(_identity(self.adapter).encode()).hexdigest()[:16]
 
     @property
     def fingerprint(self) -> str:
@@ -164,15 +197,6 @@ class explained:  # noqa: N801 - reads as a phrase: `with explained(name, "token
         ) from error
 
 
-def refuse_pickled_adapter(folder: str) -> None:
-    """Raise a ``ConfigError`` if a PEFT folder holds its weights as a pickle, which could run code."""
-    if (Path(folder) / "adapter_model.bin").exists() and not list(Path(folder).glob("*.safetensors")):
-        raise ConfigError(
-            f"The adapter '{folder}' holds adapter_model.bin only, and only safetensors are loaded, since a "
-            "pickle could run code: load it where you trust it, and save it anew with `save_pretrained`."
-        )
-
-
 def _similar_folder(name: str) -> str:
     parent = Path(name).parent
     if Path(name).exists() or not parent.is_dir():
@@ -189,8 +213,9 @@ def _check_lora(settings: dict[str, Any]) -> None:
             raise ConfigError(f"policy.lora has no setting '{key}'{nearest(key, known)}.")
     try:
         LoraConfig(**settings)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"policy.lora is refused by peft: {error}") from error
+    check_lora(settings)
 
 
 def _identity(place: str | None, kinds: tuple[str, ...] = _WEIGHTS_AND_SETTINGS) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from pl_prefopt.errors import ConfigError, ContractError
-from pl_prefopt.policies import PolicySpec, refuse_pickled_adapter
+from pl_prefopt.errors import ContractError, first_line
+from pl_prefopt.policies import PolicySpec, check_saved, keeps_base
 from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference
 from pl_prefopt.scoring import evaluating
 from pl_prefopt.types import PreferenceBatch
@@ -22,7 +22,7 @@ class AdapterOff(Reference):
     """The policy's base model: the policy with its adapter switched off."""
 
     def check(self, policy: PolicySpec) -> None:
-        """Raise a ``ContractError`` if the policy has no adapter to switch off."""
+        """Raise a ``ContractError`` if there is no adapter, or if what is left without it is not the base."""
         _require_adapter(policy, "AdapterOff")
 
     def fingerprint(self, policy: PolicySpec) -> str:
@@ -62,17 +62,14 @@ class NamedAdapter(Reference):
         self.name = f"reference_{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
 
     def check(self, policy: PolicySpec) -> None:
-        """Raise if the policy has no adapter of its own, or if the folder holds none."""
-        from peft import PeftConfig
-
+        """Raise if the policy has no adapter over a plain base, or if the folder's adapter can't join it."""
         _require_adapter(policy, "NamedAdapter")
-        refuse_pickled_adapter(self.folder)
-        try:
-            PeftConfig.from_pretrained(self.folder)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"Expected NamedAdapter.folder to hold an adapter_config.json, but '{self.folder}' has none."
-            ) from error
+        if not keeps_base(check_saved(self.folder)):
+            raise ContractError(
+                f"The adapter '{self.folder}' changes the base that it would share with the policy (bias or "
+                "layer_replication in its adapter_config.json): use pl_prefopt.references.FrozenModel with "
+                f"model.adapter '{self.folder}'."
+            )
 
     def fingerprint(self, policy: PolicySpec) -> str:
         """The base model's and the adapter's."""
@@ -95,8 +92,14 @@ class NamedAdapter(Reference):
         if self.name not in policy.peft_config:
             # PEFT leaves all parts in evaluation mode, and its older versions the policy's adapter frozen.
             trained = _trained(policy)
-            with evaluating(policy):
-                policy.load_adapter(self.folder, adapter_name=self.name, is_trainable=False)
+            try:
+                with evaluating(policy):
+                    policy.load_adapter(self.folder, adapter_name=self.name, is_trainable=False)
+            except ValueError as error:  # PEFT doesn't combine all kinds
+                raise ContractError(
+                    f"The adapter '{self.folder}' can't join the policy's ({first_line(error)}): use "
+                    f"pl_prefopt.references.FrozenModel with model.adapter '{self.folder}'."
+                ) from error
             _mark(trained)
 
     def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
@@ -130,8 +133,16 @@ def _mark(trained: dict[Any, bool]) -> None:
 
 
 def _require_adapter(policy: PolicySpec, reference: str) -> None:
-    if not policy.has_adapter:
+    """Refuse a policy that doesn't have its plain base at hand, under an adapter that can be switched off."""
+    settings = policy.adapter_settings()
+    if settings is None:
         raise ContractError(
             f"The reference {reference} needs a policy with an adapter, but all weights of '{policy.name}' "
             "are trained: set model.init_args.policy.lora, or use pl_prefopt.references.FrozenModel."
+        )
+    if not keeps_base(settings):
+        raise ContractError(
+            f"The reference {reference} needs the plain base under the policy's adapter, but "
+            "init_lora_weights, bias or layer_replication of that adapter changes it: use "
+            "pl_prefopt.references.InitialPolicy for the policy as it starts, or FrozenModel."
         )

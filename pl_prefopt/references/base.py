@@ -25,6 +25,8 @@ class PolicyHost(Protocol):
     policy: nn.Module
     policy_spec: PolicySpec
     scorer: Scorer
+    start: Mapping[str, Tensor]
+    """Trained weights before the first step, by name; empty where the adapter switched off is that start."""
 
     @property
     def device(self) -> torch.device:
@@ -45,13 +47,15 @@ class Held:
     Attributes:
         model: a model of its own that lives there.
         adapter: the folder of an adapter that lives there, beside the policy's own.
-        stays: whether ``model`` stays between batches.
+        start: whether a second copy of what the policy trains lives there.
+        stays: whether ``model`` or ``start`` stays between batches.
         split: whether processes divide ``model`` where they divide the policy.
         scores: whether every batch costs a forward pass there.
     """
 
     model: PolicySpec | None = None
     adapter: str | None = None
+    start: bool = False
     stays: bool = True
     split: bool = False
     scores: bool = True

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from pl_prefopt.errors import ContractError
 from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
 from pl_prefopt.references.adapters import AdapterOff, NamedAdapter
 from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference
+from pl_prefopt.scoring import evaluating
 from pl_prefopt.types import PreferenceBatch
 
 
 class InitialPolicy(Reference):
     """The policy as it was before training.
 
-    Under a new adapter that is the policy with its adapter off; where training takes up an adapter, that
-    adapter as it was; where all weights are trained, a frozen copy, which costs a model's memory.
+    With a plain new adapter that is the policy with its adapter off. Where an adapter starts as more than its
+    base (a saved one, DoRA, PiSSA) or trains parts of the base (biases), it is the policy with a copy of its
+    trained weights as they started. Where all weights are trained, it is a frozen copy of the model.
     """
 
     def __init__(self) -> None:
@@ -50,11 +58,70 @@ class InitialPolicy(Reference):
 
     def _of(self, policy: PolicySpec) -> Reference:
         if self._chosen is None:
-            if policy.adapter is not None:
-                self._chosen = NamedAdapter(policy.adapter)
+            if not policy.has_adapter:
+                self._chosen = _Copy()
             else:
-                self._chosen = AdapterOff() if policy.has_adapter else _Copy()
+                self._chosen = AdapterOff() if policy.starts_at_base else _Start()
         return self._chosen
+
+
+class _Start(Reference):
+    """The policy with its trained weights as they were before the first step."""
+
+    def __init__(self) -> None:
+        self._weights: dict[str, Tensor] = {}
+
+    def check(self, policy: PolicySpec) -> None:
+        """Raise a ``ConfigError`` if the policy's adapter can't be used."""
+        policy.adapter_settings()
+
+    def fingerprint(self, policy: PolicySpec) -> str:
+        """The base's, and that of the adapter's folder or settings."""
+        if policy.adapter is not None:
+            return NamedAdapter(policy.adapter).fingerprint(policy)
+        settings = {key: value for key, value in (policy.lora or {}).items() if key != "lora_dropout"}
+        described = json.dumps(settings, sort_keys=True, default=str) + version("peft")
+        return f"start-{policy.fingerprint}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
+
+    def held(self, policy: PolicySpec) -> Held:
+        """A second copy of what is trained, and a forward pass a batch."""
+        return Held(start=True)
+
+    def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
+        """Copy the weights to where the policy is."""
+        if isinstance(host.policy, FSDPModule):
+            raise ContractError(
+                "The reference InitialPolicy can't keep the start of this adapter where weights are split "
+                "between processes: use trainer.strategy ddp, or plain settings of LoRA."
+            )
+        trained = dict(host.policy.named_parameters())
+        self._weights = {
+            name: weight.to(trained[name].device, trained[name].dtype) for name, weight in host.start.items()
+        }
+
+    def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
+        """Return float32 [B, R] sums of log-probs."""
+        if not self._weights:
+            raise ContractError("InitialPolicy.prepare must run before log_probs.")
+        with evaluating(host.policy), self._started(host.policy):
+            return host.scorer(host.policy, batch.trees[view]).sum
+
+    def release(self) -> None:
+        """Free the copies."""
+        self._weights = {}
+
+    @contextmanager
+    def _started(self, policy: nn.Module) -> Iterator[None]:
+        """Let the trained parameters have their first numbers for a while; nothing is copied."""
+        trained = {name: weight for name, weight in policy.named_parameters() if name in self._weights}
+        now = {name: weight.data for name, weight in trained.items()}
+        try:
+            for name, weight in trained.items():
+                weight.data = self._weights[name]
+            yield
+        finally:
+            for name, weight in trained.items():
+                weight.data = now[name]
 
 
 class _Copy(Reference):

@@ -336,6 +336,10 @@ def test_export_says_what_is_damaged_or_does_not_fit(prefopt, run):
 
     for damaged in (b"", b"a: [", b"\xff\xfe", b"model: {init_args: {}}", b"model: 3"):
         assert "no configuration that `prefopt fit` wrote" in said(lambda _, damaged=damaged: damaged)
+    assert "made with policy.lora" in said(lambda before: before.replace(b" r: 16", b" r: 2"))
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    del checkpoint["pl_prefopt"]  # as an earlier version left it
+    torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
     assert "has the shape [16, " in said(lambda before: before.replace(b" r: 16", b" r: 2"))
     more = b"target_modules: [q_proj, lm_head]"
     assert "is unknown" in said(lambda before: before.replace(b"target_modules: all-linear", more))

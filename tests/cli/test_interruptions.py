@@ -96,3 +96,31 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(runs, comm
     assert {path.name for path in checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
     for name in ("last.ckpt", "best.ckpt"):
         assert_same(checkpoints / name, uninterrupted / name)
+
+
+EXPORT_KILLS = {
+    "weights are being written": ("peft.peft_model:safe_save_file", 1),
+    "they are being tried": ("pl_prefopt.cli.export_check:compare", 1),
+    "all is written": ("pathlib:Path.rename", 1),
+}
+
+
+def test_a_kill_during_an_export_leaves_nothing_that_looks_like_one(runs, uninterrupted, folder):
+    command = ("export", uninterrupted / "last.ckpt", "--out")
+    before = {path.name for path in folder.iterdir()} | {"printed.txt"}
+    for when, (place, call) in EXPORT_KILLS.items():
+        status, printed = runs(*command, "out", fault={"place": place, "call": call, "how": "SIGKILL"})
+        assert status == -9, (when, printed)
+        assert {path.name for path in folder.iterdir()} == before | {".out.tmp"}, when
+    status, printed = runs(*command, "out")
+    assert status == 0, printed
+    assert {path.name for path in folder.iterdir()} == before | {"out"}
+    whole = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"} <= set(whole)
+    # As soon as the folder has its name, it is whole.
+    fault = {"place": "pl_prefopt.files:_flush", "call": len(whole) + 2, "how": "SIGKILL"}
+    status, printed = runs(*command, "again", fault=fault)
+    assert status == -9, printed
+    assert {path.name for path in (folder / "again").iterdir()} == set(whole)
+    weights = (folder / "again" / "adapter_model.safetensors").read_bytes()
+    assert weights == whole["adapter_model.safetensors"]

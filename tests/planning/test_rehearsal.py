@@ -177,6 +177,8 @@ def test_the_initial_policy_costs_a_model_only_where_all_weights_are_trained(tin
     whole, adapted = PolicySpec(name=str(tiny_model)), PolicySpec(name=str(tiny_model), lora=LORA)
     assert InitialPolicy().held(whole) == Held(model=whole, split=True)
     assert InitialPolicy().held(adapted) == Held()
+    dora = PolicySpec(name=str(tiny_model), lora={**LORA, "use_dora": True})
+    assert InitialPolicy().held(dora) == Held(start=True)
 
 
 def test_a_second_adapter_counts_and_is_not_trained(tiny_model, tmp_path):
@@ -188,6 +190,16 @@ def test_a_second_adapter_counts_and_is_not_trained(tiny_model, tmp_path):
     assert beside.trained == alone.trained
     started = plan(make_module(tiny_model, adapter=str(tmp_path / "adapter")))
     assert started.trained == alone.trained
+
+
+def test_a_start_that_is_kept_is_as_large_as_what_is_trained(tiny_model):
+    module = make_module(tiny_model, lora={**LORA, "use_dora": True})
+    held = [InitialPolicy().held(module.policy_spec)]
+    trained = [weight for weight in build_policy(module.policy_spec).parameters() if weight.requires_grad]
+    assert plan(module, references=held).phases[STEP]["reference models"] == size(trained)
+    beforehand = plan(module, precomputed=held).phases
+    assert beforehand[BEFORE]["reference models"] == size(trained)
+    assert beforehand[STEP].get("reference models", 0) == 0
 
 
 def test_devices_share_weights_gradients_and_states(tiny_model):
