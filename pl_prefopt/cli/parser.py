@@ -6,11 +6,15 @@ import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pl_prefopt.cli.section_help import SectionHelp
 from pl_prefopt.data import PreferenceDataModule
 from pl_prefopt.errors import ConfigError, nearest
+
+# A default may be a kind of text of its own, as the `interval` of Lightning's Timer is.
+yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
 
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option ')([\w.\[\]]+)")
 
