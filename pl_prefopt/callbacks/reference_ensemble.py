@@ -136,7 +136,9 @@ class ReferenceEnsemble(Callback):
     def _table(self, trainer: Trainer, module: Any, member: Reference, datasets: dict[str, Any]) -> Reference:
         if not member.precomputable:
             return member
-        folder = Path(self.cache_dir) / member.fingerprint(module.policy_spec)
+        precision = trainer.precision
+        suffix = "" if precision == "32-true" else f"-{precision}"  # which decides what the model computes in
+        folder = Path(self.cache_dir) / f"{member.fingerprint(module.policy_spec)}{suffix}"
         workers = Workers(rank=trainer.global_rank, count=trainer.world_size, wait=trainer.strategy.barrier)
         files = [file for rows in datasets.values() for file in TableFile.all_of(folder, rows, module.views)]
         missing = [file for file in files if read_cached(file.path) is None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -187,7 +187,8 @@ class PreferenceModule(LightningModule):
             sketch: makes the same on the meta device.
         """
         if self.device_mesh is None:
-            return build(spec)
+            # As Lightning does with the policy: a reference in another precision would not be its start.
+            return cast(nn.Module, self.trainer.precision_plugin.convert_module(build(spec)))
         return load_split(spec, build, sketch, self.device_mesh, precision=self.trainer.precision)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -64,8 +64,8 @@ class RememberedLearningRate(LearningRateFinder):
             finite = sum(math.isfinite(loss) for loss in losses)
             raise ConfigError(
                 f"LearningRateFinder suggests no learning rate: {finite} of the {len(losses)} losses that it "
-                "saw are finite, and the first 10 and the last don't count. It searches no longer than the run: "
-                "raise num_training_steps and trainer.max_epochs, or lower max_lr."
+                "saw are finite, and the first 10 and the last don't count. It searches no longer than the "
+                "run: raise num_training_steps and trainer.max_epochs, or lower max_lr."
             )
         rank_zero_info(
             f"The learning rate is {found:.6g}, as LearningRateFinder suggests, not the configured one."
