@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -187,8 +187,9 @@ class PreferenceModule(LightningModule):
             sketch: makes the same on the meta device.
         """
         if self.device_mesh is None:
+            model = build(spec)
             # As Lightning does with the policy: a reference in another precision would not be its start.
-            return cast(nn.Module, self.trainer.precision_plugin.convert_module(build(spec)))
+            return model if self._trainer is None else self._trainer.precision_plugin.convert_module(model)
         return load_split(spec, build, sketch, self.device_mesh, precision=self.trainer.precision)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
