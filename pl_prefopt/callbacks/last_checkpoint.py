@@ -40,6 +40,7 @@ class LastCheckpoint(Checkpoint):
         self._saved: tuple[int, bool] | None = None  # the step, and whether amid a validation
         self._saved_at_time = 0.0
         self._validating = False
+        self._stops = False  # as soon as the step is done
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """From here on a signal stops the run with a sentence."""
@@ -56,7 +57,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count the minutes."""
-        self._saved, self._saved_at_time = None, time.monotonic()
+        self._saved, self._saved_at_time, self._stops = None, time.monotonic(), False
         self.signals.install(trainer)
         self.signals.may_wait = True
 
@@ -68,6 +69,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time to, the run's last step, or the run was asked to stop."""
+        self._finish_step(trainer)
         if not _between_steps(trainer) or _more_is_due(trainer):
             return
         overdue = time.monotonic() - self._saved_at_time >= 60 * self.minutes
@@ -105,7 +107,10 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was validated; at an epoch's end only after the best checkpoint has been chosen there."""
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not _between_steps(trainer):
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        self._finish_step(trainer)
+        if not _between_steps(trainer):
             return
         if not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             self._save(trainer)
@@ -119,16 +124,25 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let a run that goes on from the middle of a validation begin that anew.
+        """Let a run that resumes from the middle of a validation or an epoch do the rest of it.
 
-        The counts of a validation are in no checkpoint, so to go on in its middle would measure the rest of
+        The counts of a validation are in no checkpoint, so to resume in its middle would measure the rest of
         the rows only. Lightning repeats it from the first batch if that was started and not processed.
+
+        An epoch in which a callback such as ``Timer`` stopped training ends for Lightning like any other, and
+        the resumed run would leave out its other batches.
         """
+        loops = checkpoint["loops"]["fit_loop"]
         if self._validating:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            progress = loops["epoch_loop.val_loop.batch_progress"]
             for counts in (progress["total"], progress["current"]):
                 counts |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             progress["is_last_batch"] = False
+        epochs = loops["epoch_progress"]
+        ended = epochs["total"]["processed"] > epochs["total"]["completed"]
+        if ended and not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+            for counts in (epochs["total"], epochs["current"]):
+                counts["processed"] -= 1
 
     def _save(self, trainer: Trainer) -> None:
         settings: Any = trainer
@@ -139,6 +153,17 @@ class LastCheckpoint(Checkpoint):
             logger.save()  # what was measured until here would not be measured again
         trainer.save_checkpoint(self._path, weights_only=False)
         self._saved, self._saved_at_time = state, time.monotonic()
+
+    def _finish_step(self, trainer: Trainer) -> None:
+        """Let a callback that stops training, such as ``Timer``, do so only between two steps.
+
+        The batches of a step that is not finished would be lost: their gradients are in no checkpoint.
+        """
+        if _between_steps(trainer):
+            trainer.should_stop |= self._stops
+        else:
+            self._stops |= trainer.should_stop
+            trainer.should_stop = False
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         if not self._agreed(trainer, self.signals.received is not None):

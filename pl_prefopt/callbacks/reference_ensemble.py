@@ -53,12 +53,14 @@ class ReferenceEnsemble(Callback):
         """Tell the module how many references there are; refuse what can't work before any model loads."""
         module: Any = pl_module
         module.num_references = len(self.members)
+        module.write_references = lambda batch: self._write_for(trainer, pl_module, batch)
         for member in self.members:
             member.check(module.policy_spec)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare for the training and validation rows."""
-        self._prepare(trainer, pl_module, "fit")
+        """Prepare for the training and validation rows, unless a tuner's trial did."""
+        if not self._ready:
+            self._prepare(trainer, pl_module, "fit")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the validation rows, unless ``fit`` did."""
@@ -98,6 +100,15 @@ class ReferenceEnsemble(Callback):
         for member in self._ready:
             member.release()
         self._ready = []
+        module: Any = pl_module
+        module.write_references = None
+
+    def _write_for(self, trainer: Trainer, pl_module: LightningModule, batch: PreferenceBatch) -> None:
+        """Write the log-probs of a batch that no hook was called for, such as one that a tuner tries."""
+        if not self._ready:
+            stage: Any = trainer.state.fn
+            self._prepare(trainer, pl_module, stage)
+        self._attach(trainer, pl_module, batch)
 
     @torch.no_grad()  # not inference_mode: the loss multiplies these numbers with ones that have a gradient
     def _attach(self, trainer: Trainer, pl_module: LightningModule, batch: PreferenceBatch) -> None:
@@ -125,7 +136,9 @@ class ReferenceEnsemble(Callback):
     def _table(self, trainer: Trainer, module: Any, member: Reference, datasets: dict[str, Any]) -> Reference:
         if not member.precomputable:
             return member
-        folder = Path(self.cache_dir) / member.fingerprint(module.policy_spec)
+        precision = trainer.precision
+        suffix = "" if precision == "32-true" else f"-{precision}"  # which decides what the model computes in
+        folder = Path(self.cache_dir) / f"{member.fingerprint(module.policy_spec)}{suffix}"
         workers = Workers(rank=trainer.global_rank, count=trainer.world_size, wait=trainer.strategy.barrier)
         files = [file for rows in datasets.values() for file in TableFile.all_of(folder, rows, module.views)]
         missing = [file for file in files if read_cached(file.path) is None]

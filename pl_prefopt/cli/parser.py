@@ -15,6 +15,9 @@ from pl_prefopt.data import PreferenceDataModule
 from pl_prefopt.errors import ConfigError, nearest
 from pl_prefopt.saved_settings import is_saved, read_saved
 
+# A default may be a kind of text of its own, as the `interval` of Lightning's Timer is.
+yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
+
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option ')([\w.\[\]]+)")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.extremes import full_batch, largest_batch
 from pl_prefopt.data.renderer import Renderer, TemplateName
 from pl_prefopt.data.report import OnBadRow
-from pl_prefopt.data.sampler import LengthGroupedSampler
+from pl_prefopt.data.sampler import LengthGroupedSampler, SameOrderSampler
 from pl_prefopt.data.sources import Source
 from pl_prefopt.data.store import RowStore, split_rows, store_rows
 from pl_prefopt.errors import ConfigError, first_line
@@ -226,8 +226,6 @@ class PreferenceDataModule(LightningDataModule):
         dataset = self.datasets["train"]
         sampler = self._sampler(dataset, self.batch_size, shuffle=True)
         sampler.resume(*self._position())
-        if self.trainer is not None and getattr(self.trainer, "overfit_batches", False):
-            return self._loader(_SameBatches(dataset, list(sampler)), None)
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader[PreferenceBatch] | dict[str, DataLoader[PreferenceBatch]]:
@@ -253,13 +251,12 @@ class PreferenceDataModule(LightningDataModule):
     def _sampler(self, dataset: PreferenceDataset, batch_size: int, *, shuffle: bool) -> LengthGroupedSampler:
         ranks = {} if self.trainer is None else self.trainer.distributed_sampler_kwargs or {}
         limit = self.max_tokens_per_batch if shuffle else None
-        return LengthGroupedSampler(
+        overfits = bool(getattr(self.trainer, "overfit_batches", 0))
+        return (SameOrderSampler if overfits else LengthGroupedSampler)(
             dataset.lengths, batch_size, shuffle=shuffle, max_tokens=limit, seed=self.seed, **ranks
         )
 
-    def _loader(
-        self, dataset: Dataset[Any], sampler: LengthGroupedSampler | None
-    ) -> DataLoader[PreferenceBatch]:
+    def _loader(self, dataset: Dataset[Any], sampler: LengthGroupedSampler) -> DataLoader[PreferenceBatch]:
         return _Loader(
             dataset,
             batch_size=None,
@@ -394,19 +391,6 @@ class _Loader(DataLoader[PreferenceBatch]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         del state_dict
-
-
-class _SameBatches(Dataset[PreferenceBatch]):
-    """Fixed batches by number: what ``overfit_batches`` repeats."""
-
-    def __init__(self, dataset: PreferenceDataset, batches: Sequence[Sequence[int]]) -> None:
-        self._dataset, self._batches = dataset, batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> PreferenceBatch:
-        return self._dataset.batch(self._batches[index])
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sized
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
 _BATCHES_SORTED_TOGETHER = 50
 
@@ -73,7 +73,7 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
     def _steps(self) -> list[list[list[int]]]:
         """Return all batches of this epoch: one a rank, step by step."""
         a_step = self._batch_size * self.num_replicas
-        random = np.random.default_rng((self.seed, self.epoch))
+        random = np.random.default_rng((self.seed, self._order_of(self.epoch)))
         once = random if self._max_tokens is None else np.random.default_rng(self.seed)
         order = once.permutation(len(self._lengths)) if self.shuffle else np.arange(len(self._lengths))
         run = a_step * self._steps_sorted_together() if self.shuffle else len(order)
@@ -86,6 +86,10 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
                 continue
             steps += [self._shared_out(rows[at : at + a_step].tolist()) for at in range(0, len(rows), a_step)]
         return [steps[i] for i in random.permutation(len(steps))] if self.shuffle else steps
+
+    def _order_of(self, epoch: int) -> int:
+        """Return the epoch whose order ``epoch`` has."""
+        return epoch
 
     def _steps_sorted_together(self) -> int:
         """Return few enough that the same rows do not meet again each epoch, even in a small data set."""
@@ -112,6 +116,16 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
     @property
     def _filler(self) -> int:
         return ~int(np.argmin(self._lengths))
+
+
+class SameOrderSampler(LengthGroupedSampler, SequentialSampler):  # type: ignore[misc]
+    """Yields the batches of the first epoch in each epoch, for ``overfit_batches``.
+
+    It is a ``SequentialSampler`` so that Lightning leaves it in place there, too.
+    """
+
+    def _order_of(self, epoch: int) -> int:
+        return 0
 
 
 class _Rows(Dataset[int], Sized):

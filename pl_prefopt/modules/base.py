@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.metrics import LossMean, build_suite
+from pl_prefopt.modules.averaging import require_averaging
 from pl_prefopt.modules.checkpoint_files import read_head
 from pl_prefopt.modules.checkpoints import (
     check_fits,
@@ -26,6 +28,7 @@ from pl_prefopt.modules.checkpoints import (
 )
 from pl_prefopt.modules.finite_loss import FiniteLossGuard
 from pl_prefopt.modules.fitting import check_references, check_rows, check_strategy
+from pl_prefopt.modules.learning_rate import base_rate, set_base_rate
 from pl_prefopt.modules.randomness import BatchSeeds
 from pl_prefopt.modules.resumed_settings import (
     Settings,
@@ -36,8 +39,9 @@ from pl_prefopt.modules.resumed_settings import (
     saved_settings,
     settings_of,
 )
-from pl_prefopt.modules.schedule import Schedule
+from pl_prefopt.modules.schedule import Schedule, optimizer_steps
 from pl_prefopt.modules.step_mean import StepMean
+from pl_prefopt.modules.stock_callbacks import fit_in
 from pl_prefopt.modules.unfinished_step import begin_step_anew, tell_what_is_lost
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import Make, PolicySpec, build_policy, check_shardable, load_split, sketch_policy
@@ -86,6 +90,8 @@ class PreferenceModule(LightningModule):
         self.scorer = Scorer(layout, head)
         self.num_references = 0  # the ReferenceEnsemble says how many there are
         self.run_folder: Path | None = None  # the command line's, whatever the trainer's root is
+        # And writes a batch's log-probs where its hooks don't run: a tuner replaces the trainer's callbacks.
+        self.write_references: Callable[[PreferenceBatch], None] | None = None
         self.restored_from: str | None = None  # the command line knows it before Lightning does
         # Checkpoints hold only what is trained; on_load_checkpoint counts that nothing of it is missing.
         self.strict_loading = False
@@ -96,12 +102,43 @@ class PreferenceModule(LightningModule):
         self._stats: Mapping[str, Tensor] = {}
         self._optimizer_settings: Settings = []
         self._saved_settings: Settings | None = None  # of the optimiser in the checkpoint
+        self._found_lr: float | None = None
+        self._trying = False
         self._seeds, self._guard, self._mean = BatchSeeds(), FiniteLossGuard(), StepMean()
 
     @property
     def views(self) -> Mapping[str, View]:
         """The second views that the objective asked for."""
         return self.objective.needs.views
+
+    @property
+    def lr(self) -> float:
+        """The learning rate that the schedule scales; ``LearningRateFinder`` sets it."""
+        return base_rate(self.trainer.optimizers[0])
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        if self.schedule.name == "polynomial":
+            raise ConfigError(
+                f"LearningRateFinder suggests the learning rate {rate:.6g}, but the schedule 'polynomial' "
+                "depends on the configured one: set model.init_args.optimizer.init_args.lr to it, and take "
+                "LearningRateFinder out of trainer.callbacks."
+            )
+        self._found_lr = rate  # used when training starts: Lightning writes over the schedule's rate next
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """Let steps be tried whose loss may not be finite, since they are undone afterwards."""
+        self._trying = True
+        try:
+            yield
+        finally:
+            self._trying = False
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Look at the trainer's callbacks before anything is prepared or loaded; add none."""
+        fit_in(self.trainer)
+        return []
 
     def setup(self, stage: str) -> None:
         """Check that objective, references, rows and strategy fit together, and build the metrics."""
@@ -121,14 +158,18 @@ class PreferenceModule(LightningModule):
         """Ask for the prompts per batch, fix the run's seed, and hold to the optimiser's settings."""
         self._mean.start(getattr(getattr(self.trainer, "datamodule", None), "prompts_per_batch", None))
         self._seeds.start(self.trainer)
+        self._forget_metrics("train")  # of steps that a tuner tried
+        self._metrics_logged_at = 0
         if self._saved_settings is not None:
             optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
             keep_settings(optimizer, scheduler, self._optimizer_settings, self._saved_settings)
             self._saved_settings = None
+        self._take_found_lr()
 
     def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
         """Make the batch's random numbers depend on its place in the run alone."""
         self._seeds.seed(self.trainer)
+        self._take_found_lr()  # of a search that begins later than the run
 
     def configure_model(self) -> None:
         """Load the policy, once, and split it between processes if the strategy does so."""
@@ -154,13 +195,15 @@ class PreferenceModule(LightningModule):
             sketch: makes the same on the meta device.
         """
         if self.device_mesh is None:
-            return build(spec)
+            model = build(spec)
+            # As Lightning does with the policy: a reference in another precision would not be its start.
+            return model if self._trainer is None else self._trainer.precision_plugin.convert_module(model)
         return load_split(spec, build, sketch, self.device_mesh, precision=self.trainer.precision)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over what is trained, and its schedule in optimiser steps."""
         optimizer = self.make_optimizer([weight for weight in self.parameters() if weight.requires_grad])
-        scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = self.schedule.build(optimizer, optimizer_steps(self.trainer))
         self._optimizer_settings = settings_of(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -177,6 +220,9 @@ class PreferenceModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep a loss that is no number from the weights."""
+        if self._trying:
+            self._guard = FiniteLossGuard()
+            return
         trainer = self.trainer
         folder = self.run_folder or Path(trainer.default_root_dir)
         self._guard.check(folder, step=trainer.global_step, rank=trainer.global_rank)
@@ -200,6 +246,8 @@ class PreferenceModule(LightningModule):
 
     def score(self, batch: PreferenceBatch) -> ScoredBatch:
         """Return the policy's log-probs, with gradient, beside those that the references wrote."""
+        if self.num_references and not batch.references and self.write_references is not None:
+            self.write_references(batch)
         history = self.scorer.history(self.policy, batch.index.device) if self.views else None
         return ScoredBatch(
             policy=self.scorer(self.policy, batch.trees[PLAIN], history),
@@ -248,6 +296,8 @@ class PreferenceModule(LightningModule):
         """Refuse another run's checkpoint."""
         self._seeds.load(checkpoint)
         if self._is_fitting:
+            trainer: Any = self.trainer
+            require_averaging(checkpoint, trainer.callbacks)
             compare_objective(checkpoint, self.objective)
             self._saved_settings = saved_settings(checkpoint)
             tell_what_is_lost(checkpoint)
@@ -300,8 +350,7 @@ class PreferenceModule(LightningModule):
         suite: Any = self.suites[_key(stage)]
         loss: Any = self.losses[_key(stage)]
         values: dict[str, Tensor] = {**suite.compute(), f"{stage}/loss": loss.compute(), **others}
-        suite.reset()
-        loss.reset()
+        self._forget_metrics(stage)
         shown = [f"{stage}/accuracy", f"{stage}/margin", "train/loss"]
         # Lightning reads what the progress bar shows at every step, even when nothing is new. On a GPU it
         # would wait each time, so all values leave the device here, at once.
@@ -309,6 +358,17 @@ class PreferenceModule(LightningModule):
         for name, number in zip(values, numbers, strict=True):
             if not torch.isnan(number):
                 self.log(name, number, prog_bar=name in shown, batch_size=1)
+
+    def _take_found_lr(self) -> None:
+        if self._found_lr is not None:
+            optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+            set_base_rate(optimizer, scheduler, self._found_lr)
+            self._found_lr = None
+
+    def _forget_metrics(self, stage: str) -> None:
+        counted: Any = (self.suites[_key(stage)], self.losses[_key(stage)])
+        for metrics in counted:
+            metrics.reset()
 
     def _look_into(self, path: Path) -> None:
         """Refuse a checkpoint that doesn't fit before Lightning reads it into split weights by itself."""

@@ -15,6 +15,8 @@ from pl_prefopt.files import replacing
 from pl_prefopt.modules.checkpoint_files import read_checkpoint
 from pl_prefopt.modules.plain_files import reason
 
+_BARE = "pl_prefopt_bare_weights"
+
 
 class SafeCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, written whole or not at all, and read without running code from them.
@@ -26,7 +28,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint.
+        """Write a checkpoint, or bare weights, as a process that ``ddp_spawn`` started does for its parent.
 
         Raises:
             RunError: if it can't be written or its weights aren't finite; an earlier one stays as it was.
@@ -34,6 +36,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):  # an object store, where a file appears at once anyway
             super().save_checkpoint(checkpoint, path, storage_options)
             return
+        if "state_dict" not in checkpoint:
+            checkpoint = {"state_dict": checkpoint, _BARE: True}
         check_finite(checkpoint, path)
         try:
             with replacing(Path(path)) as draft, draft.open("wb") as file:
@@ -44,9 +48,11 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint; whatever is asked, only tensors and plain values are taken from it."""
+        """Read what was saved; whatever is asked, only tensors and plain values are taken from it."""
         del weights_only
-        return read_checkpoint(Path(path), map_location)
+        checkpoint = read_checkpoint(Path(path), map_location)
+        weights: dict[str, Any] = checkpoint["state_dict"]
+        return weights if _BARE in checkpoint else checkpoint
 
 
 def unwritable(path: str | Path, error: BaseException) -> RunError:

@@ -5,17 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from pl_prefopt.data import RowsSummary
-from pl_prefopt.errors import ContractError, DataError
+from pl_prefopt.errors import ConfigError, ContractError, DataError
 from pl_prefopt.objectives import Objective
 from pl_prefopt.rows import PreferenceRow
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Warn of a strategy in whose place there is a safer one."""
+    """Refuse a strategy whose checkpoints are no good; warn of one in whose place there is a safer one.
+
+    Raises:
+        ConfigError: saying what to use instead.
+    """
+    if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
+        raise ConfigError(
+            f"{type(strategy).__name__} can't save what is trained only: to shard weights, set "
+            "trainer.strategy.class_path to pl_prefopt.modules.FSDP2Strategy."
+        )
+    if isinstance(strategy.checkpoint_io, AsyncCheckpointIO):
+        raise ConfigError(
+            "Take AsyncCheckpointIO out of trainer.plugins. It writes after a run has said that it is saved, "
+            "and runs whatever code is in a checkpoint: the default does neither."
+        )
     if type(strategy) is ModelParallelStrategy:
         rank_zero_warn(
             "With Lightning's ModelParallelStrategy a kill while saving loses the checkpoint before, too: "

@@ -22,7 +22,7 @@ class BatchSeeds:
     """
 
     def __init__(self) -> None:
-        self._run_seed = 0
+        self._run_seed: int | None = None
         self._loaded: int | None = None
 
     def start(self, trainer: Trainer) -> None:
@@ -34,6 +34,7 @@ class BatchSeeds:
         """Seed torch on all devices, numpy and ``random`` for the training batch that is about to be used."""
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress.total
         done = int(batches.processed)
+        assert self._run_seed is not None, "training has not started"
         mixed = np.random.SeedSequence((self._run_seed, done, trainer.global_rank))
         for_torch, for_others = (int(number) for number in mixed.generate_state(2, np.uint32))
         torch.manual_seed(for_torch)
@@ -41,7 +42,7 @@ class BatchSeeds:
         random.seed(for_others)
 
     def save(self, checkpoint: dict[str, Any]) -> None:
-        """Note the run's seed."""
+        """Note the run's seed, if it has started."""
         checkpoint[_KEY] = self._run_seed
 
     def load(self, checkpoint: dict[str, Any]) -> None:

@@ -9,11 +9,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pl_prefopt.modules.learning_rate import BASE_RATE
 from pl_prefopt.objectives import Objective
 
 Settings = list[dict[str, Any]]
 
-_START = "initial_lr"  # torch's name for what the schedule scales
 _OPTIMIZER = "pl_prefopt_optimizer"
 _OBJECTIVE = "pl_prefopt_objective"
 
@@ -56,12 +56,12 @@ def keep_settings(optimizer: Optimizer, scheduler: LRScheduler, wanted: Settings
             had = old.get(key, value)
             if had == value:
                 continue
-            group[key] = value
-            if key == _START:
-                group["lr"] *= value / had if had else 0.0
+            now, group[key] = group.get(key, had), value
+            if key == BASE_RATE:
+                group["lr"] *= value / now if now else 0.0
                 scheduler.base_lrs[number] = value
-            name = "lr" if key == _START else key
-            rank_zero_warn(f"From here on the optimiser's {name} is {value}; the checkpoint's was {had}.")
+            name = "lr" if key == BASE_RATE else key
+            rank_zero_warn(f"From here on the optimiser's {name} is {value}; the checkpoint's was {now}.")
 
 
 def save_objective(checkpoint: dict[str, Any], objective: Objective) -> None:

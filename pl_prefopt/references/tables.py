@@ -145,7 +145,7 @@ def stack_ragged(parts: list[tuple[Tensor, Tensor]], rows: int) -> Tensor:
             [2., 3.]])
     """
     width = max(log_probs.shape[1] for _, log_probs in parts)
-    table = torch.full((rows, width), torch.nan)
+    table = torch.full((rows, width), torch.nan, dtype=torch.float32)
     for index, log_probs in parts:
         table[index, : log_probs.shape[1]] = log_probs
     return table

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pl_prefopt.callbacks import LastCheckpoint
 from pl_prefopt.callbacks.stop_signals import StopSignals
@@ -64,10 +65,10 @@ def fit(tmp_path: Path):
     rows = write_jsonl(tmp_path / "rows.jsonl", [pair(i, words=i % 5) for i in range(26)])
     data = {"tokenizer": str(tmp_path / "tokenizer"), "cache_dir": str(tmp_path / "cache"), "held_out": 6}
 
-    def run(events, *, ckpt_path=None, **options):
+    def run(events, *, ckpt_path=None, more=(), **options):
         """Train for two epochs; return whether the run was stopped."""
         last = LastCheckpoint(str(tmp_path / "checkpoints"), minutes=99)
-        callbacks = {"callbacks": [events, last], "enable_checkpointing": True}
+        callbacks = {"callbacks": [events, last, *more], "enable_checkpointing": True}
         module, datamodule = Recorder(), PreferenceDataModule(rows, batch_size=4, **data)
         try:
             trainer(tmp_path, max_epochs=2, **callbacks, **options).fit(
@@ -98,6 +99,36 @@ def test_a_run_stopped_at_any_moment_goes_on_as_if_it_had_not_been(fit, tmp_path
         if seen[-1] == (BEGUN,):
             seen = seen[:-1]  # a validation that was stopped begins anew
         assert seen + rest.seen == whole.seen, moment
+
+
+class Stopping(Events):
+    """Stops training after a batch, as ``Timer`` does."""
+
+    def __init__(self, batch):
+        super().__init__()
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer, *arguments):
+        super().on_train_batch_end(trainer, *arguments)
+        done = len([event for event in self.seen if event[0] == TRAINED])
+        trainer.should_stop = trainer.should_stop or done >= self.batch
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"limit_val_batches": 0}, {"check_val_every_n_epoch": 2}, OFTEN, ODD], ids=str
+)
+@pytest.mark.parametrize("batch", [2, 3])
+def test_a_run_that_a_callback_stops_resumes_with_the_rest_of_its_epoch(fit, tmp_path, options, batch):
+    whole, stopped = Events(), Stopping(batch)
+    best = ModelCheckpoint(tmp_path / "c", filename="best", save_on_train_epoch_end=True)
+    fit(whole, **options)
+    fit(stopped, more=[best], **options)
+    trained = [[event for event in events.seen if event[0] == TRAINED] for events in (whole, stopped)]
+    assert len(trained[1]) < len(trained[0])
+    for path in ("checkpoints/last.ckpt", "c/best.ckpt"):
+        rest = Events()
+        fit(rest, ckpt_path=tmp_path / path, **options)
+        assert trained[1] + [event for event in rest.seen if event[0] == TRAINED] == trained[0], path
 
 
 def test_signals_are_left_alone_after_a_run(fit):

@@ -126,9 +126,21 @@ def test_a_second_fit_of_a_fresh_trainer_starts_anew(make, tmp_path: Path):
 
 
 def test_overfitting_repeats_the_same_batches(make, tmp_path: Path):
-    module = Recorder()
-    trainer(tmp_path, max_epochs=2, overfit_batches=2).fit(module, make())
+    overfit = {"overfit_batches": 2, "limit_val_batches": 1.0}
+    module, data = Recorder(), make(held_out=12)
+    saved = checkpoints(tmp_path / "c", every_n_train_steps=1)
+    trainer(tmp_path, max_epochs=3, callbacks=[saved], enable_checkpointing=True, **overfit).fit(module, data)
     batches = [batch for _, batch in module.seen]
-    assert len(batches) == 4
-    assert batches[:2] == batches[2:]
-    assert all(len(batch) == 4 for batch in batches)
+    assert len(batches) == 6
+    assert batches[:2] == batches[2:4] == batches[4:]
+    assert batches[0] != batches[1]
+    # The validation repeats its own first batches, the longest rows.
+    longest = sorted(data.datasets["val"].lengths, reverse=True)[:8]
+    validated = [data.datasets["val"].lengths[row] for row in module.evaluated]
+    assert validated == longest * 3
+    for step in (1, 2, 3):
+        rest = Recorder()
+        trainer(tmp_path, max_epochs=3, **overfit).fit(
+            rest, make(held_out=12), ckpt_path=tmp_path / "c" / f"step={step}.ckpt"
+        )
+        assert [batch for _, batch in rest.seen] == batches[step:], step

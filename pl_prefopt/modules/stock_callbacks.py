@@ -1,0 +1,85 @@
+"""Lightning's own callbacks in a run that trains an adapter beside references."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    Checkpoint,
+    LearningRateFinder,
+    ModelPruning,
+    SpikeDetection,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.modules.averaging import TrainedWeightsAveraging
+from pl_prefopt.modules.learning_rate import RememberedLearningRate
+
+REFUSED: dict[type[Callback], str] = {
+    BaseFinetuning: (
+        "freezes and unfreezes weights during training, which references share and checkpoints leave out: "
+        "choose what is trained by model.init_args.policy.lora"
+    ),
+    BatchSizeFinder: (
+        "tries a few batches, but memory depends on the longest rows: run `prefopt plan` with the same "
+        "settings, and set data.batch_size or data.max_tokens_per_batch"
+    ),
+    ModelPruning: (
+        "prunes weights that references share and checkpoints leave out: prune what `prefopt export` writes"
+    ),
+    SpikeDetection: (
+        "can't read its own state when a run is resumed: a non-finite loss stops a run by itself, and "
+        "lightning.pytorch.callbacks.EarlyStopping has a divergence_threshold"
+    ),
+    StochasticWeightAveraging: (
+        "copies the module before its model is loaded, and so averages nothing: use "
+        "lightning.pytorch.callbacks.WeightAveraging or EMAWeightAveraging"
+    ),
+}
+"""What is refused, and what to use instead."""
+
+_ADAPTED: dict[type[Callback], type[Callback]] = {
+    LearningRateFinder: RememberedLearningRate,
+    WeightAveraging: TrainedWeightsAveraging,
+}
+_SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+
+
+def fit_in(trainer: Any) -> None:
+    """Refuse the trainer's callbacks that can't work, and adapt those that need it.
+
+    Adapted ones stay the same objects, since a caller may hold them: only their class becomes a subclass of
+    what it was. They then run after all others but checkpoints.
+
+    Raises:
+        ConfigError: saying what to use instead.
+    """
+    for callback in trainer.callbacks:
+        for kind, reason in REFUSED.items():
+            if isinstance(callback, kind):
+                raise ConfigError(f"Take {type(callback).__name__} out of trainer.callbacks. It {reason}.")
+        for kind, adapted in _ADAPTED.items():
+            if isinstance(callback, kind) and not isinstance(callback, adapted):
+                _refuse_sharding(trainer, callback)
+                own = type(callback)
+                callback.__class__ = type(own.__name__, (adapted, own), {"__qualname__": own.__qualname__})
+    trainer.callbacks.sort(key=_place)
+
+
+def _place(callback: Callback) -> int:
+    """Return 1 for averages, 2 for checkpoints, which come after that, and 0 for all others."""
+    return 2 if isinstance(callback, Checkpoint) else int(isinstance(callback, WeightAveraging))
+
+
+def _refuse_sharding(trainer: Any, callback: Callback) -> None:
+    if isinstance(trainer.strategy, _SHARDING):
+        raise ConfigError(
+            f"{type(callback).__name__} in trainer.callbacks needs whole weights, and "
+            f"{type(trainer.strategy).__name__} shards them: use it with one device or trainer.strategy ddp."
+        )
