@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from torch import nn
 
 from pl_prefopt.cli.card import read_card
+from pl_prefopt.cli.parser import Parser, RefusedError
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.files import bring_back, new_folder
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
@@ -109,12 +110,12 @@ def read_policy_spec(config: Path) -> PolicySpec:
         raise ConfigError(f"Expected the run's configuration at {config}: name it with --config.")
     import yaml
 
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser(exit_on_error=False)
     parser.add_argument("--policy", type=PolicySpec)
     try:
         described = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]["policy"]
         spec: PolicySpec = parser.instantiate_classes(parser.parse_object({"policy": described})).policy
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, ArgumentError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, RefusedError) as error:
         raise ConfigError(
             f"{config} is no configuration that `prefopt fit` wrote ({first_line(error)}): name the run's "
             "config.yaml with --config."

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
+from pl_prefopt.cli.named_functions import without_open_callables
 from pl_prefopt.cli.section_help import SectionHelp
 from pl_prefopt.data import PreferenceDataModule
 from pl_prefopt.errors import ConfigError, nearest
+
+# A mapping with a class_path is then a mapping where the annotation names no kind of class, such as `Any`.
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option ')([\w.\[\]]+)")
 
@@ -34,7 +39,18 @@ class Parser(LightningArgumentParser):
         """Take a file that a setting of the data names for rows, never for more settings."""
         if theclass is PreferenceDataModule:
             options["sub_configs"] = False
-        return super().add_class_arguments(theclass, nested_key, **options)
+        added = super().add_class_arguments(theclass, nested_key, **options)
+        without_open_callables(self)
+        return added
+
+    def add_function_arguments(self, function: Callable[..., Any], *_: Any, **__: Any) -> NoReturn:
+        """Refuse a function that a ``class_path`` names: it would be called with any arguments.
+
+        Raises:
+            ConfigError: always.
+        """
+        name = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
+        raise ConfigError(f"expected a `class_path` to name a class, got the function {name}.")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a ``RefusedError``; for an unknown setting it names the nearest one."""

@@ -47,7 +47,7 @@ class PolicySpec:
             small.
         dropout: keep the base model's own dropout. Off by default, so that an untrained policy equals its
             reference.
-        trust_remote_code: run code that ships with the model.
+        trust_remote_code: run code that ships with the model, or an attention kernel from the hub.
     """
 
     name: str
@@ -68,6 +68,11 @@ class PolicySpec:
             raise ConfigError("policy.lora and policy.adapter exclude each other: remove one of them.")
         if self.lora is not None:
             _check_lora(self.lora)
+        if "/" in self.attn_implementation and not self.trust_remote_code:
+            raise ConfigError(
+                f"policy.attn_implementation '{self.attn_implementation}' is code on the hub: if you trust it, "
+                "set policy.trust_remote_code: true."
+            )
 
     @property
     def has_adapter(self) -> bool:
