@@ -70,8 +70,8 @@ class PolicySpec:
             _check_lora(self.lora)
         if "/" in self.attn_implementation and not self.trust_remote_code:
             raise ConfigError(
-                f"policy.attn_implementation '{self.attn_implementation}' is code on the hub: if you trust it, "
-                "set policy.trust_remote_code: true."
+                f"policy.attn_implementation '{self.attn_implementation}' is code on the hub: if you trust "
+                "it, set policy.trust_remote_code: true."
             )
 
     @property
