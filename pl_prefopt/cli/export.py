@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import nn
 
 from pl_prefopt.cli.card import read_card
 from pl_prefopt.cli.parser import Parser, RefusedError
+from pl_prefopt.cli.plain_parser import PlainParser
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.files import bring_back, new_folder
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
@@ -24,7 +24,7 @@ _PREFIX = "policy."
 
 def export(arguments: list[str]) -> None:
     """Run ``prefopt export`` with the given command line arguments."""
-    parser = ArgumentParser(
+    parser = PlainParser(
         prog="prefopt export", description="Write a trained policy for transformers and PEFT."
     )
     parser.add_argument("ckpt_path", type=str, help="A checkpoint of a run: runs/NAME/checkpoints/last.ckpt.")

@@ -10,6 +10,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pl_prefopt.cli.named_functions import without_open_callables
+from pl_prefopt.cli.parser_messages import one_sentence
 from pl_prefopt.cli.section_help import SectionHelp
 from pl_prefopt.data import PreferenceDataModule
 from pl_prefopt.errors import ConfigError, nearest
@@ -56,7 +57,7 @@ class Parser(LightningArgumentParser):
         """Raise a ``RefusedError``; for an unknown setting it names the nearest one."""
         unknown = _UNKNOWN.search(message)
         if unknown is None:
-            raise RefusedError(_shortened(message)) from ex
+            raise RefusedError(*one_sentence(message)) from ex
         name = unknown.group(1)
         hint = nearest(name, self._settings()) or "."
         raise RefusedError(f"there is no setting '{name}'{hint}", key=tuple(name.split("."))) from ex
@@ -66,9 +67,3 @@ class Parser(LightningArgumentParser):
         if self._subcommands_action is not None:
             parsers = self._subcommands_action.choices.values()
         return sorted({action.dest for parser in parsers for action in parser._actions})
-
-
-def _shortened(message: str) -> str:
-    """Leave out the dumps of whole configurations that a nested error repeats."""
-    lines = [line for line in message.splitlines() if not line.lstrip().startswith("Given value")]
-    return "\n".join(line for line in lines if "<class 'NoneType'>" not in line).rstrip()

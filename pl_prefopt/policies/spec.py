@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pl_prefopt.errors import ConfigError, PrefOptError, first_line, nearest
+from pl_prefopt.paths import is_path, missing_folder
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _WEIGHTS_AND_SETTINGS = (".safetensors", ".gguf", ".bin", ".json")
@@ -161,6 +162,8 @@ class explained:  # noqa: N801 - reads as a phrase: `with explained(name, "token
         # Damaged files raise whatever their library chose; no memory is another matter.
         if not isinstance(error, Exception) or isinstance(error, (PrefOptError, RuntimeError, MemoryError)):
             return
+        if is_path(self.name) and not Path(self.name).is_dir():
+            raise ConfigError(f"policy.name: {missing_folder(self.name)}") from error
         code = "trust_remote_code" in str(error)
         hint = "; if you trust it, set policy.trust_remote_code: true" if code else _similar_folder(self.name)
         raise ConfigError(
