@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
     {"errors", "files", "rows"},
-    {"types", "views", "saved_settings"},
+    {"paths", "saved_settings", "types", "views", "yaml_files"},
     {"functional", "pairing", "scoring", "policies", "data"},
     {"metrics", "objectives", "references"},
     {"callbacks", "modules", "report"},

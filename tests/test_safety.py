@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 
 import datasets
@@ -15,9 +16,16 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as sharded
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, OptimizerCallable
 
+from pl_prefopt.callbacks import ReferenceEnsemble
+from pl_prefopt.cli.export import read_policy_spec
+from pl_prefopt.cli.parser import Parser, RefusedError
+from pl_prefopt.data import PreferenceDataModule
 from pl_prefopt.errors import ConfigError, DataError
-from pl_prefopt.modules import FSDP2Strategy, SafeCheckpointIO, read_checkpoint
+from pl_prefopt.modules import FSDP2Strategy, PreferenceModule, SafeCheckpointIO, read_checkpoint
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
 from pl_prefopt.modules.shard_files import check_shards, read_index
 from pl_prefopt.policies import PolicySpec, build_frozen, build_policy
@@ -179,6 +187,147 @@ def test_code_of_a_model_is_not_run_unless_asked(tiny_model, harm, tmp_path):
     with pytest.raises(ConfigError, match="trust_remote_code"):
         build_policy(PolicySpec(name=str(folder)))
     assert not harm.exists()
+
+
+def test_an_attention_kernel_from_the_hub_is_code_too():
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        PolicySpec(name="nothing", attn_implementation="kernels-community/flash-attn")
+    PolicySpec(name="nothing", attn_implementation="kernels-community/flash-attn", trust_remote_code=True)
+
+
+# -- configurations that name what to call
+
+CALLS = {
+    "a function": {"class_path": "os.mkdir", "init_args": {"path": "harm"}},
+    "a function, by keywords of its own": {"class_path": "os.mkdir", "dict_kwargs": {"path": "harm"}},
+    "a function, by way of another module": {"class_path": "shutil.os.mkdir", "init_args": {"path": "harm"}},
+    "a class": {"class_path": "subprocess.Popen", "init_args": {"args": ["mkdir", "harm"]}},
+    "a class that can be called": {"class_path": "tests.test_safety.Harmful", "init_args": {"path": "harm"}},
+}
+
+
+class Harmful:
+    """Its construction makes a folder."""
+
+    def __init__(self, path: str) -> None:
+        os.mkdir(path)
+
+    def __call__(self, *_: object) -> int:
+        return 0
+
+
+def callback(name: str, **settings: object) -> dict[str, object]:
+    """A trainer with one of Lightning's callbacks."""
+    spec = {"class_path": f"lightning.pytorch.callbacks.{name}", "init_args": settings}
+    return {"trainer": {"callbacks": [spec]}}
+
+
+def module(**settings: object) -> dict[str, object]:
+    """A model, complete but for ``settings``."""
+    objective = {"class_path": "pl_prefopt.objectives.DPO"}
+    whole = {"policy": {"name": "nothing"}, "objective": objective, **settings}
+    return {"model": {"class_path": "pl_prefopt.modules.DPOModule", "init_args": whole}}
+
+
+# Wherever the parser makes an object of a `class_path`, or could.
+CALLED_FROM = {
+    "model": lambda call: {"model": call},
+    "objective": lambda call: module(objective=call),
+    "pairing": lambda call: module(
+        objective={"class_path": "pl_prefopt.objectives.DPO", "init_args": {"pairing": call}}
+    ),
+    "optimiser": lambda call: module(optimizer=call),
+    "an optimiser's setting": lambda call: module(
+        optimizer={"class_path": "torch.optim.AdamW", "init_args": {"lr": call}}
+    ),
+    "schedule": lambda call: module(schedule=call),
+    "policy": lambda call: module(policy=call),
+    "a setting of any type": lambda call: module(policy={"name": "nothing", "lora": {"r": call}}),
+    "references": lambda call: {"references": {"members": [call]}},
+    "callbacks": lambda call: {"trainer": {"callbacks": [call]}},
+    "a callable of any kind": lambda call: callback("LambdaCallback", on_fit_start=call),
+    "a callable that returns a number": lambda call: callback("ThroughputMonitor", batch_size_fn=call),
+    "a callable that returns a tensor": lambda call: callback(
+        "StochasticWeightAveraging", swa_lrs=0.1, avg_fn=call
+    ),
+    "a strategy's hook": lambda call: {
+        "trainer": {
+            "strategy": {
+                "class_path": "lightning.pytorch.strategies.DDPStrategy",
+                "init_args": {"ddp_comm_hook": call},
+            }
+        }
+    },
+    **{
+        key: lambda call, key=key: {"trainer": {key: call}}
+        for key in ("logger", "strategy", "plugins", "profiler", "accelerator", "gradient_clip_val")
+    },
+    "data": lambda call: {"data": {"train": call}},
+}
+
+
+@pytest.fixture(scope="module")
+def parser():
+    """The command line's parser, with what has classes in it."""
+    parser = Parser(exit_on_error=False)
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_lightning_class_args(PreferenceModule, "model", subclass_mode=True, required=False)
+    parser.add_lightning_class_args(PreferenceDataModule, "data")
+    parser.add_lightning_class_args(ReferenceEnsemble, "references")
+    return parser
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("place", CALLED_FROM)
+def test_a_configuration_makes_no_call_of_its_own(parser, tmp_path, monkeypatch, place, call):
+    monkeypatch.chdir(tmp_path)
+    # Refused, or handed on as the plain mapping that it is where a setting takes anything.
+    with suppress(ConfigError, MisconfigurationException, ValueError, TypeError):
+        parser.instantiate_classes(parser.parse_object(CALLED_FROM[place](CALLS[call])))
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_check_the_calls_are_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_argument("--optimizer", type=OptimizerCallable)
+    parser.add_argument("--count", type=Callable[[object], int])
+    for key, call in (("optimizer", "a function"), ("count", "a class that can be called")):
+        with suppress(Exception):
+            parser.instantiate_classes(parser.parse_object({key: CALLS[call]}))
+        (tmp_path / "harm").rmdir()
+
+
+def test_an_optimiser_is_a_class_or_a_function_that_says_so(parser):
+    for good in ("torch.optim.SGD", "pl_prefopt.modules.base.adamw"):
+        parsed = parser.instantiate_classes(parser.parse_object(module(optimizer=good)))
+        made = parsed.model.make_optimizer([torch.nn.Parameter(torch.ones(1))])
+        assert isinstance(made, torch.optim.Optimizer)
+    for bad in ("os.system", "torch.optim.lr_scheduler.StepLR", "collections.OrderedDict"):
+        with pytest.raises(RefusedError, match=bad):
+            parser.parse_object(module(optimizer=bad))
+
+
+def test_a_function_can_be_named_where_a_setting_takes_one(parser, tmp_path):
+    asked = callback("ThroughputMonitor", batch_size_fn="builtins.len")
+    parsed = parser.parse_object(asked)
+    assert "batch_size_fn: builtins.len" in parser.dump(parsed)
+    (made,) = parser.instantiate_classes(parsed).trainer.callbacks
+    assert made.batch_size_fn is len
+    for bad in ("os.nothing", "nowhere.at_all", "os.sep", 3):
+        with pytest.raises(RefusedError, match="import path of a function"):
+            parser.parse_object(callback("ThroughputMonitor", batch_size_fn=bad))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_settings_of_a_run_to_export_make_no_call(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    for policy in (CALLS[call], {"name": "nothing", "lora": {"r": CALLS[call]}}, {"name": CALLS[call]}):
+        file = tmp_path / "config.yaml"
+        file.write_text(json.dumps({"model": {"init_args": {"policy": policy}}}))
+        with suppress(ConfigError):
+            read_policy_spec(file)
+        assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_a_run_on_local_files_asks_nobody(prefopt, tiny_model, tmp_path, monkeypatch):

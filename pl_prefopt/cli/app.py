@@ -24,6 +24,7 @@ from pl_prefopt.callbacks import (
     ReferenceEnsemble,
     ResultsTable,
 )
+from pl_prefopt.cli.config_diagnostics import failed_import
 from pl_prefopt.cli.defaults import (
     CALLBACKS,
     SETTINGS,
@@ -33,7 +34,7 @@ from pl_prefopt.cli.defaults import (
     listed,
 )
 from pl_prefopt.cli.failures import failure_behind
-from pl_prefopt.cli.mistakes import explain, origin_of
+from pl_prefopt.cli.given_settings import given_settings, origin_of
 from pl_prefopt.cli.parser import Parser, RefusedError
 from pl_prefopt.cli.run_config import RunConfig
 from pl_prefopt.cli.run_folder import (
@@ -116,10 +117,9 @@ class PrefOptCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except RefusedError as refused:
-            given = sys.argv[1:] if args is None else args
-            if refused.key:
-                raise ConfigError(f"{origin_of(given, refused.key)}{refused}") from refused
-            raise ConfigError(explain(given) or str(refused)) from refused
+            command, *words = sys.argv[1:] if args is None else args
+            origin = origin_of(list(given_settings(words)), refused.key) if refused.key else ""
+            raise ConfigError(failed_import(command, words) or f"{origin}{refused}") from refused
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning would let a checkpoint's own settings override it."""

@@ -10,11 +10,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from pl_prefopt.cli.card import read_card
 from pl_prefopt.cli.export_check import compare, score, trial_rows, unit_of
+from pl_prefopt.cli.parser import Parser, RefusedError
+from pl_prefopt.cli.plain_parser import PlainParser
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.files import bring_back, new_folder, without_dots
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
@@ -28,7 +29,7 @@ _PREFIX = "policy."
 
 def export(arguments: list[str]) -> None:
     """Run ``prefopt export`` with the given command line arguments."""
-    parser = ArgumentParser(
+    parser = PlainParser(
         prog="prefopt export", description="Write a trained policy for transformers and PEFT."
     )
     parser.add_argument("ckpt_path", type=str, help="A checkpoint of a run: runs/NAME/checkpoints/last.ckpt.")
@@ -205,12 +206,12 @@ def read_policy_spec(config: Path) -> PolicySpec:
     """
     if not config.is_file():
         raise ConfigError(f"Expected the run's configuration at {config}: name it with --config.")
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser(exit_on_error=False)
     parser.add_argument("--policy", type=PolicySpec)
     try:
         described = read_saved(config)["model"]["init_args"]["policy"]
         spec: PolicySpec = parser.instantiate_classes(parser.parse_object({"policy": described})).policy
-    except (TypeError, KeyError, ArgumentError) as error:
+    except (TypeError, KeyError, RefusedError) as error:
         raise ConfigError(
             f"{config} is no configuration that `prefopt fit` wrote ({first_line(error)}): name the run's "
             "config.yaml with --config."

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version
 
+from pl_prefopt.cli.config_diagnostics import check_command
 from pl_prefopt.cli.failures import failure_behind
+from pl_prefopt.cli.option_diagnostics import check_options
 from pl_prefopt.errors import StoppedError, nearest
 
 _COMMANDS = {
@@ -53,9 +55,8 @@ def main() -> None:
         print(version("pl-prefopt"))
         return
     if arguments[0] not in _COMMANDS:
-        _fail(
-            f"there is no command '{arguments[0]}'{nearest(arguments[0], _COMMANDS)}. Try `prefopt --help`."
-        )
+        hint = nearest(arguments[0], _COMMANDS) or "."
+        _fail(f"there is no command '{arguments[0]}'{hint} Try `prefopt --help`.")
     try:
         _run(arguments)
     except (Exception, StoppedError) as error:
@@ -69,6 +70,8 @@ def _run(arguments: list[str]) -> None:
     from pl_prefopt.cli.quiet import hush
 
     hush()
+    if arguments[0] in ("export", "report"):
+        check_options(arguments[0], arguments[1:])
     if arguments[0] == "export":
         from pl_prefopt.cli.export import export
 
@@ -81,6 +84,7 @@ def _run(arguments: list[str]) -> None:
         return
     if len(arguments) == 1:
         _fail(_needs(arguments[0]))
+    check_command(arguments[0], arguments[1:])
     if arguments[0] == "plan":
         from pl_prefopt.cli.plan import plan
 

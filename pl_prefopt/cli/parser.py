@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
+from pl_prefopt.cli.named_functions import without_open_callables
+from pl_prefopt.cli.parser_messages import one_sentence
 from pl_prefopt.cli.section_help import SectionHelp
 from pl_prefopt.data import PreferenceDataModule
 from pl_prefopt.errors import ConfigError, nearest
@@ -17,6 +20,9 @@ from pl_prefopt.saved_settings import is_saved, read_saved
 
 # A default may be a kind of text of its own, as the `interval` of Lightning's Timer is.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
+
+# A mapping with a class_path is then a mapping where the annotation names no kind of class, such as `Any`.
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option ')([\w.\[\]]+)")
 
@@ -40,7 +46,18 @@ class Parser(LightningArgumentParser):
         """Take a file that a setting of the data names for rows, never for more settings."""
         if theclass is PreferenceDataModule:
             options["sub_configs"] = False
-        return super().add_class_arguments(theclass, nested_key, **options)
+        added = super().add_class_arguments(theclass, nested_key, **options)
+        without_open_callables(self)
+        return added
+
+    def add_function_arguments(self, function: Callable[..., Any], *_: Any, **__: Any) -> NoReturn:
+        """Refuse a function that a ``class_path`` names: it would be called with any arguments.
+
+        Raises:
+            ConfigError: always.
+        """
+        name = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
+        raise ConfigError(f"expected a `class_path` to name a class, got the function {name}.")
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Parse a file; of one that a run wrote, with paths that work from here."""
@@ -52,7 +69,7 @@ class Parser(LightningArgumentParser):
         """Raise a ``RefusedError``; for an unknown setting it names the nearest one."""
         unknown = _UNKNOWN.search(message)
         if unknown is None:
-            raise RefusedError(_shortened(message)) from ex
+            raise RefusedError(*one_sentence(message)) from ex
         name = unknown.group(1)
         hint = nearest(name, self._settings()) or "."
         raise RefusedError(f"there is no setting '{name}'{hint}", key=tuple(name.split("."))) from ex
@@ -62,9 +79,3 @@ class Parser(LightningArgumentParser):
         if self._subcommands_action is not None:
             parsers = self._subcommands_action.choices.values()
         return sorted({action.dest for parser in parsers for action in parser._actions})
-
-
-def _shortened(message: str) -> str:
-    """Leave out the dumps of whole configurations that a nested error repeats."""
-    lines = [line for line in message.splitlines() if not line.lstrip().startswith("Given value")]
-    return "\n".join(line for line in lines if "<class 'NoneType'>" not in line).rstrip()

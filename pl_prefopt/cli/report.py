@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from pl_prefopt.cli.plain_parser import PlainParser
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.files import replacing, without_dots
 from pl_prefopt.report import build_report, find_config, read_runs, write_figures
@@ -13,7 +12,7 @@ from pl_prefopt.report import build_report, find_config, read_runs, write_figure
 
 def report(arguments: list[str]) -> None:
     """Run ``prefopt report`` with the given command line arguments."""
-    parser = ArgumentParser(prog="prefopt report", description="Write one HTML page that compares runs.")
+    parser = PlainParser(prog="prefopt report", description="Write one HTML page that compares runs.")
     parser.add_argument("runs", type=str, nargs="+", help="The runs' folders: runs/NAME runs/OTHER.")
     parser.add_argument(
         "--out",

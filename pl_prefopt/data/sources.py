@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from pl_prefopt.errors import DataError, first_line, nearest
+from pl_prefopt.paths import data_suffix, is_data_path, missing_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +81,8 @@ def open_source(source: Source, scratch: Path) -> Reading:
     if path.is_dir():
         content_key = _hash_files(sorted(p for p in path.rglob("*") if p.is_file())) + source.split
         return Reading(content_key, lambda: _renamed(_read_folder(path, source), source))
-    if _looks_like_a_file(source.path):
-        raise DataError(_missing_file(path))
+    if is_data_path(source.path):
+        raise DataError(missing_data(path))
     table = _load_hub(source)
     return Reading(str(table._fingerprint), lambda: _renamed(_numbered(table, source.label), source))
 
@@ -115,7 +116,7 @@ _FileReader = Callable[[Path, Path], Iterator[Record]]
 
 
 def _file_reader(path: Path) -> _FileReader:
-    suffix = _data_suffix(path)
+    suffix = data_suffix(path)
     readers: dict[str, _FileReader] = {
         ".jsonl": _read_lines,
         ".json": _read_json,
@@ -128,12 +129,6 @@ def _file_reader(path: Path) -> _FileReader:
             f"expected a file ending in {known} (each also with .gz), got {path}; rename or convert it"
         )
     return readers[suffix]
-
-
-def _data_suffix(path: Path) -> str:
-    """Return the suffix in lower case, looking behind ``.gz``."""
-    name = path.name.lower().removesuffix(".gz")
-    return Path(name).suffix
 
 
 def _open_bytes(path: Path) -> BinaryIO:
@@ -321,23 +316,3 @@ def _load_hub(source: Source) -> Any:
             f"'{source.path}' is no file or folder here, and as a hub data set it failed ({reason}); "
             "check `path`, `name` and `split`"
         ) from error
-
-
-def _looks_like_a_file(path: str) -> bool:
-    """A hub name is ``name`` or ``owner/name`` without a data suffix."""
-    names_a_place = path.startswith((".", "/", "~")) or path.count("/") > 1
-    return names_a_place or _data_suffix(Path(path)) in _FILE_SUFFIXES
-
-
-_FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".tsv")
-
-
-def _missing_file(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f"expected data at {path}, but there is no folder {folder}; check `path`"
-    if path.is_symlink():
-        target = path.readlink()
-        return f"expected data at {path}, but that is a link to {target}, where no file is; mend it"
-    hint = nearest(path.name, sorted(p.name for p in folder.iterdir()))
-    return f"expected data at {path}, but {folder.resolve()} has no such file; check `path`{hint}"

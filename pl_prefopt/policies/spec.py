@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pl_prefopt.errors import ConfigError, PrefOptError, first_line, nearest
+from pl_prefopt.paths import is_path, missing_folder
 from pl_prefopt.policies.adapters import Settings, check_lora, check_saved, starts_at_base
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -48,7 +49,7 @@ class PolicySpec:
             small.
         dropout: keep the base model's own dropout. Off by default, so that an untrained policy equals its
             reference.
-        trust_remote_code: run code that ships with the model.
+        trust_remote_code: run code that ships with the model, or an attention kernel from the hub.
     """
 
     name: str
@@ -69,6 +70,11 @@ class PolicySpec:
             raise ConfigError("policy.lora and policy.adapter exclude each other: remove one of them.")
         if self.lora is not None:
             _check_lora(self.lora)
+        if "/" in self.attn_implementation and not self.trust_remote_code:
+            raise ConfigError(
+                f"policy.attn_implementation '{self.attn_implementation}' is code on the hub: if you trust "
+                "it, set policy.trust_remote_code: true."
+            )
 
     @property
     def has_adapter(self) -> bool:
@@ -189,6 +195,8 @@ class explained:  # noqa: N801 - reads as a phrase: `with explained(name, "token
         # Damaged files raise whatever their library chose; no memory is another matter.
         if not isinstance(error, Exception) or isinstance(error, (PrefOptError, RuntimeError, MemoryError)):
             return
+        if is_path(self.name) and not Path(self.name).is_dir():
+            raise ConfigError(f"policy.name: {missing_folder(self.name)}") from error
         code = "trust_remote_code" in str(error)
         hint = "; if you trust it, set policy.trust_remote_code: true" if code else _similar_folder(self.name)
         raise ConfigError(

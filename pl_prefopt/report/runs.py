@@ -110,7 +110,7 @@ def find_config(folder: Path) -> Path:
     siblings = [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else []
     raise ConfigError(
         f"Expected a run's folder, such as runs/NAME, but there is no folder {folder}"
-        f"{nearest(folder.name, siblings)}."
+        f"{nearest(folder.name, siblings) or '.'}"
     )
 
 

@@ -28,10 +28,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from pl_prefopt.callbacks import ReferenceEnsemble
+from pl_prefopt.cli.parser import Parser
 from pl_prefopt.data import PreferenceDataModule
 from pl_prefopt.modules import (
     DPOModule,
@@ -141,7 +141,7 @@ def write_rows(path: str, rows: Iterable[Row]) -> None:
 
 def build_objective(described: Mapping[str, Any]) -> Objective:
     """Build an objective from ``class_path`` and ``init_args``, as the command line does."""
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser(exit_on_error=False)
     parser.add_subclass_arguments(Objective, "objective")
     objective: Objective = parser.instantiate(parser.parse_object({"objective": described})).objective
     return objective

@@ -80,11 +80,13 @@ IN_A_FILE = {
     ),
     "a module that is not there": (
         at(f"{MODEL}.objective.class_path", "mylab.DPPO"),
-        f"(No module named 'mylab'): is its folder on PYTHONPATH? {LISTED}",
+        "there is no module 'mylab' in the working directory or on PYTHONPATH, so mylab.DPPO can't be "
+        f"imported. {LISTED}",
     ),
     "another family's class": (
         at(f"{MODEL}.objective.class_path", "pl_prefopt.objectives.SimPO"),
-        f"pl_prefopt.objectives.SimPO is no ReferenceObjective. {LISTED}",
+        "pl_prefopt.objectives.SimPO is no ReferenceObjective. It is trained by "
+        f"pl_prefopt.modules.ReferenceFreeModule: set `model.class_path` to that. {LISTED}",
     ),
 }
 
@@ -119,6 +121,8 @@ def test_a_mistake_in_an_argument_is_told_without_a_file(prefopt):
     )
 
 
-def test_what_the_parser_alone_understands_keeps_its_words(prefopt):
-    said = prefopt.fails("fit", *axes(), "--data.batch_size", "two")
-    assert 'Parser key "data.batch_size"' in said
+def test_what_the_parser_alone_understands_is_one_sentence_too(prefopt):
+    Path("mine.yaml").write_text("trainer:\n  default_root_dir: [1]\n")
+    said = prefopt.fails("fit", *axes(), "-c", "mine.yaml")
+    wanted = "expected text; expected str, bytes or os.PathLike object, not list"
+    assert said == f"prefopt: mine.yaml: trainer.default_root_dir: {wanted}.\n"

@@ -1,0 +1,341 @@
+"""What is wrong with a configuration, in one sentence, before anything heavy is imported.
+
+A misspelt key would otherwise cost the seconds that it takes to import torch, and be reported as a failed
+union of types. This reads the same files and arguments, and compares them with the source files of the
+classes that they name. What those don't tell is left to the parser.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pl_prefopt.cli.class_sources import ClassSource, Signature, find_class, signature
+from pl_prefopt.cli.given_settings import DROPPED, Given, Key, Written, at, given_settings, merged, origin_of
+from pl_prefopt.cli.known_classes import UnknownClassError, is_function, named_class
+from pl_prefopt.cli.run_folder import find_checkpoint
+from pl_prefopt.cli.setting_kinds import Kinds, kinds_of
+from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.paths import is_data_path, is_path, missing_data, missing_folder
+from pl_prefopt.yaml_files import read_yaml
+
+SECTIONS = {
+    "trainer": "lightning.pytorch.Trainer",
+    "data": "pl_prefopt.data.PreferenceDataModule",
+    "references": "pl_prefopt.callbacks.ReferenceEnsemble",
+    "best": "pl_prefopt.callbacks.BestCheckpoint",
+    "last": "pl_prefopt.callbacks.LastCheckpoint",
+}
+MODEL = "pl_prefopt.modules.PreferenceModule"
+_TEXT, _FLAG = Kinds({"str"}), Kinds({"bool"})
+EVERYWHERE = {"seed_everything": Kinds({"bool", "int"}), "run_dir": _TEXT}
+_CHECKPOINT = {"ckpt_path": _TEXT, "weights_only": _FLAG}
+OF_COMMAND: dict[str, dict[str, Kinds]] = {
+    "fit": _CHECKPOINT,
+    "validate": _CHECKPOINT,
+    "test": _CHECKPOINT,
+    "predict": _CHECKPOINT,
+    "precompute": {},
+    "plan": {**_CHECKPOINT, "gpu": _TEXT, "memory": _TEXT, "limits": _FLAG, "responses": Kinds({"int"})},
+}
+_SPLITS = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+    "precompute": ("train", "val"),
+    "plan": (),
+}
+# Settings that another package's class takes, which our class hands on.
+_HANDED_ON = {("PolicySpec", "lora"): "peft.LoraConfig"}
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+class Mistake(NamedTuple):
+    """A sentence on what is wrong, and the key that tells in which file.
+
+    On the command line the beginning of a name may stand for it: ``abbreviates`` tells that it could.
+    """
+
+    sentence: str
+    key: Key
+    abbreviates: bool = False
+
+
+def _mistake(key: Key, what: str, source: Key = ()) -> Mistake:
+    return Mistake(f"{'.'.join(map(str, key))}: {what}", source or key)
+
+
+def check_command(command: str, arguments: Sequence[str]) -> None:
+    """Check what can be checked of a command's settings without importing what they name.
+
+    Args:
+        command: such as ``fit``.
+        arguments: those after it.
+
+    Raises:
+        ConfigError: with the first mistake.
+    """
+    if any(word in ("-h", "--help") or word.partition("=")[0].endswith(".help") for word in arguments):
+        return
+    given = list(given_settings(arguments))
+    whole = merged(given)
+    make_importable(whole)
+    shows_only = any(word.partition("=")[0] == "--print_config" for word in arguments)
+    walk = _Walk(command, whole, may_miss=shows_only)
+    for mistake in walk.mistakes():
+        origin = origin_of(given, mistake.key)
+        if origin or not mistake.abbreviates:
+            raise ConfigError(f"{origin}{mistake.sentence}")
+    if not shows_only:
+        _check_files(command, whole, given)
+
+
+def failed_import(command: str, arguments: Sequence[str]) -> str | None:
+    """Return a sentence on the first class whose module raises when it is imported; nothing if none does.
+
+    For settings that the parser refused, which has tried to import the same modules.
+    """
+    walk = _Walk(command, merged(list(given_settings(arguments))), may_miss=True)
+    list(walk.mistakes())
+    for path in walk.named:
+        try:
+            importlib.import_module(path.rpartition(".")[0])
+        except ModuleNotFoundError as error:
+            if error.name is not None and not path.startswith(error.name):
+                return f"{path} can't be imported: {error}."
+        except Exception as error:  # whatever is wrong in someone's own module
+            return f"{path} can't be imported ({type(error).__name__}: {error})."
+    return None
+
+
+def make_importable(settings: Any) -> None:
+    """Let classes in the working directory be imported if ``settings`` name any that are nowhere else.
+
+    The directory comes last, so that its files shadow nothing, and only then: a folder of data that is called
+    like a package would otherwise pass for that package.
+    """
+    here = os.getcwd()
+    if sys.flags.safe_path or here in sys.path:
+        return
+    for text in _texts(settings):
+        top = text.split(".")[0]
+        is_here = _DOTTED.fullmatch(text) and (Path(f"{top}.py").is_file() or Path(top).is_dir())
+        if is_here and importlib.util.find_spec(top) is None:
+            sys.path.append(here)
+            importlib.invalidate_caches()
+            return
+
+
+def _texts(settings: Any) -> Iterator[str]:
+    if isinstance(settings, Written):
+        settings = settings.value
+    if isinstance(settings, str):
+        yield settings
+    elif isinstance(settings, Mapping | list):
+        for value in settings.values() if isinstance(settings, Mapping) else settings:
+            yield from _texts(value)
+
+
+class _Walk:
+    """Looks for mistakes in all settings together."""
+
+    def __init__(self, command: str, whole: Mapping[str, Any], *, may_miss: bool) -> None:
+        self.command, self.whole, self.may_miss = command, whole, may_miss
+        self.named: list[str] = []
+        """The classes that the settings name, as far as the walk came."""
+
+    def mistakes(self) -> Iterator[Mistake]:
+        simple = {**EVERYWHERE, **OF_COMMAND[self.command]}
+        others = {name for names in OF_COMMAND.values() for name in names}
+        for name, value in self.whole.items():
+            if name in SECTIONS:
+                yield from self._section(name, value)
+            elif name == "model":
+                source = find_class(MODEL)
+                if isinstance(source, ClassSource):
+                    yield from self._value(value, Kinds(classes=[source]), ("model",))
+            elif name in simple:
+                yield from self._value(value, simple[name], (name,))
+            elif name not in others:
+                yield self._unknown((name,), (*SECTIONS, "model", *simple), value)
+
+    def _unknown(self, key: Key, known: Sequence[str], value: Any) -> Mistake:
+        """Return that there is no such setting, and the one that may have been meant."""
+        *within, name = (str(part) for part in key)
+        path = ".".join([*within, name])
+        hint = nearest(name, [] if within else self._elsewhere(name), alike=0)
+        hint = hint or nearest(path, [".".join([*within, one]) for one in known]) or "."
+        abbreviates = not isinstance(value, Mapping) and any(one.startswith(name) for one in known)
+        return Mistake(f"there is no setting '{path}'{hint}", key, abbreviates)
+
+    def _elsewhere(self, name: str) -> list[str]:
+        """Return the settings of that name in other sections, the model's first."""
+        policy, objective = "model.init_args.policy", "model.init_args.objective"
+        places = {
+            policy: "pl_prefopt.policies.PolicySpec",
+            "model.init_args.optimizer.init_args": "torch.optim.AdamW",
+        }
+        if (named := self._objective()) is not None:
+            places[f"{objective}.init_args"] = named
+        found = {key: find_class(path) for key, path in {**places, **SECTIONS}.items()}
+        return [
+            f"{key}.{name}"
+            for key, one in found.items()
+            if isinstance(one, ClassSource) and name in signature(one).settings
+        ][:1]
+
+    def _section(self, name: str, value: Any) -> Iterator[Mistake]:
+        value = value.value if isinstance(value, Written) else value
+        source = find_class(SECTIONS[name])
+        if isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")) and Path(value).is_file():
+            read_yaml(Path(value))
+        elif not isinstance(value, Mapping):
+            what = f"expected `{name}` to be a section of settings, got {_shown(value)}."
+            yield Mistake(what, (name,))
+        elif isinstance(source, ClassSource):
+            taken = signature(source)
+            for key, one in value.items():
+                if key in taken.settings:
+                    yield from self._value(one, kinds_of(taken.settings[key]), (name, key))
+                elif not taken.takes_more:
+                    yield self._unknown((name, key), tuple(taken.settings), one)
+
+    def _value(self, value: Any, kinds: Kinds, key: Key) -> Iterator[Mistake]:
+        wanted = kinds.refusal(value)
+        plain = value.value if isinstance(value, Written) else value
+        if wanted is not None:
+            yield _mistake(key, f"expected {wanted}, got {_shown(value)}{_choice(value, kinds) or '.'}")
+        elif isinstance(plain, list) and kinds.items is not None:
+            for number, item in enumerate(plain):
+                yield from self._value(item, kinds.items, (*key, number))
+        elif isinstance(plain, Mapping) or (isinstance(plain, str) and "str" not in kinds.simple):
+            yield from self._class(plain, kinds, key)
+
+    def _class(self, value: Any, kinds: Kinds, key: Key) -> Iterator[Mistake]:
+        bases = [*kinds.classes, *kinds.makers]
+        if not bases or kinds.anything or (isinstance(value, str) and _names_something_else(value, kinds)):
+            return
+        spec = {"class_path": value} if isinstance(value, str) else value
+        try:
+            source = self._source(spec, kinds, key)
+        except UnknownClassError as error:
+            yield _mistake(key, str(error), (*key, "class_path"))
+            return
+        if source is None:
+            return
+        is_spec = bool(spec.keys() & {"class_path", "init_args"})
+        may_miss, self.may_miss = self.may_miss, self.may_miss or bool(spec.get(DROPPED))
+        settings, within = (spec.get("init_args", {}), (*key, "init_args")) if is_spec else (spec, key)
+        yield from self._settings(source, settings, within, kinds)
+        self.may_miss = may_miss
+
+    def _source(self, spec: Mapping[str, Any], kinds: Kinds, key: Key) -> ClassSource | None:
+        """Return the class of a mapping, or ``None`` if it can't be told."""
+        path = spec.get("class_path")
+        if path is None:
+            return kinds.implied
+        if not isinstance(path, str):
+            raise UnknownClassError(f"expected the path of a class, got {_shown(path)}.")
+        for name in spec:
+            if name not in ("class_path", "init_args", "dict_kwargs", DROPPED):
+                raise UnknownClassError(
+                    f"'{name}' can't stand beside `class_path`; settings of the class go under `init_args`."
+                )
+        self.named.append(path)
+        return named_class(
+            path, [*kinds.classes, *kinds.makers], self._objective() if key == ("model",) else None
+        )
+
+    def _settings(self, source: ClassSource, settings: Any, key: Key, kinds: Kinds) -> Iterator[Mistake]:
+        settings = settings.value if isinstance(settings, Written) else settings
+        if not isinstance(settings, Mapping):
+            return
+        taken = signature(source)
+        for name, value in settings.items():
+            if name in taken.settings:
+                yield from self._value(value, kinds_of(taken.settings[name]), (*key, name))
+                yield from self._handed_on(source, name, value, (*key, name))
+            elif not taken.takes_more and name != DROPPED:
+                known = list(taken.settings)[
+                    1 if kinds.makers else 0 :
+                ]  # without what a maker is called with
+                what = f"{source.name} has no setting '{name}'{nearest(str(name), known) or '.'}"
+                yield _mistake((*key, name), f"{what} It has {', '.join(known) or 'none'}.")
+        if kinds.classes:
+            yield from self._missing(source, taken, settings, key)
+        if source.name == "PolicySpec" and not self.may_miss:
+            yield from _missing_folders(settings, key)
+
+    def _missing(
+        self, source: ClassSource, taken: Signature, given: Mapping[str, Any], key: Key
+    ) -> Iterator[Mistake]:
+        missing = [name for name, one in taken.settings.items() if one.required and name not in given]
+        if missing and not self.may_miss and not taken.takes_more:
+            within = key[:-1] if key[-1] == "init_args" else key
+            yield _mistake(within, f"{source.name} needs the setting '{missing[0]}'.")
+
+    def _handed_on(self, source: ClassSource, name: str, value: Any, key: Key) -> Iterator[Mistake]:
+        value = value.value if isinstance(value, Written) else value
+        target = find_class(_HANDED_ON.get((source.name, name), ""))
+        if isinstance(target, ClassSource) and isinstance(value, Mapping):
+            taken = signature(target)
+            for one in value:
+                if (
+                    one not in taken.settings
+                    and not taken.takes_more
+                    and one not in ("class_path", "init_args")
+                ):
+                    hint = nearest(str(one), taken.settings) or "."
+                    yield _mistake((*key, one), f"{target.name} has no setting '{one}'{hint}")
+
+    def _objective(self) -> str | None:
+        named = at(self.whole, ("model", "init_args", "objective", "class_path"))
+        return named if isinstance(named, str) and named.startswith("pl_prefopt.") else None
+
+
+def _names_something_else(text: str, kinds: Kinds) -> bool:
+    """Tell whether text is a file of settings, or for what is made later a function that makes it."""
+    if Path(text).is_file():
+        read_yaml(Path(text))
+        return True
+    return text in kinds.choices or bool(kinds.makers and is_function(text))
+
+
+def _shown(value: Any) -> str:
+    text = value.text if isinstance(value, Written) else value if isinstance(value, str) else None
+    shown = str(value).lower() if isinstance(value, bool) else str(value) if text is None else f"'{text}'"
+    return shown if len(shown) < 80 else f"{shown[:77]}..."
+
+
+def _choice(value: Any, kinds: Kinds) -> str:
+    words = [choice for choice in kinds.choices if isinstance(choice, str)]
+    return nearest(value, words) if isinstance(value, str) else ""
+
+
+# -- files
+
+
+def _missing_folders(settings: Mapping[str, Any], key: Key) -> Iterator[Mistake]:
+    for name in ("name", "adapter"):
+        value = settings.get(name)
+        if isinstance(value, str) and is_path(value) and not Path(value).is_dir():
+            yield _mistake((*key, name), missing_folder(value))
+
+
+def _check_files(command: str, whole: Mapping[str, Any], given: Sequence[Given]) -> None:
+    for split in _SPLITS[command]:
+        value = at(whole, ("data", split))
+        path = value.get("path") if isinstance(value, Mapping) else value
+        if isinstance(path, str) and is_data_path(path) and not Path(path).expanduser().exists():
+            origin = origin_of(given, ("data", split))
+            raise ConfigError(f"{origin}data.{split}: {missing_data(Path(path).expanduser())}")
+    asked = whole.get("ckpt_path") if "ckpt_path" in OF_COMMAND[command] and command != "plan" else None
+    if isinstance(asked, str) and asked not in ("last", "best") and not Path(asked).exists():
+        find_checkpoint(asked, Path(), may_be_missing=False)

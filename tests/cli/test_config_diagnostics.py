@@ -1,0 +1,270 @@
+"""What source files say of classes and settings is what Python says of them, so nothing good is refused."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import itertools
+import typing
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+import pl_prefopt.objectives
+from pl_prefopt.cli.app import PrefOptCLI
+from pl_prefopt.cli.class_sources import (
+    ABSENT,
+    OTHER,
+    ClassSource,
+    Setting,
+    derives_from,
+    exported,
+    find_class,
+    is_abstract,
+    signature,
+)
+from pl_prefopt.cli.config_diagnostics import EVERYWHERE, OF_COMMAND, SECTIONS, check_command
+from pl_prefopt.cli.given_settings import Written
+from pl_prefopt.cli.parser import Parser
+from pl_prefopt.cli.plan import PlanCLI
+from pl_prefopt.cli.setting_kinds import kinds_of
+from pl_prefopt.errors import ConfigError
+from tests.cli.test_commands import CONFIGS, axes
+
+PACKAGES = [
+    *(
+        f"pl_prefopt.{name}"
+        for name in ("objectives", "modules", "references", "callbacks", "policies", "pairing")
+    ),
+    "pl_prefopt.data",
+    *(
+        f"lightning.pytorch.{name}"
+        for name in ("callbacks", "loggers", "strategies", "profilers", "accelerators")
+    ),
+    "torch.optim",
+]
+TARGETS = [
+    "pl_prefopt.objectives.Objective",
+    "pl_prefopt.objectives.ReferenceObjective",
+    "pl_prefopt.modules.PreferenceModule",
+    "pl_prefopt.references.Reference",
+    "lightning.pytorch.Callback",
+    "lightning.pytorch.strategies.Strategy",
+    "torch.optim.Optimizer",
+]
+
+
+def made(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_sources_say_what_python_says(package):
+    sources = exported(package)
+    assert sources
+    for path, source in sources.items():
+        real = made(path)
+        assert source.name == real.__name__
+        if real.__module__.split(".")[0] != package.split(".")[0] or getattr(real, "_is_protocol", False):
+            continue
+        read = signature(source)
+        parameters = [
+            one
+            for one in inspect.signature(real).parameters.values()
+            if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
+        ]
+        assert set(read.settings) >= {one.name for one in parameters} or read.takes_more, path
+        for one in parameters:
+            assert (
+                one.name not in read.settings
+                or not read.settings[one.name].required
+                or one.default is one.empty
+            )
+        if not inspect.isabstract(real) and package.startswith("pl_prefopt"):
+            assert not is_abstract(source), path
+        for target in TARGETS:
+            derived = derives_from(source, find_class(target))
+            assert derived in (None, issubclass(real, made(target))), (path, target)
+
+
+def test_of_our_own_classes_sources_leave_nothing_open():
+    for package in PACKAGES[:4]:
+        for path, source in exported(package).items():
+            if (
+                "FSDP2" not in path
+                and not is_abstract(source)
+                and path.startswith(source.module.split(".")[0])
+            ):
+                assert not signature(source).takes_more, path
+                assert derives_from(source, find_class("pl_prefopt.objectives.Objective")) is not None
+
+
+def test_names_are_absent_only_where_that_is_certain():
+    assert find_class("pl_prefopt.objectives.DPPO") is ABSENT
+    assert find_class("nowhere.at.all.Thing") is ABSENT
+    assert find_class("pl_prefopt.modules.base.adamw") is OTHER
+    for path in ("os.system", "torch.nn.Linear", "torch._C.Tensor", "pl_prefopt.objectives.DPO.forward"):
+        assert find_class(path) is not ABSENT
+
+
+@pytest.mark.parametrize("command", OF_COMMAND)
+def test_the_settings_known_early_are_those_of_the_parser(monkeypatch, command):
+    class StopError(Exception):
+        pass
+
+    def stop(self, parser, args):
+        raise StopError(parser)
+
+    monkeypatch.setattr(PrefOptCLI, "parse_arguments", stop)
+    with pytest.raises(StopError) as stopped:
+        (PlanCLI if command == "plan" else PrefOptCLI)(args=[])
+    actions = stopped.value.args[0]._subcommands_action.choices[command]._actions
+    dests = {action.dest for action in actions} - {"help", "config", "print_config"}
+    sections = {
+        f"{name}.{key}" for name, path in SECTIONS.items() for key in signature(find_class(path)).settings
+    }
+    early = {"model", *EVERYWHERE, *OF_COMMAND[command], *sections}
+    assert {dest for dest in dests if not dest.endswith(".help") and dest not in SECTIONS} == early
+
+
+ALONE = [*CONFIGS.glob("ready/*.yaml")]
+BESIDE = [*CONFIGS.glob("data/*.yaml"), *CONFIGS.glob("loggers/*.yaml"), *CONFIGS.glob("hardware/*.yaml")]
+
+
+def test_every_configuration_passes(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    for method in CONFIGS.glob("methods/*.yaml"):
+        for order in itertools.permutations(
+            [CONFIGS / "base.yaml", method, CONFIGS / "hardware" / "cpu.yaml"]
+        ):
+            check_command("fit", [part for file in order for part in ("-c", str(file))] + ["--print_config"])
+    for file in BESIDE:
+        check_command("fit", [*map(str, axes("mrpo")), "-c", str(file), "--print_config"])
+    for file in ALONE:
+        check_command("fit", ["-c", str(file), "--print_config"])
+
+
+HINTS = [
+    "int",
+    "float",
+    "bool",
+    "str",
+    "int | None",
+    "float | int",
+    "bool | int",
+    "str | None",
+    "Literal['auto', 'plain']",
+    "Literal[16, '16-mixed'] | None",
+    "list[int] | int",
+    "list[str]",
+    "dict[str, int] | None",
+    "Optional[Union[int, float]]",
+]
+VALUES = [
+    0,
+    3,
+    -1,
+    2.5,
+    2.0,
+    True,
+    False,
+    "abc",
+    "3",
+    "2.5",
+    "true",
+    "no",
+    "auto",
+    "",
+    [],
+    [1],
+    ["a"],
+    {},
+    {"a": 1},
+    16,
+    None,
+]
+
+
+@pytest.mark.parametrize("hint", HINTS)
+def test_what_is_refused_early_is_refused_by_the_parser(hint):
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--key", type=eval(hint, vars(typing)))
+    kinds = kinds_of(Setting("pl_prefopt.types", ast.parse(hint, mode="eval").body, required=False))
+    refused = [value for value in VALUES if kinds.refusal(value) is not None]
+    assert refused
+    for value in refused:
+        with pytest.raises(ConfigError):
+            parser.parse_object({"key": value})
+    for text in ("[1, 2]", "{a: 1}"):  # which is text where text is taken
+        value = Written(text, [1, 2] if text[0] == "[" else {"a": 1})
+        if kinds.refusal(value) is not None:
+            with pytest.raises(ConfigError):
+                parser.parse_args(["--key", text])
+
+
+PLUG_IN = """
+from dataclasses import dataclass
+from pl_prefopt.objectives import DPO
+
+class Plain(DPO):
+    pass
+
+class Open(DPO):
+    def __init__(self, gamma: float = 1.0, **others) -> None:
+        super().__init__(**others)
+
+def decorated(cls):
+    return cls
+
+@decorated
+class Decorated(DPO):
+    pass
+
+class Made(DPO):
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+globals()["Later"] = type("Later", (DPO,), {})
+
+@dataclass
+class Margin:
+    size: int
+    shape: list[tuple[int, str]]
+
+class Nested(DPO):
+    def __init__(self, margin: Margin, anything: "Unknown" = None) -> None:
+        super().__init__()
+"""
+PLUGGED_IN = {
+    "Plain": {"beta": 0.2, "label_smoothing": 0.1},
+    "Open": {"gamma": 2, "beta": 0.2},
+    "Decorated": {"whatever": 1},
+    "Made": {"whatever": 1},
+    "Later": {"beta": 0.2},
+    "Nested": {"margin": {"size": 1, "shape": [[1, "a"]]}, "anything": {"a": [1]}},
+}
+
+
+@pytest.mark.parametrize("name", PLUGGED_IN)
+def test_classes_of_ones_own_pass(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(f"plugged_{name.lower()}.py").write_text(PLUG_IN)
+    path = f"plugged_{name.lower()}.{name}"
+    key = "--model.init_args.objective"
+    settings = [
+        part for one, value in PLUGGED_IN[name].items() for part in (f"{key}.init_args.{one}", str(value))
+    ]
+    check_command("fit", [*map(str, axes()), key, path, *settings, "--print_config"])
+
+
+def test_what_python_imports_elsewhere_is_left_to_python():
+    assert isinstance(find_class("lightning.pytorch.Trainer"), ClassSource)
+    assert made("lightning.pytorch.Trainer") is Trainer
+    assert find_class("torch.optim.AdamW").node.name == torch.optim.AdamW.__name__
+    assert "beta" in signature(find_class("pl_prefopt.objectives.DPO")).settings
+    assert pl_prefopt.objectives.DPO(beta=0.3).beta == 0.3
