@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pl_prefopt.errors import ConfigError, first_line
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.yaml_files import read_yaml
 
 FILE_NAME = "config.yaml"
 ORIGINS = "paths_from"
@@ -66,12 +67,10 @@ def read_settings(file: Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it is damaged.
     """
-    import yaml
-
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise _damaged(file, " ".join(first_line(error).split())) from error
+        settings = read_yaml(file)
+    except ConfigError as error:
+        raise _damaged(file, str(error).removeprefix(str(file)).lstrip(",: ").rstrip(".")) from error
     if not isinstance(settings, dict):
         raise _damaged(file, "it is empty" if settings is None else "it holds no settings by name")
     if ORIGINS in settings or is_saved(file):

@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
     {"errors", "files", "rows"},
-    {"paths", "saved_settings", "types", "views", "yaml_files"},
-    {"functional", "pairing", "scoring", "policies", "data"},
+    {"paths", "types", "views", "yaml_files"},
+    {"functional", "pairing", "scoring", "policies", "data", "saved_settings"},
     {"metrics", "objectives", "references"},
     {"callbacks", "modules", "report"},
     {"planning"},

@@ -418,10 +418,30 @@ def _base_names(source: ClassSource) -> set[str]:
 
 
 def _abstract_names(source: ClassSource) -> set[str]:
-    above = [_base(source.module, base) for base in source.node.bases]
-    names = {name for one in above if isinstance(one, ClassSource) for name in _abstract_names(one)}
-    for member in source.node.body:
-        if isinstance(member, ast.FunctionDef):
-            decorators = {(dotted(one) or "").rpartition(".")[2] for one in member.decorator_list}
-            names = names | {member.name} if "abstractmethod" in decorators else names - {member.name}
-    return names
+    """Return the names that are abstract wherever the class and those above it give them a value.
+
+    One that is concrete anywhere may be so in the class: which base comes first is not looked at.
+    """
+    abstract, concrete = set[str](), set[str]()
+    below = [source]
+    while below:
+        one = below.pop()
+        below += [
+            above for base in one.node.bases if isinstance(above := _base(one.module, base), ClassSource)
+        ]
+        for member in one.node.body:
+            decorators = {(dotted(each) or "").rpartition(".")[2] for each in _decorators(member)}
+            (abstract if "abstractmethod" in decorators else concrete).update(_bound(member))
+    return abstract - concrete
+
+
+def _decorators(member: ast.stmt) -> list[ast.expr]:
+    return getattr(member, "decorator_list", [])
+
+
+def _bound(member: ast.stmt) -> set[str]:
+    """Return the names that a statement of a class body gives a value."""
+    if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {member.name}
+    nodes = ast.walk(member)
+    return {one.id for one in nodes if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}

@@ -23,6 +23,7 @@ from pl_prefopt.cli.run_folder import find_checkpoint
 from pl_prefopt.cli.setting_kinds import Kinds, kinds_of
 from pl_prefopt.errors import ConfigError, nearest
 from pl_prefopt.paths import is_data_path, is_path, missing_data, missing_folder
+from pl_prefopt.saved_settings import ORIGINS
 from pl_prefopt.yaml_files import read_yaml
 
 SECTIONS = {
@@ -34,7 +35,12 @@ SECTIONS = {
 }
 MODEL = "pl_prefopt.modules.PreferenceModule"
 _TEXT, _FLAG = Kinds({"str"}), Kinds({"bool"})
-EVERYWHERE = {"seed_everything": Kinds({"bool", "int"}), "run_dir": _TEXT}
+EVERYWHERE = {
+    "seed_everything": Kinds({"bool", "int"}),
+    "run_dir": _TEXT,
+    "default_callbacks": Kinds({"bool", "dict"}),
+    ORIGINS: Kinds(items=_TEXT),
+}
 _CHECKPOINT = {"ckpt_path": _TEXT, "weights_only": _FLAG}
 OF_COMMAND: dict[str, dict[str, Kinds]] = {
     "fit": _CHECKPOINT,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.paths import data_suffix
+from pl_prefopt.saved_settings import is_saved, read_saved
 from pl_prefopt.yaml_files import load_yaml, read_yaml
 
 CONFIG_OPTIONS = ("-c", "--config")
@@ -65,7 +66,8 @@ def given_settings(arguments: Sequence[str]) -> Iterator[Given]:
 def _file_settings(name: str) -> Mapping[str, Any]:
     if data_suffix(Path(name)) in (".jsonl", ".csv", ".parquet"):
         raise ConfigError(f"{name} is no YAML file with settings: rows are named with `--data.train {name}`.")
-    settings = read_yaml(find_config(name))
+    file = find_config(name)
+    settings = read_saved(file) if is_saved(file) else read_yaml(file)
     if settings is None:
         raise ConfigError(f"{name} is empty: expected settings, one `name: value` on each line.")
     if not isinstance(settings, Mapping):
