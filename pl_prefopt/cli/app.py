@@ -19,6 +19,7 @@ from pl_prefopt.callbacks import (
     BestCheckpoint,
     LastCheckpoint,
     MetricsFile,
+    ParameterCount,
     PredictionWriter,
     ReferenceEnsemble,
     ResultsTable,
@@ -129,12 +130,15 @@ class PrefOptCLI(LightningCLI):
             PredictionWriter(config.run_dir),
             ResultsTable(),
         ]
+        if config.trainer.enable_model_summary is None:  # with `true` there is Lightning's table
+            self.trainer_defaults["callbacks"].append(ParameterCount())
 
     def _prepare_precompute(self, config: Any) -> None:
         """Leave nothing behind but the tables."""
         config.references.precompute = True
         config.trainer.logger = False
         config.trainer.num_sanity_val_steps = 0
+        config.trainer.enable_model_summary = False
         config.best.monitor, config.best.save_top_k = None, 0
         self.save_config_callback = None
         self.run_folder = Path(config.run_dir or config.references.cache_dir)

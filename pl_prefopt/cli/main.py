@@ -66,9 +66,9 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    from pl_prefopt.cli.quiet import hush
+    from pl_prefopt.cli.log_filters import install_log_filters
 
-    hush()
+    install_log_filters()
     if arguments[0] == "export":
         from pl_prefopt.cli.export import export
 
