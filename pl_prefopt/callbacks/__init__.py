@@ -6,6 +6,7 @@ from pl_prefopt.callbacks.generations import Generations
 from pl_prefopt.callbacks.last_checkpoint import LastCheckpoint
 from pl_prefopt.callbacks.margin_histogram import MarginHistogram
 from pl_prefopt.callbacks.metrics_file import MetricsFile
+from pl_prefopt.callbacks.parameter_count import ParameterCount
 from pl_prefopt.callbacks.prediction_writer import PredictionWriter
 from pl_prefopt.callbacks.progress_bar import ProgressBar
 from pl_prefopt.callbacks.reference_ensemble import ReferenceEnsemble
@@ -19,6 +20,7 @@ __all__ = [
     "LastCheckpoint",
     "MarginHistogram",
     "MetricsFile",
+    "ParameterCount",
     "PredictionWriter",
     "ProgressBar",
     "ReferenceEnsemble",

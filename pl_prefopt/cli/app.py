@@ -20,6 +20,7 @@ from pl_prefopt.callbacks import (
     BestCheckpoint,
     LastCheckpoint,
     MetricsFile,
+    ParameterCount,
     PredictionWriter,
     ReferenceEnsemble,
     ResultsTable,
@@ -152,7 +153,10 @@ class PrefOptCLI(LightningCLI):
             # Without validation there is no best; with a monitor Lightning would stop at the epoch's end.
             config.best.monitor, config.best.save_top_k = None, 0
         files = [MetricsFile(config.run_dir), PredictionWriter(config.run_dir)] if self.keeps else []
-        self.trainer_defaults["callbacks"] = [*files, ResultsTable()]
+        # With `true` there is Lightning's table, and `barebones` allows neither.
+        counts = config.trainer.enable_model_summary is None and not config.trainer.barebones
+        summary = [ParameterCount()] if counts else []
+        self.trainer_defaults["callbacks"] = [*files, ResultsTable(), *summary]
 
     def _say_that_nothing_is_kept(self, trainer: Any) -> None:
         self.save_config_callback = None
@@ -164,6 +168,7 @@ class PrefOptCLI(LightningCLI):
         config.references.precompute = True
         config.trainer.logger = False
         config.trainer.num_sanity_val_steps = 0
+        config.trainer.enable_model_summary = False
         config.best.monitor, config.best.save_top_k = None, 0
         self.save_config_callback = None
         self.run_folder = self.logs = Path(config.run_dir or config.references.cache_dir)

@@ -67,9 +67,9 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    from pl_prefopt.cli.quiet import hush
+    from pl_prefopt.cli.log_filters import install_log_filters
 
-    hush()
+    install_log_filters()
     if arguments[0] in ("export", "report"):
         check_options(arguments[0], arguments[1:])
     if arguments[0] == "export":

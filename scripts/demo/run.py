@@ -17,6 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pl_prefopt.cli.log_filters import install_log_filters
+
 CONFIG = "configs/ready/demo.yaml"
 SHOWN = {
     "accuracy": "preference accuracy",
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--model", default=".cache/models/SmolLM2-135M-Instruct")
     parser.add_argument("--run-dir", default=f"runs/demo-{datetime.now():%Y%m%d-%H%M%S}")
     settings = parser.parse_args()
+    install_log_filters()
     started, run = time.monotonic(), Path(settings.run_dir)
     checkpoint = run / "checkpoints" / "last.ckpt"
     model = ["--model.init_args.policy.name", settings.model]
@@ -82,9 +85,6 @@ def answers(model: str, adapter: Path) -> Table:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pl_prefopt.cli.quiet import hush
-
-    hush()
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter).eval()
     table = Table(title="Answers", show_lines=True)
