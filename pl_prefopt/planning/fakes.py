@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import masking_utils
 
 from pl_prefopt.types import PreferenceBatch, TokenTree
 
@@ -36,6 +38,20 @@ def model_of_fakes(model: nn.Module) -> nn.Module:
                 module._parameters[name] = _parameter(weight, fake, made)
     del outlines
     return model
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Let transformers build masks as for real tensors.
+
+    It takes fake ones for a trace, and then makes a mask where SDPA needs none.
+    """
+    before = masking_utils.is_tracing
+    masking_utils.is_tracing = lambda tensor=None: False
+    try:
+        yield
+    finally:
+        masking_utils.is_tracing = before
 
 
 def batch_of_fakes(batch: PreferenceBatch) -> PreferenceBatch:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pl_prefopt.modules import PreferenceModule
-from pl_prefopt.planning.fakes import batch_of_fakes, model_of_fakes
+from pl_prefopt.planning.fakes import batch_of_fakes, model_of_fakes, untraced
 from pl_prefopt.planning.ledger import Ledger
 from pl_prefopt.planning.optimisers import go_over_all_weights_at_once, make_states, take_step
 from pl_prefopt.planning.parts import (
@@ -82,7 +82,7 @@ class Rehearsal:
         beside = [_StandIn.of(held) for held in self.references]
         gathered = gathered_layers(policy, self.compute) + gathered_once(policy, self.compute)
         ledger = Ledger(by_shape(policy), shares_of(self.sharing))
-        with FakeTensorMode(), ledger:
+        with FakeTensorMode(), untraced(), ledger:
             with ledger.making(WEIGHTS):
                 model_of_fakes(policy)
             with ledger.making(GATHERED):

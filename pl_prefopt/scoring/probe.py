@@ -170,20 +170,21 @@ def _tolerance(model: nn.Module, tree: TokenTree, expected: Tensor) -> float:
     All rows are scored once more in one batch, with other tokens behind them in the place of padding. Two
     variants of the first row show what a later token changes, and what an earlier one.
     """
-    places = [(row, number) for row, number in tree.response_mask.any(dim=2).nonzero().tolist()]
+    places = tree.response_mask.any(dim=2).nonzero().tolist()
     rows = [_row(tree, row, number) for row, number in places]
     prompt, size, first = tree.prompt_lengths[0], tree.response_sizes[0][0], rows[0]
     width, other = max(map(len, rows)) + 1, tree.prompt_ids[0, :2]
-    earlier = torch.cat([first[: prompt - 1], other[:1], first[prompt:]])
+    replaced = torch.where(first[prompt - 1 : prompt] == other[:1], other[1:], other[:1])
+    earlier = torch.cat([first[: prompt - 1], replaced, first[prompt:]])
     behind = [(row, other[:1]) for row in (*rows, earlier)] + [(first, other[1:])]
     batch = torch.stack([torch.cat([row, token.expand(width)])[:width] for row, token in behind])
     log_probs = _log_probs(model, batch, width - 1)
     at_response = slice(prompt - 1, prompt - 1 + size)
     reaction = _largest((log_probs[-2] - log_probs[0])[at_response])
     usual = _floor(model, expected.device)
-    floor = min(usual, reaction / 20)
+    floor = max(min(usual, reaction / 20), 1e-5)
     gap = _largest((log_probs[-1] - log_probs[0])[: len(first) - 1])
-    if not gap <= max(floor, 1e-5):  # rows of the same shape, so there is hardly any rounding
+    if not gap <= floor:  # rows of the same shape, so there is hardly any rounding
         raise ConfigError(
             f"{_name(model)} is no causal language model: with other tokens behind it, a token's log-prob "
             f"differs by {gap:.2g}. Name a model that predicts the next token from those before it; an "

@@ -34,16 +34,18 @@ _HEADS: dict[HeadName, type[SplitHead]] = {"chunked": ChunkedHead, "fused": Fuse
 class Scorer:
     """Computes log-probs of responses with one model.
 
-    The first call finds out, on a handful of tokens, how the model can be run.
+    The first call probes, on a few tokens, how the model can be run: every way is compared with single
+    forward passes of unpadded rows.
 
     Args:
-        layout: ``tree`` computes each prompt once for all its responses; ``plain`` once a response;
-            ``auto`` takes the tree where the model supports it and a probe confirms that both agree.
+        layout: ``tree`` computes each prompt once for all its responses; ``plain`` once per response;
+            ``auto`` takes the tree where it gives the model's own log-probs.
         head: ``chunked`` computes logits of some positions at a time; ``fused`` asks a GPU kernel of the
             package cut-cross-entropy. Where a probe finds either to be off, the model's own head is run.
 
     Raises:
-        ConfigError: if ``head`` is ``fused`` and the package is missing.
+        ConfigError: if ``head`` is ``fused`` and the package is missing; on the first call, if the model is
+            no causal language model, or ``layout`` is ``tree`` and the tree gives other numbers.
     """
 
     def __init__(self, layout: LayoutName = "auto", head: HeadName = "chunked") -> None:

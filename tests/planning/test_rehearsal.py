@@ -14,7 +14,7 @@ from pl_prefopt.data.extremes import full_batch
 from pl_prefopt.modules import DPOModule
 from pl_prefopt.objectives import DPO, KTO
 from pl_prefopt.planning import Ledger, Rehearsal, Sharing
-from pl_prefopt.planning.fakes import batch_of_fakes, model_of_fakes
+from pl_prefopt.planning.fakes import batch_of_fakes, model_of_fakes, untraced
 from pl_prefopt.policies import FourBit, PolicySpec, build_policy, sketch_policy
 from pl_prefopt.references import AdapterOff, FrozenModel, Held, InitialPolicy, NamedAdapter, PrecomputedTable
 from tests.runs import LORA
@@ -128,7 +128,7 @@ def test_a_rehearsed_pass_keeps_to_the_byte_what_a_real_one_keeps(tiny_model, po
     sketch = make_module(tiny_model, layout=layout, **policy)
     sketch.policy = sketch_policy(sketch.policy_spec)
     sketch.scorer.presume(sketch.policy)
-    with FakeTensorMode():
+    with FakeTensorMode(), untraced():
         model_of_fakes(sketch.policy)
         assert kept_by_a_step(sketch, batch_of_fakes(LONG)) == (left, most, saved)
 
