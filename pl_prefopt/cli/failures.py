@@ -18,6 +18,10 @@ _WRITING = {
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
 }
+_LOST = re.compile(
+    r"Connection (?:reset|closed|refused)[\w ]*|Broken pipe|Timed out[\w ]*|recvValue failed|Socket Timeout|"
+    r"remote process exited|NCCL communicator was aborted|Watchdog caught collective operation timeout"
+)
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")
 
 
@@ -47,6 +51,12 @@ def _translated(error: BaseException) -> PrefOptError | None:
             "while validating, lower `data.eval_batch_size`; while scoring references, "
             "`references.batch_size`"
         )
+    lost = _LOST.search(str(error)) if _is_from_other_ranks(error) else None
+    if lost is not None:
+        return RunError(
+            f"another rank of this run has ended or can't be reached ({lost[0].strip()}), and its own output "
+            "says why: end the other ranks too, and start all of them anew with `--ckpt_path last`"
+        )
     number = _number(error)
     if number in _WRITING:
         where = os.fsdecode(getattr(error, "filename", None) or "a file of the run")
@@ -66,6 +76,12 @@ def _number(error: BaseException) -> int:
         re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
     )
     return int(found[1]) if found else 0
+
+
+def _is_from_other_ranks(error: BaseException) -> bool:
+    """Tell whether a collective operation failed; by names, too."""
+    by_name = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+    return by_name or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

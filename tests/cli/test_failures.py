@@ -117,6 +117,37 @@ def test_what_cannot_be_written_is_named(number):
     assert "run/metrics.csv" in str(failed)
 
 
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] "
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError(f"{GLOO}Read error [127.0.0.1]:8411: Connection reset by peer. GLHF!"),
+            "reset by peer",
+        ),
+        (RuntimeError(f"{GLOO}Connection closed by peer [127.0.0.1]:8411"), "closed by peer"),
+        (
+            RuntimeError(f"{GLOO}Timed out waiting 1800000ms for recv operation"),
+            "Timed out waiting 1800000ms",
+        ),
+        (torch.distributed.DistNetworkError("failed to recv, got 0 bytes: Broken pipe"), "Broken pipe"),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted on rank 1."), "was aborted"),
+    ],
+)
+def test_a_lost_rank_is_a_sentence_of_the_others(error, told):
+    failed = failure_behind(error)
+    assert isinstance(failed, RunError)
+    assert told in str(failed)
+    assert "another rank of this run has ended" in str(failed)
+
+
+def test_what_is_no_lost_rank_is_not_told_as_one():
+    for error in (RuntimeError("Connection reset by peer"), torch.distributed.DistNetworkError("EADDRINUSE")):
+        assert failure_behind(error) is None
+
+
 def test_a_defect_keeps_its_traceback(prefopt, settings, monkeypatch):
     monkeypatch.setattr(Scorer, "__call__", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,59 @@ def test_two_processes_train_and_measure_as_one(tiny_model, tmp_path):
     prefopt(tmp_path, "validate", "-c", run / "config.yaml", "--ckpt_path", "last", *alone)
     assert json.loads((run / "metrics.json").read_text()) == pytest.approx(together, abs=1e-4)
     assert together["val/margin"] != 0
+
+
+def start_rank(rank: int, folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    """Start one of two ranks, as torchrun does."""
+    launched = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    command = [sys.executable, "-m", "pl_prefopt", *map(str, arguments)]
+    environment = {**os.environ, **launched, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with (folder / f"rank{rank}").open("w") as output:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
+        )
+
+
+@cache
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_the_survivor_of_a_killed_rank_ends_with_a_sentence(tiny_model, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", scored_rows(9))
+    settings = ["--data.train", rows, "--data.held_out", "0", "--model.init_args.policy.name", tiny_model]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "10000"]
+    command = ["fit", *axes(), *settings, *two, "--run_dir", "run"]
+    ranks = [start_rank(rank, tmp_path, *command) for rank in range(2)]
+    try:
+        wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", ranks)
+        ranks[1].kill()
+        assert ranks[0].wait(timeout=120) == 1
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    said = (tmp_path / "rank0").read_text()
+    assert "prefopt: another rank of this run has ended or can't be reached (Connection " in said
+    assert "Traceback" not in said
+
+
+def wait_for(file: Path, ranks: list[subprocess.Popen[str]]) -> None:
+    """Wait until a file is there."""
+    for _ in range(3000):
+        if file.exists():
+            return
+        assert all(rank.poll() is None for rank in ranks), "a rank ended before it trained"
+        time.sleep(0.1)
+    raise AssertionError(f"no {file}")
