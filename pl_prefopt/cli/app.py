@@ -25,6 +25,7 @@ from pl_prefopt.callbacks import (
     ResultsTable,
 )
 from pl_prefopt.cli.config_diagnostics import failed_import
+from pl_prefopt.cli.config_files import example_rows
 from pl_prefopt.cli.defaults import (
     CALLBACKS,
     SETTINGS,
@@ -48,7 +49,7 @@ from pl_prefopt.cli.run_folder import (
 from pl_prefopt.cli.run_lock import alone_in
 from pl_prefopt.cli.run_start import Start
 from pl_prefopt.cli.trainer import PrefOptTrainer
-from pl_prefopt.data import PreferenceDataModule
+from pl_prefopt.data import SPLITS_OF_STAGE, PreferenceDataModule
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules import PreferenceModule, SafeCheckpointIO
 from pl_prefopt.saved_settings import ORIGINS
@@ -120,6 +121,7 @@ class PrefOptCLI(LightningCLI):
             command, *words = sys.argv[1:] if args is None else args
             origin = origin_of(list(given_settings(words)), refused.key) if refused.key else ""
             raise ConfigError(failed_import(command, words) or f"{origin}{refused}") from refused
+        _find_example_rows(self.config[self.config.subcommand].data)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning would let a checkpoint's own settings override it."""
@@ -287,6 +289,12 @@ def _check_sections(config: Any) -> None:
     batches = config.trainer.accumulate_grad_batches
     if batches < 1:  # which Lightning divides by
         raise ConfigError(f"expected `trainer.accumulate_grad_batches` to be at least 1, got {batches}.")
+
+
+def _find_example_rows(data: Any) -> None:
+    for split in SPLITS_OF_STAGE[None]:
+        if isinstance(data, Namespace) and isinstance(data.get(split), str):
+            data[split] = example_rows(data[split])
 
 
 def _being_built(error: Exception) -> str:

@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "data.max_prompt_length": 1024,
     "data.max_response_length": 1024,
 }
-"""The command line's defaults, as in ``configs/base.yaml``."""
+"""The command line's defaults, as in the configuration ``base``."""
 
 
 class _Default(NamedTuple):

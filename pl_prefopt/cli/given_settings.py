@@ -31,11 +31,6 @@ class Written(NamedTuple):
     value: Any
 
 
-def find_config(name: str) -> Path:
-    """Return the file that ``-c`` names."""
-    return Path(name)
-
-
 def given_settings(arguments: Sequence[str]) -> Iterator[Given]:
     """Yield what each file and each option sets, in their order.
 
@@ -65,7 +60,7 @@ def given_settings(arguments: Sequence[str]) -> Iterator[Given]:
 def _file_settings(name: str) -> Mapping[str, Any]:
     if data_suffix(Path(name)) in (".jsonl", ".csv", ".parquet"):
         raise ConfigError(f"{name} is no YAML file with settings: rows are named with `--data.train {name}`.")
-    settings = read_yaml(find_config(name))
+    settings = read_yaml(Path(name))
     if settings is None:
         raise ConfigError(f"{name} is empty: expected settings, one `name: value` on each line.")
     if not isinstance(settings, Mapping):

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-CONFIG = "configs/ready/demo.yaml"
+CONFIG = "ready/demo"
 SHOWN = {
     "accuracy": "preference accuracy",
     "margin": "reward margin",

@@ -19,7 +19,6 @@ def _commands():
 
 
 def test_the_weak_policy_learns_from_the_strong_one_s_table_alone(tmp_path, prefopt, tiny_model):
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     write_rows(tmp_path / "preferences.jsonl", scored_rows(8))
     strong = tmp_path / "strong-base"
     tokenizer = tiny_tokenizer(chat_template=None, vocab_size=330)

@@ -39,7 +39,6 @@ def test_scripts_that_a_page_runs_exist(page):
 
 def test_a_new_method_in_one_file_and_one_yaml_trains(tmp_path, monkeypatch, prefopt, tiny_model):
     """Outside the repository, as the page says."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "mylab.py").write_text(first(ADDING, "python"))
     (tmp_path / "squared_hinge.yaml").write_text(first(ADDING, "yaml"))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -79,10 +78,7 @@ def test_the_bad_row_that_the_data_page_shows_is_told_so(tmp_path, prefopt, tiny
     rows = pair_rows(12)
     rows[11]["rejected"] = rows[11]["chosen"]
     write_rows(tmp_path / "pairs.jsonl", rows)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    axes = [
-        part for name in ("base", "methods/dpo", "hardware/cpu") for part in ("-c", f"configs/{name}.yaml")
-    ]
+    axes = [part for name in ("base", "methods/dpo", "hardware/cpu") for part in ("-c", name)]
     said = prefopt.fails(
         "fit", *axes, "--data.train", "pairs.jsonl", "--model.init_args.policy.name", tiny_model
     )
