@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
     {"errors", "files", "rows"},
-    {"paths", "saved_settings", "types", "views", "yaml_files"},
+    {"evaluations", "paths", "saved_settings", "types", "views", "yaml_files"},
     {"functional", "pairing", "scoring", "policies", "data"},
     {"metrics", "objectives", "references"},
     {"callbacks", "modules", "report"},

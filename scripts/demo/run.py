@@ -17,6 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pl_prefopt.evaluations import main_metrics, read_evaluations
+
 CONFIG = "ready/demo"
 SHOWN = {
     "accuracy": "preference accuracy",
@@ -67,7 +69,7 @@ def prefopt(*arguments: str) -> None:
 
 def comparison(before: Path, after: Path) -> Table:
     """Return the table of held-out metrics before and after."""
-    old, new = (json.loads(path.read_text()) for path in (before, after))
+    old, new = (main_metrics(read_evaluations(path)) for path in (before, after))
     table = Table(title="Held-out prompts", caption="– : an untrained policy has no margins to correlate")
     table.add_column("metric")
     table.add_column("before", justify="right")
