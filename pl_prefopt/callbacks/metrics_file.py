@@ -37,8 +37,7 @@ class MetricsFile(Callback):
         self._write(trainer, pl_module, "test")
 
     def _write(self, trainer: Trainer, module: Any, stage: str) -> None:
-        settings: Any = trainer
-        if settings.fast_dev_run or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
         measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
         command = None if trainer.state.fn is None else trainer.state.fn.value

@@ -36,6 +36,7 @@ from pl_prefopt.cli.defaults import (
 )
 from pl_prefopt.cli.failures import failure_behind
 from pl_prefopt.cli.given_settings import given_settings, origin_of
+from pl_prefopt.cli.next_steps import next_steps
 from pl_prefopt.cli.parser import Parser, RefusedError
 from pl_prefopt.cli.run_config import RunConfig
 from pl_prefopt.cli.run_folder import (
@@ -254,6 +255,18 @@ class PrefOptCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Run ``Trainer.predict``; the predictions go to ``predictions.jsonl``."""
         self.trainer.predict(return_predictions=False, **kwargs)
+
+    def after_fit(self) -> None:
+        """Say where the run is and what comes next."""
+        if not (self.keeps and self.trainer.is_global_zero):
+            return
+        config, spec = self.config[self.subcommand], self.model.policy_spec
+        best, last = self._get(self.config_init, "best"), self._get(self.config_init, "last")
+        paths = [Path(best.best_model_path or "."), Path(last.dirpath) / "last.ckpt"]
+        for checkpoint in paths:
+            if checkpoint.suffix == ".ckpt" and checkpoint.exists():
+                print(next_steps(self.run_folder, checkpoint, config, is_adapter=spec.has_adapter))
+                return
 
     def after_precompute(self) -> None:
         """Say where the tables are."""
