@@ -19,11 +19,10 @@ from tests.runs import metrics_of, scored_rows, write_rows
 def fit(prefopt, tiny_model, tmp_path):
     rows = write_rows(tmp_path / "some rows.jsonl", scored_rows(12))
     settings = ["--data.train", rows, "--data.held_out", "4", "--model.init_args.policy.name", tiny_model]
-    speed, bar = ({"class_path": f"pl_prefopt.callbacks.{name}"} for name in ("Throughput", "ProgressBar"))
 
     def run(*arguments, seconds=None):
-        settled = {} if seconds is None else {"init_args": {"seconds": seconds}}
-        callbacks = json.dumps([speed, bar | settled])
+        settings_of_bar = {} if seconds is None else {"init_args": {"seconds": seconds}}
+        callbacks = json.dumps([{"class_path": "pl_prefopt.callbacks.ProgressBar", **settings_of_bar}])
         quick = ("--data.batch_size", "1", "--trainer.log_every_n_steps", "2", "--run_dir", "a run")
         return prefopt("fit", *axes(), *settings, *quick, "--trainer.callbacks", callbacks, *arguments)
 

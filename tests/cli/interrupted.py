@@ -118,12 +118,17 @@ def _run(folder: str, arguments: list[str], fault: dict[str, Any] | None, settin
     os._exit(status)
 
 
-def _arrange(place: str, call: int, how: str) -> None:
-    """Let a signal come at the ``call``-th call of the function at ``place``."""
+def _arrange(place: str, call: int, how: str, named: str = "") -> None:
+    """Let a signal come at the ``call``-th call of the function at ``place``.
+
+    With ``named`` only calls count that are given a file or a path with this in its name.
+    """
     owner, attribute = _find(place)
     original, calls = getattr(owner, attribute), []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if not any(named in str(getattr(each, "name", "")) for each in args):
+            return original(*args, **kwargs)
         calls.append(1)
         if len(calls) == call and how == "torn":
             whole = io.BytesIO()

@@ -75,8 +75,8 @@ MISSING = {
     "`prefopt configs` lists.",
     "own/mine.yml": "there is no configuration 'own/mine.yml', neither a file nor one of those that "
     "`prefopt configs` lists; did you mean 'own/mine.yaml'?",
-    "configs/methods/dpo.yaml": "there is no file configs/methods/dpo.yaml in {here}; the one that comes with "
-    "prefopt is `-c methods/dpo`.",
+    "configs/methods/dpo.yaml": "there is no file configs/methods/dpo.yaml in {here}; the one that comes "
+    "with prefopt is `-c methods/dpo`.",
     "dpo": "there is no file dpo in {here}; the one that comes with prefopt is `-c methods/dpo`.",
     "": "expected the name of a configuration, or a file, got nothing.",
     "own": "expected a configuration file, but own is a folder; name a file in it.",
