@@ -23,7 +23,16 @@ def fit(prefopt, tiny_model, tmp_path):
     def run(*arguments, seconds=None):
         settings_of_bar = {} if seconds is None else {"init_args": {"seconds": seconds}}
         callbacks = json.dumps([{"class_path": "pl_prefopt.callbacks.ProgressBar", **settings_of_bar}])
-        quick = ("--data.batch_size", "1", "--trainer.log_every_n_steps", "2", "--run_dir", "a run")
+        quick = (
+            "--default_callbacks.Generations",
+            "false",
+            "--data.batch_size",
+            "1",
+            "--trainer.log_every_n_steps",
+            "2",
+            "--run_dir",
+            "a run",
+        )
         return prefopt("fit", *axes(), *settings, *quick, "--trainer.callbacks", callbacks, *arguments)
 
     return run
