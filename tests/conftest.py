@@ -51,3 +51,12 @@ def cpu_of_bitsandbytes(request, monkeypatch):
     if hasattr(modules, "has_avx512bf16"):  # 0.48 has but one way
         monkeypatch.setattr(modules, "has_avx512bf16", lambda: request.param == "avx512_bf16")
     return request.param
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that holds what a wheel of the package installs, and nothing else."""
+    from tests.wheels import build, install
+
+    wheel = build(tmp_path_factory.mktemp("wheel"), "wheel")
+    return install(wheel, tmp_path_factory.mktemp("installed") / "packages")

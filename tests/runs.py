@@ -11,6 +11,7 @@ import pytest
 from lightning.pytorch import Callback, Trainer
 
 from pl_prefopt.data import PreferenceDataModule
+from pl_prefopt.evaluations import read_evaluations
 from pl_prefopt.policies import PolicySpec
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": True}
@@ -83,6 +84,12 @@ def make_trainer(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer
 def lora_spec(folder: Path, **settings: Any) -> PolicySpec:
     """A tiny policy with an adapter."""
     return PolicySpec(name=str(folder), lora=LORA, **settings)
+
+
+def metrics_of(folder: Path, stage: str = "val") -> dict[str, float]:
+    """The numbers of a run's newest evaluation."""
+    found = [one for one in read_evaluations(Path(folder) / "metrics.json") if one.stage == stage]
+    return dict(found[-1].metrics)
 
 
 class CommandLine:

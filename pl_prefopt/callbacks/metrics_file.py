@@ -1,51 +1,91 @@
-"""The last evaluation's numbers as a file."""
+"""Evaluations as a file."""
 
 from __future__ import annotations
 
-import json
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader
 
-from pl_prefopt.files import replacing
+from pl_prefopt.data import PreferenceDataModule
+from pl_prefopt.evaluations import Evaluation, add_evaluation
+from pl_prefopt.objectives.base import plain_settings
 
 
 class MetricsFile(Callback):
-    """Writes the metrics of each validation and test to ``metrics.json``, by name.
+    """Writes each validation and test to ``metrics.json``: numbers, rows, checkpoint, date.
 
-    A name written before, by another command in the same folder, stays unless it is measured anew.
+    Evaluations of other rows or another checkpoint stand side by side; the same one again takes the place of
+    the earlier.
 
     Args:
-        folder: where the file goes.
+        folder: the run's, where the file goes.
     """
 
     def __init__(self, folder: str) -> None:
-        self.path = Path(folder) / "metrics.json"
+        self.folder = Path(folder)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what begins with ``val/``."""
         if not trainer.sanity_checking:
-            self._write(trainer, "val/")
+            self._write(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what begins with ``test/``."""
-        self._write(trainer, "test/")
+        self._write(trainer, pl_module, "test")
 
-    def _write(self, trainer: Trainer, prefix: str) -> None:
+    def _write(self, trainer: Trainer, module: Any, stage: str) -> None:
         if not trainer.is_global_zero:
             return
-        metrics = self._earlier()
         measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        metrics |= {name: value for name, value in measured.items() if name.startswith(prefix)}
-        with replacing(self.path) as draft:
-            draft.write_text(json.dumps(dict(sorted(metrics.items())), indent=2) + "\n")
+        command = None if trainer.state.fn is None else trainer.state.fn.value
+        evaluation = Evaluation(
+            metrics={name: value for name, value in measured.items() if name.startswith(f"{stage}/")},
+            command=command,
+            part=_part(trainer, stage),
+            method=_method(module),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            **_rows(getattr(trainer, "datamodule", None), stage),
+            **self._weights(trainer, module, command),
+        )
+        add_evaluation(self.folder / "metrics.json", evaluation)
 
-    def _earlier(self) -> dict[str, float]:
-        """Return what is in the file; one that is damaged is set aside, since a run needn't end for it."""
-        if not self.path.is_file():
-            return {}
-        try:
-            return dict(json.loads(self.path.read_text()))
-        except (ValueError, TypeError):
-            self.path.replace(self.path.with_suffix(".damaged.json"))
-            return {}
+    def _weights(self, trainer: Trainer, module: Any, command: str | None) -> dict[str, Any]:
+        if command == "fit":
+            return {"step": trainer.global_step}
+        if trainer.ckpt_path is None:
+            return {"step": 0}
+        path, folder = Path(trainer.ckpt_path).resolve(), self.folder.resolve()
+        name = str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+        return {"checkpoint": name, "step": module.restored_step}
+
+
+def _rows(datamodule: Any, split: str) -> dict[str, Any]:
+    """Return what the rows are; nothing for those of a data module of one's own."""
+    if not isinstance(datamodule, PreferenceDataModule):
+        return {}
+    dataset, held_out = datamodule.datasets[split], split not in datamodule.sources
+    return {
+        "data": datamodule.sources["train" if held_out else split].path,
+        "held_out": held_out,
+        "rows": len(dataset),
+        "fingerprint": dataset.fingerprint,
+    }
+
+
+def _part(trainer: Trainer, stage: str) -> str | None:
+    """Return how many of the batches were measured, if not all."""
+    val = stage == "val"
+    loader: Any = trainer.val_dataloaders if val else trainer.test_dataloaders
+    if not isinstance(loader, DataLoader):
+        return None
+    counts = trainer.num_val_batches if val else trainer.num_test_batches
+    done, there = sum(counts), len(loader)
+    return f"{int(done)} of {there} batches" if done < there else None
+
+
+def _method(module: Any) -> str:
+    settings = ", ".join(f"{name}={value!r}" for name, value in plain_settings(module.objective).items())
+    return f"{type(module.objective).__name__}({settings})"

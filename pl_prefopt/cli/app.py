@@ -26,9 +26,10 @@ from pl_prefopt.callbacks import (
     ResultsTable,
 )
 from pl_prefopt.cli.config_diagnostics import failed_import
+from pl_prefopt.cli.config_files import example_rows
+from pl_prefopt.cli.default_settings import SETTINGS
 from pl_prefopt.cli.defaults import (
     CALLBACKS,
-    SETTINGS,
     callbacks_of_run,
     check_chosen,
     has_progress_bar,
@@ -36,6 +37,7 @@ from pl_prefopt.cli.defaults import (
 )
 from pl_prefopt.cli.failures import failure_behind
 from pl_prefopt.cli.given_settings import given_settings, origin_of
+from pl_prefopt.cli.next_steps import next_steps
 from pl_prefopt.cli.parser import Parser, RefusedError
 from pl_prefopt.cli.run_config import RunConfig
 from pl_prefopt.cli.run_folder import (
@@ -49,7 +51,7 @@ from pl_prefopt.cli.run_folder import (
 from pl_prefopt.cli.run_lock import alone_in
 from pl_prefopt.cli.run_start import Start
 from pl_prefopt.cli.trainer import PrefOptTrainer
-from pl_prefopt.data import PreferenceDataModule
+from pl_prefopt.data import SPLITS_OF_STAGE, PreferenceDataModule
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules import PreferenceModule, SafeCheckpointIO
 from pl_prefopt.saved_settings import ORIGINS
@@ -121,6 +123,7 @@ class PrefOptCLI(LightningCLI):
             command, *words = sys.argv[1:] if args is None else args
             origin = origin_of(list(given_settings(words)), refused.key) if refused.key else ""
             raise ConfigError(failed_import(command, words) or f"{origin}{refused}") from refused
+        _find_example_rows(self.config[self.config.subcommand].data)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning would let a checkpoint's own settings override it."""
@@ -258,6 +261,18 @@ class PrefOptCLI(LightningCLI):
         """Run ``Trainer.predict``; the predictions go to ``predictions.jsonl``."""
         self.trainer.predict(return_predictions=False, **kwargs)
 
+    def after_fit(self) -> None:
+        """Say where the run is and what comes next."""
+        if not (self.keeps and self.trainer.is_global_zero):
+            return
+        config, spec = self.config[self.subcommand], self.model.policy_spec
+        best, last = self._get(self.config_init, "best"), self._get(self.config_init, "last")
+        paths = [Path(best.best_model_path or "."), Path(last.dirpath) / "last.ckpt"]
+        for checkpoint in paths:
+            if checkpoint.suffix == ".ckpt" and checkpoint.exists():
+                print(next_steps(self.run_folder, checkpoint, config, is_adapter=spec.has_adapter))
+                return
+
     def after_precompute(self) -> None:
         """Say where the tables are."""
         if self.trainer.is_global_zero:
@@ -292,6 +307,12 @@ def _check_sections(config: Any) -> None:
     batches = config.trainer.accumulate_grad_batches
     if batches < 1:  # which Lightning divides by
         raise ConfigError(f"expected `trainer.accumulate_grad_batches` to be at least 1, got {batches}.")
+
+
+def _find_example_rows(data: Any) -> None:
+    for split in SPLITS_OF_STAGE[None]:
+        if isinstance(data, Namespace) and isinstance(data.get(split), str):
+            data[split] = example_rows(data[split])
 
 
 def _being_built(error: Exception) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from pl_prefopt.errors import ConfigError, first_line
+from pl_prefopt.evaluations import Evaluation, read_evaluations
 from pl_prefopt.saved_settings import read_saved
 
 _PACKAGES = ("pl-prefopt", "torch", "lightning", "transformers", "peft", "bitsandbytes")
@@ -29,14 +29,14 @@ class Card:
 
     Attributes:
         config: the run's resolved configuration.
-        metrics: what the run measured last, by name.
+        evaluations: what the run measured, of any of its checkpoints.
         data: by split, its ``rows``, ``skipped`` and ``fingerprint``, as the checkpoint has them.
         steps: optimiser steps that the checkpoint has behind it.
         is_adapter: whether the folder holds an adapter, not a whole model.
     """
 
     config: Mapping[str, Any]
-    metrics: Mapping[str, float]
+    evaluations: Sequence[Evaluation]
     data: Mapping[str, Mapping[str, Any]]
     steps: int
     is_adapter: bool
@@ -160,10 +160,16 @@ class Card:
         return _table(("split", "source", "rows", "rows left out", "fingerprint"), rows)
 
     def _metrics(self) -> str:
-        if not self.metrics:
-            return "The run's folder holds no metrics."
-        rows = [(name, f"{value:.4g}") for name, value in self.metrics.items()]
-        return "By the run's last validation and test:\n\n" + _table(("metric", "value"), rows)
+        """Return the evaluations of these weights; those of another checkpoint say nothing of them."""
+        own = [one for one in self.evaluations if self._is_of_these_weights(one)]
+        if own:
+            return "\n\n".join(_measured(one) for one in own)
+        others = "; it holds those of others" if self.evaluations else ""
+        return f"The run's folder holds no metrics of this checkpoint{others}."
+
+    def _is_of_these_weights(self, evaluation: Evaluation) -> bool:
+        elsewhere = Path(evaluation.checkpoint or "").is_absolute()  # another run's
+        return evaluation.step in (None, self.steps) and not elsewhere
 
 
 def read_card(config: Path, checkpoint: Mapping[str, Any], *, is_adapter: bool) -> Card:
@@ -179,20 +185,34 @@ def read_card(config: Path, checkpoint: Mapping[str, Any], *, is_adapter: bool) 
     """
     return Card(
         config=read_saved(config),
-        metrics=_read_metrics(config.parent / "metrics.json"),
+        evaluations=_read_metrics(config.parent / "metrics.json"),
         data=checkpoint.get("PreferenceDataModule", {}).get("splits", {}),
         steps=checkpoint.get("global_step", 0),
         is_adapter=is_adapter,
     )
 
 
-def _read_metrics(path: Path) -> dict[str, float]:
-    if not path.is_file():
-        return {}
+def _measured(one: Evaluation) -> str:
+    """Return a table of numbers, below a line on what was measured on what."""
+    rows = _public(one.data) if one.data else "rows that were not recorded"
+    where = f"{_HELD_OUT}, {rows}" if one.held_out else rows
+    parts = [
+        f"{'Test' if one.stage == 'test' else 'Validation'} on {where}",
+        f"{one.rows:,} rows" if one.rows is not None else None,
+        one.part,
+        f"fingerprint {one.fingerprint}" if one.fingerprint else None,
+        f"checkpoint: {one.weights}",
+        one.method,
+        one.date,
+    ]
+    numbers = [(name, f"{value:.4g}") for name, value in sorted(one.metrics.items())]
+    return ", ".join(escaped(part) for part in parts if part) + ":\n\n" + _table(("metric", "value"), numbers)
+
+
+def _read_metrics(path: Path) -> list[Evaluation]:
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): float(value) for name, value in metrics.items()}
-    except (ValueError, TypeError, AttributeError) as error:  # no JSON, or another one
+        return read_evaluations(path)
+    except ValueError as error:
         raise ConfigError(
             f"{path} can't be read ({first_line(error)}): delete it; `prefopt validate` with the run's "
             "checkpoint writes it anew."

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pl_prefopt.cli.class_sources import ClassSource, Signature, find_class, signature
+from pl_prefopt.cli.config_files import example_rows
 from pl_prefopt.cli.given_settings import DROPPED, Given, Key, Written, at, given_settings, merged, origin_of
 from pl_prefopt.cli.known_classes import UnknownClassError, is_function, named_class
 from pl_prefopt.cli.run_folder import find_checkpoint
@@ -339,7 +340,8 @@ def _check_files(command: str, whole: Mapping[str, Any], given: Sequence[Given])
     for split in _SPLITS[command]:
         value = at(whole, ("data", split))
         path = value.get("path") if isinstance(value, Mapping) else value
-        if isinstance(path, str) and is_data_path(path) and not Path(path).expanduser().exists():
+        path = example_rows(path) if isinstance(path, str) else None
+        if path is not None and is_data_path(path) and not Path(path).expanduser().exists():
             origin = origin_of(given, ("data", split))
             raise ConfigError(f"{origin}data.{split}: {missing_data(Path(path).expanduser())}")
     asked = whole.get("ckpt_path") if "ckpt_path" in OF_COMMAND[command] and command != "plan" else None

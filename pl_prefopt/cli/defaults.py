@@ -1,4 +1,4 @@
-"""What every run has unless its configuration says otherwise: settings and callbacks."""
+"""The callbacks that every run has unless its configuration says otherwise."""
 
 from __future__ import annotations
 
@@ -11,27 +11,6 @@ from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 
 from pl_prefopt.callbacks import DashboardLayout, Generations, MarginHistogram, ProgressBar, Throughput
 from pl_prefopt.errors import ConfigError, nearest
-
-SETTINGS: dict[str, Any] = {
-    "seed_everything": 0,
-    "trainer.max_epochs": 1,  # Lightning's own default is 1,000
-    "trainer.gradient_clip_val": 1.0,
-    "trainer.log_every_n_steps": 10,
-    "model": {
-        "class_path": "pl_prefopt.modules.DPOModule",
-        "init_args": {
-            "policy": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct"},
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 5e-6, "weight_decay": 0.0}},
-            "schedule": {"name": "cosine", "warmup": 0.1},
-            "layout": "auto",
-        },
-    },
-    "data.held_out": 0.1,
-    "data.batch_size": 4,
-    "data.max_prompt_length": 1024,
-    "data.max_response_length": 1024,
-}
-"""The command line's defaults, as in ``configs/base.yaml``."""
 
 
 class _Default(NamedTuple):

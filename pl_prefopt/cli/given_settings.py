@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pl_prefopt.cli.default_settings import SETTINGS
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.paths import data_suffix
 from pl_prefopt.saved_settings import is_saved, read_saved
@@ -30,11 +31,6 @@ class Written(NamedTuple):
 
     text: str
     value: Any
-
-
-def find_config(name: str) -> Path:
-    """Return the file that ``-c`` names."""
-    return Path(name)
 
 
 def given_settings(arguments: Sequence[str]) -> Iterator[Given]:
@@ -66,7 +62,7 @@ def given_settings(arguments: Sequence[str]) -> Iterator[Given]:
 def _file_settings(name: str) -> Mapping[str, Any]:
     if data_suffix(Path(name)) in (".jsonl", ".csv", ".parquet"):
         raise ConfigError(f"{name} is no YAML file with settings: rows are named with `--data.train {name}`.")
-    file = find_config(name)
+    file = Path(name)
     settings = read_saved(file) if is_saved(file) else read_yaml(file)
     if settings is None:
         raise ConfigError(f"{name} is empty: expected settings, one `name: value` on each line.")
@@ -93,12 +89,14 @@ def nested(keys: Sequence[str], value: Any) -> Any:
 
 
 def merged(given: Sequence[Given]) -> Any:
-    """Return all settings together, later ones over earlier ones, as far as they can be told apart.
+    """Return the default settings and all that are given, later ones over earlier ones.
 
     As the parser does: a mapping goes into a mapping, or into the last item of a list; settings that a class
     got before it was replaced by another are left out, since the other need not have them.
     """
     whole: Any = {}
+    for key, value in SETTINGS.items():
+        whole = _merge(whole, nested(key.split("."), value))
     for one in given:
         whole = _merge(whole, one.settings)
     return whole

@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import version
 
 from pl_prefopt.cli.config_diagnostics import check_command
+from pl_prefopt.cli.config_files import with_paths
 from pl_prefopt.cli.failures import failure_behind
 from pl_prefopt.cli.option_diagnostics import check_options
 from pl_prefopt.errors import StoppedError, nearest
@@ -19,24 +20,25 @@ _COMMANDS = {
     "precompute": "score the rows with every reference, and train nothing",
     "export": "write a trained policy as a PEFT folder or a merged model",
     "report": "write one HTML page that compares runs",
+    "configs": "list the configurations that come with prefopt, or print one",
 }
 
 _HELP = """prefopt {version}: preference optimisation of language models
 
-usage: prefopt <command> [-c FILE.yaml ...] [--key.sub value ...]
+usage: prefopt <command> [-c NAME or FILE.yaml ...] [--key.sub value ...]
 
 {commands}
 
 Settings come from YAML files, later ones first, and from the command line:
-  prefopt fit -c configs/base.yaml -c configs/methods/dpo.yaml -c configs/hardware/cpu.yaml \\
+  prefopt fit -c base -c methods/dpo -c hardware/cpu \\
     --data.train preferences.jsonl --model.init_args.policy.name HuggingFaceTB/SmolLM2-135M-Instruct
 `prefopt <command> --help` lists a command's settings; `--print_config` shows them resolved."""
 
 _TRAINING = """
 `prefopt {command}` needs to know what to train on which rows. A single file says it all:
-  prefopt {command} -c configs/ready/demo.yaml
+  prefopt {command} -c ready/demo
 or one file each for method and hardware, with your rows and model:
-  prefopt {command} -c configs/base.yaml -c configs/methods/dpo.yaml -c configs/hardware/cpu.yaml \\
+  prefopt {command} -c base -c methods/dpo -c hardware/cpu \\
     --data.train preferences.jsonl --model.init_args.policy.name HuggingFaceTB/SmolLM2-135M-Instruct"""
 _TRAINED = """
 `prefopt {command}` needs a run, which `prefopt fit` makes, and its checkpoint:
@@ -67,6 +69,11 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> None:
+    if arguments[0] == "configs":
+        from pl_prefopt.cli.configs import configs
+
+        configs(arguments[1:])
+        return
     from pl_prefopt.cli.log_filters import install_log_filters
 
     install_log_filters()
@@ -84,7 +91,9 @@ def _run(arguments: list[str]) -> None:
         return
     if len(arguments) == 1:
         _fail(_needs(arguments[0]))
+    arguments = with_paths(arguments)
     check_command(arguments[0], arguments[1:])
+    sys.argv[1:] = arguments
     if arguments[0] == "plan":
         from pl_prefopt.cli.plan import plan
 

@@ -93,6 +93,7 @@ class PreferenceModule(LightningModule):
         # And writes a batch's log-probs where its hooks don't run: a tuner replaces the trainer's callbacks.
         self.write_references: Callable[[PreferenceBatch], None] | None = None
         self.restored_from: str | None = None  # the command line knows it before Lightning does
+        self.restored_step: int | None = None  # the optimiser steps behind the checkpoint that was read
         # Checkpoints hold only what is trained; on_load_checkpoint counts that nothing of it is missing.
         self.strict_loading = False
         self._base_identity, self._adapter_identity = "", ""
@@ -294,6 +295,7 @@ class PreferenceModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another run's checkpoint."""
+        self.restored_step = checkpoint.get("global_step")
         self._seeds.load(checkpoint)
         if self._is_fitting:
             trainer: Any = self.trainer

@@ -63,7 +63,7 @@ def refuse_shards(path: Path) -> None:
     if is_sharded(path):
         raise ConfigError(
             f"{path} holds the shards of a run whose weights were split between processes, and this run's "
-            "are not: use the same configs/hardware file and as many processes as you like, or get the "
+            "are not: use the same hardware configuration and as many processes as you like, or get the "
             f"model with `prefopt export {path} --out FOLDER` and name it in policy.adapter or policy.name; "
             "an adapter becomes a part of the model with `--merge true --dtype float32`."
         )

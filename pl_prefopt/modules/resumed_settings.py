@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pl_prefopt.modules.learning_rate import BASE_RATE
 from pl_prefopt.objectives import Objective
+from pl_prefopt.objectives.base import plain_settings
 
 Settings = list[dict[str, Any]]
 
@@ -66,19 +67,14 @@ def keep_settings(optimizer: Optimizer, scheduler: LRScheduler, wanted: Settings
 
 def save_objective(checkpoint: dict[str, Any], objective: Objective) -> None:
     """Note the objective's plain settings, such as its β."""
-    checkpoint[_OBJECTIVE] = _plain(objective)
+    checkpoint[_OBJECTIVE] = plain_settings(objective)
 
 
 def compare_objective(checkpoint: Mapping[str, Any], objective: Objective) -> None:
     """Warn of each setting that ``save_objective`` noted otherwise."""
     had = checkpoint.get(_OBJECTIVE, {})
-    for name, value in _plain(objective).items():
+    for name, value in plain_settings(objective).items():
         if had.get(name, value) != value:
             rank_zero_warn(
                 f"From here on the objective's {name} is {value}; the checkpoint's was {had[name]}."
             )
-
-
-def _plain(objective: Objective) -> dict[str, Any]:
-    public = {name: value for name, value in vars(objective).items() if name[0] != "_" and name != "training"}
-    return {name: value for name, value in public.items() if isinstance(value, bool | int | float | str)}

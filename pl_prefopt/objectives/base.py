@@ -70,6 +70,12 @@ class Objective(nn.Module, ABC):
         """Return each prompt's loss and each response's implicit reward."""
 
 
+def plain_settings(objective: Objective) -> dict[str, bool | int | float | str]:
+    """Return the objective's settings that are numbers or words, such as its β, by name."""
+    public = {name: value for name, value in vars(objective).items() if name[0] != "_" and name != "training"}
+    return {name: value for name, value in public.items() if isinstance(value, bool | int | float | str)}
+
+
 class ReferenceObjective(Objective):
     """The family that compares the policy with exactly one reference: DPO and its relatives, KTO."""
 

@@ -81,7 +81,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, precision: str) -> None:
     if not layers:
         raise ConfigError(
             f"{type(_base(model)).__name__} doesn't say which of its modules are layers (_no_split_modules), "
-            "so its weights can't be split between processes: use configs/hardware/lora_ddp.yaml."
+            "so its weights can't be split between processes: use `-c hardware/lora_ddp`."
         )
     for layer in layers:
         fully_shard(layer, **settings)

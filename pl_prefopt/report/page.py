@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from pl_prefopt.evaluations import STAGES
 from pl_prefopt.report import figures, tables
 from pl_prefopt.report.disagreements import worst_disagreements
 from pl_prefopt.report.figures import Panel
@@ -44,6 +45,7 @@ class Card:
 
     subject: Subject
     stage: str | None
+    measured: str
     cells: Sequence[tuple[tables.Column, tables.Cell]]
 
 
@@ -62,6 +64,8 @@ def build_report(runs: Sequence[Run]) -> Report:
         cards=[_card(subject) for subject in subjects],
         subjects=subjects,
         notices=_notices(subjects, stage),
+        evaluations=tables.evaluations(runs),
+        evaluated=tables.EVALUATED,
         metric_tables=tables.metric_tables(runs),
         long_tables=tables.metric_tables(runs, everything=True),
         differences=tables.differing(settings),
@@ -96,7 +100,8 @@ def _card(subject: Subject) -> Card:
         names = [name for name in ("loss", "kl_0", "length_bias") if f"{stage}/{name}" in run.metrics]
     columns = [tables.Column(name, tables.unit_of(name), tables.help_of(name)) for name in names]
     cells = [(column, tables.metric_cell(run, stage or "", column.name)) for column in columns]
-    return Card(subject, stage, cells)
+    one = run.evaluation(stage) if stage else None
+    return Card(subject, stage, f"{one.rows_measured} · {one.weights}" if one else "", cells)
 
 
 def _notices(subjects: Sequence[Subject], stage: str | None) -> list[tuple[str, str]]:
@@ -119,6 +124,21 @@ def _notices(subjects: Sequence[Subject], stage: str | None) -> list[tuple[str, 
         )
         sentence = f"The runs were measured on different prompts or responses (prompts: {sizes}), so their "
         notices.append((sentence + "numbers don't compare.", ""))
+    return [*notices, *_of_other_rows(subjects)]
+
+
+def _of_other_rows(subjects: Sequence[Subject]) -> list[tuple[str, str]]:
+    """Return a sentence where runs were validated or tested on rows of different names or numbers."""
+    notices = []
+    for stage in STAGES:
+        found = {item.run.name: item.run.evaluation(stage) for item in subjects}
+        rows = {name: one.rows_measured for name, one in found.items() if one is not None and one.data}
+        prints = {one.fingerprint for one in found.values() if one is not None and one.data}
+        # The fingerprint changes with the tokeniser too, the name with the working folder.
+        if len(set(rows.values())) > 1 and len(prints) > 1:
+            each = "; ".join(f"{name}: {what}" for name, what in rows.items())
+            sentence = f"The {_STAGE_WORDS[stage]} numbers are of different rows and don't compare ({each})."
+            notices.append((sentence, ""))
     return notices
 
 

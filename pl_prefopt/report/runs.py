@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pl_prefopt.errors import ConfigError, DataError, nearest
+from pl_prefopt.evaluations import Evaluation, main_evaluation, main_metrics, read_evaluations
 from pl_prefopt.report.curves import Curve, read_curves
 from pl_prefopt.saved_settings import read_saved
 
@@ -28,7 +28,7 @@ class Run:
         folder: where.
         name: the end of the folder's path that tells it from the other runs'.
         settings: the resolved configuration, ``{"data.batch_size": "4"}``.
-        metrics: the last evaluation's numbers, ``{"test/accuracy": 0.8}``.
+        evaluations: what was measured, the oldest first.
         curves: metrics over training; empty if the run never trained.
         predictions: the file of each command that wrote predictions.
     """
@@ -36,7 +36,7 @@ class Run:
     folder: Path
     name: str
     settings: Mapping[str, str]
-    metrics: Mapping[str, float]
+    evaluations: Sequence[Evaluation]
     curves: Mapping[str, Curve]
     predictions: Mapping[str, Path]
 
@@ -45,6 +45,15 @@ class Run:
         """The objective's name."""
         objective = self.settings.get("model.init_args.objective.class_path", "")
         return objective.rsplit(".", 1)[-1]
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The numbers that stand for the run, ``{"test/accuracy": 0.8}``: one evaluation's of each stage."""
+        return main_metrics(self.evaluations)
+
+    def evaluation(self, stage: str) -> Evaluation | None:
+        """Return the evaluation that ``metrics`` of ``val`` or ``test`` come from."""
+        return main_evaluation(self.evaluations, stage)
 
     @property
     def test_command(self) -> str:
@@ -77,7 +86,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             folder=folder,
             name=name,
             settings=_read_settings(config),
-            metrics=_read_metrics(folder / "metrics.json"),
+            evaluations=_read_metrics(folder / "metrics.json"),
             curves=read_curves(folder),
             predictions=_find_predictions(folder),
         )
@@ -119,13 +128,11 @@ def _find_predictions(folder: Path) -> dict[str, Path]:
     return {stage: path for stage, path in paths.items() if path.is_file()}
 
 
-def _read_metrics(path: Path) -> dict[str, float]:
-    if not path.is_file():
-        return {}
+def _read_metrics(path: Path) -> list[Evaluation]:
     try:
-        return {str(name): float(value) for name, value in json.loads(path.read_text("utf-8")).items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"expected numbers by name in {path}, got: {error}; move the file away") from error
+        return read_evaluations(path)
+    except ValueError as error:
+        raise DataError(f"expected evaluations in {path}, got: {error}; move the file away") from error
 
 
 def _read_settings(path: Path) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pl_prefopt.metrics.suite import METRIC_HELP
@@ -83,7 +83,11 @@ def metric_tables(runs: Sequence[Run], *, everything: bool = False) -> list[Metr
 
 def metric_cell(run: Run, stage: str, name: str) -> Cell:
     """Return a run's metric with its interval, where it has them."""
-    value, low, high = (run.metrics.get(f"{stage}/{name}{end}") for end in ("", "_low", "_high"))
+    return _cell(run.metrics, stage, name)
+
+
+def _cell(metrics: Mapping[str, float], stage: str, name: str) -> Cell:
+    value, low, high = (metrics.get(f"{stage}/{name}{end}") for end in ("", "_low", "_high"))
     if value is None or not math.isfinite(value):
         return Cell()
     interval = ""
@@ -104,6 +108,38 @@ class SettingRow:
 
     key: str
     values: Sequence[str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """One evaluation of a run, and what was measured when on what."""
+
+    run: str
+    what: str
+    rows: str
+    weights: str
+    date: str
+    numbers: Sequence[Cell]
+
+
+EVALUATED = ("loss", "accuracy", "margin")
+"""The metrics in the table of all evaluations."""
+
+
+def evaluations(runs: Sequence[Run]) -> list[EvaluationRow]:
+    """Return all evaluations of all runs, also those whose numbers the other tables don't have."""
+    return [
+        EvaluationRow(
+            run.name,
+            f"{one.command or 'not recorded'}{f', {one.method}' if one.method else ''}",
+            one.rows_measured,
+            one.weights,
+            one.date or "–",
+            [_cell(one.metrics, one.stage, name) for name in EVALUATED],
+        )
+        for run in runs
+        for one in run.evaluations
+    ]
 
 
 def all_settings(runs: Sequence[Run]) -> list[SettingRow]:

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pl_prefopt.cli.log_filters import install_log_filters
+from pl_prefopt.evaluations import main_metrics, read_evaluations
 
-CONFIG = "configs/ready/demo.yaml"
+CONFIG = "ready/demo"
 SHOWN = {
     "accuracy": "preference accuracy",
     "margin": "reward margin",
@@ -70,7 +71,7 @@ def prefopt(*arguments: str) -> None:
 
 def comparison(before: Path, after: Path) -> Table:
     """Return the table of held-out metrics before and after."""
-    old, new = (json.loads(path.read_text()) for path in (before, after))
+    old, new = (main_metrics(read_evaluations(path)) for path in (before, after))
     table = Table(title="Held-out prompts", caption="– : an untrained policy has no margins to correlate")
     table.add_column("metric")
     table.add_column("before", justify="right")

@@ -6,12 +6,14 @@ import csv
 import json
 import math
 import re
+from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from tensorboard import plugin_util
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
@@ -34,6 +36,7 @@ from pl_prefopt.objectives import DPO
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import AdapterOff
 from pl_prefopt.types import PLAIN, TokenTree
+from tests.report.folders import SPITE
 from tests.runs import LORA, lora_spec, make_datamodule, make_trainer, pair_rows, scored_rows
 
 PROMPTS = ["Say <b>yes</b>.", "Where is Paris?"]
@@ -89,6 +92,48 @@ def test_tensorboard_gets_layout_texts_histograms_and_speed(written):
     assert first.num == last.num == 6
     assert last.sum / last.num == pytest.approx(events.Scalars("val/margin")[-1].value, rel=1e-5)
     assert all(event.value > 0 for event in events.Scalars("train/tokens_per_second"))
+
+
+class Shown(HTMLParser):
+    """The tags of a page, and its text with a line's end for each ``<br>``."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.cells = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        assert not attrs
+        if tag == "td":
+            self.cells.append("")
+        if tag == "br":
+            self.cells[-1] += "\n"
+
+    def handle_data(self, data):
+        if self.cells:
+            self.cells[-1] += data
+
+
+def test_tensorboard_shows_what_prompts_and_answers_hold_as_text(tmp_path):
+    """By TensorBoard's own rendering, which takes texts for Markdown with HTML in it."""
+    texts = [
+        SPITE,
+        "**a** [b](javascript:alert(1)) ![c](https://example.com/c.png) <!-- d --> `e` &lt;f&gt;",
+        "</td></tr></table>\n\n# a\n\n<iframe src=x></iframe>\n\n```\n<b>\n```",
+        "a\n\n\n- b\n- c\n\n    <i>d</i>",
+    ]
+    logger = TensorBoardLogger(save_dir=str(tmp_path), name="run", version="")
+    rows = [(text, text[::-1], text) for text in texts]
+    publishing.publish_table(
+        logger, "generations", publishing.TextTable(("prompt", "before", "now"), rows), 1
+    )
+    logger.experiment.flush()
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"tensors": 0}).Reload()
+    (table,) = text_of(events, "generations/text_summary")
+    shown = Shown(plugin_util.markdown_to_safe_html(table))
+    assert set(shown.tags) == {"table", "thead", "tbody", "tr", "th", "td", "br"}
+    assert shown.cells == [text for row in rows for text in row]
 
 
 def test_csv_files_hold_the_same(written):

@@ -14,21 +14,43 @@ import signal
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+_IMPORTED_ONCE = (
+    "pl_prefopt.cli.plan",
+    "pl_prefopt.cli.export",
+    "pl_prefopt.cli.report",
+    "transformers.models.llama.modeling_llama",
+    "datasets",
+    "torch.utils.tensorboard",
+    "torch._inductor.compile_fx",  # which PEFT's models import
+    "peft",
+    "bitsandbytes",
+)
 
 
 class Runs:
     """Starts runs in a folder."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any] | None = None) -> None:
-        """Start in ``folder``; ``settings`` are values to set, by ``package.module:NAME``."""
+    def __init__(
+        self, folder: Path, settings: dict[str, Any] | None = None, *, packages: Path | None = None
+    ) -> None:
+        """Start in ``folder``.
+
+        Args:
+            folder: the working folder, which may be changed later.
+            settings: values to set, by ``package.module:NAME``.
+            packages: where to import from before anywhere else.
+        """
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        path = [str(packages)] if packages else []
         self.folder, self.settings = folder, settings or {}
         self.server = subprocess.Popen(
             [sys.executable, "-m", __name__],
             cwd=folder,
-            env={**environment, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env={**environment, "PYTHONPATH": os.pathsep.join([*path, *filter(None, sys.path)])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -37,7 +59,12 @@ class Runs:
     def __call__(self, *arguments: object, fault: dict[str, Any] | None = None) -> tuple[int, str]:
         """Run a command to its end; return its exit status (negative: the signal) and what it printed."""
         texts = [str(argument) for argument in arguments]
-        order = {"arguments": texts, "fault": fault, "settings": self.settings}
+        order = {
+            "folder": str(self.folder),
+            "arguments": texts,
+            "fault": fault,
+            "settings": self.settings,
+        }
         print(json.dumps(order), file=self.server.stdin, flush=True)
         status = int(self.server.stdout.readline())
         return status, (self.folder / "printed.txt").read_text()
@@ -52,10 +79,9 @@ class Runs:
 
 def serve() -> None:
     """Do as ``Runs`` asks until it closes."""
-    import torch  # noqa: F401
-
-    import pl_prefopt.cli.app  # noqa: F401
-
+    for name in _IMPORTED_ONCE:
+        with suppress(ImportError):  # the run that needs it will say so
+            importlib.import_module(name)
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -64,10 +90,12 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _run(arguments: list[str], fault: dict[str, Any] | None, settings: dict[str, Any]) -> None:
+def _run(folder: str, arguments: list[str], fault: dict[str, Any] | None, settings: dict[str, Any]) -> None:
     """Be the command, and end."""
     from pl_prefopt.cli.main import main
 
+    os.chdir(folder)
+    sys.path[0] = folder  # as `python -m pl_prefopt` has it
     printed = os.open("printed.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     os.dup2(printed, 1)
     os.dup2(printed, 2)
@@ -90,12 +118,17 @@ def _run(arguments: list[str], fault: dict[str, Any] | None, settings: dict[str,
     os._exit(status)
 
 
-def _arrange(place: str, call: int, how: str) -> None:
-    """Let a signal come at the ``call``-th call of the function at ``place``."""
+def _arrange(place: str, call: int, how: str, named: str = "") -> None:
+    """Let a signal come at the ``call``-th call of the function at ``place``.
+
+    With ``named`` only calls count that are given a file or a path with this in its name.
+    """
     owner, attribute = _find(place)
     original, calls = getattr(owner, attribute), []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if not any(named in str(getattr(each, "name", "")) for each in args):
+            return original(*args, **kwargs)
         calls.append(1)
         if len(calls) == call and how == "torn":
             whole = io.BytesIO()

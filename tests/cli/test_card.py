@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +11,9 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from pl_prefopt.cli.card import Card, escaped, read_card
+from pl_prefopt.evaluations import Evaluation
 from tests.cli.test_commands import axes
-from tests.runs import scored_rows, write_rows
+from tests.runs import metrics_of, scored_rows, write_rows
 
 NASTY = "a|b <script>alert(1)</script> [x](y) `c` *d* ![](z)\n---\n# e &amp; ```"
 
@@ -41,7 +40,8 @@ def config():
 
 
 def make(config, folder, **settings):
-    given = {"metrics": {"val/accuracy": 0.75}, "data": {}, "steps": 3, "is_adapter": True, **settings}
+    measured = [Evaluation(metrics={"val/accuracy": 0.75})]
+    given = {"evaluations": measured, "data": {}, "steps": 3, "is_adapter": True, **settings}
     Card(config=config, **given).write(folder)
     return ModelCard.load(folder / "README.md")
 
@@ -76,7 +76,9 @@ def test_what_comes_from_data_shows_as_it_is_and_nothing_else(config, tmp_path):
     config["model"]["init_args"]["policy"]["name"] = NASTY
     config["data"]["train"] = NASTY
     rows = {"train": {"rows": 6, "skipped": 0, "fingerprint": NASTY}}
-    card = make(config, tmp_path, data=rows, metrics={NASTY: 1.0})
+    words = dict.fromkeys(("data", "part", "fingerprint", "checkpoint", "method", "date"), NASTY)
+    nasty = Evaluation(metrics={NASTY: 1.0}, held_out=True, rows=1, step=3, **words)
+    card = make(config, tmp_path, data=rows, evaluations=[nasty])
     shown = html(card)
     for tag in ("<script", "<img", "<a ", "<em", "<hr"):
         assert tag not in shown
@@ -96,7 +98,7 @@ def test_escaping_keeps_the_words():
 def test_a_checkpoint_without_rows_says_so(config, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     card = read_card(tmp_path / "config.yaml", {"global_step": 7}, is_adapter=True)
-    assert (card.steps, card.metrics, card.data) == (7, {}, {})
+    assert (card.steps, card.evaluations, card.data) == (7, [], {})
     card.write(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "does not say what rows" in text
@@ -118,7 +120,7 @@ def test_an_export_has_a_card_of_its_run(prefopt, tiny_model, tmp_path, merge):
     for split, kept in (("train", 5), ("val", 3)):
         assert state["splits"][split]["rows"] == kept
         assert state["splits"][split]["fingerprint"] in shown
-    for name, value in json.loads(Path("run/metrics.json").read_text()).items():
+    for name, value in metrics_of("run").items():
         assert f"<td>{name}</td>\n<td>{value:.4g}</td>" in shown
     assert f"<td>{version('torch')}</td>" in shown
     assert str(tmp_path) not in card.content

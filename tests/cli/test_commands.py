@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.gguf_files import write_tiny_gguf
-from tests.runs import scored_rows, write_rows
+from tests.runs import metrics_of, scored_rows, write_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
@@ -66,10 +66,10 @@ def test_a_run_leaves_everything_in_its_folder(run, prefopt):
 
 
 def test_validating_a_checkpoint_gives_what_training_measured(run, prefopt):
-    measured = json.loads((run / "metrics.json").read_text())
+    measured = metrics_of(run)
     (run / "metrics.json").unlink()
     prefopt("validate", "-c", run / "config.yaml", "--ckpt_path", "last")
-    again = json.loads((run / "metrics.json").read_text())
+    again = metrics_of(run)
     assert again == pytest.approx(measured, abs=1e-5)
     assert {"val/accuracy", "val/margin", "val/loss"} <= set(again)
     # The curves of training are still there.
@@ -78,15 +78,16 @@ def test_validating_a_checkpoint_gives_what_training_measured(run, prefopt):
 
 def test_testing_adds_to_the_metrics(run, prefopt):
     shutil.copy("rows.jsonl", "test.jsonl")
+    before = metrics_of(run)
     prefopt("test", "-c", run / "config.yaml", "--ckpt_path", "best", "--data.test", "test.jsonl")
-    names = set(json.loads((run / "metrics.json").read_text()))
-    assert {"val/accuracy", "test/accuracy", "test/margin"} <= names
+    assert {"test/accuracy", "test/margin"} <= set(metrics_of(run, "test"))
+    assert metrics_of(run) == before
 
 
 def test_validating_without_a_checkpoint_says_what_it_measures(run, prefopt):
     printed = prefopt("validate", "-c", run / "config.yaml", "--run_dir", "untrained")
     assert "as it is before training" in printed
-    assert json.loads(Path("untrained/metrics.json").read_text())["val/margin"] == 0
+    assert metrics_of("untrained")["val/margin"] == 0
 
 
 def test_predictions_are_one_line_a_prompt(run, prefopt):
@@ -111,7 +112,7 @@ def test_a_tested_run_has_a_report(run, prefopt):
     prefopt("test", "-c", run / "config.yaml", "--ckpt_path", "last", "--data.test", "rows.jsonl")
     assert f"Wrote {run / 'report.html'}" in prefopt("report", run)
     page = (run / "report.html").read_text(encoding="utf-8")
-    accuracy = json.loads((run / "metrics.json").read_text())["test/accuracy"]
+    accuracy = metrics_of(run, "test")["test/accuracy"]
     assert f"{100 * accuracy:.1f} %" in page
     assert "What is a fox? 0" in page  # a disagreement or a dot
     assert "no predictions" not in page
@@ -402,7 +403,7 @@ def test_precompute_scores_and_leaves_only_the_tables(prefopt, settings, tiny_mo
     shutil.move(folder, "table")
     table = '[{"class_path": "pl_prefopt.references.PrecomputedTable", "init_args": {"folder": "table"}}]'
     prefopt("fit", *axes(), *settings, "--references.members", table, "--run_dir", "run")
-    assert "val/margin" in json.loads(Path("run/metrics.json").read_text())
+    assert "val/margin" in metrics_of("run")
 
 
 def test_what_lightning_refuses_is_said_in_a_sentence(settings, prefopt):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +19,7 @@ from lightning.pytorch.callbacks import (
 from pl_prefopt.callbacks import DashboardLayout, Generations, MarginHistogram, ProgressBar, Throughput
 from pl_prefopt.cli.defaults import callbacks_of_run
 from tests.cli.test_commands import CONFIGS, axes
-from tests.runs import pair_rows, write_rows
+from tests.runs import metrics_of, pair_rows, write_rows
 
 ALL = [LearningRateMonitor, ProgressBar, Throughput, DashboardLayout, MarginHistogram, Generations]
 
@@ -122,8 +121,7 @@ def test_a_run_with_a_bar_and_callbacks_of_its_own_is_repeated_by_its_settings(p
     assert len(list(Path("one/checkpoints").glob("epoch=*.ckpt"))) == 1  # Lightning's own name for it
     prefopt("fit", "-c", "one/config.yaml", "--run_dir", "two")
     assert Noting.seen == first
-    one, two = (json.loads(Path(run, "metrics.json").read_text()) for run in ("one", "two"))
-    assert one == two
+    assert metrics_of("one") == metrics_of("two")
 
 
 class Noting(Callback):

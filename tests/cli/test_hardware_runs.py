@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.test_two_processes import prefopt as in_processes
-from tests.runs import scored_rows, write_rows
+from tests.runs import metrics_of, scored_rows, write_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -47,7 +46,7 @@ def test_what_4_bits_learned_goes_on_in_several_processes(prefopt, tiny_model, t
     adam = '{"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}}'
     policy = ["--model.init_args.policy.name", tiny_model, "--model.init_args.optimizer", adam]
     prefopt("fit", *axes("qlora_1gpu"), *words, *policy, "--run_dir", "qlora")
-    learned = json.loads(Path("qlora/metrics.json").read_text())["val/margin"]
+    learned = metrics_of("qlora")["val/margin"]
     assert learned > 0.05
 
     checkpoint = "qlora/checkpoints/last.ckpt"
@@ -62,5 +61,5 @@ def test_what_4_bits_learned_goes_on_in_several_processes(prefopt, tiny_model, t
     with Path("split/metrics.csv").open() as file:
         first = next(row["train/loss"] for row in csv.DictReader(file) if row["train/loss"])
     assert float(first) == pytest.approx(math.log(2), abs=1e-3)
-    margin = json.loads(Path("split/metrics.json").read_text())["val/margin"]
+    margin = metrics_of("split")["val/margin"]
     assert abs(margin) < learned / 10

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from pl_prefopt.evaluations import read_evaluations
 from pl_prefopt.modules import read_checkpoint
 from tests.cli.interrupted import Runs
 from tests.cli.test_commands import axes
 from tests.runs import scored_rows, write_rows
 
 STEP = "pl_prefopt.modules.base:PreferenceModule.on_train_batch_end"
+VALIDATION = "pl_prefopt.modules.base:PreferenceModule.validation_step"
+FLUSH = "pl_prefopt.files:_flush"
 PART = "pl_prefopt.references.precompute:write_tensors"
 SMALL_PARTS = {"pl_prefopt.references.precompute:ROWS_A_PART": 2}
 
@@ -96,6 +99,35 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(runs, comm
     assert {path.name for path in checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
     for name in ("last.ckpt", "best.ckpt"):
         assert_same(checkpoints / name, uninterrupted / name)
+
+
+def test_so_do_runs_killed_in_validations_and_while_files_are_written(runs, command, uninterrupted, folder):
+    # Without the check before training, whose batches would count.
+    own = ("--run_dir", "killed-there", "--trainer.num_sanity_val_steps", 0)
+    checkpoints, written = folder / "killed-there" / "checkpoints", {}
+    torn = {"place": "torch:save", "how": "torn"}
+    kills = {
+        "between the two batches of the first validation": {"place": VALIDATION, "call": 2},
+        "in the first batch of a validation": {"place": VALIDATION, "call": 1},
+        "when its numbers are in a draft": {"place": FLUSH, "call": 1, "named": "metrics.json"},
+        "half way into the best checkpoint": {**torn, "call": 1, "named": "best.ckpt"},
+        "when the last checkpoint is in a draft": {"place": FLUSH, "call": 2, "named": "last.ckpt"},
+        "after it got its name": {"place": FLUSH, "call": 1, "named": "checkpoints"},
+        "in a later validation": {"place": VALIDATION, "call": 3},
+    }
+    for when, fault in kills.items():
+        status, printed = runs(*command, *own, fault={"how": "SIGKILL", **fault})
+        assert status == -9, (when, printed)
+        last = checkpoints / "last.ckpt"
+        written[when] = read_checkpoint(last)["global_step"] if last.exists() else 0
+    assert list(written.values()) == sorted(written.values()), written
+    status, printed = runs(*command, *own)
+    assert status == 0, printed
+    assert {path.name for path in checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
+    for name in ("last.ckpt", "best.ckpt"):
+        assert_same(checkpoints / name, uninterrupted / name)
+    ours, whole = (read_evaluations(run.parent / "metrics.json") for run in (checkpoints, uninterrupted))
+    assert [(one.step, one.metrics) for one in ours] == [(one.step, one.metrics) for one in whole]
 
 
 EXPORT_KILLS = {

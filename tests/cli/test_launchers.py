@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from pl_prefopt.cli.run_folder import choose_run_folder, keep_earlier_metrics, refuse_second_run
 from pl_prefopt.errors import ConfigError
-from tests.runs import scored_rows, write_rows
+from tests.runs import metrics_of, scored_rows, write_rows
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts" / "cluster"
@@ -69,7 +68,7 @@ def test_two_machines_that_torchrun_starts_split_one_model(tmp_path, prefopt, ti
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert (run / "checkpoints" / "last.ckpt").is_dir()
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["num_nodes"] == 2
-    assert "val/margin" in json.loads((run / "metrics.json").read_text())
+    assert "val/margin" in metrics_of(run)
 
     prefopt("export", run / "checkpoints" / "last.ckpt", "--out", "exported")
     assert AutoModelForCausalLM.from_pretrained("exported").config.vocab_size > 300

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.runs import scored_rows, write_rows
+from tests.runs import metrics_of, scored_rows, write_rows
 from tests.support import save_tiny_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -25,7 +24,7 @@ def test_a_shipped_method_trains_and_tests(prefopt, tmp_path, tiny_model, method
     stages = ["--data.train", rows, "--data.test", rows, "--data.held_out", 2]
     prefopt("fit", *axes, *stages, *named, "--model.init_args.policy.name", tiny_model, "--run_dir", "run")
     prefopt("test", "-c", "run/config.yaml", "--ckpt_path", "last")
-    metrics = json.loads(Path("run/metrics.json").read_text())
+    metrics = metrics_of("run")
     assert metrics["test/margin_low"] <= metrics["test/margin"] <= metrics["test/margin_high"]
     assert ("val/alpha_1" in metrics) == (method in SEVERAL)
     assert ("test/accuracy_quality_high" in metrics) == method.startswith("sr_")

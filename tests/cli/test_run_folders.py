@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 
 from pl_prefopt.references import InitialPolicy
 from tests.cli.test_commands import axes
-from tests.runs import pair_rows, write_rows
+from tests.runs import metrics_of, pair_rows, write_rows
 
 RUN_FILES = {"config.yaml", "metrics.json", "checkpoints", ".lock"}
 
@@ -82,7 +81,7 @@ def test_a_copied_run_is_a_run_of_its_own_from_any_folder(prefopt, settings, tmp
     prefopt("fit", *settings, "--run_dir", "runs/../runs/./first", "--last.minutes", "0")
     first = Path("runs/first")
     assert set(os.listdir("runs")) == {"first"}
-    measured = json.loads((first / "metrics.json").read_text())
+    measured = metrics_of(first)
     shutil.copytree(first, "runs/copy")
     before = contents(first.absolute())
     (tmp_path / "elsewhere").mkdir()
@@ -91,7 +90,7 @@ def test_a_copied_run_is_a_run_of_its_own_from_any_folder(prefopt, settings, tmp
     copy = Path("../runs/copy")
     (copy / "metrics.json").unlink()
     prefopt("validate", "-c", copy / "config.yaml", "--ckpt_path", "last")
-    assert json.loads((copy / "metrics.json").read_text()) == pytest.approx(measured, abs=1e-5)
+    assert metrics_of(copy) == pytest.approx(measured, abs=1e-5)
     prefopt("predict", "-c", copy / "config.yaml", "--ckpt_path", "best", "--data.predict", "rows.jsonl")
     assert len((copy / "predictions.jsonl").read_text().splitlines()) == 3  # what is typed here lies here
     prefopt("export", copy / "checkpoints" / "last.ckpt", "--out", "none/../exported", "--merge", "true")

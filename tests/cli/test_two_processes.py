@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import socket
 import subprocess
@@ -14,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from pl_prefopt.evaluations import read_evaluations
 from tests.cli.test_commands import axes
-from tests.runs import scored_rows, write_rows
+from tests.cli.test_interruptions import assert_same
+from tests.runs import metrics_of, scored_rows, write_rows
 
 
 def prefopt(folder: Path, *arguments: object) -> str:
@@ -34,28 +35,95 @@ def prefopt(folder: Path, *arguments: object) -> str:
     return done.stdout
 
 
-def test_two_processes_train_and_measure_as_one(tiny_model, tmp_path):
-    rows = write_rows(tmp_path / "rows.jsonl", scored_rows(9))
-    settings = ["--data.train", rows, "--data.val", rows, "--model.init_args.policy.name", tiny_model]
-    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    cached = ["--references.precompute", "true", "--model.init_args.optimizer.lr", "0.01"]
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+SLOW = """
+import time
+
+import torch.distributed
+from lightning.pytorch import Callback
+
+
+class Slow(Callback):
+    'Rank 1 is behind in training and in saving, rank 0 in validation.'
+
+    def sleep(self, rank):
+        if torch.distributed.get_rank() == rank:
+            time.sleep(0.4)
+
+    def on_train_batch_start(self, *_):
+        self.sleep(1)
+
+    def on_train_batch_end(self, *_):
+        self.sleep(1)
+
+    def on_save_checkpoint(self, *_):
+        self.sleep(1)
+
+    def on_validation_batch_start(self, *_):
+        self.sleep(0)
+
+    def on_validation_end(self, *_):
+        self.sleep(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def fit(tiny_model, tmp_path_factory):
+    """Train in two processes; return the run's folder."""
+    folder = tmp_path_factory.mktemp("two")
     # 9 rows do not divide by 2 processes: the last batches are uneven.
-    prefopt(tmp_path, "fit", *axes(), *settings, *two, *cached, "--data.batch_size", "2")
-    (run,) = (tmp_path / "runs").iterdir()
+    rows = write_rows(folder / "rows.jsonl", scored_rows(9))
+    (folder / "slow.py").write_text(SLOW)
+    settings = ["--data.train", rows, "--data.val", rows, "--model.init_args.policy.name", tiny_model]
+    cached = ["--references.precompute", "true", "--model.init_args.optimizer.lr", "0.01"]
+    # By one rank's clock it is time to save where it is not by the other's.
+    often = ["--last.minutes", "0.01", "--trainer.val_check_interval", "1", "--data.batch_size", "2"]
+    made: set[Path] = set()
+
+    def run(name, *arguments):
+        own = ["--references.cache_dir", f"{name}-tables", *arguments]
+        prefopt(folder, "fit", *axes(), *settings, *TWO, *cached, *often, *own)
+        (new,) = set((folder / "runs").iterdir()) - made
+        made.add(new)
+        return new
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def together(fit):
+    """The folder of a run of two processes of about equal speed."""
+    return fit("together")
+
+
+def test_two_processes_train_and_measure_as_one(together):
+    run, folder = together, together.parents[1]
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    together = json.loads((run / "metrics.json").read_text())
-    assert not list((tmp_path / ".cache").rglob("*.parts"))
+    assert not list(folder.rglob("*.parts"))
     # One process writes texts; a histogram has the pairs of both.
     with (run / "generations.csv").open(encoding="utf-8") as file:
-        assert len(list(csv.DictReader(file))) == 3
+        texts = list(csv.DictReader(file))
+    validations = len({each["step"] for each in texts})
+    assert len(texts) == 3 * validations
     with (run / "val-margins.csv").open(encoding="utf-8") as file:
         pairs = sum(len(set(row["scores"])) * (len(set(row["scores"])) - 1) // 2 for row in scored_rows(9))
-        assert sum(int(each["count"]) for each in csv.DictReader(file)) == pairs
+        assert sum(int(each["count"]) for each in csv.DictReader(file)) == pairs * validations
 
+    measured = metrics_of(run)
     alone = ["--trainer.devices", "1", "--references.precompute", "false"]
-    prefopt(tmp_path, "validate", "-c", run / "config.yaml", "--ckpt_path", "last", *alone)
-    assert json.loads((run / "metrics.json").read_text()) == pytest.approx(together, abs=1e-4)
-    assert together["val/margin"] != 0
+    prefopt(folder, "validate", "-c", run / "config.yaml", "--ckpt_path", "last", *alone)
+    assert metrics_of(run) == pytest.approx(measured, abs=1e-4)
+    assert measured["val/margin"] != 0
+
+
+def test_processes_of_unequal_speed_wait_for_one_another(together, fit):
+    slow = fit("slow", "--trainer.callbacks+", "slow.Slow")
+    for name in ("best.ckpt", "last.ckpt"):
+        assert_same(slow / "checkpoints" / name, together / "checkpoints" / name)
+    ours, others = (read_evaluations(run / "metrics.json")[0] for run in (slow, together))
+    assert (ours.step, ours.metrics) == (others.step, others.metrics)
+    for file in ("generations.csv", "val-margins.csv"):
+        assert (slow / file).read_text() == (together / file).read_text()
 
 
 def start_rank(rank: int, folder: Path, *arguments: object) -> subprocess.Popen[str]:

@@ -1,7 +1,8 @@
 """Every command and snippet of the documentation runs, with a tiny model in the place of a real one.
 
-A page's blocks run in their order in one folder, which looks like a checkout: ``configs/``, ``scripts/``,
-some preference files, the quickstart's model, and a finished run wherever a page speaks of one.
+A page's blocks run in their order in one folder that is no checkout. Commands are those of a wheel, each in
+a process of its own; the folder has some preference files, the quickstart's model, and a finished run
+wherever a page speaks of one.
 """
 
 from __future__ import annotations
@@ -21,22 +22,45 @@ import pl_prefopt.functional
 import pl_prefopt.objectives
 import pl_prefopt.pairing
 from pl_prefopt.data.formats import to_row
+from tests.cli.interrupted import Runs
 from tests.docs.pages import ADDING, PAGES, ROOT, Block, blocks, first, name_of
 from tests.runs import pair_rows, scored_rows, write_rows
 from tests.support import NO_BROWSER, find_browser
 
-AXES = ["-c", "configs/base.yaml", "-c", "configs/methods/dpo.yaml", "-c", "configs/hardware/cpu.yaml"]
+AXES = ["-c", "base", "-c", "methods/dpo", "-c", "hardware/cpu"]
 WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 
 
-class Checkout:
-    """A folder like a user's checkout, in which the blocks of one page run."""
+def localised(text: str, tiny_model: Path) -> str:
+    """Put what is here in the place of what would have to be fetched."""
+    text = re.sub(r"HuggingFaceTB/SmolLM2-\w+-Instruct", str(tiny_model), text)
+    text = re.sub(r"max_rows: \d+", "max_rows: 8", text)
+    return re.sub(r"\.\./shared/data/\S+", "preferences.jsonl", text)
 
-    def __init__(self, folder: Path, tiny_model: Path, prefopt) -> None:
-        self.folder, self.tiny_model, self.prefopt = folder, tiny_model, prefopt
+
+@pytest.fixture(scope="module")
+def commands(installed, tiny_model, tmp_path_factory):
+    """The installed package's command line, with small models and data in its configurations."""
+    packages = tmp_path_factory.mktemp("documented") / "packages"
+    shutil.copytree(installed, packages)
+    configs = packages / "pl_prefopt" / "configs"
+    for file in configs.rglob("*.yaml"):
+        file.write_text(localised(file.read_text(encoding="utf-8"), tiny_model), encoding="utf-8")
+    base = yaml.safe_load((configs / "base.yaml").read_text())
+    base["data"]["train"], base["default_callbacks"] = "preferences.jsonl", False
+    (configs / "base.yaml").write_text(yaml.safe_dump(base))
+    runs = Runs(tmp_path_factory.mktemp("commands"), packages=packages)
+    yield runs
+    runs.close()
+
+
+class Folder:
+    """A user's folder, in which the blocks of one page run."""
+
+    def __init__(self, folder: Path, tiny_model: Path, commands: Runs) -> None:
+        self.folder, self.tiny_model, self.commands = folder, tiny_model, commands
         self.left_out: list[str] = []
-        shutil.copytree(ROOT / "configs", folder / "configs")
-        (folder / "scripts").symlink_to(ROOT / "scripts")
+        commands.folder = folder
         for file in ("Makefile", "pyproject.toml", "constraints.txt", "constraints-oldest.txt"):
             (folder / file).symlink_to(ROOT / file)
         (folder / ".cache/models").mkdir(parents=True)
@@ -48,19 +72,16 @@ class Checkout:
             "test": scored_rows(4),
         }.items():
             write_rows(folder / f"{name}.jsonl", rows)
-        for file in (folder / "configs").rglob("*.yaml"):
-            file.write_text(self.localised(file.read_text(encoding="utf-8")), encoding="utf-8")
-        base = yaml.safe_load((folder / "configs/base.yaml").read_text())
-        base["data"]["train"], base["default_callbacks"] = "preferences.jsonl", False
-        (folder / "configs/base.yaml").write_text(yaml.safe_dump(base))
         (folder / "mylab.py").write_text(first(ADDING, "python"))
         (folder / "squared_hinge.yaml").write_text(first(ADDING, "yaml"))
 
+    def prefopt(self, *words: str) -> str:
+        status, printed = self.commands(*words)
+        assert status == 0, printed
+        return printed
+
     def localised(self, text: str) -> str:
-        """Put what is here in the place of what would have to be fetched."""
-        text = re.sub(r"HuggingFaceTB/SmolLM2-\w+-Instruct", str(self.tiny_model), text)
-        text = re.sub(r"max_rows: \d+", "max_rows: 8", text)
-        return re.sub(r"\.\./shared/data/\S+", "preferences.jsonl", text)
+        return localised(text, self.tiny_model)
 
     def make_runs(self, page: str) -> None:
         """Train the runs that the page speaks of and does not train itself."""
@@ -91,7 +112,11 @@ class Checkout:
             self.left_out.append(f"`prefopt {shlex.join(words)}` ran without --figures: {NO_BROWSER}")
             place = words.index("--figures")
             words = words[:place] + words[place + 2 :]
-        self.prefopt(*(self.localised(word) for word in words))
+        *words, last = [self.localised(word) for word in words]
+        if words[-1:] == [">"]:
+            (self.folder / last).write_text(self.prefopt(*words[:-1]), encoding="utf-8")
+        else:
+            self.prefopt(*words, last)
 
     def command_make(self, *targets: str) -> None:
         subprocess.run(["make", "--dry-run", *targets], cwd=self.folder, check=True, capture_output=True)
@@ -148,9 +173,10 @@ class Checkout:
 
 
 @pytest.fixture
-def checkout(tmp_path, tiny_model, prefopt, monkeypatch):
+def folder(tmp_path, tiny_model, commands, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    return Checkout(tmp_path, tiny_model, prefopt)
+    return Folder(tmp_path, tiny_model, commands)
 
 
 def parameters(page: Path):
@@ -159,10 +185,10 @@ def parameters(page: Path):
 
 
 @pytest.mark.parametrize("page", map(parameters, WITH_BLOCKS))
-def test_every_block_of_a_page_runs(page, checkout):
+def test_every_block_of_a_page_runs(page, folder):
     to_run = [block for block in blocks(page) if block.reason is None]
-    checkout.make_runs("".join(block.text for block in to_run))
+    folder.make_runs("".join(block.text for block in to_run))
     for block in to_run:
-        checkout.run(block)
-    if checkout.left_out:
-        pytest.skip("; ".join(checkout.left_out))
+        folder.run(block)
+    if folder.left_out:
+        pytest.skip("; ".join(folder.left_out))

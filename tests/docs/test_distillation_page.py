@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 
 from tests.docs.pages import ROOT, blocks, first
-from tests.runs import scored_rows, write_rows
+from tests.runs import metrics_of, scored_rows, write_rows
 from tests.support import tiny_llama, tiny_tokenizer
 
 PAGE = ROOT / "docs" / "guides" / "distillation.md"
@@ -19,7 +18,6 @@ def _commands():
 
 
 def test_the_weak_policy_learns_from_the_strong_one_s_table_alone(tmp_path, prefopt, tiny_model):
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     write_rows(tmp_path / "preferences.jsonl", scored_rows(8))
     strong = tmp_path / "strong-base"
     tokenizer = tiny_tokenizer(chat_template=None, vocab_size=330)
@@ -40,7 +38,7 @@ def test_the_weak_policy_learns_from_the_strong_one_s_table_alone(tmp_path, pref
     for folder in ("strong-base", "strong", "tables", "runs/strong", ".cache"):
         shutil.rmtree(tmp_path / folder)
     prefopt(*learn, *weak)
-    metrics = json.loads((tmp_path / "runs" / "weak" / "metrics.json").read_text())
+    metrics = metrics_of(tmp_path / "runs" / "weak")
     assert 0 < metrics["val/alpha_1"] < 1
     # Other rows are not those of the table.
     write_rows(tmp_path / "preferences.jsonl", scored_rows(9))

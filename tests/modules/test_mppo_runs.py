@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from pl_prefopt.modules import MPPOModule
 from pl_prefopt.objectives import ListMLE, PairMCM, PairMCS, PairMNM, PairMNS, PairSingle, PointCE, PointMSE
 from pl_prefopt.references import AdapterOff
 from tests.modules.test_steps import Record, sgd, trained
-from tests.runs import lora_spec, make_datamodule, make_trainer, scored_rows
+from tests.runs import lora_spec, make_datamodule, make_trainer, metrics_of, scored_rows
 
 ROOT = Path(__file__).parents[2]
 RANGE = (0.0, 9.0)
@@ -101,7 +100,7 @@ def test_the_demos_data_from_the_command_line(prefopt, tiny_model, tmp_path):
     settings = [part for pair in (smoke | data).items() for part in pair]
     configs = ("-c", ROOT / "configs/ready/demo.yaml", "-c", ROOT / "configs/methods/mppo_pair_mnm.yaml")
     prefopt("fit", *configs, *settings)
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    metrics = metrics_of(tmp_path / "run")
     assert {"val/best_of_n", "val/ndcg", "val/likelihood_best", "val/likelihood_gap"} <= set(metrics)
     assert "val/kl_0" not in metrics
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -28,7 +27,7 @@ from pl_prefopt.objectives import (
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import AdapterOff, FrozenModel
 from pl_prefopt.views import QualityPrompt
-from tests.runs import lora_spec, make_datamodule, make_trainer, pair_rows, scored_rows
+from tests.runs import lora_spec, make_datamodule, make_trainer, metrics_of, pair_rows, scored_rows
 from tests.support import save_tiny_model, tiny_tokenizer
 
 ANGLED = (
@@ -315,7 +314,7 @@ def test_a_test_run_writes_intervals(tiny_model, tmp_path):
     make_trainer(tmp_path, ensemble, max_epochs=2).fit(module, make_datamodule(tmp_path, rows))
     trainer = make_trainer(tmp_path, ensemble, MetricsFile(str(tmp_path)))
     trainer.test(module, make_datamodule(tmp_path, rows), verbose=False)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics = metrics_of(tmp_path)
     names = ("accuracy", "margin", "marginal_0", "pearson", "spearman", "kendall")
     for name in (*names, "accuracy_quality", "margin_quality"):
         low, value, high = (metrics[f"test/{name}{end}"] for end in ("_low", "", "_high"))

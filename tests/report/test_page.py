@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pl_prefopt.evaluations import Evaluation, add_evaluation
 from pl_prefopt.report import build_report, read_runs
 from tests.report.folders import SPITE, pair_rows, ranked_rows, unpaired_rows, write_run
 
@@ -46,6 +47,8 @@ def spiteful(tmp_path_factory):
     """A page of two runs whose names, sources, prompts and responses hold markup and scripts."""
     folder = tmp_path_factory.mktemp("runs")
     named = write_run(folder / "<img src=x onerror=alert(1)>", ranked_rows(skill=-1), seed_everything=SPITE)
+    words = dict.fromkeys(("command", "data", "part", "checkpoint", "method", "date"), SPITE)
+    add_evaluation(named / "metrics.json", Evaluation(metrics={"test/accuracy": 0.5}, step=3, **words))
     return page_of(named, write_run(folder / "other", ranked_rows(seed=1)))
 
 

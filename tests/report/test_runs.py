@@ -108,7 +108,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("metrics.json", "[1]", "expected numbers by name"),
+        ("metrics.json", "[1]", "expected evaluations"),
         ("config.yaml", "a: [", "is damaged"),
         ("metrics.csv", "epoch,step,train/loss\n0,1,much\n", "line 2"),
     ],

@@ -1,0 +1,39 @@
+"""What to do with a run that has ended, as commands to be copied."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+
+def next_steps(folder: Path, checkpoint: Path, config: Any, *, is_adapter: bool) -> str:
+    """Return where the run is, and the commands that begin with it.
+
+    Args:
+        folder: the run's.
+        checkpoint: the one to go on with.
+        config: the settings of ``fit``.
+        is_adapter: whether an export of it is an adapter.
+    """
+    lines = [f"  {shlex.join(words)}" for words in _commands(folder, checkpoint, config, is_adapter)]
+    return "\n".join([f"The run is in {folder}. Next, for example:", *lines])
+
+
+def _commands(folder: Path, checkpoint: Path, config: Any, is_adapter: bool) -> Iterator[list[str]]:
+    run = ["-c", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint)]
+    data = config.data
+    if data.val or data.held_out:
+        yield ["prefopt", "validate", *run]
+    yield ["prefopt", "predict", *run, "--data.predict", _as_argument(data.val or data.train)]
+    out = folder / ("adapter" if is_adapter else "model")
+    yield ["prefopt", "export", str(checkpoint), "--out", str(out)]
+    yield ["prefopt", "report", str(folder)]
+
+
+def _as_argument(source: Any) -> str:
+    return json.dumps(source.as_dict()) if isinstance(source, Namespace) else str(source)

@@ -1,0 +1,152 @@
+"""``metrics.json``: what was measured, on which rows, of which weights, and when."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pl_prefopt.files import replacing
+
+STAGES = ("val", "test")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The numbers of one evaluation. What a file of an earlier version doesn't say is ``None``.
+
+    Attributes:
+        metrics: the numbers by name, all of one stage: ``{"val/accuracy": 0.8}``.
+        command: ``fit``, ``validate`` or ``test``.
+        data: the path or hub name of the rows.
+        held_out: whether the rows were held out from those of ``data``, the training rows.
+        rows: how many there are.
+        part: ``"2 of 10 batches"`` where not all of them were measured.
+        fingerprint: of the rows and their tokens.
+        checkpoint: its path, from the run's folder if it lies in there. ``None`` for the weights that ``fit``
+            was training, and for the policy before training.
+        step: the optimiser steps behind the weights; 0 before training.
+        method: the objective with its settings: ``"DPO(beta=0.1)"``.
+        date: when, as ``2026-01-31T12:00:00+00:00``.
+    """
+
+    metrics: Mapping[str, float]
+    command: str | None = None
+    data: str | None = None
+    held_out: bool = False
+    rows: int | None = None
+    part: str | None = None
+    fingerprint: str | None = None
+    checkpoint: str | None = None
+    step: int | None = None
+    method: str | None = None
+    date: str | None = None
+
+    @property
+    def stage(self) -> str:
+        """``val`` or ``test``."""
+        return next(iter(self.metrics), "").partition("/")[0]
+
+    @property
+    def rows_measured(self) -> str:
+        """Which rows were measured, for people."""
+        if self.data is None:
+            return "rows that were not recorded"
+        name = f"rows held out from {self.data}" if self.held_out else self.data
+        count = "" if self.rows is None else f", {self.rows:,} rows"
+        return f"{name}{count}{f', {self.part}' if self.part else ''}"
+
+    @property
+    def weights(self) -> str:
+        """What was measured, for people."""
+        if self.step == 0:
+            return "the policy before training"
+        if self.step is None:
+            return self.checkpoint or "not recorded"
+        return f"{self.checkpoint or 'training'}, step {self.step:,}"
+
+    def replaces(self, other: Evaluation) -> bool:
+        """Whether ``other`` measured the same before; of a run's own validations the last one is kept."""
+        same = all(getattr(self, name) == getattr(other, name) for name in _SAME)
+        within_fit = self.command == other.command == "fit"
+        return same and (within_fit or (self.checkpoint, self.step) == (other.checkpoint, other.step))
+
+
+_SAME = ("stage", "fingerprint", "part", "method")
+
+
+def read_evaluations(path: Path) -> list[Evaluation]:
+    """Read ``metrics.json``, the oldest evaluation first; nothing if there is no such file.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if "evaluations" in found:
+            return [_parsed(entry) for entry in found["evaluations"]]
+        return _of_an_earlier_version(found)
+    except (TypeError, AttributeError, KeyError) as error:  # JSON of another form
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def add_evaluation(path: Path, new: Evaluation) -> None:
+    """Write ``new`` beside what ``metrics.json`` holds, in place of an earlier one of the same.
+
+    A damaged file is set aside, since a run needn't end for it.
+    """
+    try:
+        earlier = read_evaluations(path)
+    except ValueError:
+        path.replace(path.with_suffix(".damaged.json"))
+        earlier = []
+    kept = [one for one in earlier if not new.replaces(one)]
+    text = json.dumps({"evaluations": [_written(one) for one in [*kept, new]]}, indent=2)
+    with replacing(path) as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
+
+
+def main_evaluation(evaluations: Sequence[Evaluation], stage: str) -> Evaluation | None:
+    """Return the evaluation of ``stage`` that stands for a run: the newest on the run's own validation rows.
+
+    Those are the ones that ``fit`` measured on, with the objective that it trained. One of all rows comes
+    before one of a part, and one of trained weights before one of the policy before training.
+    """
+    own = {(one.fingerprint, one.method) for one in evaluations if one.command == "fit"}
+    candidates = [one for one in evaluations if one.stage == stage]
+    ranked = sorted(
+        candidates, key=lambda one: ((one.fingerprint, one.method) in own, one.part is None, one.step != 0)
+    )
+    return ranked[-1] if ranked else None  # the sort keeps the order of those that rank alike
+
+
+def main_metrics(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """Return the numbers that stand for a run, by name: those of its ``main_evaluation`` of each stage."""
+    found = (main_evaluation(evaluations, stage) for stage in STAGES)
+    return {name: value for one in found if one is not None for name, value in one.metrics.items()}
+
+
+def _of_an_earlier_version(found: Mapping[str, Any]) -> list[Evaluation]:
+    """Read numbers by name: those of the last validation and of the last test, nobody knows on what."""
+    numbers = _numbers(found.items())
+    stages = [{name: numbers[name] for name in numbers if name.startswith(f"{stage}/")} for stage in STAGES]
+    return [Evaluation(metrics=metrics) for metrics in stages if metrics]
+
+
+def _parsed(entry: Mapping[str, Any]) -> Evaluation:
+    known = {field.name for field in fields(Evaluation)}  # a later version may write more
+    settings = {name: value for name, value in entry.items() if name in known}
+    return Evaluation(**{**settings, "metrics": _numbers(entry["metrics"].items())})
+
+
+def _written(one: Evaluation) -> dict[str, Any]:
+    entry = {name: value for name, value in asdict(one).items() if value is not None}
+    return {**entry, "metrics": dict(sorted(one.metrics.items()))}
+
+
+def _numbers(items: Iterable[tuple[Any, Any]]) -> dict[str, float]:
+    return {str(name): float(value) for name, value in items}
