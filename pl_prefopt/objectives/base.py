@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import nn
 
+from pl_prefopt.errors import ConfigError
 from pl_prefopt.types import Outcome, ScoredBatch
 from pl_prefopt.views import View
 
@@ -31,6 +32,36 @@ class Needs:
     min_responses: int = 1
     score_range: tuple[float, float] | None = None
     views: Mapping[str, View] = field(default_factory=dict)
+
+    @classmethod
+    def of_all(cls, *needs: Self) -> Self:
+        """Return what satisfies every one of ``needs``.
+
+        Raises:
+            ConfigError: if nothing does.
+        """
+        fewest = max(each.min_references for each in needs)
+        most = min((each.max_references for each in needs if each.max_references is not None), default=None)
+        if most is not None and fewest > most:
+            raise ConfigError(
+                f"the parts of the objective contradict each other: one needs at least {fewest} references, "
+                f"another takes at most {most}."
+            )
+        ranges = [each.score_range for each in needs if each.score_range is not None]
+        views: dict[str, View] = {}
+        for name, view in (item for each in needs for item in each.views.items()):
+            if views.setdefault(name, view) != view:
+                raise ConfigError(
+                    f"the parts of the objective contradict each other: two ask for a view '{name}', with "
+                    "different settings."
+                )
+        return cls(
+            min_references=fewest,
+            max_references=most,
+            min_responses=max(each.min_responses for each in needs),
+            score_range=(max(low for low, _ in ranges), min(high for _, high in ranges)) if ranges else None,
+            views=views,
+        )
 
 
 class Objective(nn.Module, ABC):
