@@ -77,8 +77,8 @@ class Compose(Objective):
         super().__init__()
         if weights and not structure.separate:
             raise ConfigError(
-                f"{type(structure).__name__} merges margins before the link, so that no pair has a loss which "
-                "`weights` could multiply: set `weights` to [], or `structure` to MeanOfPairs or SumOfPairs."
+                f"{type(structure).__name__} merges margins before the link, so that no pair has a loss for "
+                "`weights` to multiply: set `weights` to [], or `structure` to MeanOfPairs or SumOfPairs."
             )
         names = [term.name for term in terms]
         if len(set(names)) < len(names):
