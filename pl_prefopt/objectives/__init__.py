@@ -1,6 +1,6 @@
 """Objectives: a loss for each prompt and a reward for each response, with declared needs.
 
-Most are compositions: ``Compose`` joins a score, a structure, a link, offsets, weights and terms, and the named
+Most are compositions: ``Compose`` joins a score, a structure, a link, offsets, weights and terms, and named
 classes are such compositions with their papers' settings. ``Sum`` weighs several objectives.
 """
 
