@@ -36,21 +36,27 @@ def adaptive_weights(chosen: Tensor, rejected: Tensor) -> Tensor:
     return torch.where(total > 0, gap / total.where(total > 0, 1.0), 1 / len(gap))
 
 
-def adaptive_epsilon(references: Tensor, *, epsilon_max: float) -> Tensor:
-    """Allot ε_max to a prompt's responses: ε(y) = ε_max |Σ_k L_k(y)| / Σ_y' |Σ_k L_k(y')|.
+def adaptive_epsilon(references: Tensor, others: Tensor, *, epsilon_max: float) -> Tensor:
+    """Split ε_max between the two responses of a pair: ε(y) = ε_max |Σ_k L_k(y)| / Σ_y' |Σ_k L_k(y')|.
 
-    Eq. 9 of arXiv 2405.16388, where y' is one of two responses; here it is any of the prompt's. The
-    likelier a response is to the references, the closer they are held to the first of them.
+    Eq. 9 of arXiv 2405.16388, from log-probs that are not clipped; y' runs over the pair's two responses. The
+    likelier a response is under the references, the closer they are held to the first of them. The two
+    responses' ε add up to ε_max: swap the arguments to get the other's.
 
     Args:
-        references: L_k(y), [K, ..., R], with all responses of a prompt in the last dimension, 0 where absent.
-        epsilon_max: ε_max ≥ 0, the sum of a prompt's ε.
+        references: L_k(y), [K, ...].
+        others: L_k of the other response of the pair, [K, ...].
+        epsilon_max: ε_max ≥ 0.
 
     Returns:
-        ε(y), [..., R], detached; 0 where all log-probs are.
+        ε(y), in the shape to which the two broadcast without K, detached; 0 where all log-probs are 0.
+
+    Examples:
+        >>> adaptive_epsilon(torch.tensor([-10.0, -5.0]), torch.tensor([-20.0, -25.0]), epsilon_max=0.1)
+        tensor(0.0250)
     """
-    size = references.detach().sum(dim=0).abs()
-    total = size.sum(dim=-1, keepdim=True)
+    size, other = (values.detach().sum(dim=0).abs() for values in (references, others))
+    total = size + other
     return epsilon_max * size / total.where(total > 0, 1.0)
 
 
@@ -62,14 +68,14 @@ def clip_to_first(references: Tensor, epsilon: Tensor) -> Tensor:
 
     Args:
         references: L_k(y), [K, ...].
-        epsilon: ε(y) ≥ 0, [...] or a scalar.
+        epsilon: ε(y) ≥ 0, broadcastable to [...] or the other way round.
 
     Returns:
-        L̂_k(y), [K, ...].
+        L̂_k(y), [K, ...] in the shape to which the two broadcast.
     """
     first = references[:1]
     clipped = torch.minimum(torch.maximum(references[1:], (1 + epsilon) * first), (1 - epsilon) * first)
-    return torch.cat([first, clipped])
+    return torch.cat([first.expand(1, *clipped.shape[1:]), clipped])
 
 
 def log_harmonic_mean(references: Tensor, weights: Tensor) -> Tensor:

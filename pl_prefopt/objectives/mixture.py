@@ -89,23 +89,24 @@ class Clip(ABC):
     """How near the first reference the others are held."""
 
     @abstractmethod
-    def __call__(self, references: Tensor) -> Tensor:
-        """Return ε(y).
+    def __call__(self, references: Tensor, others: Tensor) -> Tensor:
+        """Return ε(y) of one response of each pair, from the log-probs of both, unclipped.
 
         Args:
-            references: L_k(y), [K, B, R], 0 at absent responses.
+            references: L_k(y), [K, ...].
+            others: L_k of the other response of the pair, [K, ...].
 
         Returns:
-            [B, R], or a scalar, without gradient.
+            ε in the shape to which the two broadcast without K, without gradient.
         """
 
 
 @dataclass(frozen=True)
 class AdaptiveClip(Clip):
-    """ε_max, allotted to a prompt's responses by how unlikely the references find them.
+    """ε_max, split between a pair's two responses by how unlikely the references find them.
 
     Args:
-        epsilon_max: the sum of ε over a prompt's responses; at 0 MRPO is DPO, from about 1e6 on nothing is
+        epsilon_max: the sum of ε over a pair's two responses; at 0 MRPO is DPO, from about 1e6 on nothing is
             clipped.
 
     Raises:
@@ -117,9 +118,9 @@ class AdaptiveClip(Clip):
     def __post_init__(self) -> None:
         non_negative("epsilon_max", self.epsilon_max)
 
-    def __call__(self, references: Tensor) -> Tensor:
+    def __call__(self, references: Tensor, others: Tensor) -> Tensor:
         """Return ``functional.adaptive_epsilon``."""
-        return functional.adaptive_epsilon(references, epsilon_max=self.epsilon_max)
+        return functional.adaptive_epsilon(references, others, epsilon_max=self.epsilon_max)
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,9 @@ class FixedClip(Clip):
     def __post_init__(self) -> None:
         non_negative("epsilon", self.epsilon)
 
-    def __call__(self, references: Tensor) -> Tensor:
+    def __call__(self, references: Tensor, others: Tensor) -> Tensor:
         """Return ε everywhere."""
-        return torch.full_like(references[0].detach(), self.epsilon)
+        return torch.full_like((references - others)[0].detach(), self.epsilon)
 
 
 class Aggregate(ABC):

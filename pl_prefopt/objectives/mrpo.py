@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-from torch import Tensor
 
 from pl_prefopt import functional
 from pl_prefopt.objectives.base import Needs, Objective
@@ -43,8 +42,8 @@ class MRPO(MultiReferenceObjective):
     """Multi-reference preference optimisation (Le et al., arXiv 2405.16388).
 
     DPO against a virtual reference made of all. The first reference should be the policy's own start. A
-    response's reward is β(log π_θ − log π̃); weights hang on pairs, and where a prompt has more than two
-    responses the reward takes their mean over the response's pairs.
+    response's reward is β(log π_θ − log π̃). Weights and clip belong to pairs: where a prompt has more than
+    two responses, its loss is the mean over its pairs, and a response's reward the mean over those it is in.
 
     Args:
         beta: β > 0, how dear it is to leave the references.
@@ -132,13 +131,13 @@ class MultiDPO(MultiReferenceObjective):
         mixture = mix(batch.references, batch.present, self.weights, self.clip)
         policy = torch.where(batch.present, batch.policy.sum, 0.0)
         result = functional.multi_dpo(
-            *_grid(policy), *_grid(mixture.clipped), mixture.weights, beta=self.beta
+            policy.unsqueeze(-1),
+            policy.unsqueeze(-2),
+            mixture.chosen,
+            mixture.rejected,
+            mixture.weights,
+            beta=self.beta,
         )
         loss, counted = mean_over_pairs(result.loss, wins)
-        reward = torch.where(batch.present, result.chosen_reward.squeeze(-1), 0.0)
-        return Outcome(loss=loss, counted=counted, reward=reward, stats=mixture.stats(batch.present, wins))
-
-
-def _grid(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``values`` of winners by row and of losers by column."""
-    return values.unsqueeze(-1), values.unsqueeze(-2)
+        reward = torch.where(batch.present, result.chosen_reward.diagonal(dim1=-2, dim2=-1), 0.0)
+        return Outcome(loss=loss, counted=counted, reward=reward, stats=mixture.stats(wins))

@@ -1,7 +1,7 @@
 """What the policy is compared with, pair by pair: one reference, or one made of several.
 
-Weights hang on the pair, so a virtual reference gives a response another log-prob in each of its pairs.
-Log-probs of references therefore come as grids [B, R, R], winner by row and loser by column.
+Weights and clip belong to the pair, so a virtual reference gives a response another log-prob in each of its
+pairs. Log-probs of references therefore come as grids [B, R, R], winner by row and loser by column.
 """
 
 from __future__ import annotations
@@ -97,75 +97,79 @@ class VirtualReference(PairReference):
     def __call__(self, references: Tensor, present: Tensor, wins: Tensor) -> ReferenceGrid:
         """Mix the references.
 
-        A response's own log-prob, for its reward, is taken with the mean of its weights over the prompt's
+        A response's own log-prob, for its reward, is the mean of its log-probs in its pairs with the prompt's
         other responses. With two responses that is the log-prob in their pair.
         """
         mixture = mix(references, present, self.weights, self.clip)
-        chosen = self.aggregate(mixture.clipped.unsqueeze(-1), mixture.weights)
-        rejected = self.aggregate(mixture.clipped.unsqueeze(-2), mixture.weights)
-        response = self.aggregate(mixture.clipped, mean_weights(mixture.weights, present))
-        accuracy = share_won(chosen - rejected, wins)
-        stats = mixture.stats(present, wins) | {"reference_accuracy": accuracy}
+        chosen = self.aggregate(mixture.chosen, mixture.weights)
+        rejected = self.aggregate(mixture.rejected, mixture.weights)
+        response = mean_over_others(chosen, present)
+        stats = mixture.stats(wins) | {"reference_accuracy": share_won(chosen - rejected, wins)}
         return ReferenceGrid(chosen=chosen, rejected=rejected, response=response, stats=stats)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
-    """References, clipped and weighted, before a mean or a sum is taken.
+    """References, clipped and weighted pair by pair, before a mean or a sum is taken.
 
     Attributes:
         references: L_k(y), [K, B, R], 0 where absent.
-        clipped: L̂_k(y), [K, B, R].
-        epsilon: ε(y), [B, R].
+        chosen: L̂_k of each pair's winner, [K, B, R, R].
+        rejected: L̂_k of each pair's loser, [K, B, R, R].
+        epsilon: ε of each pair's winner, [B, R, R]; transposed, of each pair's loser.
         weights: α_k of each pair, [K, B, R, R].
     """
 
     references: Tensor
-    clipped: Tensor
+    chosen: Tensor
+    rejected: Tensor
     epsilon: Tensor
     weights: Tensor
 
-    def stats(self, present: Tensor, wins: Tensor) -> dict[str, Tensor]:
-        """Return the mean weights and ε, how much is clipped, and how often references disagree.
+    def stats(self, wins: Tensor) -> dict[str, Tensor]:
+        """Return the mean weights and ε, how much is clipped, and how often references disagree, over pairs.
 
-        Each is a number even where a batch has nothing to count: weights are then 1/K, the others 0.
+        Each is a number even where a batch has no pair: weights are then 1/K, the others 0.
         """
-        others = present.expand_as(self.clipped[1:])
-        margins = (self.references.unsqueeze(-1) - self.references.unsqueeze(-2)).sign()
+        winners, losers = self.references.unsqueeze(-1), self.references.unsqueeze(-2)
+        margins = (winners - losers).sign()
+        clipped = torch.stack([self.chosen != winners, self.rejected != losers])[:, 1:].float()
         return {
             **{
                 f"alpha_{k}": _mean(weight, wins, 1 / len(self.weights))
                 for k, weight in enumerate(self.weights)
             },
-            "epsilon": _mean(self.epsilon, present, 0.0),
-            "clip_rate": _mean((self.clipped[1:] != self.references[1:]).float(), others, 0.0),
+            "epsilon": _mean((self.epsilon + self.epsilon.mT) / 2, wins, 0.0),
+            "clip_rate": _mean(clipped, wins.expand_as(clipped), 0.0),
             "reference_disagreement": _mean((margins != margins[:1]).any(dim=0).float(), wins, 0.0),
         }
 
 
 def mix(references: Tensor, present: Tensor, weights: Weights, clip: Clip) -> Mixture:
-    """Weigh and clip the references' log-probs [K, B, R]; both read them unclipped."""
+    """Weigh and clip the references' log-probs [K, B, R], pair by pair; both read them unclipped."""
     references = torch.where(present, references.detach(), 0.0)
-    epsilon = clip(references)
+    winners, losers = references.unsqueeze(-1), references.unsqueeze(-2)
+    epsilon = clip(winners, losers)
     return Mixture(
         references=references,
-        clipped=functional.clip_to_first(references, epsilon),
+        chosen=functional.clip_to_first(winners, epsilon),
+        rejected=functional.clip_to_first(losers, epsilon.mT),
         epsilon=epsilon,
-        weights=weights(references.unsqueeze(-1), references.unsqueeze(-2)),
+        weights=weights(winners, losers),
     )
 
 
-def mean_weights(weights: Tensor, present: Tensor) -> Tensor:
-    """Average the weights of pairs [K, B, R, R] over each response's pairs with the others present.
+def mean_over_others(values: Tensor, present: Tensor) -> Tensor:
+    """Average values of pairs [B, R, R] over each response's pairs with the others present.
 
     Returns:
-        [K, B, R]; for the only response of a prompt, the weights of its pair with itself.
+        [B, R], by row; for the only response of a prompt, the value of its pair with itself.
     """
     itself = torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
     others = present.unsqueeze(-2) & ~itself
     count = others.sum(dim=-1)
-    mean = torch.where(others, weights, 0.0).sum(dim=-1) / count.clamp(min=1)
-    return torch.where(count > 0, mean, weights.diagonal(dim1=-2, dim2=-1))
+    mean = torch.where(others, values, 0.0).sum(dim=-1) / count.clamp(min=1)
+    return torch.where(count > 0, mean, values.diagonal(dim1=-2, dim2=-1))
 
 
 def share_won(margins: Tensor, wins: Tensor) -> Tensor:

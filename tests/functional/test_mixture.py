@@ -52,6 +52,12 @@ MEANS = [functional.log_harmonic_mean, functional.log_geometric_mean]
 CHOSEN, REJECTED = column(-10.0, -9.0), column(-12.0, -15.0)
 
 
+def both_epsilons(pair, epsilon_max):
+    """ε of winner and loser, [1, 2]."""
+    sides = pair, tuple(reversed(pair))
+    return torch.stack([functional.adaptive_epsilon(*side, epsilon_max=epsilon_max) for side in sides], dim=1)
+
+
 # --- by hand
 
 
@@ -62,9 +68,7 @@ def test_adaptive_weights_by_hand():
 
 def test_adaptive_epsilon_by_hand():
     # Sums over references: −19 for the winner, −27 for the loser, 46 in all.
-    references = torch.cat([CHOSEN, REJECTED], dim=1)
-    epsilon = functional.adaptive_epsilon(references, epsilon_max=0.1)
-    assert epsilon.tolist() == pytest.approx([0.1 * 19 / 46, 0.1 * 27 / 46])
+    assert both_epsilons((CHOSEN, REJECTED), 0.1).tolist() == [pytest.approx([0.1 * 19 / 46, 0.1 * 27 / 46])]
 
 
 def test_clip_by_hand():
@@ -127,30 +131,22 @@ def test_a_reference_that_ties_has_no_weight():
 def test_nothing_about_references_carries_a_gradient():
     chosen, rejected = column(-10.0, -9.0, grad=True), column(-12.0, -15.0, grad=True)
     assert not functional.adaptive_weights(chosen, rejected).requires_grad
-    assert not functional.adaptive_epsilon(torch.cat([chosen, rejected], 1), epsilon_max=0.1).requires_grad
+    assert not functional.adaptive_epsilon(chosen, rejected, epsilon_max=0.1).requires_grad
 
 
 # --- adaptive ε and the clip
 
 
-@given(st.lists(st.lists(LOG_PROB, min_size=3, max_size=3), min_size=1, max_size=4), st.floats(0.0, 10.0))
-def test_epsilons_of_a_prompt_add_up_to_the_maximum(values, epsilon_max):
-    references = torch.tensor(values, dtype=DOUBLE)
-    epsilon = functional.adaptive_epsilon(references, epsilon_max=epsilon_max)
+@given(pairs(), st.floats(0.0, 10.0))
+def test_the_epsilons_of_a_pair_add_up_to_the_maximum(pair, epsilon_max):
+    epsilon = both_epsilons(pair, epsilon_max)
     assert epsilon.sum().item() == pytest.approx(epsilon_max)
     assert (epsilon >= 0).all()
 
 
-def test_an_absent_response_takes_no_epsilon():
-    two = torch.tensor([[-10.0, -12.0], [-9.0, -15.0]], dtype=DOUBLE)
-    padded = torch.nn.functional.pad(two, (0, 2))
-    epsilon = functional.adaptive_epsilon(padded, epsilon_max=0.1)
-    torch.testing.assert_close(epsilon[:2], functional.adaptive_epsilon(two, epsilon_max=0.1))
-    assert epsilon[2:].tolist() == [0.0, 0.0]
-
-
 def test_epsilon_is_0_where_all_log_probs_are():
-    assert functional.adaptive_epsilon(torch.zeros(2, 3), epsilon_max=0.1).tolist() == [0.0, 0.0, 0.0]
+    nothing = torch.zeros(2, 3)
+    assert functional.adaptive_epsilon(nothing, nothing, epsilon_max=0.1).tolist() == [0.0, 0.0, 0.0]
 
 
 @given(pairs(), st.floats(0.0, 0.9))
@@ -174,14 +170,13 @@ def test_from_epsilon_1_the_upper_bound_does_nothing(pair, epsilon):
 @given(pairs())
 def test_a_huge_epsilon_clips_nothing(pair):
     references = torch.cat(pair, dim=1)
-    epsilon = functional.adaptive_epsilon(references, epsilon_max=1e6)
-    assert torch.equal(functional.clip_to_first(references, epsilon), references)
+    assert torch.equal(functional.clip_to_first(references, both_epsilons(pair, 1e6)), references)
 
 
-@given(pairs(fewest=2).flatmap(lambda pair: st.tuples(st.just(torch.cat(pair, 1)), shares(len(pair[0])))))
+@given(pairs(fewest=2).flatmap(lambda pair: st.tuples(st.just(pair), shares(len(pair[0])))))
 def test_without_room_every_mean_is_the_first_reference(drawn):
-    references, weights = drawn
-    clipped = functional.clip_to_first(references, functional.adaptive_epsilon(references, epsilon_max=0.0))
+    (pair, weights), references = drawn, torch.cat(drawn[0], dim=1)
+    clipped = functional.clip_to_first(references, both_epsilons(pair, 0.0))
     for mean in MEANS:
         torch.testing.assert_close(mean(clipped, weights), references[0], atol=1e-12, rtol=0)
 

@@ -78,13 +78,11 @@ def shares(kind, chosen, rejected):
     return [gap / sum(gaps) for gap in gaps]
 
 
-def clipped(kind, columns, response):
-    """L̂_k of one response; ``columns`` holds the K log-probs of each of the prompt's responses."""
-    own = columns[response]
+def clipped(kind, own, other):
+    """L̂_k of one response of a pair, from the K log-probs of both."""
     epsilon = 0.05
     if kind != "fixed":
-        sums = [abs(sum(column)) for column in columns.values()]
-        epsilon = (0.3 if kind == "adaptive" else 1e6) * abs(sum(own)) / sum(sums)
+        epsilon = (0.3 if kind == "adaptive" else 1e6) * abs(sum(own)) / (abs(sum(own)) + abs(sum(other)))
     low, high = (1 + epsilon) * own[0], (1 - epsilon) * own[0]
     return [own[0], *(min(max(value, low), high) for value in own[1:])]
 
@@ -93,6 +91,11 @@ def mean_of(kind, values, alphas):
     if kind == "geometric":
         return sum(alpha * value for alpha, value in zip(alphas, values, strict=True))
     return -math.log(sum(alpha * math.exp(-value) for alpha, value in zip(alphas, values, strict=True)))
+
+
+def virtual(weights, clip, mean, own, other):
+    """log π̃ of one response of a pair."""
+    return mean_of(mean, clipped(clip, own, other), shares(weights, own, other))
 
 
 def prompts_of(batch):
@@ -114,17 +117,17 @@ def test_mrpo_against_loops(weights, clip, mean):
     for row, policy, columns, pairs in prompts_of(batch):
         losses = []
         for i, j in pairs:
-            alphas = shares(weights, columns[i], columns[j])
-            a, b = (policy[k] - mean_of(mean, clipped(clip, columns, k), alphas) for k in (i, j))
+            a, b = (
+                policy[k] - virtual(weights, clip, mean, columns[k], columns[o]) for k, o in ((i, j), (j, i))
+            )
             losses.append(-log_sigmoid(0.3 * (a - b)))
         assert outcome.counted[row] == bool(pairs)
         expected = sum(losses) / len(losses) if losses else 0.0
         assert outcome.loss[row].item() == pytest.approx(expected, abs=2e-5)
         for i in policy:
-            others = [shares(weights, columns[i], columns[j]) for j in policy if j != i]
-            own = shares(weights, columns[i], columns[i])
-            alphas = [sum(parts) / len(others) for parts in zip(*others, strict=True)] if others else own
-            reward = 0.3 * (policy[i] - mean_of(mean, clipped(clip, columns, i), alphas))
+            others = [columns[j] for j in policy if j != i] or [columns[i]]
+            seen = [virtual(weights, clip, mean, columns[i], other) for other in others]
+            reward = 0.3 * (policy[i] - sum(seen) / len(seen))
             assert outcome.reward[row, i].item() == pytest.approx(reward, abs=2e-5)
 
 
@@ -136,7 +139,8 @@ def test_multi_dpo_against_loops(weights, clip):
         losses = []
         for i, j in pairs:
             alphas = shares(weights, columns[i], columns[j])
-            bounds = zip(clipped(clip, columns, i), clipped(clip, columns, j), strict=True)
+            first, second = columns[i], columns[j]
+            bounds = zip(clipped(clip, first, second), clipped(clip, second, first), strict=True)
             margins = [policy[i] - a - policy[j] + b for a, b in bounds]
             terms = zip(alphas, margins, strict=True)
             losses.append(-sum(alpha * log_sigmoid(0.3 * margin) for alpha, margin in terms))
@@ -153,15 +157,15 @@ def test_self_refined_mrpo_against_loops(ipo):
     asked = dataclasses.replace(batch, policy=view.policy, references=view.references)
     kind = SrIPO if ipo else SrDPO
     outcome = kind(beta=0.3, strength=0.7, reference=VirtualReference(clip=AdaptiveClip(0.3)))(batch)
-    both = zip(prompts_of(batch), prompts_of(asked), strict=True)
-    for (row, policy, columns, pairs), (_, policy_asked, columns_asked, _) in both:
+    prompts = zip(prompts_of(batch), prompts_of(asked), strict=True)
+    for (row, policy, columns, pairs), (_, policy_asked, columns_asked, _) in prompts:
         losses = []
         for i, j in pairs:
             margins = []
             for logps, table in ((policy, columns), (policy_asked, columns_asked)):
-                alphas = shares("adaptive", table[i], table[j])
-                virtual = [mean_of("harmonic", clipped("adaptive", table, k), alphas) for k in (i, j)]
-                margins.append(logps[i] - virtual[0] - logps[j] + virtual[1])
+                both = (table[i], table[j]), (table[j], table[i])
+                won, lost = (virtual("adaptive", "adaptive", "harmonic", *pair) for pair in both)
+                margins.append(logps[i] - won - logps[j] + lost)
             h, delta = margins[0], 0.3 * margins[1]
             refined = (h - 0.7 * delta - 1 / 0.6) ** 2 if ipo else -log_sigmoid(0.3 * h - 0.7 * delta)
             losses.append(refined)

@@ -1,0 +1,122 @@
+"""A list's loss and gradient are the mean (or the sum) over its pairs, each trained as a pair of its own."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from pl_prefopt.pairing import AllPairs, BestAgainstEach, BestAgainstWorst
+from pl_prefopt.types import ResponseLogProbs, ScoredBatch, ViewLogProbs
+from tests.objectives.batches import ensemble, select_with_views
+from tests.objectives.test_method_configs import NAMES, build, load
+
+NOT_OVER_PAIRS = {
+    "kto",
+    "mppo_list_mle",
+    "mppo_pair_mcm",
+    "mppo_pair_mnm",
+    "mppo_point_ce",
+    "mppo_point_mse",
+}
+"""Losses of single responses, or of all pairs at once."""
+SUMS = {"mppo_pair_mcs": AllPairs(), "mppo_pair_mns": BestAgainstEach()}
+"""Sums over pairs, as printed in the paper."""
+OVER_PAIRS = sorted(set(NAMES) - NOT_OVER_PAIRS)
+PAIRINGS = (AllPairs(), BestAgainstWorst(), BestAgainstEach())
+
+
+def in_double(batch):
+    """The batch in float64, as a new leaf."""
+
+    def logps(values):
+        return ResponseLogProbs(sum=values.sum.detach().double(), length=values.length)
+
+    policy = ResponseLogProbs(
+        sum=batch.policy.sum.detach().double().requires_grad_(), length=batch.policy.length
+    )
+    views = {
+        name: ViewLogProbs(
+            policy=logps(view.policy), references=view.references.double(), present=view.present
+        )
+        for name, view in batch.views.items()
+    }
+    return dataclasses.replace(
+        batch,
+        policy=policy,
+        references=batch.references.double(),
+        scores=batch.scores.double(),
+        views=views,
+    )
+
+
+def a_list(name, seed) -> ScoredBatch:
+    """Prompts with one to five responses, some of them tied, of unknown score or absent."""
+    members = len(load(name)["references"]["members"])
+    return in_double(ensemble(seed, members, prompts=8, responses=5, view="quality"))
+
+
+def with_pairing(objective, pairing):
+    """A copy of the objective that compares these pairs; MPPO's objectives have pairs of their own."""
+    objective = copy.copy(objective).eval()
+    if hasattr(objective, "pairing"):
+        objective.pairing = pairing
+    return objective
+
+
+def one_by_one(objective, whole, row, pairs):
+    """The losses of pairs of a prompt's responses, each a prompt of its own, added up; and their gradient."""
+    loss, gradient = torch.zeros((), dtype=torch.float64), torch.zeros_like(whole.policy.sum[row]).detach()
+    for pair in pairs:
+        alone = select_with_views(whole, [row], torch.tensor(pair))
+        outcome = objective(alone)
+        outcome.loss.sum().backward()
+        loss += outcome.loss[0].detach()
+        gradient[pair] += alone.policy.sum.grad[0]
+    return loss, gradient
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", OVER_PAIRS)
+def test_a_list_is_the_mean_over_its_pairs(name, seed):
+    own, long_lists = build(load(name)), 0
+    pairings = PAIRINGS if hasattr(own, "pairing") else (SUMS.get(name, BestAgainstEach()),)
+    for pairing in pairings:
+        objective, whole = with_pairing(own, pairing), a_list(name, seed)
+        outcome = objective(whole)
+        outcome.loss.sum().backward()
+        wins = pairing(whole.scores, whole.present)
+        if name in ("mppo_pair_single", "mppo_pair_mns"):
+            wins &= first_best(whole)[:, :, None]
+        for row in range(len(wins)):
+            pairs = wins[row].nonzero().tolist()
+            loss, gradient = one_by_one(objective, whole, row, pairs)
+            count = 1 if name in SUMS else max(len(pairs), 1)
+            torch.testing.assert_close(outcome.loss[row], loss / count, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(whole.policy.sum.grad[row], gradient / count, rtol=1e-12, atol=1e-12)
+            assert outcome.counted[row] == bool(pairs)
+            long_lists += len(pairs) > 2
+    assert long_lists
+
+
+def first_best(batch):
+    """bool [B, R], the first of each prompt's best responses."""
+    filled = torch.where(batch.present & ~batch.scores.isnan(), batch.scores, -torch.inf)
+    return torch.nn.functional.one_hot(filled.argmax(dim=-1), filled.shape[-1]).bool()
+
+
+@pytest.mark.parametrize("name", [name for name in OVER_PAIRS if not name.startswith("mppo")])
+def test_a_response_of_a_list_has_the_mean_reward_of_its_pairs(name):
+    objective, whole = build(load(name)), a_list(name, 0)
+    outcome = objective(whole)
+    for row in range(len(whole.scores)):
+        here = whole.present[row].nonzero()[:, 0].tolist()
+        for response in here:
+            others = [other for other in here if other != response]
+            if not others:
+                continue
+            pairs = [select_with_views(whole, [row], torch.tensor([response, other])) for other in others]
+            rewards = torch.stack([objective(pair).reward[0, 0] for pair in pairs])
+            torch.testing.assert_close(outcome.reward[row, response], rewards.mean(), rtol=1e-12, atol=1e-12)
