@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,5 +81,8 @@ def compare_objective(checkpoint: Mapping[str, Any], objective: Objective) -> No
 
 
 def _plain(objective: Objective) -> dict[str, Any]:
-    public = {name: value for name, value in vars(objective).items() if name[0] != "_" and name != "training"}
-    return {name: value for name, value in public.items() if isinstance(value, bool | int | float | str)}
+    """Return the arguments that the objective was built with: plain ones as they are, parts as text."""
+    names = inspect.signature(type(objective)).parameters
+    values = {name: getattr(objective, name) for name in names if hasattr(objective, name)}
+    plain = bool | int | float | str | None
+    return {name: value if isinstance(value, plain) else repr(value) for name, value in values.items()}

@@ -5,6 +5,7 @@ classes are such compositions with their papers' settings. ``Sum`` weighs severa
 """
 
 from pl_prefopt.objectives.base import Needs, Objective, ReferenceFreeObjective, ReferenceObjective
+from pl_prefopt.objectives.comparisons import Comparisons
 from pl_prefopt.objectives.compose import Compose
 from pl_prefopt.objectives.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon, ReverseKL
 from pl_prefopt.objectives.dpo import DPO, DPOP, FDPO, IPO, Hinge, RobustDPO
@@ -36,7 +37,15 @@ from pl_prefopt.objectives.mppo import (
     PointMSE,
 )
 from pl_prefopt.objectives.mrpo import MRPO, MultiDPO, MultiReferenceObjective
-from pl_prefopt.objectives.offsets import Drop, LengthGap, LogScoreGap, Margin, Offset, ScoreGap
+from pl_prefopt.objectives.offsets import (
+    Drop,
+    LengthGap,
+    LogScoreGap,
+    Margin,
+    Offset,
+    Refinement,
+    ScoreGap,
+)
 from pl_prefopt.objectives.pair_references import PairReference, SingleReference, VirtualReference
 from pl_prefopt.objectives.pair_weights import ConstantWeight, PairWeight
 from pl_prefopt.objectives.pairs import PairwiseReferenceFreeObjective, PairwiseReferenceObjective
@@ -51,6 +60,7 @@ from pl_prefopt.objectives.scores import (
     ResponseScore,
     Score,
     SumLogProb,
+    VirtualLogRatio,
 )
 from pl_prefopt.objectives.self_refined import SelfRefinedObjective, SrDPO, SrIPO
 from pl_prefopt.objectives.structures import MeanOfPairs, MergedPairs, PlackettLuce, Structure, SumOfPairs
@@ -70,6 +80,7 @@ __all__ = [
     "Aggregate",
     "AlphaDivergence",
     "Clip",
+    "Comparisons",
     "Compose",
     "ConstantWeight",
     "Divergence",
@@ -119,6 +130,7 @@ __all__ = [
     "ReferenceFreeObjective",
     "ReferenceObjective",
     "ReferenceScore",
+    "Refinement",
     "ResponseScore",
     "ReverseKL",
     "Robust",
@@ -137,6 +149,7 @@ __all__ = [
     "SumOfPairs",
     "Term",
     "UniformWeights",
+    "VirtualLogRatio",
     "VirtualReference",
     "Weights",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import Self
 
 from torch import nn
 
@@ -71,13 +71,15 @@ class Objective(nn.Module, ABC):
     computes ``forward``. It never sees a model, a token or a trainer.
     """
 
-    rewarded_views: ClassVar[tuple[str, ...]] = ()
-    """The views whose rewards ``Outcome.view_rewards`` holds; the metrics judge them too."""
-
     @property
     @abstractmethod
     def needs(self) -> Needs:
         """What the objective must be given."""
+
+    @property
+    def rewarded_views(self) -> tuple[str, ...]:
+        """The views whose rewards ``Outcome.view_rewards`` holds; the metrics judge them too."""
+        return ()
 
     @abstractmethod
     def forward(self, batch: ScoredBatch) -> Outcome:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.objectives.base import Needs, Objective
+from pl_prefopt.objectives.comparisons import Comparisons
 from pl_prefopt.objectives.links import LOGISTIC, Link
 from pl_prefopt.objectives.offsets import Offset
 from pl_prefopt.objectives.pair_weights import PairWeight
-from pl_prefopt.objectives.scores import Rewards, Score
+from pl_prefopt.objectives.scores import Score
 from pl_prefopt.objectives.structures import MEAN_OF_PAIRS, Structure
 from pl_prefopt.objectives.terms import Term
-from pl_prefopt.types import Outcome, ResponseLogProbs, ScoredBatch
+from pl_prefopt.types import Outcome, ScoredBatch, ViewLogProbs
+
+_Scored = TypeVar("_Scored", ScoredBatch, ViewLogProbs)
 
 
-class _Part(Protocol):
+class _Needing(Protocol):
     @property
     def needs(self) -> Needs: ...
 
@@ -52,6 +55,7 @@ class Compose(Objective):
 
         >>> from pl_prefopt.objectives.scores import LogRatio
         >>> from pl_prefopt.objectives.offsets import Margin
+        >>> from pl_prefopt.types import ResponseLogProbs
         >>> objective = Compose(score=LogRatio(beta=0.5), offsets=[Margin(gamma=1.0)])
         >>> batch = ScoredBatch(
         ...     policy=ResponseLogProbs(sum=torch.tensor([[-7.0, -9.0]]), length=torch.tensor([[4, 4]])),
@@ -86,47 +90,52 @@ class Compose(Objective):
         self.score, self.structure, self.link = score, structure, link
         self.offsets, self.weights, self.terms = tuple(offsets), tuple(weights), tuple(terms)
 
+    # Settings have one place, in the parts; an objective only shows them.
+    pairing = property(lambda self: self.structure.pairing)
+
     @property
     def needs(self) -> Needs:
         """What the parts must be given, and two responses."""
-        parts: tuple[_Part, ...] = (self.score, *self.offsets, *self.weights, *self.terms)
+        parts: tuple[_Needing, ...] = (self.score, *self.offsets, *self.weights, *self.terms)
         return Needs.of_all(Needs(min_responses=2), *(part.needs for part in parts))
+
+    @property
+    def rewarded_views(self) -> tuple[str, ...]:
+        """Those that offsets ask the score for."""
+        return tuple(name for offset in self.offsets for name in offset.rewarded_views)
 
     def forward(self, batch: ScoredBatch) -> Outcome:
         """Return each prompt's loss and each response's reward."""
-        batch = without_absent(batch)
         pairs = self.structure.pairing(batch.scores, batch.present)
-        rewards = self.score(batch, batch.present, pairs)
-        margins = rewards.chosen - rewards.rejected
+        compared = Comparisons(without_absent(batch), pairs, self.score)
+        margins = compared.margins
         for offset in self.offsets:
-            margins = margins - offset(batch, rewards, pairs)
-        weights = self._weights(batch, rewards, pairs)
-        comparisons = self.structure(margins, pairs, weights, self.link)
-        added = {term.name: term(batch, pairs) for term in self.terms}
+            margins = margins - offset(compared)
+        weights = margins.new_ones(())
+        for weight in self.weights:
+            weights = weights * weight(compared).detach()
+        losses = {term.name: term(compared) for term in self.terms}
         counted = pairs.any(dim=-1).any(dim=-1)
         return Outcome(
-            loss=sum(added.values(), comparisons),
+            loss=sum(losses.values(), self.structure(margins, pairs, weights, self.link)),
             counted=counted,
-            reward=rewards.response.detach(),
-            stats={**rewards.stats, **_means(added, counted)},
+            reward=compared.rewards.response.detach(),
+            stats={**compared.rewards.stats, **_means(losses, counted)},
+            view_rewards=compared.view_rewards,
         )
-
-    def _weights(self, batch: ScoredBatch, rewards: Rewards, pairs: Tensor) -> Tensor:
-        product = rewards.chosen.new_ones(())
-        for weight in self.weights:
-            product = product * weight(batch, rewards, pairs).detach()
-        return product
 
 
 def without_absent(batch: ScoredBatch) -> ScoredBatch:
     """Return the batch with log-probs 0 at absent responses, so that NaN there reaches no gradient."""
 
-    def filled(log_probs: ResponseLogProbs) -> ResponseLogProbs:
-        return dataclasses.replace(log_probs, sum=torch.where(batch.present, log_probs.sum, 0.0))
+    def filled(scored: _Scored) -> _Scored:
+        policy = dataclasses.replace(scored.policy, sum=torch.where(batch.present, scored.policy.sum, 0.0))
+        references = torch.where(batch.present, scored.references, 0.0)
+        return dataclasses.replace(scored, policy=policy, references=references)
 
-    return dataclasses.replace(
-        batch, policy=filled(batch.policy), references=torch.where(batch.present, batch.references, 0.0)
-    )
+    alike = {name: view for name, view in batch.views.items() if view.present.shape == batch.present.shape}
+    views = {**batch.views, **{name: filled(view) for name, view in alike.items()}}
+    return dataclasses.replace(filled(batch), views=views)
 
 
 def _means(losses: Mapping[str, Tensor], counted: Tensor) -> dict[str, Tensor]:

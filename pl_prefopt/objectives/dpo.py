@@ -33,7 +33,9 @@ class DPO(Compose, ReferenceObjective):
         self, *, beta: float = 0.1, label_smoothing: float = 0.0, pairing: Pairing = ALL_PAIRS
     ) -> None:
         super().__init__(score=LogRatio(beta), structure=MeanOfPairs(pairing), link=Logistic(label_smoothing))
-        self.beta, self.label_smoothing, self.pairing = beta, label_smoothing, pairing
+
+    beta = property(lambda self: self.score.beta)
+    label_smoothing = property(lambda self: self.link.label_smoothing)
 
 
 class IPO(Compose, ReferenceObjective):
@@ -62,7 +64,9 @@ class IPO(Compose, ReferenceObjective):
         if normalize not in scores:
             raise ConfigError(f"normalize must be 'sum' or 'mean', but is {normalize!r}.")
         super().__init__(score=scores[normalize](beta), structure=MeanOfPairs(pairing), link=Squared(beta))
-        self.beta, self.normalize, self.pairing = beta, normalize, pairing
+
+    beta = property(lambda self: self.score.beta)
+    normalize = property(lambda self: "mean" if isinstance(self.score, MeanLogRatio) else "sum")
 
 
 class Hinge(Compose, ReferenceObjective):
@@ -78,7 +82,8 @@ class Hinge(Compose, ReferenceObjective):
 
     def __init__(self, *, beta: float = 0.1, pairing: Pairing = ALL_PAIRS) -> None:
         super().__init__(score=LogRatio(beta), structure=MeanOfPairs(pairing), link=HingeLink())
-        self.beta, self.pairing = beta, pairing
+
+    beta = property(lambda self: self.score.beta)
 
 
 class RobustDPO(Compose, ReferenceObjective):
@@ -95,7 +100,9 @@ class RobustDPO(Compose, ReferenceObjective):
 
     def __init__(self, *, beta: float = 0.1, flip_rate: float = 0.1, pairing: Pairing = ALL_PAIRS) -> None:
         super().__init__(score=LogRatio(beta), structure=MeanOfPairs(pairing), link=Robust(flip_rate))
-        self.beta, self.flip_rate, self.pairing = beta, flip_rate, pairing
+
+    beta = property(lambda self: self.score.beta)
+    flip_rate = property(lambda self: self.link.flip_rate)
 
 
 class DPOP(Compose, ReferenceObjective):
@@ -114,7 +121,9 @@ class DPOP(Compose, ReferenceObjective):
 
     def __init__(self, *, beta: float = 0.3, penalty: float = 50.0, pairing: Pairing = ALL_PAIRS) -> None:
         super().__init__(score=LogRatio(beta), structure=MeanOfPairs(pairing), offsets=[Drop(penalty)])
-        self.beta, self.penalty, self.pairing = beta, penalty, pairing
+
+    beta = property(lambda self: self.score.beta)
+    penalty = property(lambda self: self.offsets[0].penalty)
 
 
 class FDPO(Compose, ReferenceObjective):
@@ -135,4 +144,6 @@ class FDPO(Compose, ReferenceObjective):
         self, *, beta: float = 0.1, divergence: Divergence = REVERSE_KL, pairing: Pairing = ALL_PAIRS
     ) -> None:
         super().__init__(score=LogRatio(beta, divergence), structure=MeanOfPairs(pairing))
-        self.beta, self.divergence, self.pairing = beta, divergence, pairing
+
+    beta = property(lambda self: self.score.beta)
+    divergence = property(lambda self: self.score.divergence)

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import non_negative, positive
-from pl_prefopt.objectives.scores import Rewards
-from pl_prefopt.types import ScoredBatch
+from pl_prefopt.objectives.comparisons import Comparisons
+from pl_prefopt.views import QualityPrompt, View
+
+QUALITY = "quality"
+"""The name of the view under which the policy judges."""
+QUALITY_PROMPT = QualityPrompt()
 
 
 class Offset(ABC):
     """Is subtracted from the margin of each pair."""
+
+    rewarded_views: ClassVar[tuple[str, ...]] = ()
+    """The views of which it asks for the rewards; they are measured too."""
 
     @property
     def needs(self) -> Needs:
@@ -23,14 +31,8 @@ class Offset(ABC):
         return Needs()
 
     @abstractmethod
-    def __call__(self, batch: ScoredBatch, rewards: Rewards, pairs: Tensor) -> Tensor:
-        """Return the offset of each pair, broadcastable to [B, R, R]; finite also where there is no pair.
-
-        Args:
-            batch: log-probs, 0 at absent responses.
-            rewards: r_w and r_l of each pair, with gradient.
-            pairs: bool [B, R, R].
-        """
+    def __call__(self, compared: Comparisons) -> Tensor:
+        """Return the offset of each pair, broadcastable to [B, R, R]; finite also where there is no pair."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Margin(Offset):
     def __post_init__(self) -> None:
         non_negative("gamma", self.gamma)
 
-    def __call__(self, batch: ScoredBatch, rewards: Rewards, pairs: Tensor) -> Tensor:
-        return rewards.chosen.new_tensor(self.gamma)
+    def __call__(self, compared: Comparisons) -> Tensor:
+        return compared.rewards.chosen.new_tensor(self.gamma)
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ class ScoreGap(Offset):
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
 
-    def __call__(self, batch: ScoredBatch, rewards: Rewards, pairs: Tensor) -> Tensor:
-        return self.alpha * torch.where(_graded(batch, pairs), _gap(batch.scores), 0.0)
+    def __call__(self, compared: Comparisons) -> Tensor:
+        return self.alpha * torch.where(_graded(compared), gap(compared.batch.scores), 0.0)
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ class LogScoreGap(Offset):
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
 
-    def __call__(self, batch: ScoredBatch, rewards: Rewards, pairs: Tensor) -> Tensor:
-        return self.alpha * torch.where(_graded(batch, pairs), _gap(batch.scores), 1.0).log()
+    def __call__(self, compared: Comparisons) -> Tensor:
+        return self.alpha * torch.where(_graded(compared), gap(compared.batch.scores), 1.0).log()
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ class LengthGap(Offset):
 
     alpha: float
 
-    def __call__(self, batch: ScoredBatch, rewards: Rewards, pairs: Tensor) -> Tensor:
-        return self.alpha * _gap(batch.policy.length.to(rewards.chosen.dtype))
+    def __call__(self, compared: Comparisons) -> Tensor:
+        return self.alpha * gap(compared.batch.policy.length.to(compared.rewards.chosen.dtype))
 
 
 @dataclass(frozen=True)
@@ -131,15 +133,47 @@ class Drop(Offset):
     def __post_init__(self) -> None:
         non_negative("penalty", self.penalty)
 
-    def __call__(self, batch: ScoredBatch, rewards: Rewards, pairs: Tensor) -> Tensor:
-        return self.penalty * (-rewards.chosen).relu()
+    def __call__(self, compared: Comparisons) -> Tensor:
+        return self.penalty * (-compared.rewards.chosen).relu()
 
 
-def _gap(values: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Refinement(Offset):
+    """λ sg(r_w − r_l) under a prompt that asks for quality: what the policy tells apart must win by more.
+
+    Yu et al., arXiv 2405.21040, eq. 12 and 13.
+
+    Args:
+        strength: λ ≥ 0.
+        view: the prompt under which the policy judges.
+
+    Raises:
+        ConfigError: if ``strength`` is negative.
+    """
+
+    strength: float
+    view: View = QUALITY_PROMPT
+
+    rewarded_views = (QUALITY,)
+
+    def __post_init__(self) -> None:
+        non_negative("strength", self.strength)
+
+    @property
+    def needs(self) -> Needs:
+        """The rows under the quality prompt."""
+        return Needs(views={QUALITY: self.view})
+
+    def __call__(self, compared: Comparisons) -> Tensor:
+        quality = compared.on_view(QUALITY)
+        return self.strength * (quality.chosen - quality.rejected).detach()
+
+
+def gap(values: Tensor) -> Tensor:
     """Return the value of the winner minus that of the loser, [B, R, R]."""
     return values.unsqueeze(-1) - values.unsqueeze(-2)
 
 
-def _graded(batch: ScoredBatch, pairs: Tensor) -> Tensor:
-    """Return the pairs of which the difference of scores means something."""
-    return pairs & batch.graded.view(-1, 1, 1)
+def _graded(compared: Comparisons) -> Tensor:
+    """Return bool [B, R, R], the pairs of which the difference of scores means something."""
+    return compared.pairs & compared.batch.graded.view(-1, 1, 1)

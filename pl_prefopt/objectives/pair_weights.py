@@ -9,8 +9,7 @@ from torch import Tensor
 
 from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import non_negative
-from pl_prefopt.objectives.scores import Rewards
-from pl_prefopt.types import ScoredBatch
+from pl_prefopt.objectives.comparisons import Comparisons
 
 
 class PairWeight(ABC):
@@ -22,7 +21,7 @@ class PairWeight(ABC):
         return Needs()
 
     @abstractmethod
-    def __call__(self, batch: ScoredBatch, rewards: Rewards, pairs: Tensor) -> Tensor:
+    def __call__(self, compared: Comparisons) -> Tensor:
         """Return the weight of each pair, broadcastable to [B, R, R]; finite also where there is no pair."""
 
 
@@ -42,5 +41,5 @@ class ConstantWeight(PairWeight):
     def __post_init__(self) -> None:
         non_negative("value", self.value)
 
-    def __call__(self, batch: ScoredBatch, rewards: Rewards, pairs: Tensor) -> Tensor:
-        return rewards.chosen.new_tensor(self.value)
+    def __call__(self, compared: Comparisons) -> Tensor:
+        return compared.rewards.chosen.new_tensor(self.value)

@@ -32,7 +32,9 @@ class SimPO(Compose, ReferenceFreeObjective):
 
     def __init__(self, *, beta: float = 2.0, gamma: float = 1.0, pairing: Pairing = ALL_PAIRS) -> None:
         super().__init__(score=MeanLogProb(beta), structure=MeanOfPairs(pairing), offsets=[Margin(gamma)])
-        self.beta, self.gamma, self.pairing = beta, gamma, pairing
+
+    beta = property(lambda self: self.score.beta)
+    gamma = property(lambda self: self.offsets[0].gamma)
 
 
 class ORPO(Compose, ReferenceFreeObjective):
@@ -55,7 +57,8 @@ class ORPO(Compose, ReferenceFreeObjective):
             weights=[ConstantWeight(non_negative("weight", weight))],
             terms=[NegativeLogLikelihood()],
         )
-        self.weight, self.pairing = weight, pairing
+
+    weight = property(lambda self: self.weights[0].value)
 
     def forward(self, batch: ScoredBatch) -> Outcome:
         """Return each prompt's loss and the rewards λℓ̄."""

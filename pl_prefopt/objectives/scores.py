@@ -18,6 +18,7 @@ from pl_prefopt.functional import log1mexp
 from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import positive
 from pl_prefopt.objectives.divergences import REVERSE_KL, Divergence
+from pl_prefopt.objectives.pair_references import VIRTUAL_REFERENCE, PairReference
 from pl_prefopt.types import ResponseLogProbs
 
 
@@ -140,6 +141,40 @@ class MeanLogRatio(ReferenceScore):
     def reward(self, scored: Scored) -> Tensor:
         length = scored.policy.length.clamp(min=1)
         return self.beta * (scored.policy.mean - scored.references[0] / length)
+
+
+@dataclass(frozen=True)
+class VirtualLogRatio(Score):
+    """β[log π_θ(y|x) − log π̃(y|x)] against a reference made of those configured, pair by pair: MRPO's reward.
+
+    Args:
+        beta: β > 0, the strength of the KL penalty.
+        reference: π̃.
+
+    Raises:
+        ConfigError: if ``beta`` is not above 0.
+    """
+
+    beta: float = 0.1
+    reference: PairReference = VIRTUAL_REFERENCE
+
+    def __post_init__(self) -> None:
+        positive("beta", self.beta)
+
+    @property
+    def needs(self) -> Needs:
+        """As many references as π̃ is made of."""
+        fewest, most = self.reference.num_references
+        return Needs(min_references=fewest, max_references=most)
+
+    def __call__(self, scored: Scored, present: Tensor, pairs: Tensor) -> Rewards:
+        policy, grid = scored.policy.sum, self.reference(scored.references, present, pairs)
+        return Rewards(
+            chosen=self.beta * (policy.unsqueeze(-1) - grid.chosen),
+            rejected=self.beta * (policy.unsqueeze(-2) - grid.rejected),
+            response=torch.where(present, self.beta * (policy - grid.response), 0.0),
+            stats=grid.stats,
+        )
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Sum(Objective):
         return self._needs
 
     @property
-    def rewarded_views(self) -> tuple[str, ...]:  # type: ignore[override]
+    def rewarded_views(self) -> tuple[str, ...]:
         """Those of the first part."""
         return self._first.rewarded_views
 

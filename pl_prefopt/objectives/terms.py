@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import non_negative
+from pl_prefopt.objectives.comparisons import Comparisons
 from pl_prefopt.objectives.structures import mean_over
-from pl_prefopt.types import ScoredBatch
 
 
 class Term(ABC):
@@ -26,13 +26,8 @@ class Term(ABC):
         return Needs()
 
     @abstractmethod
-    def __call__(self, batch: ScoredBatch, pairs: Tensor) -> Tensor:
-        """Return the loss of each prompt, [B], 0 where it has no pair.
-
-        Args:
-            batch: log-probs, 0 at absent responses.
-            pairs: bool [B, R, R].
-        """
+    def __call__(self, compared: Comparisons) -> Tensor:
+        """Return the loss of each prompt, [B], 0 where it has no pair."""
 
 
 @dataclass(frozen=True)
@@ -54,5 +49,5 @@ class NegativeLogLikelihood(Term):
     def __post_init__(self) -> None:
         non_negative("weight", self.weight)
 
-    def __call__(self, batch: ScoredBatch, pairs: Tensor) -> Tensor:
-        return self.weight * mean_over(pairs, -batch.policy.mean.unsqueeze(-1))
+    def __call__(self, compared: Comparisons) -> Tensor:
+        return self.weight * mean_over(compared.pairs, -compared.batch.policy.mean.unsqueeze(-1))
