@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := .cache/models/SmolLM2-135M-Instruct
 OLDEST := .venv-oldest
-# The lowest torch comes with gigabytes of CUDA; TORCH=2.13.0 is a CPU wheel.
-TORCH ?= $(shell sed -n 's/^torch==//p' constraints-oldest.txt)
+# TORCH=newest takes torch, and the packages that only torch needs, from constraints.txt.
+TORCH := oldest
+TORCH_PINS := ^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==
+TORCH_FROM := $(if $(filter newest,$(TORCH)),constraints.txt,constraints-oldest.txt)
 # Two minutes' worth; TESTS=tests runs them all.
 TESTS ?= pl_prefopt tests/functional tests/objectives tests/data tests/callbacks tests/modules/test_steps.py \
   tests/test_hardware_configs.py
@@ -16,7 +18,7 @@ export OMP_WAIT_POLICY := passive
 # Material for MkDocs would print its maker's news.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help install model gemma demo test test-oldest check docs format clean
+.PHONY: help install model gemma demo test test-oldest check docs format constraints clean
 
 help:
 	@echo "make demo    train SmolLM2-135M with DPO on the shipped preferences, and show what changed"
@@ -26,15 +28,18 @@ help:
 	@echo "make check   lint, types and the documentation, strictly"
 	@echo "make docs    build the documentation in build/site"
 	@echo "make format  format the code"
+	@echo "make constraints    pin what the commands above install, for all supported Pythons"
 	@echo "make clean   remove the environment and caches"
 
-install: $(VENV)/.installed
+install: $(VENV)/constraints.txt
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# The copy says that the environment is complete, and what it was made from.
+$(VENV)/constraints.txt: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,oracle]"
-	touch $@
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt \
+	  --editable ".[dev,oracle]"
+	cp constraints.txt $@
 
 model: install
 	$(BIN)/python scripts/models/get.py SmolLM2-135M-Instruct --out $(MODEL)
@@ -51,9 +56,11 @@ test: model
 # pip checks what is there and adds what is missing, so this needs no stamp.
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
-	sed 's/^torch==.*/torch==$(TORCH)/' constraints-oldest.txt > $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
-	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt --editable ".[test]"
+	grep --extended-regexp --invert-match '$(TORCH_PINS)' constraints-oldest.txt > $(OLDEST)/constraints.txt
+	grep --extended-regexp '$(TORCH_PINS)' $(TORCH_FROM) >> $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt \
+	  --build-constraint constraints.txt --editable ".[test]"
 	$(OLDEST)/bin/python -m pytest --numprocesses 2 $(TESTS)
 
 check: install docs
@@ -67,6 +74,10 @@ docs: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# UPGRADE=--upgrade takes the newest versions; without it, what is pinned stays where it can.
+constraints:
+	$(PYTHON) scripts/environment/pin.py $(UPGRADE)
 
 clean:
 	rm -rf $(VENV) $(OLDEST) .cache .pytest_cache .mypy_cache .ruff_cache

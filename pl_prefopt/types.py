@@ -32,9 +32,10 @@ class TokenTree:
         response_mask: bool [B, R, T], true at the response's tokens (all of them are attended to).
         counted_mask: bool [B, R, T], true where a token's log-prob counts; false at the turns of a
             user inside a response of several messages.
-        prompt_lengths: each prompt's number of tokens. These three are known from the tensors, and kept on
-            the host so that nobody has to ask a GPU for them.
+        prompt_lengths: each prompt's number of tokens. These four follow from the tensors; they are kept on
+            the host to avoid waiting for a GPU.
         response_lengths: each prompt's number of response tokens, over all its responses together.
+        response_sizes: each prompt's number of tokens of each of its R responses, 0 where one is absent.
         common: with how many of the same tokens all B prompts begin.
         known: with how many tokens of its row's plain prompt each prompt begins, never all of its own;
             empty in a plain tree.
@@ -47,13 +48,15 @@ class TokenTree:
     counted_mask: Tensor
     prompt_lengths: tuple[int, ...] = ()
     response_lengths: tuple[int, ...] = ()
+    response_sizes: tuple[tuple[int, ...], ...] = ()
     common: int = -1
     known: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.common < 0:
             self.prompt_lengths = tuple(self.prompt_mask.sum(dim=1).tolist())
-            self.response_lengths = tuple(self.response_mask.flatten(1).sum(dim=1).tolist())
+            self.response_sizes = tuple(map(tuple, self.response_mask.sum(dim=2).tolist()))
+            self.response_lengths = tuple(map(sum, self.response_sizes))
             same = (self.prompt_ids == self.prompt_ids[0]) & self.prompt_mask
             self.common = int(same.all(dim=0).cumprod(dim=0).sum())
 

@@ -38,3 +38,16 @@ def prefopt(monkeypatch, capsys, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     return CommandLine(monkeypatch, capsys)
+
+
+@pytest.fixture(params=["plain", "avx512_bf16"])
+def cpu_of_bitsandbytes(request, monkeypatch):
+    """Take both ways of bitsandbytes on a CPU, whichever this one has.
+
+    On processors with AVX512-BF16 it repacks 4-bit weights when it evaluates them. Its kernel for repacked
+    weights is not emulated: a layer that gets there gives wrong numbers.
+    """
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    if hasattr(modules, "has_avx512bf16"):  # 0.48 has but one way
+        monkeypatch.setattr(modules, "has_avx512bf16", lambda: request.param == "avx512_bf16")
+    return request.param

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +20,14 @@ CORPUS = (
     "Please write a short answer: yes, no, or maybe. Sorry, I cannot help with that!",
     "Human: Hello there, how are you?\n\nAssistant: I am fine, thank you. 0123456789 naïve café 你好",
 )
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+NO_BROWSER = f"there is no browser: none of {', '.join(BROWSERS)} is on the PATH"
+
+
+def find_browser() -> str | None:
+    """Return the path of a browser that can be driven, or ``None``."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def tiny_tokenizer(

@@ -25,7 +25,7 @@ def report(arguments: list[str]) -> None:
         "--figures",
         type=str | None,
         default=None,
-        help="A folder for every figure as SVG and PNG; needs kaleido and a Chrome.",
+        help="A folder for every figure as SVG and PNG; needs kaleido and a Chrome or Chromium.",
     )
     settings = parser.parse_args(arguments)
     write_report(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 from pl_prefopt.cli.run_folder import is_first_process
 from pl_prefopt.errors import RunError
@@ -31,7 +31,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    # A soft lock is a mere file, which a killed run would leave behind.
+    lock = FileLock(folder / ".lock", fallback_to_soft=False)
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout as error:
@@ -42,8 +43,6 @@ def alone_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-    if isinstance(lock, SoftFileLock):  # a mere file, which a kill would leave behind
-        lock.release(force=True)
     if not lock.is_locked:
         print(f"The file system of {folder} knows no locks: start no second run in that folder meanwhile.")
     try:

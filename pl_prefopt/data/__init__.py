@@ -5,7 +5,7 @@
 
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.collate import collate
-from pl_prefopt.data.datamodule import SPLITS_OF_STAGE, PreferenceDataModule
+from pl_prefopt.data.datamodule import SPLITS_OF_STAGE, PreferenceDataModule, batches_since_step
 from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.renderer import EncodedRow, Renderer
 from pl_prefopt.data.report import RowsSummary
@@ -22,5 +22,6 @@ __all__ = [
     "Renderer",
     "RowsSummary",
     "Source",
+    "batches_since_step",
     "collate",
 ]

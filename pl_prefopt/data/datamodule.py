@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
@@ -271,8 +271,8 @@ class PreferenceDataModule(LightningDataModule):
         )
 
     @property
-    def prompts_a_batch(self) -> float:
-        """Training prompts a batch and device: the loss is divided by them, so that all weigh the same."""
+    def prompts_per_batch(self) -> float:
+        """Training prompts per batch and device as a rule."""
         if self.max_tokens_per_batch is None:
             return self.batch_size
         sampler = self._sampler(self.datasets["train"], self.batch_size, shuffle=True)
@@ -314,7 +314,9 @@ class PreferenceDataModule(LightningDataModule):
         if "train" not in self.datasets or self.trainer is None:
             return {}
         epoch, batches_done = self._position()
-        position = _Position(epoch, batches_done, self._batches_now())
+        # The gradients of an unfinished step are in no checkpoint: its batches come once more.
+        again = batches_since_step(self.trainer)
+        position = _Position(epoch, batches_done - again, self._batches_now() - again)
         return {**position._asdict(), "order": self._order(), "splits": self._splits_described()}
 
     def _splits_described(self) -> dict[str, dict[str, Any]]:
@@ -365,6 +367,15 @@ class PreferenceDataModule(LightningDataModule):
         """Return the batches of an epoch, after ``limit_train_batches``; 0 while that is not known."""
         batches = 0 if self.trainer is None else self.trainer.num_training_batches
         return 0 if batches == float("inf") else int(batches)
+
+
+def batches_since_step(trainer: Trainer) -> int:
+    """Return how many training batches wait for an optimiser step: their gradients are accumulated."""
+    loop = trainer.fit_loop.epoch_loop
+    if loop._num_ready_batches_reached():  # Lightning steps at an epoch's last batch
+        return 0
+    progress: Any = loop.batch_progress.current
+    return int(progress.processed) % trainer.accumulate_grad_batches
 
 
 class _Position(NamedTuple):

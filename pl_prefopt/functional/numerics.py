@@ -15,8 +15,10 @@ def log1mexp(x: Tensor) -> Tensor:
     """Return log(1 − eˣ) for x ≤ 0.
 
     With x = log p this is log(1 − p). Two forms are exact on their side of −log 2 (Mächler 2012, eq. 7):
-    log(−expm1(x)) above it, log1p(−eˣ) below. At x = 0, where the value is −∞, the largest value whose
-    squared gradient is still a number is returned, with gradient 0.
+    log(−expm1(x)) above it, log1p(−eˣ) below. At x = 0 value and gradient are −∞. What is returned there is
+    the value at −√tiny, the last whose gradient can be squared, and the gradient −1/ε with ε the machine
+    epsilon: a model's log-prob of 0 stands for any that rounds to it, the nearest about −ε. So a probability
+    of 1 is pushed down, as are those near it, and with a force that its logits' own rounding doesn't blow up.
 
     Args:
         x: any shape, x ≤ 0.
@@ -28,13 +30,17 @@ def log1mexp(x: Tensor) -> Tensor:
         >>> [f"{value:.4g}" for value in log1mexp(torch.tensor([-1e-6, -math.log(2.0), -50.0]))]
         ['-13.82', '-0.6931', '-1.929e-22']
     """
-    x = x.clamp(max=-math.sqrt(torch.finfo(x.dtype).tiny))
+    limit = -math.sqrt(torch.finfo(x.dtype).tiny)
+    at_zero = torch.where(x > limit, x, 0.0)
+    x = x.clamp(max=limit)
     near = x > -math.log(2.0)
     # Each form gets a harmless argument where the other is chosen: `where` alone would still multiply
     # the unused form's infinite gradient by zero, which is NaN.
     near_value = torch.log(-torch.expm1(torch.where(near, x, -1.0)))
     far_value = torch.log1p(-torch.exp(torch.where(near, -1.0, x)))
-    return torch.where(near, near_value, far_value)
+    # The clamp has no gradient where it holds; the last term has one there, and the value 0.
+    slope = (at_zero - at_zero.detach()) / torch.finfo(x.dtype).eps
+    return torch.where(near, near_value, far_value) - slope
 
 
 def tangent_expm1(x: Tensor) -> Tensor:

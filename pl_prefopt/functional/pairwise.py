@@ -100,7 +100,7 @@ def hinge(
     """Hinge loss on DPO's margin: max(0, 1 − βh).
 
     SLiC's rank calibration (Zhao et al., arXiv 2305.10425) with DPO's reward for its log-prob, as in RSO
-    (Liu et al., arXiv 2309.06657).
+    (Liu et al., arXiv 2309.06657). At the kink h = 1/β the subgradient is 0.
 
     Args:
         policy_chosen: log π_θ(y_w|x).
@@ -162,6 +162,9 @@ def dpop(
 
     Pal et al. ("Smaug"), arXiv 2402.13228. The penalty λ, inside β, holds the chosen response's
     probability up to the reference's, which DPO's margin alone does not.
+
+    The penalty has a kink at a(y_w) = 0, where an untrained policy is: the subgradient there is 0, so that
+    the gradient is DPO's. As soon as a(y_w) is below 0, that of the chosen response is 1 + λ times larger.
 
     Args:
         policy_chosen: log π_θ(y_w|x).

@@ -37,6 +37,8 @@ from pl_prefopt.modules.resumed_settings import (
     settings_of,
 )
 from pl_prefopt.modules.schedule import Schedule
+from pl_prefopt.modules.step_mean import StepMean
+from pl_prefopt.modules.unfinished_step import begin_step_anew, tell_what_is_lost
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import Make, PolicySpec, build_policy, check_shardable, load_split, sketch_policy
 from pl_prefopt.scoring import HeadName, History, LayoutName, Scorer, evaluating
@@ -92,8 +94,7 @@ class PreferenceModule(LightningModule):
         self._stats: Mapping[str, Tensor] = {}
         self._optimizer_settings: Settings = []
         self._saved_settings: Settings | None = None  # of the optimiser in the checkpoint
-        self._prompts_a_batch: float | None = None
-        self._seeds, self._guard = BatchSeeds(), FiniteLossGuard()
+        self._seeds, self._guard, self._mean = BatchSeeds(), FiniteLossGuard(), StepMean()
 
     @property
     def views(self) -> Mapping[str, View]:
@@ -115,9 +116,8 @@ class PreferenceModule(LightningModule):
         self.losses = nn.ModuleDict({_key(name): LossMean() for name in _STAGES})
 
     def on_train_start(self) -> None:
-        """Ask once how many prompts a batch has, fix the run's seed, and hold to the optimiser's settings."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        self._prompts_a_batch = getattr(datamodule, "prompts_a_batch", None)
+        """Ask for the prompts per batch, fix the run's seed, and hold to the optimiser's settings."""
+        self._mean.start(getattr(getattr(self.trainer, "datamodule", None), "prompts_per_batch", None))
         self._seeds.start(self.trainer)
         if self._saved_settings is not None:
             optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
@@ -157,14 +157,15 @@ class PreferenceModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """Return the batch's part of the loss, which is the mean over all prompts of an optimiser step.
-
-        The sum is divided by the prompts that a batch has as a rule, not by those of this one: then every
-        prompt weighs the same, however prompts fall into batches, accumulated batches and ranks.
-        """
+        """Return the batch's part of the loss; see ``StepMean`` for what it is divided by."""
         _, outcome = self._evaluate(batch, "train")
         self._guard.note(batch, outcome.loss)
-        return outcome.loss.sum() / (self._prompts_a_batch or len(batch))
+        return self._mean.share(outcome.loss, batch, self.trainer)
+
+    def on_after_backward(self) -> None:
+        """Make the gradient of a step the mean over its prompts, before anything looks at it or clips it."""
+        if not self.trainer.fit_loop.epoch_loop._should_accumulate():
+            self._mean.scale(self.parameters(), self.trainer)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep a loss that is no number from the weights."""
@@ -232,6 +233,7 @@ class PreferenceModule(LightningModule):
         save_settings(checkpoint, self._optimizer_settings)
         save_objective(checkpoint, self.objective)
         self._seeds.save(checkpoint)
+        begin_step_anew(checkpoint, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another run's checkpoint."""
@@ -239,6 +241,7 @@ class PreferenceModule(LightningModule):
         if self._is_fitting:
             compare_objective(checkpoint, self.objective)
             self._saved_settings = saved_settings(checkpoint)
+            tell_what_is_lost(checkpoint)
         if "state_dict" in checkpoint:
             if self._is_fitting and "optimizer_states" not in checkpoint:
                 raise ConfigError(

@@ -85,9 +85,13 @@ class MPPOPointObjective(MPPOObjective):
         return ListLoss(loss, responses > 0, torch.where(present, result.reward, 0.0))
 
     def scaled(self, scores: Tensor) -> Tensor:
-        """Map ``score_range`` linearly to [0.1, 1]."""
-        low, high = self.score_range
-        return LOWEST_SCORE + (HIGHEST_SCORE - LOWEST_SCORE) * (scores - low) / (high - low)
+        """Map ``score_range`` linearly to [0.1, 1], both ends exactly.
+
+        A highest score of 0.99999994 in place of 1 would turn Point-CE's gradient around near p = 1.
+        """
+        ends = (*self.score_range, LOWEST_SCORE, HIGHEST_SCORE)
+        low, high, lowest, highest = (torch.full_like(scores, end) for end in ends)
+        return torch.lerp(lowest, highest, (scores - low) / (high - low))
 
     @abstractmethod
     def point_loss(self, log_likelihood: Tensor, score: Tensor) -> UnpairedLoss:

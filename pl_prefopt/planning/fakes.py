@@ -34,9 +34,6 @@ def model_of_fakes(model: nn.Module) -> nn.Module:
         for name, weight in list(module._parameters.items()):
             if weight is not None:
                 module._parameters[name] = _parameter(weight, fake, made)
-        # bitsandbytes would repack its weight for the CPU when it evaluates.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
     del outlines
     return model
 

@@ -36,6 +36,7 @@ def as_policy(model: Any, spec: PolicySpec, adapt: Adapt) -> nn.Module:
         spec: how it is trained.
         adapt: puts the adapter of ``spec`` on it.
     """
+    _forbid_repacking(model)
     if spec.four_bit is not None:
         from peft import prepare_model_for_kbit_training
 
@@ -50,10 +51,24 @@ def as_policy(model: Any, spec: PolicySpec, adapt: Adapt) -> nn.Module:
 
 def as_frozen(model: Any, spec: PolicySpec, adapt: Adapt) -> nn.Module:
     """Make a base model one that is only asked for log-probs; the arguments are those of ``as_policy``."""
+    _forbid_repacking(model)
     if spec.adapter is not None:
         model = adapt(model, spec)
     frozen: nn.Module = model.eval().requires_grad_(requires_grad=False)
     return frozen
+
+
+def _forbid_repacking(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights in place when they are first evaluated on a CPU.
+
+    It does so on processors with AVX512-BF16: the scales of the blocks are rounded to bfloat16 for good, what
+    de-quantises or differentiates the weights afterwards gets wrong numbers without an error, and a matrix
+    narrower than a block can't be evaluated at all.
+    """
+    layer: Any
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def read_config(spec: PolicySpec) -> Any:

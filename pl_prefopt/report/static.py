@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def write_figures(panels: Sequence[Panel], folder: Path) -> list[Path]:
         The files.
 
     Raises:
-        ConfigError: without kaleido, or without a Chrome that it finds.
+        ConfigError: without kaleido, or without a Chrome that it finds and can start.
     """
     kaleido = _import_kaleido()
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,14 +35,25 @@ def write_figures(panels: Sequence[Panel], folder: Path) -> list[Path]:
     try:
         # Without this it would look for MathJax on the network.
         kaleido.write_fig_from_object_sync(jobs, kopts={"mathjax": False}, cancel_on_error=True)
+    except kaleido.errors.ChromeNotFoundError as error:
+        raise ConfigError(
+            f"--figures needs a Chrome or Chromium to draw with, and found none {_where()}: install one, for "
+            "example with `apt-get install chromium`; the page's own buttons save figures in any browser."
+        ) from error
     except RuntimeError as error:
-        raise ConfigError(f"Expected a Chrome to draw --figures with, got: {error}") from error
+        raise ConfigError(f"--figures could not draw with the Chrome found {_where()}: {error}") from error
     return [job["path"] for job in jobs]
+
+
+def _where() -> str:
+    """Return where kaleido looks for a browser."""
+    named = os.environ.get("BROWSER_PATH")
+    return f"at BROWSER_PATH ({named})" if named else "on the PATH"
 
 
 def _import_kaleido() -> Any:
     try:
-        import kaleido
+        import kaleido.errors
     except ImportError as error:
         raise ConfigError(
             "--figures needs kaleido, which is not installed: `pip install 'pl-prefopt[report]'`; the page's "

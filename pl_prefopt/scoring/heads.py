@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pl_prefopt.scoring.inputs import base_model, label_log_probs, last_logits
+from pl_prefopt.scoring.inputs import base_model, label_log_probs, last_logits, without_first
 from pl_prefopt.scoring.sharded import as_forward
 
 CHUNK_ELEMENTS = 2**25
@@ -32,9 +32,8 @@ class Head(ABC):
         Args:
             model: the policy or a reference.
             labels: int64 [M].
-            source: int64 [M], the position that predicts each label, in the N · (L - start) positions that
-                remain without the first ``start`` columns.
-            start: the first column that predicts anything.
+            source: int64 [M], the position that predicts each label, as row · L + column.
+            start: no column before this one predicts anything.
             inputs: what the model's ``forward`` takes, for N rows of L columns.
         """
 
@@ -46,8 +45,9 @@ class WholeLogits(Head):
         self, model: nn.Module, labels: Tensor, source: Tensor, start: int, **inputs: Any
     ) -> Tensor:
         """Run ``model`` on ``inputs`` and return log π of each label, float32 [M]."""
-        logits = last_logits(model, inputs["input_ids"].shape[1] - start, **inputs)
-        return label_log_probs(logits.flatten(0, 1)[source], labels)
+        width = inputs["input_ids"].shape[1]
+        logits = last_logits(model, width - start, **inputs)
+        return label_log_probs(logits.flatten(0, 1)[without_first(source, start, width)], labels)
 
 
 class SplitHead(Head):
@@ -60,7 +60,7 @@ class SplitHead(Head):
         base = base_model(model)
 
         def compute() -> Tensor:
-            hidden = base.base_model(**inputs, use_cache=False).last_hidden_state[:, start:]
+            hidden = base.base_model(**inputs, use_cache=False).last_hidden_state
             bend = Bend.of(base.config.get_text_config())
             predicting = hidden.flatten(0, 1)[source]
             return self.label_log_probs(base.get_output_embeddings(), bend, predicting, labels)

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-def left_padded(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move right padding to the left, so that all prompts end in the same column.
-
-    Args:
-        ids: int64 [B, P], right padded.
-        mask: bool [B, P].
-
-    Returns:
-        Both, left padded.
-
-    >>> ids, mask = left_padded(torch.tensor([[5, 6, 0]]), torch.tensor([[True, True, False]]))
-    >>> ids.tolist(), mask.tolist()
-    ([[0, 5, 6]], [[False, True, True]])
-    """
-    width = ids.shape[1]
-    shift = width - mask.sum(dim=1, keepdim=True)
-    source = (torch.arange(width, device=ids.device) - shift) % width
-    return ids.gather(1, source), mask.gather(1, source)
+from pl_prefopt.types import TokenTree
 
 
 def on_device(values: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -59,6 +42,24 @@ def label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
 
 
+def response_tokens(tree: TokenTree) -> Tensor:
+    """Return int64 [M]: the numbers of all response tokens in [B · R · T], in order, without padding."""
+    padding = ~tree.response_mask.flatten()
+    # Their count is known on the host; asking the mask for it would wait for the device.
+    return padding.to(torch.uint8).argsort(stable=True)[: sum(tree.response_lengths)]
+
+
+def laid_out(places: Tensor, values: Tensor, *, rows: int, width: int, padding: int) -> Tensor:
+    """Put ``values`` at ``places`` (row · width + column; rows · width for nowhere) of [rows, width]."""
+    size = rows * width
+    return values.new_full((size + 1,), padding).scatter(0, places, values)[:size].view(rows, width)
+
+
+def without_first(place: Tensor, columns: int, width: int) -> Tensor:
+    """Turn row · width + column into the place in rows that lack their first ``columns`` columns."""
+    return place - (place // width + 1) * columns
+
+
 def accepts(model: nn.Module, argument: str) -> bool:
     """Tell whether the (base) model's ``forward`` names ``argument``."""
     return argument in inspect.signature(base_model(model).forward).parameters
@@ -68,3 +69,15 @@ def base_model(model: nn.Module) -> Any:
     """Return the transformers model inside a PEFT wrapper, or the model itself."""
     unwrap = getattr(model, "get_base_model", None)
     return unwrap() if unwrap is not None else model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` in evaluation mode (no dropout) and every part of it back into its own."""
+    training = [part for part in model.modules() if part.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from pl_prefopt.scoring.heads import Head
 from pl_prefopt.scoring.history import History
-from pl_prefopt.scoring.inputs import left_padded, on_device
-from pl_prefopt.scoring.masks import Branches, for_model
+from pl_prefopt.scoring.inputs import laid_out, on_device, response_tokens, without_first
+from pl_prefopt.scoring.masks import Branches, MaskKind, for_model
 from pl_prefopt.scoring.packing import pack, pack_behind
 from pl_prefopt.types import TokenTree
 
@@ -22,25 +23,54 @@ class Layout(ABC):
 
     @abstractmethod
     def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
-        """Return float32 [B, R, T]; the values at padding mean nothing."""
+        """Return float32 [B, R, T]; the values at padding are 0."""
 
 
 class PlainLayout(Layout):
-    """One input row a response: its prompt, then itself. Works with every causal model."""
+    """One row per response: [prompt | response | padding].
+
+    The model is given token ids and nothing else, as for a single sequence: it chooses its own positions and
+    masks, and a causal model can't see padding that follows.
+    """
 
     def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
-        """Return float32 [B, R, T]; the values at padding mean nothing."""
-        length = tree.response_ids.shape[2]
-        prompt_ids, prompt_mask = left_padded(tree.prompt_ids, tree.prompt_mask)
-        ids = _repeat_and_append(prompt_ids, tree.response_ids)
-        mask = _repeat_and_append(prompt_mask, tree.response_mask)
-        positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long(), "position_ids": positions}
-        start = prompt_ids.shape[1] - 1
-        # Of the columns from the prompt's last on, all but a row's last predict the next one.
-        source = torch.arange(len(ids) * (length + 1), device=ids.device).view(len(ids), -1)[:, :-1]
-        log_probs = head.log_probs(model, ids[:, -length:].flatten(), source.flatten(), start, **inputs)
-        return log_probs.view(tree.response_ids.shape)
+        """Return float32 [B, R, T]; the values at padding are 0."""
+        starts, lengths = _rows(tree)
+        rows, width, start = len(lengths), max(map(sum, lengths)), min(prompt for prompt, _ in lengths) - 1
+        nowhere, device = rows * width, tree.prompt_ids.device
+        first = on_device(starts, device).unsqueeze(-1) * width
+        number, step = (torch.arange(count, device=device) for count in _token_counts(tree))
+        shown = tree.prompt_mask.unsqueeze(1) & (first >= 0)
+        prompt = (first + number).where(shown, nowhere)
+        response = first + tree.prompt_mask.sum(dim=1).view(-1, 1, 1) + step
+        ids = laid_out(
+            torch.cat([prompt.flatten(), response.where(tree.response_mask, nowhere).flatten()]),
+            torch.cat(
+                [tree.prompt_ids.unsqueeze(1).expand(prompt.shape).flatten(), tree.response_ids.flatten()]
+            ),
+            rows=rows,
+            width=width,
+            padding=0,
+        )
+        token = response_tokens(tree)
+        labels, source = (values.flatten()[token] for values in (tree.response_ids, response - 1))
+        log_probs = head.log_probs(model, labels, source, start, input_ids=ids)
+        return _spread(log_probs, token, tree.response_ids.shape)
+
+
+class SingleLayout(Layout):
+    """One response per forward pass: for models whose rows affect one another."""
+
+    def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
+        """Return float32 [B, R, T]; the values at padding are 0."""
+        groups = [
+            [
+                [(b, r) == (row, number) for r in range(len(sizes))]
+                for b, sizes in enumerate(tree.response_sizes)
+            ]
+            for row, number in _present(tree)
+        ]
+        return in_groups(tree, groups, lambda part: PlainLayout().token_log_probs(model, part, head))
 
 
 class TreeLayout(Layout):
@@ -52,9 +82,15 @@ class TreeLayout(Layout):
     mask [N, 1, L, L] and whose positions are given by ``position_ids``; layers with a sliding window get a
     mask of their own.
 
+    Args:
+        masks: which masks the model is given.
+
     After a history, the tokens that each prompt is known to begin with are not computed: their keys and
     values stand in front of the row.
     """
+
+    def __init__(self, masks: MaskKind = "full") -> None:
+        self.masks: MaskKind = masks
 
     def token_log_probs(
         self, model: nn.Module, tree: TokenTree, head: Head, history: History | None = None
@@ -70,9 +106,7 @@ class TreeLayout(Layout):
         stood = None if history is None else history.places
         places = Places.of(tree, read=stood is not None and _pays(tree))
         branches = places.branches(tree)
-        shape, padding = tree.response_ids.shape, ~tree.response_mask.flatten()
-        # The response tokens in order, without padding; how many there are, the host knows.
-        token = padding.to(torch.uint8).argsort(stable=True)[: sum(tree.response_lengths)]
+        token = response_tokens(tree)
         inputs: dict[str, Any] = {}
         if history is not None and stood is None:
             inputs["past_key_values"] = history.written_at(places.prompt)
@@ -84,11 +118,11 @@ class TreeLayout(Layout):
             places.computed(_predicting(tree, places).flatten()[token]),
             0,
             input_ids=places.spread(tree.prompt_ids, tree.response_ids, padding=0)[:, places.read :],
-            attention_mask=for_model(branches, model),
+            attention_mask=for_model(branches, model, self.masks),
             position_ids=branches.position[:, places.read :],
             **inputs,
         )
-        return log_probs.new_zeros(shape.numel()).scatter(0, token, log_probs).view(shape)
+        return _spread(log_probs, token, tree.response_ids.shape)
 
 
 def _pays(tree: TokenTree) -> bool:
@@ -160,7 +194,7 @@ class Places:
 
     def computed(self, place: Tensor) -> Tensor:
         """Return where these places are among the columns that are computed, row · (L - read) + column."""
-        return place - (place // self.width + 1) * self.read
+        return without_first(place, self.read, self.width)
 
     def recalled(self, stood: Tensor) -> Tensor:
         """Return where the tokens that are read stood, int64 [N, read], if each prompt's stood at [B, P]."""
@@ -184,8 +218,7 @@ class Places:
         )
 
     def _laid(self, places: Tensor, values: Tensor, padding: int) -> Tensor:
-        size = self.rows * self.width
-        return values.new_full((size + 1,), padding).scatter(0, places, values)[:size].view(self.rows, -1)
+        return laid_out(places, values, rows=self.rows, width=self.width, padding=padding)
 
 
 def _positions(tree: TokenTree) -> tuple[Tensor, Tensor]:
@@ -202,6 +235,66 @@ def _predicting(tree: TokenTree, places: Places) -> Tensor:
     return torch.where(step == 0, places.prompt_end.view(-1, 1, 1), places.response - 1)
 
 
-def _repeat_and_append(prompt: Tensor, response: Tensor) -> Tensor:
-    repeated = prompt.unsqueeze(1).expand(-1, response.shape[1], -1)
-    return torch.cat([repeated, response], dim=-1).flatten(0, 1)
+def _spread(log_probs: Tensor, token: Tensor, shape: torch.Size) -> Tensor:
+    return log_probs.new_zeros(shape.numel()).scatter(0, token, log_probs).view(shape)
+
+
+def _token_counts(tree: TokenTree) -> tuple[int, int]:
+    return tree.prompt_ids.shape[1], tree.response_ids.shape[2]
+
+
+def _present(tree: TokenTree) -> list[tuple[int, int]]:
+    """Return the prompt and the number of each response that is there; the first one if none is."""
+    places = [(row, number) for row, sizes in enumerate(tree.response_sizes) for number in range(len(sizes))]
+    return [(row, number) for row, number in places if tree.response_sizes[row][number]] or places[:1]
+
+
+def _rows(tree: TokenTree) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """Return the row of each response, [B][R], -1 for none, and each row's tokens of prompt and response."""
+    starts = [[-1] * len(sizes) for sizes in tree.response_sizes]
+    lengths: list[tuple[int, int]] = []
+    for row, number in _present(tree):
+        starts[row][number] = len(lengths)
+        lengths.append((tree.prompt_lengths[row], tree.response_sizes[row][number]))
+    return starts, lengths
+
+
+def in_groups(
+    tree: TokenTree, groups: Sequence[Sequence[Sequence[bool]]], compute: Callable[[TokenTree], Tensor]
+) -> Tensor:
+    """Score some responses at a time.
+
+    Args:
+        tree: B prompts and their responses.
+        groups: flags [B][R] of each group's responses; no response is in two groups.
+        compute: returns float32 [B', R, T] of a part of the tree, 0 at padding.
+
+    Returns:
+        float32 [B, R, T], 0 at padding.
+    """
+    device = tree.prompt_ids.device
+    found = torch.zeros(tree.response_ids.shape, device=device)
+    for chosen in groups:
+        rows = [row for row, flags in enumerate(chosen) if any(flags)] or [0]
+        index = on_device([rows], device)[0]
+        found = found.index_add(0, index, compute(_part(tree, rows, index, chosen)))
+    return found
+
+
+def _part(tree: TokenTree, rows: list[int], index: Tensor, chosen: Sequence[Sequence[bool]]) -> TokenTree:
+    kept = on_device([chosen[row] for row in rows], index.device).bool().unsqueeze(2)
+    sizes = tuple(
+        tuple(size if flag else 0 for size, flag in zip(tree.response_sizes[row], chosen[row], strict=True))
+        for row in rows
+    )
+    return TokenTree(
+        prompt_ids=tree.prompt_ids[index],
+        prompt_mask=tree.prompt_mask[index],
+        response_ids=tree.response_ids[index],
+        response_mask=tree.response_mask[index] & kept,
+        counted_mask=tree.counted_mask[index] & kept,
+        prompt_lengths=tuple(tree.prompt_lengths[row] for row in rows),
+        response_lengths=tuple(map(sum, sizes)),
+        response_sizes=sizes,
+        common=tree.common,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch.distributed.tensor import DTensor
 from pl_prefopt.scoring.inputs import base_model
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+MaskKind = Literal["full", "sliding", "both"]
+"""Which masks a model is given, see ``for_model``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,27 +46,39 @@ class Branches:
         return visible & ((self.position[row, query] - self.position[row, key] < window) | (on == -1))
 
 
-def for_model(branches: Branches, model: nn.Module) -> Any:
-    """Return the mask as the model's ``forward`` takes it: one, or a dictionary of one a kind of layer.
+def for_model(branches: Branches, model: nn.Module, kind: MaskKind) -> Any:
+    """Return the mask as the model's ``forward`` takes it: one, or a dictionary with one per kind of layer.
 
     Args:
         branches: of N rows.
         model: the policy or a reference; its attention must be one of ``FORMS``.
+        kind: whether layers see everything, a sliding window, or some of them the one and some the other.
     """
     base = base_model(model)
-    config = base.config.get_text_config()
     form = FORMS[base.config._attn_implementation]
-    kinds = layer_kinds(config)
-    if SLIDING not in kinds:
+    if kind == "full":
         return form(branches, model, None)
-    windowed = form(branches, model, config.sliding_window)
-    if kinds == {SLIDING}:
+    windowed = form(branches, model, base.config.get_text_config().sliding_window)
+    if kind == "sliding":
         return windowed
     return {FULL: form(branches, model, None), SLIDING: windowed}
 
 
+def mask_kinds(config: Any) -> tuple[MaskKind, ...]:
+    """Return the masks that a model may take, first those that its configuration declares.
+
+    A configuration may carry a ``sliding_window`` that the model doesn't apply.
+    """
+    kinds = layer_kinds(config)
+    if not getattr(config, "sliding_window", None):
+        return ("full",)
+    declared: MaskKind = "both" if len(kinds) > 1 else "sliding" if SLIDING in kinds else "full"
+    others: tuple[MaskKind, ...] = ("full", "sliding", "both")
+    return declared, *(kind for kind in others if kind != declared)
+
+
 def layer_kinds(config: Any) -> set[str]:
-    """Return the kinds of attention that a model's layers have, in the words of transformers."""
+    """Return the kinds of attention that a model's layers have, following transformers' naming."""
     window = getattr(config, "sliding_window", None)
     return set(getattr(config, "layer_types", None) or [SLIDING if window else FULL])
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.scoring.heads import ChunkedHead, FusedHead, Head, SplitHead, WholeLogits
 from pl_prefopt.scoring.history import History, can_leave
 from pl_prefopt.scoring.inputs import accepts, base_model
-from pl_prefopt.scoring.layouts import Layout, PlainLayout, TreeLayout
-from pl_prefopt.scoring.masks import FORMS, FULL, SLIDING, layer_kinds
+from pl_prefopt.scoring.layouts import Layout, PlainLayout, SingleLayout, TreeLayout
+from pl_prefopt.scoring.lengths import GroupedLayout, thresholds
+from pl_prefopt.scoring.masks import FORMS, FULL, SLIDING, layer_kinds, mask_kinds
+from pl_prefopt.scoring.probe import Probe, probing
 from pl_prefopt.types import ResponseLogProbs, TokenTree
 
 LayoutName = Literal["auto", "tree", "plain"]
@@ -52,7 +54,9 @@ class Scorer:
             )
         self.layout = layout
         self._split_head = _HEADS[head]
+        self._plain: PlainLayout | SingleLayout = PlainLayout()
         self._shared: TreeLayout | None = None
+        self._grouped: GroupedLayout | None = None
         self._head: Head | None = None
         self._remembers: bool | None = None
 
@@ -67,8 +71,8 @@ class Scorer:
         """
         check_length(model, tree)
         head = self._head or self._decide(model, tree.prompt_ids.device)
-        if self._shared is None:
-            log_probs = PlainLayout().token_log_probs(model, tree, head)
+        if self._shared is None or history is None:
+            log_probs = (self._grouped or self._shared or self._plain).token_log_probs(model, tree, head)
         else:
             log_probs = self._shared.token_log_probs(model, tree, head, history)
         counted = tree.counted_mask
@@ -80,54 +84,100 @@ class Scorer:
     def history(self, model: nn.Module, device: torch.device) -> History | None:
         """Return a history yet to be written, or ``None`` where a second pass computes everything again.
 
-        That is so where layouts are plain, with dropout, with gradient checkpointing, and where a probe finds
-        that the model's second pass would give other numbers.
+        That is so where layouts are plain, with dropout, with gradient checkpointing, where rows are scored
+        in groups by their length, and where a probe finds that the model's second pass would give other
+        numbers.
         """
         head = self._head or self._decide(model, device)
-        if self._shared is None or not can_leave(model):
+        if self._shared is None or self._grouped is not None or not can_leave(model):
             return None
         if self._remembers is None:
-            tried, known = (_Continued(), head), (self._shared, head)
-            obstacle = _disagreement(model, device, tried, known, "keys and values of an earlier pass")
+            with probing(model, device) as probe:
+                continued = _Continued(self._shared)
+                obstacle = probe.obstacle(continued, head, "keys and values of an earlier pass")
             self._remembers = obstacle is None
             if obstacle:
                 warnings.warn(f"A second view is computed from its start, because {obstacle}.", stacklevel=3)
         return History() if self._remembers else None
 
     def presume(self, model: nn.Module) -> None:
-        """Decide without a probe, for a model without numbers: as if both ways always agreed.
+        """Decide without a probe, for a model without numbers: as if all ways always agreed.
 
         A fused head is presumed to be the chunked one, which takes more.
         """
         self._head, self._remembers = ChunkedHead(), True
         if self.layout == "tree" or (self.layout == "auto" and _obstacle(model) is None):
-            self._shared = TreeLayout()
+            self._shared = TreeLayout(mask_kinds(_text_config(model))[0])
+        self._group(model)
 
     def _decide(self, model: nn.Module, device: torch.device) -> Head:
-        whole, split, plain, shared = WholeLogits(), self._split_head(), PlainLayout(), TreeLayout()
-        obstacle = _disagreement(model, device, (plain, split), (plain, whole), "its head run by itself")
-        self._head = whole if obstacle else split
+        with probing(model, device) as probe:
+            head = self._decide_rows(probe)
+            obstacle = self._decide_tree(probe, head) if self.layout != "plain" else None
+        if obstacle and self.layout == "tree":
+            raise ConfigError(f"model.layout is 'tree', but {obstacle}: set model.layout to 'auto'.")
         if obstacle:
-            warnings.warn(f"All logits of a batch are held at once, because {obstacle}.", stacklevel=3)
-        if self.layout == "plain":
-            return self._head
-        obstacle = None
-        if self.layout == "auto":
-            obstacle = _obstacle(model) or _disagreement(
-                model, device, (shared, self._head), (plain, self._head), "a tree-shaped mask"
+            warnings.warn(f"Each prompt is computed once per response, because {obstacle}.", stacklevel=4)
+        elif self._shared is not None:
+            rank_zero_info(
+                f"{type(base_model(model)).__name__} is run on prefix trees, each prompt once for all its "
+                f"responses: a probe found the log-probs of single rows, up to {probe.tolerance:.1g}."
             )
+        self._group(model)
+        self._head = head  # last, so that a refusal is repeated
+        return head
+
+    def _decide_rows(self, probe: Probe) -> Head:
+        """Choose how a row per response is scored."""
+        heads: tuple[Head, Head] = (self._split_head(), WholeLogits())
+        obstacle = probe.obstacle(self._plain, heads[0], "its head run by itself")
+        if obstacle is None:
+            return heads[0]
+        padded = probe.obstacle(self._plain, heads[1], "rows of several lengths together")
+        if padded is None:
+            warnings.warn(f"All logits of a batch are held at once, because {obstacle}.", stacklevel=5)
+            return heads[1]
+        if isinstance(probe.model, FSDPModule):
+            raise ConfigError(
+                f"{padded}, so that it can only score one row at a time, which sharded weights don't allow: "
+                "use another model, or trainer.strategy ddp."
+            )
+        self._plain = SingleLayout()
+        warnings.warn(f"Responses are scored one at a time, which is slow, because {padded}.", stacklevel=5)
+        return (
+            heads[0] if probe.obstacle(self._plain, heads[0], "its head run by itself") is None else heads[1]
+        )
+
+    def _decide_tree(self, probe: Probe, head: Head) -> str | None:
+        """Take the first masks that give the model's own numbers; return what is wrong if there are none."""
+        name = type(base_model(probe.model)).__name__
+        if isinstance(self._plain, SingleLayout):
+            return f"{name} scores one row at a time"
+        obstacle = _obstacle(probe.model) or probe.own_limit()
         if obstacle:
-            warnings.warn(f"Each prompt is computed once a response, because {obstacle}.", stacklevel=3)
-        else:
-            self._shared = shared
-        return self._head
+            return obstacle
+        obstacles = []
+        for kind in mask_kinds(_text_config(probe.model)):
+            layout = TreeLayout(kind)
+            obstacles.append(probe.obstacle(layout, head, "a tree-shaped mask"))
+            if obstacles[-1] is None:
+                self._shared = layout
+                return None
+        return obstacles[0]
+
+    def _group(self, model: nn.Module) -> None:
+        limits = thresholds(_text_config(model))
+        self._grouped = GroupedLayout(self._shared or self._plain, limits) if limits else None
 
 
 class _Continued(Layout):
     """A pass that begins with what another one left, of all prompt tokens but the last."""
 
+    def __init__(self, layout: TreeLayout) -> None:
+        self._layout = layout
+
     def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
-        layout, history = TreeLayout(), History()
+        layout, history = self._layout, History()
         layout.token_log_probs(model, tree, head, history)
         known = tuple(length - 1 for length in tree.prompt_lengths)
         return layout.token_log_probs(model, dataclasses.replace(tree, known=known), head, history)
@@ -160,7 +210,7 @@ def _obstacle(model: nn.Module) -> str | None:
     attention = getattr(base_model(model).config, "_attn_implementation", None)
     if attention not in FORMS:
         return f"attn_implementation '{attention}' takes no mask of one's own ({', '.join(FORMS)} do)"
-    unknown = layer_kinds(base_model(model).config.get_text_config()) - {FULL, SLIDING}
+    unknown = layer_kinds(_text_config(model)) - {FULL, SLIDING}
     if unknown:
         return f"{name} has layers of the kind {min(unknown)}"
     if not accepts(model, "position_ids"):
@@ -168,58 +218,5 @@ def _obstacle(model: nn.Module) -> str | None:
     return None
 
 
-@torch.no_grad()
-def _disagreement(
-    model: nn.Module,
-    device: torch.device,
-    tried: tuple[Layout, Head],
-    known: tuple[Layout, Head],
-    what: str,
-) -> str | None:
-    """Score a tiny tree in two ways; return what is wrong with the first if it differs from the second."""
-    tree, name = _probe(model, device), type(base_model(model)).__name__
-    with evaluating(model):
-        try:
-            found = tried[0].token_log_probs(model, tree, tried[1])
-        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
-            return f"{name} refuses {what} ({error})"
-        expected = known[0].token_log_probs(model, tree, known[1])
-    gap = (found - expected)[tree.response_mask].abs().max().item()
-    exact = next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
-    # In bfloat16 real models differ by up to 0.4 from kernel to kernel, and by many where a mask is ignored.
-    if gap <= (1e-3 if exact else 1.0):
-        return None
-    return f"{name} gives other numbers with {what} (by {gap:.2g})"
-
-
-def _probe(model: nn.Module, device: torch.device) -> TokenTree:
-    """Return a tree of tokens from all over the vocabulary but its ends.
-
-    There the special tokens stand, among which bfloat16 rounds a real model's log-probs by several nats.
-    """
-    prompt_mask = torch.tensor([[True, True, True], [True, False, False]], device=device)
-    response_mask = torch.tensor(
-        [[[True, True, True], [True, False, False]], [[True, True, False], [True, True, True]]], device=device
-    )
-    vocabulary = base_model(model).config.get_text_config().vocab_size
-    scattered = torch.arange(18, device=device) * 7919
-    ids = vocabulary // 8 + scattered % (vocabulary - vocabulary // 4)
-    return TokenTree(
-        prompt_ids=ids[:6].view(2, 3),
-        prompt_mask=prompt_mask,
-        response_ids=ids[6:].view(2, 2, 3),
-        response_mask=response_mask,
-        counted_mask=response_mask,
-    )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` in evaluation mode (no dropout) and every part of it back into its own."""
-    training = [part for part in model.modules() if part.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
+def _text_config(model: nn.Module) -> Any:
+    return base_model(model).config.get_text_config()

@@ -426,8 +426,7 @@ def test_a_row_that_a_references_template_refuses_is_named_with_the_reference(ti
         gather(tmp_path, module, ReferenceEnsemble([reference]), rows=rows)
 
 
-def test_a_four_bit_reference_is_near_its_full_precision(tmp_path, tiny_model):
-    pytest.importorskip("bitsandbytes")
+def test_a_four_bit_reference_is_near_its_full_precision(cpu_of_bitsandbytes, tmp_path, tiny_model):
     folder = tmp_path / "wide"
     tokenizer = tiny_tokenizer(vocab_size=320)
     # Blocks of 64 weights share a scale, and a matrix should have many of them.

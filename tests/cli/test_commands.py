@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.gguf_files import write_tiny_gguf
@@ -363,13 +364,22 @@ def test_a_gguf_policy_trains_and_is_exported_for_plain_transformers(prefopt, se
     assert Path("adapter/adapter_model.safetensors").is_file()
 
 
-def test_a_four_bit_policy_trains_and_merges_into_full_precision(prefopt, settings):
-    pytest.importorskip("bitsandbytes")
+def test_a_four_bit_policy_trains_and_merges_into_full_precision(
+    cpu_of_bitsandbytes, prefopt, settings, tiny_model
+):
     policy = ["--model.init_args.policy.four_bit", '{"compute": "float32"}']
     prefopt("fit", *axes(), *settings, *policy, "--run_dir", "run")
+    prefopt("export", "run/checkpoints/last.ckpt", "--out", "adapter")
     prefopt("export", "run/checkpoints/last.ckpt", "--out", "merged", "--merge", "true")
-    merged = AutoModelForCausalLM.from_pretrained("merged")
-    assert merged.get_input_embeddings().weight.dtype == torch.float32
+    merged, base = (load_file(Path(folder) / "model.safetensors") for folder in ("merged", tiny_model))
+    learned = load_file("adapter/adapter_model.safetensors")
+    config = json.loads(Path("adapter/adapter_config.json").read_text())
+    name = "model.layers.1.mlp.up_proj"
+    low, high = (learned[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+    assert high.abs().max() > 0
+    torch.testing.assert_close(
+        merged[f"{name}.weight"], base[f"{name}.weight"] + config["lora_alpha"] / config["r"] * high @ low
+    )
 
 
 def test_precompute_scores_and_leaves_only_the_tables(prefopt, settings, tiny_model):

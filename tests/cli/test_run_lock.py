@@ -92,10 +92,12 @@ def test_a_file_system_without_locks_stops_no_run(tmp_path, monkeypatch, capsys,
         raise OSError(number, "no locks here")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with alone_in(tmp_path / "run"):
-        pass
-    assert "knows no locks: start no second run in that folder" in capsys.readouterr().out
-    assert not (tmp_path / "run" / ".lock").exists() or number == errno.ENOLCK
+    for _ in range(2):  # neither holds up the next
+        with alone_in(tmp_path / "run"):
+            pass
+        assert "knows no locks: start no second run in that folder" in capsys.readouterr().out
+    if (tmp_path / "run" / ".lock").exists():  # a lock of filelock's own, without the system's, would name us
+        assert (tmp_path / "run" / ".lock").read_text() == ""
 
 
 def test_what_else_is_refused_is_an_error(tmp_path, monkeypatch):

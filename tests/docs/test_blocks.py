@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -22,6 +23,7 @@ import pl_prefopt.pairing
 from pl_prefopt.data.formats import to_row
 from tests.docs.pages import ADDING, PAGES, ROOT, Block, blocks, first, name_of
 from tests.runs import pair_rows, scored_rows, write_rows
+from tests.support import NO_BROWSER, find_browser
 
 AXES = ["-c", "configs/base.yaml", "-c", "configs/methods/dpo.yaml", "-c", "configs/hardware/cpu.yaml"]
 WITH_BLOCKS = [page for page in PAGES if blocks(page)]
@@ -32,6 +34,7 @@ class Checkout:
 
     def __init__(self, folder: Path, tiny_model: Path, prefopt) -> None:
         self.folder, self.tiny_model, self.prefopt = folder, tiny_model, prefopt
+        self.left_out: list[str] = []
         shutil.copytree(ROOT / "configs", folder / "configs")
         (folder / "scripts").symlink_to(ROOT / "scripts")
         for file in ("Makefile", "pyproject.toml", "constraints.txt", "constraints-oldest.txt"):
@@ -84,6 +87,10 @@ class Checkout:
         raise AssertionError(f"tests can't run a command with the arguments {words}: add how, or say why not")
 
     def command_prefopt(self, *words: str) -> None:
+        if "--figures" in words and find_browser() is None:
+            self.left_out.append(f"`prefopt {shlex.join(words)}` ran without --figures: {NO_BROWSER}")
+            place = words.index("--figures")
+            words = words[:place] + words[place + 2 :]
         self.prefopt(*(self.localised(word) for word in words))
 
     def command_make(self, *targets: str) -> None:
@@ -146,9 +153,16 @@ def checkout(tmp_path, tiny_model, prefopt, monkeypatch):
     return Checkout(tmp_path, tiny_model, prefopt)
 
 
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=name_of)
+def parameters(page: Path):
+    draws = any("--figures" in block.text and block.reason is None for block in blocks(page))
+    return pytest.param(page, id=name_of(page), marks=[pytest.mark.browser] if draws else [])
+
+
+@pytest.mark.parametrize("page", map(parameters, WITH_BLOCKS))
 def test_every_block_of_a_page_runs(page, checkout):
     to_run = [block for block in blocks(page) if block.reason is None]
     checkout.make_runs("".join(block.text for block in to_run))
     for block in to_run:
         checkout.run(block)
+    if checkout.left_out:
+        pytest.skip("; ".join(checkout.left_out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal, getcontext
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from pl_prefopt import functional
 
 DOUBLE, NAN = torch.float64, float("nan")
+getcontext().prec = 60
 PAIRED = {
     "mns": functional.pair_mns,
     "mnm": functional.pair_mnm,
@@ -225,6 +227,47 @@ def test_point_ce_of_the_highest_score_is_the_mean_negative_log_likelihood(mean)
     result.loss.sum().backward()
     assert result.loss.item() == pytest.approx(-mean, abs=1e-12)
     assert log_likelihood.grad.item() == pytest.approx(-1.0, abs=1e-12)
+
+
+def exact_points(mean, score):
+    """Loss and gradient of Point-CE and Point-MSE in 60 digits, and the sizes of the terms they add up."""
+    mean, score = Decimal(mean), Decimal(score)
+    p, rest = mean.exp(), 1 - mean.exp()
+    ce = [-score * mean, -(1 - score) * rest.ln()], [-score, (1 - score) * p / rest]
+    # s − p is (s − 1) + (1 − p) near p = 1, and what is exact there is not far from it.
+    parts = [score - 1, rest] if p > Decimal("0.5") else [score, -p]
+    error, size = sum(parts), sum(map(abs, parts))
+    mse = (error**2, size**2), (-2 * error * p, 2 * size * p)
+    return [(float(sum(terms)), float(sum(map(abs, terms)))) for terms in ce], [
+        (float(value), float(bound)) for value, bound in mse
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("score", [0.125, 0.25, 0.5, 0.75, 1.0])
+def test_points_are_exact_from_p_of_1_to_p_of_nothing(dtype, score):
+    means = [-1e-18, -1e-12, -3e-8, -1e-4, -0.1, -0.69, -0.7, -2.0, -20.0, -80.0]
+    for mean in means:
+        x = torch.tensor(mean, dtype=dtype, requires_grad=True)
+        expected = exact_points(x.item(), score)
+        for loss, (value, slope) in zip((functional.point_ce, functional.point_mse), expected, strict=True):
+            result = loss(x, torch.tensor(score, dtype=dtype)).loss
+            (gradient,) = torch.autograd.grad(result, x)
+            for got, (exact, size) in ((result, value), (gradient, slope)):
+                assert abs(got.item() - exact) <= 8 * torch.finfo(dtype).eps * size, (mean, loss)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_points_at_a_log_prob_of_0(dtype):
+    score = torch.tensor([1.0, 0.9, 0.1], dtype=dtype)
+    x = torch.zeros(3, dtype=dtype, requires_grad=True)
+    (slope,) = torch.autograd.grad(functional.point_ce(x, score).loss.sum(), x)
+    # Certain of the best response: likelihood training, pushing up. Of any other: pushed down, and finite.
+    assert slope[0] == -1.0
+    assert (slope[1:] > 1e5).all()
+    assert slope.isfinite().all()
+    (slope,) = torch.autograd.grad(functional.point_mse(x, score).loss.sum(), x)
+    torch.testing.assert_close(slope, -2 * (score - 1))
 
 
 # --- ties and unknown scores

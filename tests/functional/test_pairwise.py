@@ -270,6 +270,21 @@ def test_dpop_gradients_stand_as_one_plus_the_penalty(penalty):
     assert (inputs[0].grad / inputs[1].grad).item() == pytest.approx(-(1 + penalty))
 
 
+def test_dpop_has_dpos_gradient_at_the_kink():
+    # Policy and reference agree on the chosen response, as before the first step.
+    inputs = scalars((-10.0, -9.0, -10.0, -8.0), grad=True)
+    slopes = torch.autograd.grad(functional.dpop(*inputs, beta=0.3, penalty=50.0).loss, inputs[:2])
+    expected = torch.autograd.grad(functional.dpo(*inputs, beta=0.3).loss, inputs[:2])
+    assert slopes == expected
+    assert expected[0] < 0
+
+
+def test_hinge_has_no_gradient_at_the_kink():
+    inputs = scalars((-8.0, -10.0, -10.0, -10.0), grad=True)  # h = 2 = 1/β
+    (slope,) = torch.autograd.grad(functional.hinge(*inputs, beta=0.5).loss, inputs[0])
+    assert slope == 0
+
+
 # --- closed forms: f-DPO
 
 GENERATORS = {

@@ -14,12 +14,20 @@ from lightning.pytorch import Callback
 from torch.distributed.tensor import DTensor
 
 from pl_prefopt.callbacks import ReferenceEnsemble
-from pl_prefopt.modules import DPOModule, FSDP2Strategy, MPPOModule, MRPOModule, SrModule
-from pl_prefopt.objectives import DPO, KTO, MRPO, PairMNM, SrDPO
+from pl_prefopt.modules import (
+    DPOModule,
+    FSDP2Strategy,
+    MPPOModule,
+    MRPOModule,
+    ReferenceFreeModule,
+    SrModule,
+)
+from pl_prefopt.objectives import DPO, KTO, MRPO, PairMNM, SimPO, SrDPO
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import FrozenModel, InitialPolicy, Reference, precompute
 from pl_prefopt.scoring import heads
 from tests.modules.faults import die_while_saving, faults
+from tests.modules.mean_gradients import MeanGradients
 from tests.modules.split_loading import loaded
 from tests.runs import LORA, make_datamodule, make_trainer, scored_rows
 
@@ -154,6 +162,23 @@ def moved(folder: Path, tiny_model: str) -> dict[str, list[float]]:
     return losses
 
 
+def step_means(folder: Path, tiny_model: str) -> dict[str, tuple[list[Any], list[float]]]:
+    """Each step's prompts by rank, and how far its gradient is from their mean."""
+    found = {}
+    for kind in ("ddp", "shards"):
+        for limit in (None, 120):
+            watch = MeanGradients()
+            module = ReferenceFreeModule(PolicySpec(name=tiny_model, **ADAPTER), SimPO(), optimizer=momentum)
+            settings = {"devices": 2, "use_distributed_sampler": False, "accumulate_grad_batches": 2}
+            trainer = make_trainer(
+                folder, watch, strategy=STRATEGIES[kind](), limit_val_batches=0, max_epochs=2, **settings
+            )
+            rows, limits = scored_rows(ROWS), {"batch_size": 2, "max_tokens_per_batch": limit}
+            trainer.fit(module, datamodule=make_datamodule(folder, rows, **limits))
+            found[f"{kind}, {limit}"] = watch.prompts, watch.worst
+    return found
+
+
 def work(rank: int, port: int, folder: Path, tiny_model: str) -> None:
     """What each of two processes does, as torchrun would start it."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
@@ -165,6 +190,7 @@ def work(rank: int, port: int, folder: Path, tiny_model: str) -> None:
     precompute.ROWS_A_PART = 4
     results = {name: run(name, folder, tiny_model, processes=2) for name in CASES}
     results["loaded"] = loaded(folder, tiny_model)
+    results["step means"] = step_means(folder, tiny_model)
     results["moved"] = moved(folder, tiny_model)
     results["faults"] = faults(folder, tiny_model)
     torch.save(results, folder / f"{rank}.pt")

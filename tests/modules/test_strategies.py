@@ -106,6 +106,15 @@ def test_a_file_of_another_strategy_goes_on_with_the_model_split(together):
         assert rank["moved"]["file"] == pytest.approx(rank["moved"]["ddp"], rel=1e-4)
 
 
+def test_a_step_of_two_processes_is_the_mean_over_the_prompts_of_both(together):
+    _, ranks = together
+    for rank in ranks:
+        for name, (prompts, worst) in rank["step means"].items():
+            assert sum(len(numbers) for step in prompts for numbers in step) == 2 * ROWS, name
+            assert any(len(first) != len(second) for first, second in prompts), name
+            assert max(worst) < 1e-5, (name, prompts, worst)
+
+
 def test_a_loss_that_is_no_number_in_one_process_stops_both(together):
     folder, ranks = together
     assert "not a finite number at step 0 in another process" in ranks[0]["faults"]["loss"]

@@ -85,6 +85,20 @@ def test_any_scale_becomes_the_papers(score_range, scores):
     assert scaled.tolist() == pytest.approx([0.1, 0.55, 1.0])
 
 
+@pytest.mark.parametrize("score_range", [(1.0, 10.0), (0.1, 0.7), (-0.3, 1 / 3), (0.0, 1.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ends_of_a_scale_are_a_tenth_and_one_exactly(score_range, dtype):
+    scaled = PointCE(score_range=score_range).scaled(torch.tensor(score_range, dtype=dtype))
+    assert torch.equal(scaled, torch.tensor([0.1, 1.0], dtype=dtype))
+
+
+def test_the_highest_score_pushes_up_at_any_likelihood():
+    # −ℓ̄ with its gradient −1, also where p rounds to 1.
+    batch = make_batch([[-1e-7, -1e-10, 0.0, -4.0]], None, [[10.0] * 4], length=[[1, 1, 1, 1]])
+    PointCE()(batch).loss.sum().backward()
+    assert batch.policy.sum.grad[0].tolist() == [-0.25] * 4
+
+
 def test_the_papers_own_scale_is_divided_by_ten():
     grades = torch.arange(1.0, 11.0)
     torch.testing.assert_close(PointMSE().scaled(grades), grades / 10)

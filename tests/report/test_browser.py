@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from pl_prefopt.cli.report import write_report
 from tests.report.folders import ranked_rows, write_run
+from tests.support import NO_BROWSER, find_browser
 
-CHROMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+pytestmark = pytest.mark.browser
+
 PATIENCE = 120_000  # milliseconds; a busy machine is slow and not wrong
-
-
-def find_chrome() -> str:
-    found = next(filter(None, map(shutil.which, CHROMES)), None)
-    if found is None:
-        pytest.skip(f"there is no browser: none of {', '.join(CHROMES)} is on the PATH")
-    return found
 
 
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chrome = find_chrome()
+    chrome = find_browser() or pytest.skip(NO_BROWSER)
     with playwright.sync_playwright() as driver:
         # As root, Chromium starts only without its own sandbox.
         launched = driver.chromium.launch(executable_path=chrome, args=["--no-sandbox"], timeout=PATIENCE)

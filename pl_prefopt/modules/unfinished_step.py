@@ -1,0 +1,44 @@
+"""Checkpoints amid the batches of an optimiser step, whose gradients are in none: the step begins anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from pl_prefopt.data import PreferenceDataModule, batches_since_step
+
+_KEY = "pl_prefopt_unfinished_step"
+
+
+def begin_step_anew(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Set a checkpoint's counts back to where its last optimiser step was taken.
+
+    The data module does the same in its part of the checkpoint. Other loaders can't be set back: the batches
+    whose gradients are lost are noted, for ``tell_what_is_lost``.
+    """
+    batches = batches_since_step(trainer)
+    if not batches:
+        return
+    if not isinstance(getattr(trainer, "datamodule", None), PreferenceDataModule):
+        checkpoint[_KEY] = batches
+        return
+    fit_loop = checkpoint["loops"]["fit_loop"]
+    # As Lightning leaves them in on_train_batch_end of the batch that stepped: it then goes on without
+    # another validation, and counts that step itself.
+    progress = fit_loop["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        done = counts["processed"] - batches
+        counts |= {"ready": done, "started": done, "processed": done, "completed": done - 1}
+    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+
+
+def tell_what_is_lost(checkpoint: dict[str, Any]) -> None:
+    """Warn where the first step after resuming will miss batches."""
+    if batches := checkpoint.get(_KEY):
+        rank_zero_warn(
+            f"The checkpoint was saved {batches} batches after an optimiser step, and their gradients are "
+            "not in it: the first step is the mean over the other batches of its window. To lose none, train "
+            "with a PreferenceDataModule, or resume from a checkpoint that was saved at an optimiser step."
+        )

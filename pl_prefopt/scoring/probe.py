@@ -1,0 +1,232 @@
+"""Whether a way of scoring gives a model's own numbers: found out on a few tokens, before any is believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.scoring.heads import Head
+from pl_prefopt.scoring.inputs import base_model, evaluating, label_log_probs, last_logits
+from pl_prefopt.scoring.layouts import Layout
+from pl_prefopt.scoring.windows import shortened, window_settings, without_own_masks
+from pl_prefopt.types import TokenTree
+
+_PROMPTS = (5, 3, 4)
+_RESPONSES = ((3, 1), (5, 1), (2, 0))
+"""Few different lengths together, as some kernels are compiled for each. Longer than a shortened window."""
+_COMMON = 2
+_FUTURE = 3
+_COPIES = 3
+_MOST_FLOORS = 50
+"""How much more than the least tolerance rounding may explain: else a row's numbers depend on its batch."""
+_WORDS = 9
+"""Different tokens of a probe. In text tokens are repeated, and what chooses among them meets ties."""
+_MORE = 8
+"""By how many tokens a prompt is longer where there are windows."""
+_LONGEST = 4096
+"""The longest window that rows are lengthened for."""
+
+_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, IndexError, KeyError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A few responses with their log-probs by single forward passes: unpadded rows, no mask, no positions.
+
+    Attributes:
+        model: the model, in evaluation mode.
+        tree: the prompts and responses, longer than the model's windows.
+        expected: float32 [B, R, T], their log-probs.
+        tolerance: the difference that rounding explains.
+        unreached: the length of a window that these rows are not longer than, 0 for none.
+    """
+
+    model: nn.Module
+    tree: TokenTree
+    expected: Tensor
+    tolerance: float
+    unreached: int = 0
+
+    @classmethod
+    def of(cls, model: nn.Module, tree: TokenTree, unreached: int = 0) -> Self:
+        """Score the responses singly, and measure how this model rounds.
+
+        Raises:
+            ConfigError: if the model takes more than token ids, or a later token changes the log-prob of an
+                earlier one.
+        """
+        tolerance, expected = _tolerance(model, tree), singly(model, tree)
+        return cls(model=model, tree=tree, expected=expected, tolerance=tolerance, unreached=unreached)
+
+    @torch.no_grad()
+    def obstacle(self, layout: Layout, head: Head, what: str) -> str | None:
+        """Return what is wrong with a way of scoring, ``None`` if it gives the model's own numbers."""
+        name = _name(self.model)
+        try:
+            found = layout.token_log_probs(self.model, self.tree, head)
+        except _FAILURES as error:
+            return f"{name} refuses {what} ({error})"
+        gap = _largest(found - self.expected)
+        if gap <= self.tolerance:
+            return None
+        return f"{name} gives other numbers with {what} (by {gap:.2g})"
+
+    @torch.no_grad()
+    def own_limit(self) -> str | None:
+        """Return why a row of many responses may be too wide for the model, though each response is not."""
+        if self.unreached:
+            return (
+                f"{_name(self.model)} has a window of {self.unreached} tokens, which is too long to be probed"
+            )
+        with without_own_masks(self.model) as columns:
+            if columns and not self.change() <= self.tolerance:
+                return f"{_name(self.model)} masks by columns, of which it has {columns}"
+        return None
+
+    @torch.no_grad()
+    def change(self) -> float:
+        """Return by how much the model's numbers differ now; infinity if it gives none."""
+        try:
+            return _largest(singly(self.model, self.tree) - self.expected)
+        except ConfigError:
+            return math.inf
+
+
+@contextmanager
+@torch.no_grad()
+def probing(model: nn.Module, device: torch.device) -> Iterator[Probe]:
+    """Return a probe; the model is in evaluation mode and has short windows meanwhile.
+
+    A window that isn't short then, because nothing changes where the setting does, is reached by longer rows.
+
+    Raises:
+        ConfigError: if the model is no causal language model.
+    """
+    with evaluating(model):
+        probe = Probe.of(model, _few_tokens(model, device))
+        settings = window_settings(model)
+        if settings:
+            short = {name: value for name, value in settings.items() if _is_kept_short(probe, name, value)}
+            longest = max((value for name, value in settings.items() if name not in short), default=0)
+            beyond, unreached = _reach(model, longest)
+            with shortened(model, short):
+                yield Probe.of(model, _few_tokens(model, device, beyond=_MORE + beyond), unreached)
+        else:
+            yield probe
+
+
+def _is_kept_short(probe: Probe, name: str, value: int) -> bool:
+    """Tell whether a window can be shortened: the model still runs, and gives other numbers."""
+    with shortened(probe.model, {name: value}):
+        return probe.tolerance < probe.change() < math.inf
+
+
+def singly(model: nn.Module, tree: TokenTree) -> Tensor:
+    """Return float32 [B, R, T] by one forward pass per response, given its token ids and nothing else.
+
+    Raises:
+        ConfigError: if the model can't be run so.
+    """
+    found = torch.zeros(tree.response_ids.shape, device=tree.response_ids.device)
+    for row, sizes in enumerate(tree.response_sizes):
+        for number, size in enumerate(sizes):
+            if size:
+                response = tree.response_ids[row, number, :size]
+                ids = torch.cat([tree.prompt_ids[row, : tree.prompt_lengths[row]], response])
+                found[row, number, :size] = _log_probs(model, ids.unsqueeze(0), size)
+    return found
+
+
+def _log_probs(model: nn.Module, ids: Tensor, count: int) -> Tensor:
+    """Return the log-probs of the last ``count`` tokens of rows, float32 [N, count]."""
+    try:
+        logits = last_logits(model, count + 1, input_ids=ids)
+    except _FAILURES as error:
+        raise ConfigError(
+            f"{_name(model)} gives no log-probs for token ids alone ({error}): name a causal language model, "
+            "one that AutoModelForCausalLM runs without other inputs."
+        ) from error
+    return label_log_probs(logits[:, :-1], ids[:, -count:])
+
+
+def _tolerance(model: nn.Module, tree: TokenTree) -> float:
+    """Return by how much rounding alone may change this model's log-probs.
+
+    One row is scored alone, among copies of itself, and with other tokens behind it.
+    """
+    row = torch.cat([tree.prompt_ids[:1], tree.response_ids[:1, 0, : tree.response_sizes[0][0]]], dim=1)
+    count, floor = row.shape[1] - 1, _floor(model, row.device)
+    futures = tree.prompt_ids[:1, :2].transpose(0, 1).expand(2, _FUTURE)
+    longer = _log_probs(model, torch.cat([row.expand(2, -1), futures], dim=1), count + _FUTURE)[:, :count]
+    gap = _largest(longer[0] - longer[1])
+    if not gap <= 4 * floor:
+        raise ConfigError(
+            f"{_name(model)} is no causal language model: with other tokens behind it, a token's log-prob "
+            f"differs by {gap:.2g}. Name a model that predicts the next token from those before it; an "
+            "encoder such as BERT is none."
+        )
+    alone = _log_probs(model, row, count)
+    copies = _log_probs(model, row.expand(_COPIES, -1), count)
+    noise = max(_largest(longer[0] - alone), _largest(copies - alone))
+    return min(floor + 4 * noise, _MOST_FLOORS * floor)
+
+
+def _floor(model: nn.Module, device: torch.device) -> float:
+    """Return the difference that is never more than rounding, by the type that the model computes in."""
+    weight = next(weight for weight in model.parameters() if weight.is_floating_point())
+    rough = weight.dtype != torch.float32 or torch.is_autocast_enabled(device.type)
+    if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+        rough = True
+    return 0.02 if rough else 2e-4
+
+
+def _reach(model: nn.Module, window: int) -> tuple[int, int]:
+    """Return by how much rows are to be longer for a window, and its length if they can't be."""
+    limit = getattr(base_model(model).config.get_text_config(), "max_position_embeddings", None)
+    longest = _PROMPTS[0] + _MORE + max(map(max, _RESPONSES)) + window
+    if window == 0 or (limit is not None and longest > limit):
+        return 0, 0  # no row is as long
+    return (window, 0) if window <= _LONGEST else (0, window)
+
+
+def _few_tokens(model: nn.Module, device: torch.device, beyond: int = 0) -> TokenTree:
+    """Return a tree of tokens from all over the vocabulary but its ends; the first row is ``beyond`` longer.
+
+    At the ends stand the special tokens, among which bfloat16 rounds a real model's log-probs by several
+    nats.
+    """
+    prompts = torch.tensor([_PROMPTS[0] + beyond, *_PROMPTS[1:]])
+    responses = torch.tensor(_RESPONSES)
+    prompt_mask = torch.arange(int(prompts.max())) < prompts.unsqueeze(1)
+    response_mask = torch.arange(int(responses.max())) < responses.unsqueeze(2)
+    vocabulary = base_model(model).config.get_text_config().vocab_size
+    count = prompt_mask.numel() + response_mask.numel()
+    number = torch.arange(count)
+    word = (number * number + number // 4) % _WORDS
+    ids = vocabulary // 8 + (1 + word) * 7919 % (vocabulary - vocabulary // 4)
+    prompt_ids, response_ids = ids[: prompt_mask.numel()], ids[prompt_mask.numel() :]
+    prompt_ids = prompt_ids.view(prompt_mask.shape)
+    prompt_ids[:, :_COMMON] = prompt_ids[0, :_COMMON]
+    tree = TokenTree(
+        prompt_ids=prompt_ids * prompt_mask,
+        prompt_mask=prompt_mask,
+        response_ids=response_ids.view(response_mask.shape) * response_mask,
+        response_mask=response_mask,
+        counted_mask=response_mask,
+    )
+    return tree.to(device)
+
+
+def _largest(difference: Tensor) -> float:
+    return difference.abs().max().item()
+
+
+def _name(model: nn.Module) -> str:
+    return type(base_model(model)).__name__
