@@ -9,6 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+def without_dots(path: Path) -> Path:
+    """Return a path to write to without ``..``, whose folders before that need not exist then."""
+    if ".." not in path.parts:
+        return path
+    place, here = path.resolve(), Path.cwd()  # a link may lead to another parent than the one named
+    return place.relative_to(here) if place.is_relative_to(here) else place
+
+
 @contextmanager
 def replacing(path: Path, *, owner: str = "") -> Iterator[Path]:
     """Yield a draft to write, which takes the place of ``path`` at once when the block ends.

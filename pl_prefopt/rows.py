@@ -29,6 +29,7 @@ class PreferenceRow:
             order (1 for chosen, 0 for rejected). Correlations are computed on graded rows only.
         origin: where the row came from, for messages: ``"file.jsonl, row 12"``.
         source: which part of a mixture of data the row belongs to, if the data says; reports group by it.
+        keep: text in the prompt that truncation must not take, such as what a view put there.
     """
 
     prompt: tuple[Message, ...]
@@ -37,3 +38,4 @@ class PreferenceRow:
     graded: bool = False
     origin: str = ""
     source: str = ""
+    keep: str = ""

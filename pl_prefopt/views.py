@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.rows import PreferenceRow
@@ -25,6 +27,9 @@ arXiv 2405.21040, quoted."""
 class View(ABC):
     """A transformation of rows. It must depend on its arguments only, since its log-probs are cached."""
 
+    min_prompts: ClassVar[int] = 1
+    """How many different prompts a split must have for the view to mean something."""
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:
@@ -34,22 +39,74 @@ class View(ABC):
     def __call__(self, rows: Sequence[PreferenceRow], index: int) -> PreferenceRow:
         """Return the transformed row number ``index`` of ``rows``."""
 
+    def over(self, rows: Sequence[PreferenceRow]) -> Callable[[int], PreferenceRow]:
+        """Return the transformation of ``rows`` by row number, for a pass over many of them.
+
+        A view that must look at all rows does so once here.
+        """
+        return functools.partial(self, rows)
+
 
 class Mismatched(View):
-    """Each prompt with the responses of the next row (cyclically).
+    """Each prompt with the responses to another one.
 
-    KTO estimates its reference point on such mismatched pairs (Ethayarajh et al., arXiv 2402.01306).
+    KTO estimates its reference point on such mismatched pairs (Ethayarajh et al., arXiv 2402.01306). Where
+    all prompts differ, the responses are those of the next row (cyclically); where rows share prompts, see
+    ``donors``. With one prompt alone there is no other, and the responses are the next row's all the same.
     """
+
+    min_prompts = 2
 
     @property
     def fingerprint(self) -> str:
         """The name alone: the transformation has no settings."""
-        return "mismatched"
+        return "mismatched-prompts"
 
     def __call__(self, rows: Sequence[PreferenceRow], index: int) -> PreferenceRow:
-        """Return row ``index`` with the responses of row ``index + 1``."""
-        donor = rows[(index + 1) % len(rows)]
-        return dataclasses.replace(rows[index], responses=donor.responses, scores=None, graded=False)
+        """Return row ``index`` with the responses of another row."""
+        return self.over(rows)(index)
+
+    def over(self, rows: Sequence[PreferenceRow]) -> Callable[[int], PreferenceRow]:
+        """Look at all prompts once, and return the transformation by row number."""
+        others = donors([row.prompt for row in rows])
+
+        def mismatched(index: int) -> PreferenceRow:
+            donor = rows[others[index]]
+            return dataclasses.replace(rows[index], responses=donor.responses, scores=None, graded=False)
+
+        return mismatched
+
+
+def donors(prompts: Sequence[object]) -> list[int]:
+    """Return for each row another one whose prompt differs; with one prompt alone, the next row.
+
+    Rows are put in order by prompt, prompts in the order in which they first come. Each row takes from the
+    row that is as many places further on as the most frequent prompt has rows, so that each row gives once.
+    Where more than half of the rows share a prompt that can't be: they take from the others in turn.
+
+    Args:
+        prompts: one hashable value per row.
+
+    Examples:
+        >>> donors("abc"), donors("aabb"), donors("aaab")
+        ([1, 2, 0], [2, 3, 0, 1], [3, 3, 3, 0])
+    """
+    groups: dict[object, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        groups.setdefault(prompt, []).append(number)
+    order = list(itertools.chain.from_iterable(groups.values()))
+    largest = max(groups.values(), key=len)
+    found = list(range(len(order)))
+    if len(groups) == 1 or 2 * len(largest) <= len(order):
+        step = 1 if len(groups) == 1 else len(largest)
+        for place, number in enumerate(order):
+            found[number] = order[(place + step) % len(order)]
+        return found
+    few = [number for number in order if prompts[number] != prompts[largest[0]]]
+    for takers, givers in ((largest, few), (few, largest)):
+        for place, number in enumerate(takers):
+            found[number] = givers[place % len(givers)]
+    return found
 
 
 @dataclass(frozen=True)
@@ -57,7 +114,8 @@ class QualityPrompt(View):
     """Each row with a text put before its query: Sr-DPO's augmented prompt p ⊕ x (arXiv 2405.21040).
 
     The text comes at the start of a user turn, with a space after it. A prompt without a user turn gets it at
-    the start of its last or first turn. Responses and scores stay as they are.
+    the start of its last or first turn. A prompt that is too long loses what is around the text, never the
+    text. Responses and scores stay as they are.
 
     Args:
         text: p; empty, the rows stay as they are.
@@ -77,7 +135,7 @@ class QualityPrompt(View):
     @property
     def fingerprint(self) -> str:
         """The name and a hash of the settings."""
-        settings = json.dumps([self.text, self.turn]).encode()
+        settings = json.dumps([self.text, self.turn, "kept"]).encode()
         return f"quality-{hashlib.sha256(settings).hexdigest()[:16]}"
 
     def __call__(self, rows: Sequence[PreferenceRow], index: int) -> PreferenceRow:
@@ -89,4 +147,5 @@ class QualityPrompt(View):
         place = (users or range(len(row.prompt)))[-1 if self.turn == "last" else 0]
         message = row.prompt[place]
         augmented = message._replace(content=f"{self.text} {message.content}")
-        return dataclasses.replace(row, prompt=(*row.prompt[:place], augmented, *row.prompt[place + 1 :]))
+        prompt = (*row.prompt[:place], augmented, *row.prompt[place + 1 :])
+        return dataclasses.replace(row, prompt=prompt, keep=self.text)

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
     {"errors", "files", "rows"},
-    {"types", "views"},
+    {"types", "views", "saved_settings"},
     {"functional", "pairing", "scoring", "policies", "data"},
     {"metrics", "objectives", "references"},
     {"callbacks", "modules", "report"},

@@ -44,8 +44,8 @@ class Generations(Callback):
         for name, value in (("held_out", held_out), ("max_new_tokens", max_new_tokens)):
             if value < 1:
                 raise ConfigError(
-                    f"Expected Generations.{name} to be at least 1, got {value}: to generate nothing, take "
-                    "Generations out of trainer.callbacks."
+                    f"Expected Generations.{name} to be at least 1, got {value}: to generate nothing, "
+                    "add `--default_callbacks.Generations false`."
                 )
         self.prompts, self.held_out, self.max_new_tokens = prompts, held_out, max_new_tokens
         self._before: dict[str, str] = {}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import traceback
+from argparse import SUPPRESS
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -23,6 +24,14 @@ from pl_prefopt.callbacks import (
     ReferenceEnsemble,
     ResultsTable,
 )
+from pl_prefopt.cli.defaults import (
+    CALLBACKS,
+    SETTINGS,
+    callbacks_of_run,
+    check_chosen,
+    has_progress_bar,
+    listed,
+)
 from pl_prefopt.cli.failures import failure_behind
 from pl_prefopt.cli.mistakes import explain, origin_of
 from pl_prefopt.cli.parser import Parser, RefusedError
@@ -30,15 +39,18 @@ from pl_prefopt.cli.run_config import RunConfig
 from pl_prefopt.cli.run_folder import (
     choose_run_folder,
     find_checkpoint,
+    is_first_process,
     keep_earlier_metrics,
     refuse_second_run,
     require_run_folder,
 )
 from pl_prefopt.cli.run_lock import alone_in
+from pl_prefopt.cli.run_start import Start
 from pl_prefopt.cli.trainer import PrefOptTrainer
 from pl_prefopt.data import PreferenceDataModule
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules import PreferenceModule, SafeCheckpointIO
+from pl_prefopt.saved_settings import ORIGINS
 
 
 class PrefOptCLI(LightningCLI):
@@ -47,7 +59,8 @@ class PrefOptCLI(LightningCLI):
     trained_by: ClassVar[type[PrefOptTrainer]] = PrefOptTrainer
 
     def __init__(self, args: list[str] | None = None) -> None:
-        self.to_hold: Path | None = None
+        self.keeps = False  # whether the command leaves a run's files
+        self.entered = False
         with ExitStack() as self.held:  # until the command ends
             super().__init__(
                 PreferenceModule,
@@ -81,12 +94,22 @@ class PrefOptCLI(LightningCLI):
         parser.set_defaults({"best.filename": "best", "best.enable_version_counter": False})
         parser.set_defaults({"best.monitor": "val/accuracy", "best.mode": "max"})
         parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.set_defaults(SETTINGS)
         parser.add_argument(
             "--run_dir",
             type=str | None,
             default=None,
             help="The run's folder: config, metrics, events, checkpoints. Default: runs/<objective>-<time>.",
         )
+        parser.add_argument(
+            "--default_callbacks",
+            type=bool | dict[str, bool],
+            default=True,
+            help=f"Which default callbacks to have beside trainer.callbacks: {', '.join(CALLBACKS)}. "
+            "`--default_callbacks.Generations false` leaves one out, `false` all.",
+        )
+        # A run's config.yaml notes here where its relative paths start.
+        parser.add_argument(f"--{ORIGINS}", type=list[str] | None, default=None, help=SUPPRESS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; of what the parser refuses, say in which file and under which key it stands."""
@@ -114,21 +137,27 @@ class PrefOptCLI(LightningCLI):
         if asked in ("last", "best"):
             require_run_folder(asked, config.run_dir)
         self.run_folder = choose_run_folder(asked=config.run_dir, ckpt_path=asked, method=method)
-        if training and not config.trainer.fast_dev_run:
+        # Only training writes at the top: evaluating later must not mix its curves into training's.
+        self.logs = self.run_folder if training else self.run_folder / str(self.subcommand)
+        self.keeps = not (config.trainer.fast_dev_run or (training and config.trainer.barebones))
+        if not self.keeps:
+            self._say_that_nothing_is_kept(config.trainer)
+        elif training:
             refuse_second_run(self.run_folder, asked)
-            self.to_hold = self.run_folder
             if self.run_folder.is_dir():
-                self._hold_run_folder()
+                self._enter_run_folder()
         config.ckpt_path = find_checkpoint(asked, self.run_folder, may_be_missing=training)
         config.run_dir = str(self.run_folder)
         if training and not _validates(config):
             # Without validation there is no best; with a monitor Lightning would stop at the epoch's end.
             config.best.monitor, config.best.save_top_k = None, 0
-        self.trainer_defaults["callbacks"] = [
-            MetricsFile(config.run_dir),
-            PredictionWriter(config.run_dir),
-            ResultsTable(),
-        ]
+        files = [MetricsFile(config.run_dir), PredictionWriter(config.run_dir)] if self.keeps else []
+        self.trainer_defaults["callbacks"] = [*files, ResultsTable()]
+
+    def _say_that_nothing_is_kept(self, trainer: Any) -> None:
+        self.save_config_callback = None
+        if trainer.barebones and is_first_process():
+            print("`trainer.barebones`: neither checkpoints nor metrics of this run are kept.")
 
     def _prepare_precompute(self, config: Any) -> None:
         """Leave nothing behind but the tables."""
@@ -137,7 +166,7 @@ class PrefOptCLI(LightningCLI):
         config.trainer.num_sanity_val_steps = 0
         config.best.monitor, config.best.save_top_k = None, 0
         self.save_config_callback = None
-        self.run_folder = Path(config.run_dir or config.references.cache_dir)
+        self.run_folder = self.logs = Path(config.run_dir or config.references.cache_dir)
 
     def instantiate_classes(self) -> None:
         """Build what the settings describe; what is missing or refused is a mistake in the settings."""
@@ -166,29 +195,51 @@ class PrefOptCLI(LightningCLI):
             checkpoint = self._get(self.config_init, key)
             checkpoint.dirpath = checkpoint.dirpath or str(self.run_folder / "checkpoints")
         asked = self._get(self.config_init, "trainer")
-        self._hold_run_folder()  # which makes a new one only now: a mistake in the settings leaves none
-        # Only training writes at the top: evaluating later must not mix its curves into training's.
-        logs = self.run_folder if self.subcommand == "fit" else self.run_folder / str(self.subcommand)
-        if asked["enable_progress_bar"] is False:
-            # Lightning refuses one that is configured, as in configs/base.yaml; the switch comes later.
-            kwargs["callbacks"] = [
-                one for one in _listed(asked["callbacks"]) if not isinstance(one, ProgressBar)
-            ]
-        trainer = super().instantiate_trainer(
-            logger=_loggers(asked["logger"], logs),
+        self._enter_run_folder()  # which makes a new one only now: a mistake in the settings leaves none
+        callbacks = callbacks_of_run(
+            asked["callbacks"], self._get(self.config_init, "default_callbacks"), asked
+        )
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(self.run_folder / "checkpoints")
+        if not has_progress_bar(callbacks):
+            kwargs["enable_progress_bar"] = False  # or Lightning would add its own
+        if asked["barebones"]:
+            kwargs["log_every_n_steps"] = 0
+        trainer: Any = super().instantiate_trainer(
+            callbacks=callbacks,
+            logger=_loggers(asked, self.logs, keep=self.keeps),
             default_root_dir=asked["default_root_dir"] or str(self.run_folder),
             **kwargs,
         )
+        self.model.run_folder = self.run_folder
+        if self.keeps:
+            trainer.logs = self.logs
         # The default is replaced; who asked for another has it.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
-        return trainer
+        return cast(Trainer, trainer)
 
-    def _hold_run_folder(self) -> None:
-        """Keep other runs out of the folder of one that trains, once."""
-        if self.to_hold is not None:
-            self.held.enter_context(alone_in(self.to_hold))
-            self.to_hold = None
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Leave out the two checkpoints where Lightning allows none."""
+        if config["barebones"]:
+            callbacks = [one for one in callbacks if not isinstance(one, Checkpoint)]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def _enter_run_folder(self) -> None:
+        """Keep other runs out of a folder while training in it; let a start that fails leave nothing."""
+        if self.entered or not self.keeps:
+            return
+        start = Start(self.logs)
+        if self.subcommand == "fit":
+            self.held.enter_context(alone_in(self.run_folder))
+        self.held.callback(start.undo_unless, self._has_begun)
+        self.entered = True
+
+    def _has_begun(self) -> bool:
+        trainer: Any = getattr(self, "trainer", None)
+        callbacks = [] if trainer is None else trainer.callbacks
+        return any(isinstance(one, RunConfig) and one.already_saved for one in callbacks)
 
     def validate(self, **kwargs: Any) -> None:
         """Run ``Trainer.validate`` without its own table."""
@@ -232,6 +283,7 @@ def _check_sections(config: Any) -> None:
             "`--best.save_top_k 0` keeps no best checkpoint, and `--trainer.fast_dev_run true` tries a step "
             "and writes nothing."
         )
+    check_chosen(config.default_callbacks)
     batches = config.trainer.accumulate_grad_batches
     if batches < 1:  # which Lightning divides by
         raise ConfigError(f"expected `trainer.accumulate_grad_batches` to be at least 1, got {batches}.")
@@ -257,20 +309,15 @@ def _missing_package(error: BaseException | None) -> ModuleNotFoundError | None:
     return error
 
 
-def _loggers(asked: Any, folder: Path) -> list[Logger] | bool:
-    """Return the loggers asked for and always a CSV; without a wish, TensorBoard and CSV."""
-    if asked is False:
+def _loggers(trainer: Any, folder: Path, *, keep: bool) -> list[Logger] | bool:
+    """Return the loggers asked for, by default TensorBoard, and always a CSV in ``folder``."""
+    asked = trainer["logger"]
+    if asked is False or (trainer["barebones"] and asked is None):
         return False
-    keep_earlier_metrics(folder)
-    csv = CSVLogger(save_dir=str(folder), name="", version="")
-    if asked is None or asked is True:
-        return [TensorBoardLogger(save_dir=str(folder), name="", version=""), csv]
-    chosen = _listed(asked)
-    return chosen if any(isinstance(logger, CSVLogger) for logger in chosen) else [*chosen, csv]
-
-
-def _listed(asked: Any) -> list[Any]:
-    """Return the objects that a setting asks for: none, one or several."""
-    if asked is None:
-        return []
-    return list(asked) if isinstance(asked, list | tuple) else [asked]
+    own: dict[str, Any] = {"save_dir": str(folder), "name": "", "version": ""}
+    chosen = [TensorBoardLogger(**own)] if asked is None or asked is True else listed(asked)
+    if keep:
+        keep_earlier_metrics(folder)
+    if any(isinstance(one, CSVLogger) and Path(one.log_dir).resolve() == folder.resolve() for one in chosen):
+        return chosen
+    return [*chosen, CSVLogger(**own)]

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from pl_prefopt.errors import ConfigError, first_line
+from pl_prefopt.saved_settings import read_saved
 
 _PACKAGES = ("pl-prefopt", "torch", "lightning", "transformers", "peft", "bitsandbytes")
 _SPLITS = ("train", "val", "test")
@@ -175,10 +176,8 @@ def read_card(config: Path, checkpoint: Mapping[str, Any], *, is_adapter: bool) 
     Raises:
         ConfigError: if ``metrics.json`` is damaged.
     """
-    import yaml
-
     return Card(
-        config=yaml.safe_load(config.read_text(encoding="utf-8")),
+        config=read_saved(config),
         metrics=_read_metrics(config.parent / "metrics.json"),
         data=checkpoint.get("PreferenceDataModule", {}).get("splits", {}),
         steps=checkpoint.get("global_step", 0),

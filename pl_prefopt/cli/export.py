@@ -13,10 +13,11 @@ from torch import nn
 
 from pl_prefopt.cli.card import read_card
 from pl_prefopt.errors import ConfigError, first_line
-from pl_prefopt.files import bring_back, new_folder
+from pl_prefopt.files import bring_back, new_folder, without_dots
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
 from pl_prefopt.policies import PolicySpec, build_policy
 from pl_prefopt.policies.spec import Dtype
+from pl_prefopt.saved_settings import FILE_NAME, read_saved
 
 _PREFIX = "policy."
 
@@ -34,7 +35,7 @@ def export(arguments: list[str]) -> None:
     settings = parser.parse_args(arguments)
     export_policy(
         Path(settings.ckpt_path),
-        Path(settings.out),
+        without_dots(Path(settings.out)),
         merge=settings.merge,
         dtype=settings.dtype,
         config=settings.config,
@@ -60,7 +61,7 @@ def export_policy(
     """
     _check_out(out)
     _check_is_checkpoint(ckpt_path)
-    config_path = Path(config) if config else ckpt_path.resolve().parent.parent / "config.yaml"
+    config_path = Path(config) if config else ckpt_path.resolve().parent.parent / FILE_NAME
     bring_back(ckpt_path)
     if not ckpt_path.exists():
         raise ConfigError(f"Expected a checkpoint, but {ckpt_path} is missing.")
@@ -107,14 +108,12 @@ def read_policy_spec(config: Path) -> PolicySpec:
     """
     if not config.is_file():
         raise ConfigError(f"Expected the run's configuration at {config}: name it with --config.")
-    import yaml
-
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--policy", type=PolicySpec)
     try:
-        described = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]["policy"]
+        described = read_saved(config)["model"]["init_args"]["policy"]
         spec: PolicySpec = parser.instantiate_classes(parser.parse_object({"policy": described})).policy
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, ArgumentError) as error:
+    except (TypeError, KeyError, ArgumentError) as error:
         raise ConfigError(
             f"{config} is no configuration that `prefopt fit` wrote ({first_line(error)}): name the run's "
             "config.yaml with --config."

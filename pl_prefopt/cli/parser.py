@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pl_prefopt.cli.section_help import SectionHelp
 from pl_prefopt.data import PreferenceDataModule
 from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.saved_settings import is_saved, read_saved
 
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option ')([\w.\[\]]+)")
 
@@ -35,6 +38,12 @@ class Parser(LightningArgumentParser):
         if theclass is PreferenceDataModule:
             options["sub_configs"] = False
         return super().add_class_arguments(theclass, nested_key, **options)
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Parse a file; of one that a run wrote, with paths that work from here."""
+        if not is_saved(Path(path)):
+            return super().parse_path(path, *args, **kwargs)
+        return self.parse_string(yaml.safe_dump(read_saved(Path(path))), path, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a ``RefusedError``; for an unknown setting it names the nearest one."""

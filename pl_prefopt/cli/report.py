@@ -7,8 +7,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.files import replacing
-from pl_prefopt.report import build_report, read_runs, write_figures
+from pl_prefopt.files import replacing, without_dots
+from pl_prefopt.report import build_report, find_config, read_runs, write_figures
 
 
 def report(arguments: list[str]) -> None:
@@ -30,8 +30,8 @@ def report(arguments: list[str]) -> None:
     settings = parser.parse_args(arguments)
     write_report(
         [Path(run) for run in settings.runs],
-        Path(settings.out) if settings.out else None,
-        Path(settings.figures) if settings.figures else None,
+        without_dots(Path(settings.out)) if settings.out else None,
+        without_dots(Path(settings.figures)) if settings.figures else None,
     )
 
 
@@ -39,7 +39,7 @@ def write_report(folders: list[Path], out: Path | None = None, figures: Path | N
     """Write the report of some runs.
 
     Args:
-        folders: the runs' folders.
+        folders: the runs' folders. Of several, those that are no run's are left out, with a note.
         out: the page; by default ``report.html``, in the run's folder if it is one, else here.
         figures: a folder for the figures as files, if wanted.
 
@@ -47,9 +47,10 @@ def write_report(folders: list[Path], out: Path | None = None, figures: Path | N
         The page's path.
 
     Raises:
-        ConfigError: if a folder is no run's, or the page cannot be written there.
+        ConfigError: if no folder is a run's, or the page cannot be written there.
         DataError: if a file of a run cannot be read.
     """
+    folders = _runs_among(folders)
     runs = read_runs(folders)
     out = out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
     if out.is_dir():
@@ -61,3 +62,19 @@ def write_report(folders: list[Path], out: Path | None = None, figures: Path | N
     if figures is not None:
         print(f"Wrote {len(write_figures(made.panels, figures))} figures to {figures}")
     return out
+
+
+def _runs_among(folders: list[Path]) -> list[Path]:
+    """Return the folders of runs, as ``runs/*`` also names what lies beside them."""
+    found, refused = [], []
+    for folder in folders:
+        try:
+            find_config(folder)
+            found.append(folder)
+        except ConfigError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    for reason in refused:
+        print(f"Left out: {reason}")
+    return found

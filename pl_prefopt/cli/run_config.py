@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from pl_prefopt.files import replacing
+from pl_prefopt.saved_settings import FILE_NAME, portable
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` beside the logs, whole or not at all: later commands start from it.
+    """Writes ``config.yaml``, whole or not at all, before the first step: later commands start from it.
 
-    Where a run goes on from a checkpoint, this waits until that was accepted: settings that it doesn't fit
-    would take the place of those that it was made with.
+    By then data, models and references are in place, and a checkpoint was accepted: a start that fails leaves
+    no settings, nor any in the place of those that the run was made with.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it before anything else, unless a run is to go on."""
-        if stage != "fit" or getattr(pl_module, "restored_from", None) is None:
-            self._write(trainer)
+        """Write nothing yet; Lightning would."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it if that had to wait."""
+        """Write the settings of a run."""
         self._write(trainer)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the settings of an evaluation."""
+        if trainer.state.fn != "fit":
+            self._write(trainer)
+
+    on_test_start = on_predict_start = on_validation_start
+
     def _write(self, trainer: Trainer) -> None:
-        """Write it once, in the first process."""
+        """Write it once, on rank 0."""
         if self.already_saved:
             return
-        folder = Path(str(trainer.log_dir))  # which every process has to ask for
         if trainer.is_global_zero:
-            with replacing(folder / self.config_filename) as draft:
-                draft.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
+            folder = Path(str(trainer.log_dir))
+            settings: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+            with replacing(folder / FILE_NAME) as draft:
+                text = yaml.safe_dump(portable(settings, folder), sort_keys=False, allow_unicode=True)
+                draft.write_text(text, encoding="utf-8")
         self.already_saved = True

@@ -7,8 +7,10 @@ from datetime import datetime
 from pathlib import Path
 
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.files import bring_back
+from pl_prefopt.files import bring_back, without_dots
+from pl_prefopt.saved_settings import FILE_NAME
 
+METRICS = "metrics.csv"
 _SHARED_WITH_RANKS = "PREFOPT_RUN_DIR"
 
 
@@ -23,7 +25,7 @@ def choose_run_folder(*, asked: str | None, ckpt_path: str | None, method: str) 
     Raises:
         ConfigError: if several processes would each choose a folder.
     """
-    folder = Path(asked) if asked else _folder_of(ckpt_path)
+    folder = without_dots(Path(asked)) if asked else _folder_of(ckpt_path)
     # Lightning starts the other ranks by running the same command again, perhaps a second later.
     shared = os.environ.get(_SHARED_WITH_RANKS)
     if folder is None and shared and "LOCAL_RANK" in os.environ:
@@ -43,7 +45,8 @@ def require_run_folder(ckpt_path: str, run_dir: str | None) -> None:
     """Raise a ``ConfigError`` if ``last`` or ``best`` is asked for without saying of which run."""
     if run_dir is None and "LOCAL_RANK" not in os.environ:
         raise ConfigError(
-            f"`--ckpt_path {ckpt_path}` is the checkpoint of a run: name the run's folder with `--run_dir`."
+            f"`--ckpt_path {ckpt_path}` is the checkpoint of a run: name the run with "
+            "`-c runs/NAME/config.yaml` or `--run_dir`."
         )
 
 
@@ -52,7 +55,7 @@ def refuse_second_run(folder: Path, ckpt_path: str | None) -> None:
     own = ckpt_path in ("last", "best") or (
         ckpt_path is not None and Path(ckpt_path).resolve().is_relative_to(folder.resolve())
     )
-    if not own and is_first_process() and (folder / "config.yaml").exists():
+    if not own and is_first_process() and _holds_a_run(folder):
         raise ConfigError(
             f"The folder {folder} holds a run already: add `--ckpt_path last` to go on with it, or "
             "`--run_dir` with another folder to start anew."
@@ -83,7 +86,7 @@ def find_checkpoint(asked: str | None, folder: Path, *, may_be_missing: bool) ->
 
 def keep_earlier_metrics(folder: Path) -> None:
     """Rename an earlier ``metrics.csv``, which the logger would delete."""
-    current = folder / "metrics.csv"
+    current = folder / METRICS
     if not current.exists() or not is_first_process():
         return
     number = 1
@@ -100,6 +103,10 @@ def is_first_process() -> bool:
     return all(int(os.environ.get(name, "0")) == 0 for name in names)
 
 
+def _holds_a_run(folder: Path) -> bool:
+    return (folder / FILE_NAME).exists() or any((folder / "checkpoints").glob("*.ckpt"))
+
+
 def _started_by_a_launcher() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
@@ -108,4 +115,4 @@ def _folder_of(ckpt_path: str | None) -> Path | None:
     if ckpt_path is None:
         return None
     folder = Path(ckpt_path).resolve().parent.parent
-    return folder if (folder / "config.yaml").is_file() else None
+    return folder if (folder / FILE_NAME).is_file() else None

@@ -104,6 +104,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         skipped = store.skipped + plain.skipped
         summary = dataclasses.replace(plain.tally.summary, skipped=skipped)
         problems = [*store.problems, *plain.problems]
+        cut = {name: found.tally.summary.truncated_prompts for name, found in viewed.items()}
         return cls(
             split=split,
             rows=rows,
@@ -112,7 +113,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             tables={name: token_store.table for name, token_store in tokens.items()},
             fingerprint=_fingerprint(tokens),
             summary=summary,
-            report=write_report(title or split, summary, problems, plain.tally.percentiles),
+            report=write_report(title or split, summary, problems, plain.tally.percentiles, cut),
             cache=cache,
         )
 
@@ -122,11 +123,10 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         Raises:
             DataError: naming the row, if the renderer's chat template refuses it.
         """
-        shown = {name: ViewedRows(self.rows, view) for name, view in self.views.items()}
-        tokens = {
-            name: store_tokens(self._cache, rows, renderer, key=(self.fingerprint,), view=name)
-            for name, rows in {PLAIN: self.rows, **shown}.items()
-        }
+        tokens = {PLAIN: store_tokens(self._cache, self.rows, renderer, key=(self.fingerprint,))}
+        for name, view in self.views.items():
+            key, shown = (self.fingerprint, view.fingerprint), ViewedRows(self.rows, view)
+            tokens[name] = store_tokens(self._cache, shown, renderer, key=key, view=name)
         return PreferenceDataset(
             split=self.split,
             rows=self.rows,

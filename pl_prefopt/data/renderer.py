@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int32]
 Mask: TypeAlias = Sequence[bool] | npt.NDArray[np.bool_]
 
 _STAND_IN = "Certainly"
+_STRADDLING = 8  # the most tokens in which a text may end that go on behind it
 
 
 class Segment(NamedTuple):
@@ -45,10 +47,12 @@ class Rendered:
     Attributes:
         prompt: including the header of the assistant's turn.
         responses: the segments of each response; the first and the last are counted.
+        keep: text in the prompt that truncation must not take.
     """
 
     prompt: str
     responses: tuple[tuple[Segment, ...], ...]
+    keep: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,7 +91,8 @@ class Renderer:
     else the tokeniser's ``eos``. The text of an end token inside a response is tokenised as plain characters.
 
     Truncation keeps the right end of a prompt, and its BOS if it has one, and the left end of a response,
-    which then has no end token, since it does not end there.
+    which then has no end token, since it does not end there. Text that a row must keep stays: then what comes
+    before it is cut, and after that what follows it.
 
     Args:
         tokenizer: a ``transformers`` tokeniser.
@@ -170,7 +175,8 @@ class Renderer:
         """
         try:
             prompt = self._template.opened(row.prompt)
-            return Rendered(prompt, tuple(tuple(self._segments(row.prompt, r)) for r in row.responses))
+            responses = tuple(tuple(self._segments(row.prompt, r)) for r in row.responses)
+            return Rendered(prompt, responses, row.keep)
         except TemplateError as error:
             raise DataError(
                 f"{row.origin or 'a row'}: {error}; set `{self._setting}: plain`, or change the row"
@@ -275,7 +281,16 @@ class Renderer:
                 mask += [segment.counted] * len(piece)
             responses.append(tokens)
             masks.append(mask)
-        return self._truncated(self._with_bos(prompt_ids), responses, masks)
+        prompt = self._with_bos(prompt_ids)
+        kept = self._kept(prompt, row)
+        most = self.max_response_length
+        return EncodedRow(
+            prompt_ids=kept,
+            response_ids=[tokens[:most] for tokens in responses],
+            counted=[mask[:most] for mask in masks],
+            prompt_cut=len(prompt) - len(kept),
+            response_cuts=[max(0, len(tokens) - (most or len(tokens))) for tokens in responses],
+        )
 
     def _piece(self, segment: Segment, ids: list[int], prompt_ids: list[int]) -> list[int]:
         """Return a segment's tokens, given those of the prompt's and the segment's text together."""
@@ -293,25 +308,45 @@ class Renderer:
         # Even after a text that tokenises to nothing, the first response token is predicted from something.
         return prompt_ids or [self._end_id]
 
-    def _truncated(
-        self, prompt: list[int], responses: list[list[int]], masks: list[list[bool]]
-    ) -> EncodedRow:
-        most, longest = self.max_response_length, self.max_prompt_length
-        kept = prompt if longest is None or len(prompt) <= longest else self._right_end(prompt, longest)
-        return EncodedRow(
-            prompt_ids=kept,
-            response_ids=[tokens[:most] for tokens in responses],
-            counted=[mask[:most] for mask in masks],
-            prompt_cut=len(prompt) - len(kept),
-            response_cuts=[max(0, len(tokens) - (most or len(tokens))) for tokens in responses],
-        )
+    def _kept(self, prompt: list[int], row: Rendered) -> list[int]:
+        """Cut a prompt to the limit.
 
-    def _right_end(self, prompt: list[int], length: int) -> list[int]:
-        """Keep the right end, with the BOS in front: models that were trained with one go astray without."""
+        Its right end is kept, with the BOS in front: models that were trained with one go astray without.
+        """
+        limit = self.max_prompt_length
+        if limit is None or len(prompt) <= limit:
+            return prompt
         bos = self.tokenizer.bos_token_id
-        if bos is not None and prompt[0] == bos and length > 1:
-            return [bos, *prompt[len(prompt) - length + 1 :]]
-        return prompt[len(prompt) - length :]
+        front = [bos] if bos is not None and prompt[0] == bos and limit > 1 else []
+        rest = len(prompt) - limit + len(front)
+        if row.keep:
+            begin, end = self._place(row, prompt)
+            if begin < rest:
+                front += prompt[begin:end]
+                rest = max(end, len(prompt) - limit + len(front))
+            if rest >= len(prompt):
+                raise ConfigError(
+                    f"expected `data.max_prompt_length` to leave room for a prompt after the {end - begin} "
+                    f"tokens of the text that a view adds ('{row.keep[:40]}...'), got {limit}; set a higher "
+                    "limit, or a shorter text"
+                )
+        return [*front, *prompt[rest:]]
+
+    def _place(self, row: Rendered, prompt: list[int]) -> tuple[int, int]:
+        """Return where among the prompt's tokens those of the text to keep begin and end."""
+        at = row.prompt.rfind(row.keep)
+        begin, end = (
+            _common(prompt, self._with_bos(self._tokenise([row.prompt[:stop]])[0]))
+            for stop in (max(at, 0), max(at, 0) + len(row.keep))
+        )
+        for straddling in range(_STRADDLING if at >= 0 else 0):
+            ids = prompt[begin : end + straddling]
+            if row.keep in self.tokenizer.decode(ids, clean_up_tokenization_spaces=False):
+                return begin, end + straddling
+        raise DataError(
+            f"the text that a view adds ('{row.keep[:40]}...') isn't found in a prompt as the template "
+            "writes it, and the prompt is too long; set a higher `data.max_prompt_length`, or another text"
+        )
 
 
 def _texts(row: Rendered) -> Iterator[str]:
@@ -320,6 +355,12 @@ def _texts(row: Rendered) -> Iterator[str]:
     for segments in row.responses:
         for number, segment in enumerate(segments):
             yield row.prompt + segment.text if number == 0 else segment.text
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return with how many of the same tokens both begin."""
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return sum(1 for _ in same)
 
 
 def _after(text: str, longer: str) -> str:

@@ -128,6 +128,7 @@ def write_report(
     summary: RowsSummary,
     problems: Sequence[str],
     percentiles: Mapping[str, Sequence[int]],
+    cut_in_views: Mapping[str, int],
 ) -> str:
     """Return the lines that are printed when a split is ready.
 
@@ -136,6 +137,7 @@ def write_report(
         summary: the counts.
         problems: sentences about the first bad rows.
         percentiles: those of a ``Tally``.
+        cut_in_views: how many prompts truncation cut in each view.
     """
     lines = [
         f"{title}: {summary.rows} rows, {summary.responses} responses, "
@@ -150,4 +152,5 @@ def write_report(
             f"  {name} tokens: median {median}, 90% {most}, 99% {nearly_all}, longest {longest}; "
             f"{cuts[name]} {name}s truncated"
         )
+    lines += [f"  {name} view: {cut} prompts truncated" for name, cut in cut_in_views.items() if cut]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,12 +138,15 @@ class ViewedRows(Sequence[PreferenceRow]):
 
     def __init__(self, rows: Sequence[PreferenceRow], view: View) -> None:
         self._rows, self._view = rows, view
+        self._shown: Callable[[int], PreferenceRow] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._view(self._rows, index)
+        if self._shown is None:  # not before a row is asked for: tokens are mostly found in the cache
+            self._shown = self._view.over(self._rows)
+        return self._shown(index)
 
 
 def _usable_rows(records: Iterable[Record], problems: Problems) -> Iterator[PreferenceRow]:

@@ -85,6 +85,7 @@ class PreferenceModule(LightningModule):
         self.schedule = schedule
         self.scorer = Scorer(layout, head)
         self.num_references = 0  # the ReferenceEnsemble says how many there are
+        self.run_folder: Path | None = None  # the command line's, whatever the trainer's root is
         self.restored_from: str | None = None  # the command line knows it before Lightning does
         # Checkpoints hold only what is trained; on_load_checkpoint counts that nothing of it is missing.
         self.strict_loading = False
@@ -170,7 +171,8 @@ class PreferenceModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep a loss that is no number from the weights."""
         trainer = self.trainer
-        self._guard.check(Path(trainer.default_root_dir), step=trainer.global_step, rank=trainer.global_rank)
+        folder = self.run_folder or Path(trainer.default_root_dir)
+        self._guard.check(folder, step=trainer.global_step, rank=trainer.global_rank)
 
     def validation_step(  # type: ignore[override]
         self, batch: PreferenceBatch, batch_idx: int

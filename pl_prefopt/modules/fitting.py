@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 
+from pl_prefopt.data import RowsSummary
 from pl_prefopt.errors import ContractError, DataError
 from pl_prefopt.objectives import Objective
 from pl_prefopt.rows import PreferenceRow
@@ -42,20 +43,37 @@ def check_rows(objective: Objective, datasets: Mapping[str, Any]) -> None:
         datasets: the rows of each split.
 
     Raises:
-        ContractError: if it compares responses, and no row has two of different scores.
+        ContractError: if it can learn nothing from the training rows, or a view of it needs a second prompt.
         DataError: naming a score that it doesn't take.
     """
-    name, fewest = type(objective).__name__, objective.needs.min_responses
     for split, rows in datasets.items():
-        summary = rows.summary
-        if split == "train" and fewest >= 2 and summary.comparable == 0:
-            raise ContractError(
-                f"{name} compares responses to a prompt, but none of the {summary.rows} {split} rows has two "
-                "responses with different scores: use pairs or scored lists, or an unpaired objective "
-                "such as pl_prefopt.objectives.KTO."
-            )
+        if split == "train":
+            _check_comparable(objective, rows.summary)
+            objective.check_training_rows(rows.rows)
         if split != "predict":
             _check_scores(objective, split, rows.rows)
+            _check_prompts(objective, split, rows.rows)
+
+
+def _check_comparable(objective: Objective, summary: RowsSummary) -> None:
+    if objective.needs.min_responses >= 2 and summary.comparable == 0:
+        raise ContractError(
+            f"{type(objective).__name__} compares responses to a prompt, but none of the {summary.rows} "
+            "train rows has two responses with different scores: use pairs or scored lists, or an unpaired "
+            "objective such as pl_prefopt.objectives.KTO."
+        )
+
+
+def _check_prompts(objective: Objective, split: str, rows: Sequence[PreferenceRow]) -> None:
+    """Look for a second prompt where a view of the objective puts one prompt's responses to another."""
+    if all(view.min_prompts < 2 for view in objective.needs.views.values()):
+        return
+    first = rows[0].prompt
+    if all(row.prompt == first for row in rows):
+        raise ContractError(
+            f"{type(objective).__name__} scores each prompt with responses to another one, but all "
+            f"{len(rows)} {split} rows have the same prompt: add rows with other prompts."
+        )
 
 
 def _check_scores(objective: Objective, split: str, rows: Sequence[PreferenceRow]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
 from torch import nn
 
-from pl_prefopt.errors import ConfigError
+from pl_prefopt.errors import ConfigError, ContractError
+from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import Outcome, ScoredBatch
 from pl_prefopt.views import View
 
@@ -80,6 +81,21 @@ class Objective(nn.Module, ABC):
     def rewarded_views(self) -> tuple[str, ...]:
         """The views whose rewards ``Outcome.view_rewards`` holds; the metrics judge them too."""
         return ()
+
+    def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
+        """Refuse rows that it can learn nothing from, before a model is loaded.
+
+        Args:
+            rows: the training rows, at least one.
+
+        Raises:
+            ContractError: saying what they lack.
+        """
+        if not any(row.scores for row in rows):
+            raise ContractError(
+                f"{type(self).__name__} learns from scores or labels, but none of the {len(rows)} train rows "
+                "has one: add a 'label' or 'scores' to the rows."
+            )
 
     @abstractmethod
     def forward(self, batch: ScoredBatch) -> Outcome:

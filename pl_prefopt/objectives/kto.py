@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pl_prefopt import functional
+from pl_prefopt.errors import ContractError
 from pl_prefopt.objectives.base import Needs, ReferenceObjective
 from pl_prefopt.objectives.checks import non_negative, positive
+from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import Outcome, ScoredBatch, ViewLogProbs
 from pl_prefopt.views import Mismatched
 
@@ -28,6 +33,7 @@ class KTO(ReferenceObjective):
         undesirable_weight: λ_U ≥ 0. With n_D desirable and n_U undesirable responses, choose the weights
             so that λ_D n_D / (λ_U n_U) lies between 1 and 4/3, the range outside which TRL warns.
         desirable_above: a response with a score above this is desirable, any other with a known score not.
+            Training needs both, unless the weight of the missing kind is 0.
 
     Raises:
         ConfigError: if a setting is out of range.
@@ -51,6 +57,26 @@ class KTO(ReferenceObjective):
     def needs(self) -> Needs:
         """One reference, and the mismatched view for the reference point."""
         return Needs(min_references=1, max_references=1, views={MISMATCHED: Mismatched()})
+
+    def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
+        """Refuse rows that are all desirable or all undesirable, unless a weight of 0 says that they are."""
+        super().check_training_rows(rows)
+        if not self.desirable_weight or not self.undesirable_weight:
+            return
+        at, low, high = self.desirable_above, math.inf, -math.inf
+        for row in rows:
+            low, high = min((low, *(row.scores or ()))), max((high, *(row.scores or ())))
+            if low <= at < high:
+                return
+        there, missing = ("desirable", "undesirable") if low > at else ("undesirable", "desirable")
+        remedy = f"add rows that are {missing}"
+        if low < high:
+            remedy = f"set objective.init_args.desirable_above between them, such as to {(low + high) / 2:g}"
+        raise ContractError(
+            f"KTO needs desirable and undesirable responses, but in all {len(rows)} train rows they are "
+            f"{there}: scores run from {low:g} to {high:g}, objective.init_args.desirable_above is {at:g}; "
+            f"{remedy}, or set {missing}_weight to 0 to train on {there} responses alone."
+        )
 
     def forward(self, batch: ScoredBatch) -> Outcome:
         """Average each prompt's losses over its responses with a known score."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.objectives.base import Needs, Objective
 from pl_prefopt.objectives.checks import non_negative
+from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import Outcome, ScoredBatch
 
 
@@ -65,14 +68,22 @@ class Sum(Objective):
         """Those of the first part."""
         return self._first.rewarded_views
 
+    def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
+        """Refuse rows that any of the parts refuses."""
+        for part in self._objectives.values():
+            part.check_training_rows(rows)
+
+    @property
+    def _objectives(self) -> dict[str, Objective]:
+        return dict(self.parts.items())  # type: ignore[arg-type]
+
     @property
     def _first(self) -> Objective:
-        first: Objective = next(iter(self.parts.values()))  # type: ignore[assignment]
-        return first
+        return next(iter(self._objectives.values()))
 
     def forward(self, batch: ScoredBatch) -> Outcome:
         """Return the weighted sum of the parts' losses."""
-        outcomes: dict[str, Outcome] = {name: part(batch) for name, part in self.parts.items()}
+        outcomes: dict[str, Outcome] = {name: part(batch) for name, part in self._objectives.items()}
         first = next(iter(outcomes.values()))
         loss = torch.stack([self.weights[name] * outcome.loss for name, outcome in outcomes.items()]).sum(
             dim=0

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pl_prefopt.errors import ConfigError, DataError, nearest
 from pl_prefopt.report.curves import Curve, read_curves
+from pl_prefopt.saved_settings import read_saved
 
 STAGES = {"test": "test", "validate": "validate", "predict": "."}
 """The commands that write predictions, the best one to compare runs by first, and where each writes them."""
@@ -64,14 +63,14 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read run folders, in the order given.
 
     Raises:
-        ConfigError: if one is no run's folder, or comes twice.
-        DataError: if one holds a file that cannot be read.
+        ConfigError: if one is no run's folder, its configuration is damaged, or it comes twice.
+        DataError: if one holds another file that cannot be read.
     """
     resolved = [folder.resolve() for folder in folders]
     for folder, times in Counter(resolved).items():
         if times > 1:
             raise ConfigError(f"Expected each run once, but {folder} was given {times} times.")
-    configs = [_find_config(folder) for folder in folders]
+    configs = [find_config(folder) for folder in folders]
     names = _short_names(resolved)
     return [
         Run(
@@ -93,8 +92,12 @@ def common_stage(runs: Sequence[Run]) -> str | None:
     return best if counts[best] else None
 
 
-def _find_config(folder: Path) -> Path:
-    """Return the run's configuration; a folder in which only an evaluation ran has that one's."""
+def find_config(folder: Path) -> Path:
+    """Return the run's configuration; a folder in which only an evaluation ran has that one's.
+
+    Raises:
+        ConfigError: if it is no run's folder.
+    """
     for place in (".", *STAGES, "predict"):
         if (folder / place / "config.yaml").is_file():
             return folder / place / "config.yaml"
@@ -102,6 +105,8 @@ def _find_config(folder: Path) -> Path:
         inside = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
         hint = f"; it holds runs, such as {folder / inside[0]}" if inside else ""
         raise ConfigError(f"Expected a run's folder, but {folder} has no config.yaml{hint}.")
+    if folder.exists():
+        raise ConfigError(f"Expected a run's folder, such as runs/NAME, but {folder} is a file.")
     siblings = [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else []
     raise ConfigError(
         f"Expected a run's folder, such as runs/NAME, but there is no folder {folder}"
@@ -124,12 +129,7 @@ def _read_metrics(path: Path) -> dict[str, float]:
 
 
 def _read_settings(path: Path) -> dict[str, str]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"expected a configuration in {path}, got: {reason}; mend the file") from error
-    settings = dict(_flat(config, ""))
+    settings = dict(_flat(read_saved(path), ""))
     return {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
 
 

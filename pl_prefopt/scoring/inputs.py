@@ -65,6 +65,12 @@ def accepts(model: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(base_model(model).forward).parameters
 
 
+def longest_row(model: nn.Module) -> int | None:
+    """Return the number of tokens that the model takes, ``None`` where its configuration has no limit."""
+    limit = getattr(base_model(model).config.get_text_config(), "max_position_embeddings", None)
+    return limit if limit is not None and limit > 0 else None
+
+
 def base_model(model: nn.Module) -> Any:
     """Return the transformers model inside a PEFT wrapper, or the model itself."""
     unwrap = getattr(model, "get_base_model", None)

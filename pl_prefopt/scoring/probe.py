@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.scoring.heads import Head
-from pl_prefopt.scoring.inputs import base_model, evaluating, label_log_probs, last_logits
+from pl_prefopt.scoring.inputs import base_model, evaluating, label_log_probs, last_logits, longest_row
 from pl_prefopt.scoring.layouts import Layout
 from pl_prefopt.scoring.windows import shortened, window_settings, without_own_masks
 from pl_prefopt.types import TokenTree
@@ -22,9 +22,7 @@ _PROMPTS = (5, 3, 4)
 _RESPONSES = ((3, 1), (5, 1), (2, 0))
 """Few different lengths together, as some kernels are compiled for each. Longer than a shortened window."""
 _COMMON = 2
-_FUTURE = 3
-_COPIES = 3
-_MOST_FLOORS = 50
+_MOST_FLOORS = 20
 """How much more than the least tolerance rounding may explain: else a row's numbers depend on its batch."""
 _WORDS = 9
 """Different tokens of a probe. In text tokens are repeated, and what chooses among them meets ties."""
@@ -62,7 +60,8 @@ class Probe:
             ConfigError: if the model takes more than token ids, or a later token changes the log-prob of an
                 earlier one.
         """
-        tolerance, expected = _tolerance(model, tree), singly(model, tree)
+        expected = singly(model, tree)
+        tolerance = _tolerance(model, tree, expected)
         return cls(model=model, tree=tree, expected=expected, tolerance=tolerance, unreached=unreached)
 
     @torch.no_grad()
@@ -71,6 +70,8 @@ class Probe:
         name = _name(self.model)
         try:
             found = layout.token_log_probs(self.model, self.tree, head)
+        except torch.OutOfMemoryError:
+            raise
         except _FAILURES as error:
             return f"{name} refuses {what} ({error})"
         gap = _largest(found - self.expected)
@@ -138,16 +139,23 @@ def singly(model: nn.Module, tree: TokenTree) -> Tensor:
     for row, sizes in enumerate(tree.response_sizes):
         for number, size in enumerate(sizes):
             if size:
-                response = tree.response_ids[row, number, :size]
-                ids = torch.cat([tree.prompt_ids[row, : tree.prompt_lengths[row]], response])
-                found[row, number, :size] = _log_probs(model, ids.unsqueeze(0), size)
+                ids = _row(tree, row, number).unsqueeze(0)
+                found[row, number, :size] = _log_probs(model, ids, size)
     return found
+
+
+def _row(tree: TokenTree, row: int, number: int) -> Tensor:
+    """Return a prompt with one of its responses, unpadded."""
+    response = tree.response_ids[row, number, : tree.response_sizes[row][number]]
+    return torch.cat([tree.prompt_ids[row, : tree.prompt_lengths[row]], response])
 
 
 def _log_probs(model: nn.Module, ids: Tensor, count: int) -> Tensor:
     """Return the log-probs of the last ``count`` tokens of rows, float32 [N, count]."""
     try:
         logits = last_logits(model, count + 1, input_ids=ids)
+    except torch.OutOfMemoryError:
+        raise
     except _FAILURES as error:
         raise ConfigError(
             f"{_name(model)} gives no log-probs for token ids alone ({error}): name a causal language model, "
@@ -156,26 +164,38 @@ def _log_probs(model: nn.Module, ids: Tensor, count: int) -> Tensor:
     return label_log_probs(logits[:, :-1], ids[:, -count:])
 
 
-def _tolerance(model: nn.Module, tree: TokenTree) -> float:
+def _tolerance(model: nn.Module, tree: TokenTree, expected: Tensor) -> float:
     """Return by how much rounding alone may change this model's log-probs.
 
-    One row is scored alone, among copies of itself, and with other tokens behind it.
+    All rows are scored once more in one batch, with other tokens behind them in the place of padding. Two
+    variants of the first row show what a later token changes, and what an earlier one.
     """
-    row = torch.cat([tree.prompt_ids[:1], tree.response_ids[:1, 0, : tree.response_sizes[0][0]]], dim=1)
-    count, floor = row.shape[1] - 1, _floor(model, row.device)
-    futures = tree.prompt_ids[:1, :2].transpose(0, 1).expand(2, _FUTURE)
-    longer = _log_probs(model, torch.cat([row.expand(2, -1), futures], dim=1), count + _FUTURE)[:, :count]
-    gap = _largest(longer[0] - longer[1])
-    if not gap <= 4 * floor:
+    places = [(row, number) for row, number in tree.response_mask.any(dim=2).nonzero().tolist()]
+    rows = [_row(tree, row, number) for row, number in places]
+    prompt, size, first = tree.prompt_lengths[0], tree.response_sizes[0][0], rows[0]
+    width, other = max(map(len, rows)) + 1, tree.prompt_ids[0, :2]
+    earlier = torch.cat([first[: prompt - 1], other[:1], first[prompt:]])
+    behind = [(row, other[:1]) for row in (*rows, earlier)] + [(first, other[1:])]
+    batch = torch.stack([torch.cat([row, token.expand(width)])[:width] for row, token in behind])
+    log_probs = _log_probs(model, batch, width - 1)
+    at_response = slice(prompt - 1, prompt - 1 + size)
+    reaction = _largest((log_probs[-2] - log_probs[0])[at_response])
+    usual = _floor(model, expected.device)
+    floor = min(usual, reaction / 20)
+    gap = _largest((log_probs[-1] - log_probs[0])[: len(first) - 1])
+    if not gap <= max(floor, 1e-5):  # rows of the same shape, so there is hardly any rounding
         raise ConfigError(
             f"{_name(model)} is no causal language model: with other tokens behind it, a token's log-prob "
             f"differs by {gap:.2g}. Name a model that predicts the next token from those before it; an "
             "encoder such as BERT is none."
         )
-    alone = _log_probs(model, row, count)
-    copies = _log_probs(model, row.expand(_COPIES, -1), count)
-    noise = max(_largest(longer[0] - alone), _largest(copies - alone))
-    return min(floor + 4 * noise, _MOST_FLOORS * floor)
+    noise = max(
+        _largest(
+            found[: len(row) - 1][-tree.response_sizes[b][r] :] - expected[b, r][tree.response_mask[b, r]]
+        )
+        for found, row, (b, r) in zip(log_probs, rows, places, strict=False)
+    )
+    return min(floor + 4 * noise, _MOST_FLOORS * usual)
 
 
 def _floor(model: nn.Module, device: torch.device) -> float:
@@ -184,12 +204,12 @@ def _floor(model: nn.Module, device: torch.device) -> float:
     rough = weight.dtype != torch.float32 or torch.is_autocast_enabled(device.type)
     if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
         rough = True
-    return 0.02 if rough else 2e-4
+    return 0.05 if rough else 1e-4
 
 
 def _reach(model: nn.Module, window: int) -> tuple[int, int]:
     """Return by how much rows are to be longer for a window, and its length if they can't be."""
-    limit = getattr(base_model(model).config.get_text_config(), "max_position_embeddings", None)
+    limit = longest_row(model)
     longest = _PROMPTS[0] + _MORE + max(map(max, _RESPONSES)) + window
     if window == 0 or (limit is not None and longest > limit):
         return 0, 0  # no row is as long

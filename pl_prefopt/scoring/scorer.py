@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.scoring.heads import ChunkedHead, FusedHead, Head, SplitHead, WholeLogits
 from pl_prefopt.scoring.history import History, can_leave
-from pl_prefopt.scoring.inputs import accepts, base_model
+from pl_prefopt.scoring.inputs import accepts, base_model, longest_row
 from pl_prefopt.scoring.layouts import Layout, PlainLayout, SingleLayout, TreeLayout
 from pl_prefopt.scoring.lengths import GroupedLayout, thresholds
 from pl_prefopt.scoring.masks import FORMS, FULL, SLIDING, layer_kinds, mask_kinds
@@ -189,8 +189,7 @@ def check_length(model: nn.Module, tree: TokenTree) -> None:
     Raises:
         DataError: naming both lengths and the limit.
     """
-    config = base_model(model).config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = longest_row(model)
     # The shapes cost nothing to look at, but the longest prompt and response may be of different rows.
     if limit is None or tree.prompt_ids.shape[1] + tree.response_ids.shape[2] <= limit:
         return

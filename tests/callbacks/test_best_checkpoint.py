@@ -19,12 +19,12 @@ def fit(folder, tiny_model, monitor, rows=None, **settings):
     references = ReferenceEnsemble([InitialPolicy()])
     trainer = make_trainer(folder, references, best, enable_checkpointing=True, **settings)
     data = make_datamodule(folder, rows or scored_rows(4))
-    trainer.fit(DPOModule(lora_spec(tiny_model), KTO()), datamodule=data)
+    trainer.fit(DPOModule(lora_spec(tiny_model), KTO(undesirable_weight=0.0)), datamodule=data)
     return (folder / "best.ckpt").exists()
 
 
 def test_a_metric_of_one_reference_need_not_be_measured_at_once(tmp_path, tiny_model):
-    rows = [{"prompt": "Why?", "completion": "So.", "label": True}] * 2
+    rows = [{"prompt": f"Why {n}?", "completion": "So.", "label": True} for n in range(2)]
     with pytest.warns(UserWarning, match="'val/marginal_0' was not measured"):
         assert not fit(tmp_path, tiny_model, "val/marginal_0", rows, num_sanity_val_steps=1)
     with pytest.raises(ConfigError, match="did you mean 'val/marginal_0'"):

@@ -181,7 +181,9 @@ def test_training_from_the_table_equals_training_online(tiny_model, tmp_path):
     weights = []
     for ensemble in (ReferenceEnsemble([AdapterOff()]), ensemble_with_cache(tmp_path, AdapterOff())):
         torch.manual_seed(0)
-        module = DPOModule(lora_spec(tiny_model), KTO(), optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
+        module = DPOModule(
+            lora_spec(tiny_model), KTO(desirable_above=4.0), optimizer=lambda p: torch.optim.SGD(p, lr=0.5)
+        )
         make_trainer(tmp_path, ensemble).fit(module, make_datamodule(tmp_path))
         weights.append(module.state_dict())
     for name, weight in weights[0].items():
@@ -248,7 +250,7 @@ def test_an_adapter_that_can_not_join_a_split_policy_says_what_to_do(monkeypatch
 
 
 def test_views_are_precomputed_too(tiny_model, tmp_path):
-    module = DPOModule(lora_spec(tiny_model), KTO())
+    module = DPOModule(lora_spec(tiny_model), KTO(desirable_above=4.0))
     trainer = make_trainer(tmp_path, ensemble_with_cache(tmp_path, AdapterOff()))
     trainer.validate(module, make_datamodule(tmp_path), verbose=False)
     names = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "tables").rglob("*.safetensors"))

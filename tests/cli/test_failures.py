@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import resource
@@ -55,7 +56,8 @@ def status_and_sentence(prefopt, *arguments):
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(prefopt, settings, tmp_path):
     explode = ("--model.init_args.optimizer.lr", "1e30", "--data.batch_size", "2", "--last.minutes", "0")
     flat = ("--model.init_args.schedule.name", "constant", "--model.init_args.schedule.warmup", "0")
-    status, printed = status_and_sentence(prefopt, *settings, *explode, *flat)
+    elsewhere = ("--trainer.default_root_dir", "elsewhere")
+    status, printed = status_and_sentence(prefopt, *settings, *explode, *flat, *elsewhere)
     assert status == 1
     assert "not a finite number at step 1 for rows.jsonl, row " in printed
     # The batch can be fed back as it was.
@@ -189,20 +191,21 @@ def test_a_folder_is_replaced_whole_or_not_at_all_wherever_a_kill_comes(tmp_path
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
-def test_settings_that_cannot_be_written_leave_the_earlier_ones(tmp_path):
+def test_settings_that_cannot_be_written_leave_the_earlier_ones(tmp_path, small_files_only):
     class Parser:
         def dump(self, config, **options):
-            return config["text"]
+            return json.dumps({"run_dir": str(tmp_path), **config})
 
-    def write(text):
+    def write(**config):
         trainer = SimpleNamespace(log_dir=str(tmp_path), is_global_zero=True)
-        RunConfig(Parser(), {"text": text}).setup(trainer, None, "fit")
+        RunConfig(Parser(), config).on_train_start(trainer, None)
 
-    write("first: 1")
-    with pytest.raises(UnicodeEncodeError):  # as good as a full disk: it comes after the file is opened
-        write("second: \udcff")
-    assert (tmp_path / "config.yaml").read_text() == "first: 1"
-    assert len(list(tmp_path.iterdir())) == 1
+    write(first=1)
+    earlier = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(OSError, match="File too large"):
+        write(second="a" * 2000)
+    assert (tmp_path / "config.yaml").read_text() == earlier
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 # -- damaged files

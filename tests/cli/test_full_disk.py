@@ -25,7 +25,8 @@ def commands(tiny_model, tmp_path):
     rows, others = (
         write_rows(tmp_path / f"{name}.jsonl", scored_rows(6, source=name)) for name in ("a", "b")
     )
-    policy = ("--model.init_args.policy.name", tiny_model, "--trainer.callbacks.max_new_tokens", 2)
+    policy = ("--model.init_args.policy.name", tiny_model)
+    policy += ("--trainer.callbacks+", "Generations", "--trainer.callbacks.max_new_tokens", 2)
     known = (*axes(), *policy, "--data.train", rows, "--data.held_out", 2, "--data.cache_dir", "cache")
     unknown = (*axes(), *policy, "--data.train", others, "--data.held_out", 2)
     run = ("--run_dir", "small/run")
@@ -51,7 +52,7 @@ def test_a_full_and_then_read_only_disk_loses_nothing(prefopt, commands, tmp_pat
             prefopt(*commands[name])
         before = disk.contents()
         disk.fill(kibibytes=48)
-        nearly = prefopt.run(*commands["fit"], "--trainer.logger", "false", "--trainer.callbacks", "[]")
+        nearly = prefopt.run(*commands["fit"], "--trainer.logger", "false")
         disk.fill(kibibytes=0)
         full = {name: prefopt.run(*command) for name, command in commands.items()}
         after = disk.contents()

@@ -46,7 +46,6 @@ def command(tiny_model, folder):
         "trainer.accumulate_grad_batches": 2,
         "trainer.val_check_interval": 3,
         "trainer.enable_progress_bar": "false",
-        "trainer.callbacks": "[]",
         "trainer.logger": "false",
         "last.minutes": 0,
         "ckpt_path": "last",

@@ -51,7 +51,7 @@ class Checkout:
         for file in (folder / "configs").rglob("*.yaml"):
             file.write_text(self.localised(file.read_text(encoding="utf-8")), encoding="utf-8")
         base = yaml.safe_load((folder / "configs/base.yaml").read_text())
-        base["data"]["train"], base["trainer"]["callbacks"] = "preferences.jsonl", []
+        base["data"]["train"], base["default_callbacks"] = "preferences.jsonl", False
         (folder / "configs/base.yaml").write_text(yaml.safe_dump(base))
         (folder / "mylab.py").write_text(first(ADDING, "python"))
         (folder / "squared_hinge.yaml").write_text(first(ADDING, "yaml"))

@@ -66,7 +66,11 @@ CASES = {
         exact=False,
     ),
     "shards, KTO, adapter, whole checkpoint": Case(
-        DPOModule, KTO, {**ADAPTER, "full_checkpoints": True}, "shards", precompute=True
+        DPOModule,
+        lambda: KTO(desirable_above=4.0),
+        {**ADAPTER, "full_checkpoints": True},
+        "shards",
+        precompute=True,
     ),
     "shards, Sr-DPO, all weights": Case(SrModule, SrDPO, {"gradient_checkpointing": True}, "shards"),
     "shards, MPPO, all weights": Case(MPPOModule, PairMNM, {}, "shards", list),

@@ -12,10 +12,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pl_prefopt.callbacks import ReferenceEnsemble
+from pl_prefopt.data.formats import to_row
 from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.modules import DPOModule, PreferenceModule, ReferenceFreeModule, Schedule
 from pl_prefopt.modules import base as module_base
-from pl_prefopt.objectives import DPO, IPO, KTO, Needs, Objective, SimPO, SrDPO
+from pl_prefopt.objectives import DPO, IPO, KTO, Needs, Objective, PointCE, SimPO, SrDPO
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import AdapterOff
 from pl_prefopt.types import Outcome
@@ -198,6 +199,52 @@ def test_pairs_are_missing_in_unpaired_rows(tiny_model, tmp_path):
     trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]))
     with pytest.raises(ContractError, match=r"none of the 4 train rows has two responses"):
         trainer.fit(DPOModule(lora_spec(tiny_model), DPO()), make_datamodule(tmp_path, rows))
+
+
+GRADES = [{"prompt": f"Say {n}.", "responses": [f"{n}", "No."], "scores": [n % 10 + 1, 1]} for n in range(12)]
+LABELS = [{"prompt": f"Say {n}.", "completion": f"{n}", "label": True} for n in range(6)]
+UNSCORED = [{"prompt": f"Say {n}.", "responses": [f"{n}", "No."]} for n in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "objective", "message"),
+    [
+        (
+            GRADES,
+            KTO(),
+            r"all 12 train rows they are desirable: scores run from 1 to 10, .*desirable_above is 0.5; "
+            r"set .*desirable_above between them, such as to 5.5, or set undesirable_weight to 0",
+        ),
+        (
+            GRADES,
+            KTO(desirable_above=10.0),
+            r"they are undesirable: .*such as to 5.5, or set desirable_weight",
+        ),
+        (LABELS, KTO(), r"they are desirable: scores run from 1 to 1, .* add rows that are undesirable, or"),
+        (UNSCORED, KTO(), r"learns from scores or labels, but none of the 6 train rows has one"),
+        (UNSCORED, PointCE(), r"learns from scores or labels, but none of the 6 train rows has one"),
+        (
+            [{"prompt": "Hi.", "completion": f"{n}", "label": bool(n)} for n in range(2)],
+            KTO(),
+            "all 2 train rows have the same prompt: add rows with other prompts",
+        ),
+    ],
+)
+def test_rows_that_teach_nothing_are_refused_before_a_model_loads(
+    tiny_model, tmp_path, monkeypatch, rows, objective, message
+):
+    monkeypatch.setattr(module_base, "build_policy", lambda spec: pytest.fail("the model was loaded"))
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]))
+    with pytest.raises(ContractError, match=message):
+        trainer.fit(PreferenceModule(lora_spec(tiny_model), objective), make_datamodule(tmp_path, rows))
+
+
+@pytest.mark.parametrize(
+    ("rows", "objective"), [(LABELS, KTO(undesirable_weight=0.0)), (GRADES, KTO(desirable_above=5.0))]
+)
+def test_rows_of_one_kind_are_fine_where_the_other_has_no_weight(rows, objective):
+    made = [to_row(fields) for fields in rows]
+    objective.check_training_rows(made)
 
 
 def test_unpaired_rows_train_kto(tiny_model, tmp_path):

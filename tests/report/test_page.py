@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -126,3 +127,17 @@ def test_unpaired_rows_show_rewards_by_verdict(tmp_path):
 def test_the_same_runs_make_the_same_page(tmp_path):
     folder = write_run(tmp_path / "run", ranked_rows())
     assert page_of(folder) == page_of(folder)
+
+
+def test_what_is_no_run_is_left_out_of_a_report_of_many(tmp_path, prefopt):
+    write_run(tmp_path / "runs" / "dpo", pair_rows())
+    (tmp_path / "runs" / "empty").mkdir()
+    (tmp_path / "runs" / "notes.txt").touch()
+    printed = prefopt("report", *sorted(Path("runs").iterdir()), "--out", "none/../pages/page.html")
+    assert "Left out: Expected a run's folder, but runs/empty has no config.yaml." in printed
+    assert "Left out: Expected a run's folder, such as runs/NAME, but runs/notes.txt is a file." in printed
+    assert "Wrote pages/page.html" in printed
+    assert Path("pages/page.html").is_file()
+    assert not Path("none").exists()
+    said = prefopt.fails("report", "runs/empty", "runs/notes.txt")
+    assert "Expected a run's folder, but runs/empty has no config.yaml." in said

@@ -1,0 +1,125 @@
+"""What every run has unless its configuration says otherwise: settings and callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+
+from pl_prefopt.callbacks import DashboardLayout, Generations, MarginHistogram, ProgressBar, Throughput
+from pl_prefopt.errors import ConfigError, nearest
+
+SETTINGS: dict[str, Any] = {
+    "seed_everything": 0,
+    "trainer.max_epochs": 1,  # Lightning's own default is 1,000
+    "trainer.gradient_clip_val": 1.0,
+    "trainer.log_every_n_steps": 10,
+    "model": {
+        "class_path": "pl_prefopt.modules.DPOModule",
+        "init_args": {
+            "policy": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 5e-6, "weight_decay": 0.0}},
+            "schedule": {"name": "cosine", "warmup": 0.1},
+            "layout": "auto",
+        },
+    },
+    "data.held_out": 0.1,
+    "data.batch_size": 4,
+    "data.max_prompt_length": 1024,
+    "data.max_response_length": 1024,
+}
+"""The command line's defaults, as in ``configs/base.yaml``."""
+
+
+class _Default(NamedTuple):
+    """A callback that a run has by default.
+
+    Attributes:
+        make: makes it.
+        kind: a configured callback of this class takes its place.
+        needs_logger: whether loggers are all that it writes to.
+    """
+
+    make: Callable[[], Callback]
+    kind: type[Callback]
+    needs_logger: bool
+
+
+CALLBACKS = {
+    "LearningRateMonitor": _Default(LearningRateMonitor, LearningRateMonitor, needs_logger=True),
+    "ProgressBar": _Default(ProgressBar, AnyProgressBar, needs_logger=False),
+    "Throughput": _Default(Throughput, Throughput, needs_logger=False),
+    "DashboardLayout": _Default(DashboardLayout, DashboardLayout, needs_logger=True),
+    "MarginHistogram": _Default(MarginHistogram, MarginHistogram, needs_logger=True),
+    "Generations": _Default(Generations, Generations, needs_logger=True),
+}
+"""By the name that ``default_callbacks`` uses."""
+
+
+def callbacks_of_run(configured: Any, chosen: bool | Mapping[str, bool], trainer: Any) -> list[Callback]:
+    """Return the default callbacks, then those configured.
+
+    A configured callback takes the place of the default of its kind. What the trainer's switches exclude is
+    left out, whoever asked for it: ``logger: false``, ``enable_progress_bar: false`` and ``barebones``.
+
+    Args:
+        configured: ``trainer.callbacks``.
+        chosen: ``default_callbacks``.
+        trainer: the trainer's settings.
+
+    Raises:
+        ConfigError: if ``chosen`` names no default callback.
+    """
+    excluded = _excluded(trainer)
+    own = [one for one in listed(configured) if not isinstance(one, excluded)]
+    defaults = [
+        default.make()
+        for name, default in CALLBACKS.items()
+        if _is_chosen(name, chosen)
+        and not any(isinstance(one, default.kind) for one in own)
+        and not issubclass(default.kind, excluded)
+        and not (default.needs_logger and _has_no_logger(trainer))
+    ]
+    return [*defaults, *own]
+
+
+def has_progress_bar(callbacks: Iterable[Callback]) -> bool:
+    """Tell whether there is one; without one Lightning would add its own."""
+    return any(isinstance(one, AnyProgressBar) for one in callbacks)
+
+
+def listed(asked: Any) -> list[Any]:
+    """Return the objects that a setting asks for: none, one or several."""
+    if asked is None:
+        return []
+    return list(asked) if isinstance(asked, list | tuple) else [asked]
+
+
+def check_chosen(chosen: bool | Mapping[str, bool]) -> None:
+    """Raise a ``ConfigError`` if ``default_callbacks`` names one that there is not."""
+    for name in chosen if isinstance(chosen, Mapping) else ():
+        if name not in CALLBACKS:
+            raise ConfigError(
+                f"expected `default_callbacks` to name {', '.join(CALLBACKS)}, got '{name}'"
+                f"{nearest(name, CALLBACKS) or '.'}"
+            )
+
+
+def _is_chosen(name: str, chosen: bool | Mapping[str, bool]) -> bool:
+    return chosen.get(name, True) if isinstance(chosen, Mapping) else chosen
+
+
+def _has_no_logger(trainer: Any) -> bool:
+    return trainer.logger is False or trainer.barebones
+
+
+def _excluded(trainer: Any) -> tuple[type[Callback], ...]:
+    """Return the classes that Lightning refuses beside the trainer's switches."""
+    if trainer.barebones:
+        return LearningRateMonitor, AnyProgressBar, Checkpoint, Throughput
+    without_logger = (LearningRateMonitor,) if trainer.logger is False else ()
+    without_bar = (AnyProgressBar,) if trainer.enable_progress_bar is False else ()
+    return *without_logger, *without_bar

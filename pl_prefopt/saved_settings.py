@@ -1,0 +1,159 @@
+"""A run's ``config.yaml``: written and read so that the run may be moved, copied and used from any folder.
+
+A run is the folder that its ``config.yaml`` lies in. Paths inside it are written relative to the file. Other
+relative paths, such as those of data and models, stay as typed; ``paths_from`` notes the folder that they
+start from: relative to the file, for a project that is moved as a whole, and in full, for a run moved alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pl_prefopt.errors import ConfigError, first_line
+
+FILE_NAME = "config.yaml"
+ORIGINS = "paths_from"
+
+_SECTIONS = ("trainer", "model", "data", "references", "best", "last", "run_dir")
+_IN_RUN = (("best", "dirpath"), ("last", "dirpath"), ("trainer", "default_root_dir"))
+_WITH_INPUTS = ("model", "data", "references")
+_PLACES = {
+    *(f"data.{split}" for split in ("train", "val", "test", "predict")),
+    *(f"{split}.path" for split in ("train", "val", "test", "predict")),
+    *("data.tokenizer", "data.cache_dir", "references.cache_dir"),
+    *("policy.name", "policy.adapter", "model.name", "model.adapter", "init_args.folder"),
+}
+"""Settings that name a file or folder, by their last two keys; elsewhere a slash tells a path from a word."""
+
+
+def portable(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return settings as they are written to ``folder``.
+
+    Args:
+        settings: what a command ran with; relative paths start from the working directory.
+        folder: where the file goes: the run's folder or, of an evaluation, one below it.
+    """
+    here, folder, run = Path.cwd(), folder.resolve(), Path(settings["run_dir"]).resolve()
+    saved = copy.deepcopy({key: value for key, value in settings.items() if key not in (ORIGINS, "run_dir")})
+    for owner, key in _outputs(saved):
+        place = Path(owner[key]).resolve()
+        inside = place.is_relative_to(run)
+        owner[key] = os.path.relpath(place, folder) if inside else str(place)
+        if inside and key == "ckpt_path" and folder == run:
+            owner[key] = None  # to resume a run is no part of how to repeat it
+    # The first and the last key: a file that was cut off lacks the last one.
+    origins = {ORIGINS: [os.path.relpath(here, folder), str(here)]}
+    return {**origins, **saved, "run_dir": os.path.relpath(run, folder)}
+
+
+def is_saved(file: Path) -> bool:
+    """Tell whether ``file`` holds, or is in the place of, settings that a run wrote."""
+    if file.name != FILE_NAME or not file.is_file():
+        return False
+    if file.read_bytes().startswith(f"{ORIGINS}:".encode()):
+        return True
+    run = _run_of(file)
+    return (run / ".lock").exists() or any((run / "checkpoints").glob("*.ckpt"))
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Return what stands in a run's ``config.yaml``.
+
+    Raises:
+        ConfigError: if it is damaged.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise _damaged(file, " ".join(first_line(error).split())) from error
+    if not isinstance(settings, dict):
+        raise _damaged(file, "it is empty" if settings is None else "it holds no settings by name")
+    if ORIGINS in settings or is_saved(file):
+        missing = [name for name in _SECTIONS if settings.get(name) is None]
+        if missing:
+            raise _damaged(file, f"it lacks '{missing[0]}'")
+    return settings
+
+
+def read_saved(file: Path) -> dict[str, Any]:
+    """Return a run's settings with paths that work from the working directory.
+
+    ``run_dir`` is the folder that the file lies in now, or the one above that of an evaluation.
+
+    Raises:
+        ConfigError: if the file is damaged.
+    """
+    settings = read_settings(file)
+    origins = settings.pop(ORIGINS, None)
+    return _of_now(settings, file, origins) if origins else _of_an_earlier_version(settings, file)
+
+
+def _of_now(settings: dict[str, Any], file: Path, origins: Sequence[str]) -> dict[str, Any]:
+    for owner, key in (*_outputs(settings), (settings, "run_dir")):
+        owner[key] = os.path.normpath(file.parent / owner[key])
+    return _resolved(settings, [file.parent.resolve() / origin for origin in origins])
+
+
+def _of_an_earlier_version(settings: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Earlier versions wrote all paths as typed, ``run_dir`` among them."""
+    if not settings.get("run_dir"):
+        return settings
+    before, run = Path(os.path.normpath(settings["run_dir"])), _run_of(file)
+    for owner, key in _outputs(settings):
+        place = Path(os.path.normpath(owner[key]))
+        if place.is_relative_to(before):
+            owner[key] = str(run / place.relative_to(before))
+    settings["run_dir"] = str(run)
+    started = run.resolve().joinpath(*[".."] * len(before.parts))
+    return settings if before.is_absolute() else _resolved(settings, [started])
+
+
+def _outputs(settings: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Return which settings name a place in the run's folder or another one to write to: owner and key."""
+    owners = [(settings.get(section), key) for section, key in _IN_RUN]
+    places = [*owners, (settings, "ckpt_path")]
+    return [(owner, key) for owner, key in places if isinstance(owner, dict) and owner.get(key)]
+
+
+def _run_of(file: Path) -> Path:
+    return file.parent.parent if file.parent.name in ("validate", "test", "predict") else file.parent
+
+
+def _resolved(settings: dict[str, Any], origins: Sequence[Path]) -> dict[str, Any]:
+    for section in _WITH_INPUTS:
+        for owner, key in _places(settings.get(section), section):
+            owner[key] = _found(owner[key], origins)
+    return settings
+
+
+def _places(value: Any, name: str) -> Iterator[tuple[Any, Any]]:
+    """Yield where relative paths may stand: the mapping or list, and the key in it."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        if not isinstance(item, str):
+            yield from _places(item, str(key))
+        elif item and "\n" not in item and ("/" in item or f"{name}.{key}" in _PLACES):
+            yield value, key
+
+
+def _found(path: str, origins: Sequence[Path]) -> str:
+    """Return the path from the first of ``origins`` that has it; as it is if none has it, as a hub's name."""
+    for origin in origins:
+        place = origin / path
+        if place.exists():
+            is_here = Path(path).exists() and place.samefile(path)
+            return path if is_here else os.path.normpath(place.absolute())
+    return path
+
+
+def _damaged(file: Path, reason: str) -> ConfigError:
+    return ConfigError(
+        f"{file} is damaged, or no configuration that `prefopt fit` wrote ({reason}): put back a "
+        "whole copy, or give the files and arguments that the run was started with and its --run_dir."
+    )
