@@ -140,7 +140,7 @@ def test_every_number_knows_its_rows_its_weights_and_its_date(run, prefopt, tmp_
     ]
     fit, other, _, untrained, part = found
     assert [one.fingerprint == own for one in found] == [True, False, False, True, True]
-    assert {one.method for one in found} == {"DPO(beta=0.1, label_smoothing=0.0)"}
+    assert {one.method for one in found} == {"DPO(beta=0.1, label_smoothing=0.0, pairing=AllPairs())"}
     assert all(datetime.fromisoformat(one.date).tzinfo for one in found)
     assert untrained.metrics["val/margin"] == 0
     assert fit.metrics["val/margin"] not in (0, other.metrics["val/margin"], part.metrics["val/margin"])

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pl_prefopt.functional import links
+
 
 class PairwiseLoss(NamedTuple):
     """What a pairwise loss returns.
@@ -56,8 +58,7 @@ def dpo(
         Losses and rewards βa(y).
     """
     chosen, rejected = policy_chosen - reference_chosen, policy_rejected - reference_rejected
-    logits = beta * (chosen - rejected)
-    loss = -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
+    loss = links.logistic(beta * (chosen - rejected), label_smoothing=label_smoothing)
     return PairwiseLoss(loss, beta * chosen.detach(), beta * rejected.detach())
 
 
@@ -113,7 +114,7 @@ def hinge(
         Losses and rewards βa(y).
     """
     chosen, rejected = policy_chosen - reference_chosen, policy_rejected - reference_rejected
-    loss = (1 - beta * (chosen - rejected)).relu()
+    loss = links.hinge(beta * (chosen - rejected))
     return PairwiseLoss(loss, beta * chosen.detach(), beta * rejected.detach())
 
 
@@ -129,8 +130,7 @@ def robust_dpo(
     """Provably robust DPO: −[(1 − ε) log σ(βh) − ε log σ(−βh)] / (1 − 2ε).
 
     Chowdhury et al., arXiv 2403.00409. Its mean over labels flipped at the rate ε is the DPO loss
-    of the true label. It is computed as −log σ(βh) − βh ε/(1 − 2ε), the same by log σ(−z) = log σ(z) − z,
-    in which nothing large cancels; it may be negative.
+    of the true label. It may be negative.
 
     Args:
         policy_chosen: log π_θ(y_w|x).
@@ -144,8 +144,7 @@ def robust_dpo(
         Losses and rewards βa(y).
     """
     chosen, rejected = policy_chosen - reference_chosen, policy_rejected - reference_rejected
-    logits = beta * (chosen - rejected)
-    loss = -logsigmoid(logits) - flip_rate / (1 - 2 * flip_rate) * logits
+    loss = links.robust(beta * (chosen - rejected), flip_rate=flip_rate)
     return PairwiseLoss(loss, beta * chosen.detach(), beta * rejected.detach())
 
 

@@ -1,9 +1,16 @@
-"""Objectives: hyper-parameters, declared needs, and one call into `pl_prefopt.functional`."""
+"""Objectives: a loss for each prompt and a reward for each response, with declared needs.
+
+Most are compositions: ``Compose`` joins a score, a structure, a link, offsets, weights and terms, and named
+classes are such compositions with their papers' settings. ``Sum`` weighs several objectives.
+"""
 
 from pl_prefopt.objectives.base import Needs, Objective, ReferenceFreeObjective, ReferenceObjective
+from pl_prefopt.objectives.comparisons import Comparisons
+from pl_prefopt.objectives.compose import Compose
 from pl_prefopt.objectives.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon, ReverseKL
 from pl_prefopt.objectives.dpo import DPO, DPOP, FDPO, IPO, Hinge, RobustDPO
 from pl_prefopt.objectives.kto import KTO
+from pl_prefopt.objectives.links import HingeLink, Link, Logistic, Robust, Squared
 from pl_prefopt.objectives.mixture import (
     AdaptiveClip,
     AdaptiveWeights,
@@ -30,10 +37,35 @@ from pl_prefopt.objectives.mppo import (
     PointMSE,
 )
 from pl_prefopt.objectives.mrpo import MRPO, MultiDPO, MultiReferenceObjective
+from pl_prefopt.objectives.offsets import (
+    Drop,
+    LengthGap,
+    LogScoreGap,
+    Margin,
+    Offset,
+    Refinement,
+    ScoreGap,
+)
 from pl_prefopt.objectives.pair_references import PairReference, SingleReference, VirtualReference
+from pl_prefopt.objectives.pair_weights import ConstantWeight, PairWeight
 from pl_prefopt.objectives.pairs import PairwiseReferenceFreeObjective, PairwiseReferenceObjective
 from pl_prefopt.objectives.reference_free import ORPO, SimPO
+from pl_prefopt.objectives.scores import (
+    LogOdds,
+    LogRatio,
+    MeanLikelihood,
+    MeanLogProb,
+    MeanLogRatio,
+    ReferenceScore,
+    ResponseScore,
+    Score,
+    SumLogProb,
+    VirtualLogRatio,
+)
 from pl_prefopt.objectives.self_refined import SelfRefinedObjective, SrDPO, SrIPO
+from pl_prefopt.objectives.structures import MeanOfPairs, MergedPairs, PlackettLuce, Structure, SumOfPairs
+from pl_prefopt.objectives.sums import Sum
+from pl_prefopt.objectives.terms import NegativeLogLikelihood, Term
 
 __all__ = [
     "DPO",
@@ -48,42 +80,76 @@ __all__ = [
     "Aggregate",
     "AlphaDivergence",
     "Clip",
+    "Comparisons",
+    "Compose",
+    "ConstantWeight",
     "Divergence",
+    "Drop",
     "FixedClip",
     "FixedWeights",
     "ForwardKL",
     "Geometric",
     "Harmonic",
     "Hinge",
+    "HingeLink",
     "JensenShannon",
+    "LengthGap",
+    "Link",
     "ListMLE",
+    "LogOdds",
+    "LogRatio",
+    "LogScoreGap",
+    "Logistic",
     "MPPOObjective",
     "MPPOPairsObjective",
     "MPPOPointObjective",
+    "Margin",
+    "MeanLikelihood",
+    "MeanLogProb",
+    "MeanLogRatio",
+    "MeanOfPairs",
+    "MergedPairs",
     "MultiDPO",
     "MultiReferenceObjective",
     "Needs",
+    "NegativeLogLikelihood",
     "Objective",
+    "Offset",
     "PairMCM",
     "PairMCS",
     "PairMNM",
     "PairMNS",
     "PairReference",
     "PairSingle",
+    "PairWeight",
     "PairwiseReferenceFreeObjective",
     "PairwiseReferenceObjective",
+    "PlackettLuce",
     "PointCE",
     "PointMSE",
     "ReferenceFreeObjective",
     "ReferenceObjective",
+    "ReferenceScore",
+    "Refinement",
+    "ResponseScore",
     "ReverseKL",
+    "Robust",
     "RobustDPO",
+    "Score",
+    "ScoreGap",
     "SelfRefinedObjective",
     "SimPO",
     "SingleReference",
+    "Squared",
     "SrDPO",
     "SrIPO",
+    "Structure",
+    "Sum",
+    "SumLogProb",
+    "SumOfPairs",
+    "Term",
     "UniformWeights",
+    "VirtualLogRatio",
     "VirtualReference",
     "Weights",
 ]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Self
 
 from torch import nn
 
-from pl_prefopt.errors import ContractError
+from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import Outcome, ScoredBatch
 from pl_prefopt.views import View
@@ -34,6 +35,36 @@ class Needs:
     score_range: tuple[float, float] | None = None
     views: Mapping[str, View] = field(default_factory=dict)
 
+    @classmethod
+    def of_all(cls, *needs: Self) -> Self:
+        """Return what satisfies every one of ``needs``.
+
+        Raises:
+            ConfigError: if nothing does.
+        """
+        fewest = max(each.min_references for each in needs)
+        most = min((each.max_references for each in needs if each.max_references is not None), default=None)
+        if most is not None and fewest > most:
+            raise ConfigError(
+                f"the parts of the objective contradict each other: one needs at least {fewest} references, "
+                f"another takes at most {most}."
+            )
+        ranges = [each.score_range for each in needs if each.score_range is not None]
+        views: dict[str, View] = {}
+        for name, view in (item for each in needs for item in each.views.items()):
+            if views.setdefault(name, view) != view:
+                raise ConfigError(
+                    f"the parts of the objective contradict each other: two ask for a view '{name}', with "
+                    "different settings."
+                )
+        return cls(
+            min_references=fewest,
+            max_references=most,
+            min_responses=max(each.min_responses for each in needs),
+            score_range=(max(low for low, _ in ranges), min(high for _, high in ranges)) if ranges else None,
+            views=views,
+        )
+
 
 class Objective(nn.Module, ABC):
     """A loss for each prompt and a reward for each response, from numbers per response alone.
@@ -42,13 +73,15 @@ class Objective(nn.Module, ABC):
     computes ``forward``. It never sees a model, a token or a trainer.
     """
 
-    rewarded_views: ClassVar[tuple[str, ...]] = ()
-    """The views whose rewards ``Outcome.view_rewards`` holds; the metrics judge them too."""
-
     @property
     @abstractmethod
     def needs(self) -> Needs:
         """What the objective must be given."""
+
+    @property
+    def rewarded_views(self) -> tuple[str, ...]:
+        """The views whose rewards ``Outcome.view_rewards`` holds; the metrics judge them too."""
+        return ()
 
     def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
         """Refuse rows that it can learn nothing from, before a model is loaded.
@@ -71,9 +104,13 @@ class Objective(nn.Module, ABC):
 
 
 def plain_settings(objective: Objective) -> dict[str, bool | int | float | str]:
-    """Return the objective's settings that are numbers or words, such as its β, by name."""
-    public = {name: value for name, value in vars(objective).items() if name[0] != "_" and name != "training"}
-    return {name: value for name, value in public.items() if isinstance(value, bool | int | float | str)}
+    """Return what the objective was built with, by name: numbers and words as they are, parts as text."""
+    names = inspect.signature(type(objective)).parameters
+    values = {name: getattr(objective, name) for name in names if hasattr(objective, name)}
+    return {
+        name: value if isinstance(value, bool | int | float | str) else repr(value)
+        for name, value in values.items()
+    }
 
 
 class ReferenceObjective(Objective):

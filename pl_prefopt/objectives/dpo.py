@@ -1,26 +1,27 @@
-"""DPO and the objectives that change only its loss of a pair."""
+"""DPO and its relatives: pairs of log-ratios against one reference."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
-from pl_prefopt import functional
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.functional import PairwiseLoss
-from pl_prefopt.objectives.checks import below_half, non_negative, positive
+from pl_prefopt.objectives.base import ReferenceObjective
+from pl_prefopt.objectives.compose import Compose
 from pl_prefopt.objectives.divergences import REVERSE_KL, Divergence
-from pl_prefopt.objectives.pairs import PairwiseReferenceObjective, compare
+from pl_prefopt.objectives.links import HingeLink, Logistic, Robust, Squared
+from pl_prefopt.objectives.offsets import Drop
+from pl_prefopt.objectives.scores import LogRatio, MeanLogRatio
+from pl_prefopt.objectives.structures import MeanOfPairs
 from pl_prefopt.pairing import ALL_PAIRS, Pairing
-from pl_prefopt.types import Outcome, ScoredBatch
 
 
-class DPO(PairwiseReferenceObjective):
-    """Direct preference optimisation (Rafailov et al., arXiv 2305.18290); conservative with smoothing.
+class DPO(Compose, ReferenceObjective):
+    """Direct preference optimisation: −(1 − ε) log σ(βh) − ε log σ(−βh), h the margin of log-ratios.
+
+    Rafailov et al., arXiv 2305.18290, eq. 7; with ε > 0 conservative DPO (Mitchell 2023).
 
     Args:
-        beta: β > 0, how dear it is to leave the reference.
+        beta: β > 0, the strength of the KL penalty; larger values keep the policy closer to the reference.
         label_smoothing: ε in [0, 0.5), the share of labels believed to be flipped.
         pairing: which responses to compare.
 
@@ -31,20 +32,19 @@ class DPO(PairwiseReferenceObjective):
     def __init__(
         self, *, beta: float = 0.1, label_smoothing: float = 0.0, pairing: Pairing = ALL_PAIRS
     ) -> None:
-        super().__init__(pairing=pairing)
-        self.beta = positive("beta", beta)
-        self.label_smoothing = below_half("label_smoothing", label_smoothing)
+        super().__init__(score=LogRatio(beta), structure=MeanOfPairs(pairing), link=Logistic(label_smoothing))
 
-    def pair_loss(self, *winner_and_loser: Tensor) -> PairwiseLoss:
-        """Return ``functional.dpo``."""
-        return functional.dpo(*winner_and_loser, beta=self.beta, label_smoothing=self.label_smoothing)
+    beta = property(lambda self: self.score.beta)
+    label_smoothing = property(lambda self: self.link.label_smoothing)
 
 
-class IPO(PairwiseReferenceObjective):
-    """Identity preference optimisation (Azar et al., arXiv 2310.12036).
+class IPO(Compose, ReferenceObjective):
+    """Identity preference optimisation: (h − 1/(2β))², h the margin of log-ratios.
+
+    Azar et al., arXiv 2310.12036, eq. 17.
 
     Args:
-        beta: β > 0, the paper's τ; the margin of the log-ratios is drawn to 1/(2β).
+        beta: β > 0, the paper's τ; the minimum is at the margin 1/(2β).
         normalize: ``sum`` compares sequences as the paper prints it; ``mean`` divides each log-ratio by its
             response's length, which its authors did in their experiments and TRL does.
         pairing: which responses to compare.
@@ -60,30 +60,17 @@ class IPO(PairwiseReferenceObjective):
         normalize: Literal["sum", "mean"] = "sum",
         pairing: Pairing = ALL_PAIRS,
     ) -> None:
-        super().__init__(pairing=pairing)
-        if normalize not in ("sum", "mean"):
+        scores = {"sum": LogRatio, "mean": MeanLogRatio}
+        if normalize not in scores:
             raise ConfigError(f"normalize must be 'sum' or 'mean', but is {normalize!r}.")
-        self.beta = positive("beta", beta)
-        self.normalize = normalize
+        super().__init__(score=scores[normalize](beta), structure=MeanOfPairs(pairing), link=Squared(beta))
 
-    def forward(self, batch: ScoredBatch) -> Outcome:
-        """Compare sums of log-probs, or averages over the policy's tokens.
-
-        The reference is divided by the policy's length too: its own tokeniser may count otherwise, and
-        two averages over different numbers of tokens do not compare.
-        """
-        if self.normalize == "sum":
-            return super().forward(batch)
-        length = batch.policy.length.clamp(min=1)
-        return compare(batch, self.pairing, self.pair_loss, batch.policy.mean, batch.references[0] / length)
-
-    def pair_loss(self, *winner_and_loser: Tensor) -> PairwiseLoss:
-        """Return ``functional.ipo``."""
-        return functional.ipo(*winner_and_loser, beta=self.beta)
+    beta = property(lambda self: self.score.beta)
+    normalize = property(lambda self: "mean" if isinstance(self.score, MeanLogRatio) else "sum")
 
 
-class Hinge(PairwiseReferenceObjective):
-    """The hinge loss on DPO's margin (SLiC, arXiv 2305.10425; RSO, arXiv 2309.06657).
+class Hinge(Compose, ReferenceObjective):
+    """The hinge loss of DPO's margin: max(0, 1 − βh) (SLiC, arXiv 2305.10425; RSO, arXiv 2309.06657).
 
     Args:
         beta: β > 0; pairs with a log-ratio margin above 1/β give no gradient.
@@ -94,19 +81,16 @@ class Hinge(PairwiseReferenceObjective):
     """
 
     def __init__(self, *, beta: float = 0.1, pairing: Pairing = ALL_PAIRS) -> None:
-        super().__init__(pairing=pairing)
-        self.beta = positive("beta", beta)
+        super().__init__(score=LogRatio(beta), structure=MeanOfPairs(pairing), link=HingeLink())
 
-    def pair_loss(self, *winner_and_loser: Tensor) -> PairwiseLoss:
-        """Return ``functional.hinge``."""
-        return functional.hinge(*winner_and_loser, beta=self.beta)
+    beta = property(lambda self: self.score.beta)
 
 
-class RobustDPO(PairwiseReferenceObjective):
+class RobustDPO(Compose, ReferenceObjective):
     """Provably robust DPO for a known share of flipped labels (Chowdhury et al., arXiv 2403.00409).
 
     Args:
-        beta: β > 0, how dear it is to leave the reference.
+        beta: β > 0, the strength of the KL penalty.
         flip_rate: ε in [0, 0.5), the share of labels known to be flipped.
         pairing: which responses to compare.
 
@@ -115,20 +99,19 @@ class RobustDPO(PairwiseReferenceObjective):
     """
 
     def __init__(self, *, beta: float = 0.1, flip_rate: float = 0.1, pairing: Pairing = ALL_PAIRS) -> None:
-        super().__init__(pairing=pairing)
-        self.beta = positive("beta", beta)
-        self.flip_rate = below_half("flip_rate", flip_rate)
+        super().__init__(score=LogRatio(beta), structure=MeanOfPairs(pairing), link=Robust(flip_rate))
 
-    def pair_loss(self, *winner_and_loser: Tensor) -> PairwiseLoss:
-        """Return ``functional.robust_dpo``."""
-        return functional.robust_dpo(*winner_and_loser, beta=self.beta, flip_rate=self.flip_rate)
+    beta = property(lambda self: self.score.beta)
+    flip_rate = property(lambda self: self.link.flip_rate)
 
 
-class DPOP(PairwiseReferenceObjective):
-    """DPO-Positive, which keeps the chosen response likely (Pal et al., arXiv 2402.13228).
+class DPOP(Compose, ReferenceObjective):
+    """DPO-Positive, which keeps the chosen response likely: −log σ(β(h − λ max(0, −a(y_w)))).
+
+    Pal et al. ("Smaug"), arXiv 2402.13228; a is the log-ratio.
 
     Args:
-        beta: β > 0, how dear it is to leave the reference.
+        beta: β > 0, the strength of the KL penalty.
         penalty: λ ≥ 0, on a chosen response less likely than under the reference.
         pairing: which responses to compare.
 
@@ -137,21 +120,20 @@ class DPOP(PairwiseReferenceObjective):
     """
 
     def __init__(self, *, beta: float = 0.3, penalty: float = 50.0, pairing: Pairing = ALL_PAIRS) -> None:
-        super().__init__(pairing=pairing)
-        self.beta = positive("beta", beta)
-        self.penalty = non_negative("penalty", penalty)
+        super().__init__(score=LogRatio(beta), structure=MeanOfPairs(pairing), offsets=[Drop(penalty)])
 
-    def pair_loss(self, *winner_and_loser: Tensor) -> PairwiseLoss:
-        """Return ``functional.dpop``."""
-        return functional.dpop(*winner_and_loser, beta=self.beta, penalty=self.penalty)
+    beta = property(lambda self: self.score.beta)
+    penalty = property(lambda self: self.offsets[0].penalty)
 
 
-class FDPO(PairwiseReferenceObjective):
-    """DPO with another divergence from the reference (Wang et al., arXiv 2309.16240).
+class FDPO(Compose, ReferenceObjective):
+    """DPO under another divergence from the reference: −log σ(βf′(u_w) − βf′(u_l)), u = π_θ / π_ref.
+
+    Wang et al., "Beyond Reverse KL", arXiv 2309.16240.
 
     Args:
-        beta: β > 0, how dear it is to leave the reference.
-        divergence: by what the distance from the reference is measured.
+        beta: β > 0, the strength of the penalty.
+        divergence: f, by which the distance from the reference is measured.
         pairing: which responses to compare.
 
     Raises:
@@ -161,10 +143,7 @@ class FDPO(PairwiseReferenceObjective):
     def __init__(
         self, *, beta: float = 0.1, divergence: Divergence = REVERSE_KL, pairing: Pairing = ALL_PAIRS
     ) -> None:
-        super().__init__(pairing=pairing)
-        self.beta = positive("beta", beta)
-        self.divergence = divergence
+        super().__init__(score=LogRatio(beta, divergence), structure=MeanOfPairs(pairing))
 
-    def pair_loss(self, *winner_and_loser: Tensor) -> PairwiseLoss:
-        """Return ``functional.f_dpo``."""
-        return functional.f_dpo(*winner_and_loser, beta=self.beta, derivative=self.divergence)
+    beta = property(lambda self: self.score.beta)
+    divergence = property(lambda self: self.score.divergence)

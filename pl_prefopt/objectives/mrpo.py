@@ -9,6 +9,7 @@ import torch
 from pl_prefopt import functional
 from pl_prefopt.objectives.base import Needs, Objective
 from pl_prefopt.objectives.checks import positive
+from pl_prefopt.objectives.compose import Compose
 from pl_prefopt.objectives.mixture import (
     ADAPTIVE_CLIP,
     ADAPTIVE_WEIGHTS,
@@ -19,6 +20,8 @@ from pl_prefopt.objectives.mixture import (
 )
 from pl_prefopt.objectives.pair_references import VirtualReference, mix
 from pl_prefopt.objectives.pairs import mean_over_pairs
+from pl_prefopt.objectives.scores import VirtualLogRatio
+from pl_prefopt.objectives.structures import MeanOfPairs
 from pl_prefopt.pairing import ALL_PAIRS, Pairing
 from pl_prefopt.types import Outcome, ScoredBatch
 
@@ -38,7 +41,7 @@ class MultiReferenceObjective(Objective):
         return Needs(min_references=fewest, max_references=most, min_responses=2)
 
 
-class MRPO(MultiReferenceObjective):
+class MRPO(Compose, MultiReferenceObjective):
     """Multi-reference preference optimisation (Le et al., arXiv 2405.16388).
 
     DPO against a virtual reference made of all. The first reference should be the policy's own start. A
@@ -46,7 +49,7 @@ class MRPO(MultiReferenceObjective):
     two responses, its loss is the mean over its pairs, and a response's reward the mean over those it is in.
 
     Args:
-        beta: β > 0, how dear it is to leave the references.
+        beta: β > 0, the strength of the KL penalty; larger values keep the policy closer to the references.
         weights: how much each reference counts for a pair.
         clip: how near the first reference the others are held.
         aggregate: the mean that is taken.
@@ -65,32 +68,17 @@ class MRPO(MultiReferenceObjective):
         aggregate: Aggregate = HARMONIC,
         pairing: Pairing = ALL_PAIRS,
     ) -> None:
-        super().__init__()
-        self.beta = positive("beta", beta)
-        self.reference = VirtualReference(weights, clip, aggregate)
-        self.pairing = pairing
+        reference = VirtualReference(weights, clip, aggregate)
+        super().__init__(score=VirtualLogRatio(beta, reference), structure=MeanOfPairs(pairing))
+
+    beta = property(lambda self: self.score.beta)
+    reference = property(lambda self: self.score.reference)
 
     @property
     def num_references(self) -> tuple[int, int | None]:
         """At least one; as many as there are fixed weights."""
-        return self.reference.num_references
-
-    def forward(self, batch: ScoredBatch) -> Outcome:
-        """Average DPO's loss over each prompt's pairs."""
-        wins = self.pairing(batch.scores, batch.present)
-        virtual = self.reference(batch.references, batch.present, wins)
-        policy = torch.where(batch.present, batch.policy.sum, 0.0)
-        losses = functional.dpo(
-            policy.unsqueeze(-1), policy.unsqueeze(-2), virtual.chosen, virtual.rejected, beta=self.beta
-        ).loss
-        loss, counted = mean_over_pairs(losses, wins)
-        reward = self.beta * (policy.detach() - virtual.response)
-        return Outcome(
-            loss=loss,
-            counted=counted,
-            reward=torch.where(batch.present, reward, 0.0),
-            stats=virtual.stats,
-        )
+        needs = self.score.needs
+        return needs.min_references, needs.max_references
 
 
 class MultiDPO(MultiReferenceObjective):
@@ -99,7 +87,7 @@ class MultiDPO(MultiReferenceObjective):
     A response's reward is β(log π_θ − log π_1), with π_1 the first reference.
 
     Args:
-        beta: β > 0, how dear it is to leave the references.
+        beta: β > 0, the strength of the KL penalty; larger values keep the policy closer to the references.
         weights: how much each reference counts for a pair.
         clip: how near the first reference the others are held.
         pairing: which responses to compare.

@@ -75,6 +75,10 @@ class SingleReference(PairReference):
         return ReferenceGrid(chosen=only.unsqueeze(-1), rejected=only.unsqueeze(-2), response=only)
 
 
+SINGLE_REFERENCE = SingleReference()
+"""The default of objectives that take one reference or several."""
+
+
 @dataclass(frozen=True)
 class VirtualReference(PairReference):
     """MRPO's virtual reference (Le et al., arXiv 2405.16388), made of any number of references.
@@ -106,6 +110,10 @@ class VirtualReference(PairReference):
         response = mean_over_others(chosen, present)
         stats = mixture.stats(wins) | {"reference_accuracy": share_won(chosen - rejected, wins)}
         return ReferenceGrid(chosen=chosen, rejected=rejected, response=response, stats=stats)
+
+
+VIRTUAL_REFERENCE = VirtualReference()
+"""MRPO's, as published."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,21 +1,28 @@
-"""Objectives on pairs without a reference: SimPO and ORPO."""
+"""SimPO and ORPO: pairs of log-probs per token, without a reference."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import dataclasses
 
-from pl_prefopt import functional
-from pl_prefopt.functional import PairwiseLoss
-from pl_prefopt.objectives.checks import non_negative, positive
-from pl_prefopt.objectives.pairs import PairwiseReferenceFreeObjective
+from pl_prefopt.objectives.base import ReferenceFreeObjective
+from pl_prefopt.objectives.checks import non_negative
+from pl_prefopt.objectives.compose import Compose
+from pl_prefopt.objectives.offsets import Margin
+from pl_prefopt.objectives.pair_weights import ConstantWeight
+from pl_prefopt.objectives.scores import LogOdds, MeanLogProb
+from pl_prefopt.objectives.structures import MeanOfPairs
+from pl_prefopt.objectives.terms import NegativeLogLikelihood
 from pl_prefopt.pairing import ALL_PAIRS, Pairing
+from pl_prefopt.types import Outcome, ScoredBatch
 
 
-class SimPO(PairwiseReferenceFreeObjective):
-    """Simple preference optimisation (Meng et al., arXiv 2405.14734).
+class SimPO(Compose, ReferenceFreeObjective):
+    """Simple preference optimisation: −log σ(βℓ̄_w − βℓ̄_l − γ), ℓ̄ the log-prob per token.
+
+    Meng et al., arXiv 2405.14734, eq. 6.
 
     Args:
-        beta: β > 0, the scale of the average log-prob a token.
+        beta: β > 0, the scale of the log-prob per token.
         gamma: γ ≥ 0, the margin of rewards to reach; TRL's ``simpo_gamma``, not divided by β.
         pairing: which responses to compare.
 
@@ -24,20 +31,19 @@ class SimPO(PairwiseReferenceFreeObjective):
     """
 
     def __init__(self, *, beta: float = 2.0, gamma: float = 1.0, pairing: Pairing = ALL_PAIRS) -> None:
-        super().__init__(pairing=pairing)
-        self.beta = positive("beta", beta)
-        self.gamma = non_negative("gamma", gamma)
+        super().__init__(score=MeanLogProb(beta), structure=MeanOfPairs(pairing), offsets=[Margin(gamma)])
 
-    def pair_loss(self, *winner_and_loser: Tensor) -> PairwiseLoss:
-        """Return ``functional.simpo``."""
-        return functional.simpo(*winner_and_loser, beta=self.beta, gamma=self.gamma)
+    beta = property(lambda self: self.score.beta)
+    gamma = property(lambda self: self.offsets[0].gamma)
 
 
-class ORPO(PairwiseReferenceFreeObjective):
-    """Odds-ratio preference optimisation, fine-tuning included (Hong et al., arXiv 2403.07691).
+class ORPO(Compose, ReferenceFreeObjective):
+    """Odds-ratio preference optimisation, fine-tuning included: −ℓ̄_w − λ log σ(log[odds(y_w) / odds(y_l)]).
+
+    Hong et al., arXiv 2403.07691, eqs 6 and 7. Rewards are λℓ̄, as TRL logs them.
 
     Args:
-        weight: λ ≥ 0, of the odds-ratio term beside the chosen response's likelihood; TRL's ``beta``.
+        weight: λ ≥ 0, of the odds-ratio term alongside the chosen response's likelihood; TRL's ``beta``.
         pairing: which responses to compare.
 
     Raises:
@@ -45,9 +51,16 @@ class ORPO(PairwiseReferenceFreeObjective):
     """
 
     def __init__(self, *, weight: float = 0.1, pairing: Pairing = ALL_PAIRS) -> None:
-        super().__init__(pairing=pairing)
-        self.weight = non_negative("weight", weight)
+        super().__init__(
+            score=LogOdds(),
+            structure=MeanOfPairs(pairing),
+            weights=[ConstantWeight(non_negative("weight", weight))],
+            terms=[NegativeLogLikelihood()],
+        )
 
-    def pair_loss(self, *winner_and_loser: Tensor) -> PairwiseLoss:
-        """Return ``functional.orpo``."""
-        return functional.orpo(*winner_and_loser, weight=self.weight)
+    weight = property(lambda self: self.weights[0].value)
+
+    def forward(self, batch: ScoredBatch) -> Outcome:
+        """Return each prompt's loss and the rewards λℓ̄."""
+        mean = batch.policy.mean.detach().where(batch.present, 0.0)
+        return dataclasses.replace(super().forward(batch), reward=self.weight * mean)

@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 import torch
 
+from pl_prefopt.objectives import Compose
 from pl_prefopt.pairing import AllPairs, BestAgainstEach, BestAgainstWorst
 from pl_prefopt.types import ResponseLogProbs, ScoredBatch, ViewLogProbs
 from tests.objectives.batches import ensemble, select_with_views
@@ -61,7 +62,9 @@ def a_list(name, seed) -> ScoredBatch:
 def with_pairing(objective, pairing):
     """A copy of the objective that compares these pairs; MPPO's objectives have pairs of their own."""
     objective = copy.copy(objective).eval()
-    if hasattr(objective, "pairing"):
+    if isinstance(objective, Compose):
+        objective.structure = dataclasses.replace(objective.structure, pairing=pairing)
+    elif hasattr(objective, "pairing"):
         objective.pairing = pairing
     return objective
 

@@ -246,8 +246,9 @@ def test_rewards_on_the_view_are_those_of_the_plain_objective_there():
     batch = ensemble(9, 3, view="quality")
     view = batch.views["quality"]
     asked = dataclasses.replace(batch, policy=view.policy, references=view.references)
-    outcome = SrDPO(reference=VirtualReference())(batch)
-    assert SrDPO.rewarded_views == tuple(outcome.view_rewards) == ("quality",)
+    objective = SrDPO(reference=VirtualReference())
+    outcome = objective(batch)
+    assert objective.rewarded_views == tuple(outcome.view_rewards) == ("quality",)
     torch.testing.assert_close(outcome.view_rewards["quality"], MRPO()(asked).reward)
 
 

@@ -1,0 +1,144 @@
+"""Objectives as compositions: score × structure × link, with offsets, weights and terms."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.objectives.base import Needs, Objective
+from pl_prefopt.objectives.comparisons import Comparisons
+from pl_prefopt.objectives.links import LOGISTIC, Link
+from pl_prefopt.objectives.offsets import Offset
+from pl_prefopt.objectives.pair_weights import PairWeight
+from pl_prefopt.objectives.scores import Score
+from pl_prefopt.objectives.structures import MEAN_OF_PAIRS, Structure
+from pl_prefopt.objectives.terms import Term
+from pl_prefopt.types import Outcome, ScoredBatch, ViewLogProbs
+
+_Scored = TypeVar("_Scored", ScoredBatch, ViewLogProbs)
+
+
+class _Needing(Protocol):
+    @property
+    def needs(self) -> Needs: ...
+
+
+class Compose(Objective):
+    """An objective made of parts, each of them a class that YAML can name.
+
+    The score gives each response an implicit reward r(y). The structure picks pairs of a winner w and a
+    loser l, and combines their margins
+
+        z = r_w − r_l − Σ offsets
+
+    into one loss per prompt by means of the link; a pair's loss is multiplied by its weights, and terms are
+    added. Offsets are in units of the reward: the scale β belongs to the score.
+
+    Args:
+        score: the implicit reward of a response.
+        structure: which responses are compared, and how comparisons add up.
+        link: the loss of a margin.
+        offsets: what a margin must reach beyond 0.
+        weights: of the pairs, for structures in which each pair has a loss of its own.
+        terms: losses to add, each logged by its name.
+
+    Raises:
+        ConfigError: if the parts do not go together.
+
+    Examples:
+        DPO with γ = 1, on one prompt with the log-ratios 3 and 1:
+
+        >>> from pl_prefopt.objectives.scores import LogRatio
+        >>> from pl_prefopt.objectives.offsets import Margin
+        >>> from pl_prefopt.types import ResponseLogProbs
+        >>> objective = Compose(score=LogRatio(beta=0.5), offsets=[Margin(gamma=1.0)])
+        >>> batch = ScoredBatch(
+        ...     policy=ResponseLogProbs(sum=torch.tensor([[-7.0, -9.0]]), length=torch.tensor([[4, 4]])),
+        ...     references=torch.tensor([[[-10.0, -10.0]]]),
+        ...     scores=torch.tensor([[1.0, 0.0]]),
+        ...     present=torch.tensor([[True, True]]),
+        ...     graded=torch.tensor([False]),
+        ... )
+        >>> objective(batch).loss, objective(batch).reward
+        (tensor([0.6931]), tensor([[1.5000, 0.5000]]))
+    """
+
+    def __init__(
+        self,
+        *,
+        score: Score,
+        structure: Structure = MEAN_OF_PAIRS,
+        link: Link = LOGISTIC,
+        offsets: Sequence[Offset] = (),
+        weights: Sequence[PairWeight] = (),
+        terms: Sequence[Term] = (),
+    ) -> None:
+        super().__init__()
+        if weights and not structure.separate:
+            raise ConfigError(
+                f"{type(structure).__name__} merges margins before the link, so that no pair has a loss for "
+                "`weights` to multiply: set `weights` to [], or `structure` to MeanOfPairs or SumOfPairs."
+            )
+        names = [term.name for term in terms]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"expected `terms` of different names, got {', '.join(names)}.")
+        self.score, self.structure, self.link = score, structure, link
+        self.offsets, self.weights, self.terms = tuple(offsets), tuple(weights), tuple(terms)
+
+    # Settings have one place, in the parts; an objective only shows them.
+    pairing = property(lambda self: self.structure.pairing)
+
+    @property
+    def needs(self) -> Needs:
+        """What the parts must be given, and two responses."""
+        parts: tuple[_Needing, ...] = (self.score, *self.offsets, *self.weights, *self.terms)
+        return Needs.of_all(Needs(min_responses=2), *(part.needs for part in parts))
+
+    @property
+    def rewarded_views(self) -> tuple[str, ...]:
+        """Those that offsets ask the score for."""
+        return tuple(name for offset in self.offsets for name in offset.rewarded_views)
+
+    def forward(self, batch: ScoredBatch) -> Outcome:
+        """Return each prompt's loss and each response's reward."""
+        pairs = self.structure.pairing(batch.scores, batch.present)
+        compared = Comparisons(without_absent(batch), pairs, self.score)
+        margins = compared.margins
+        for offset in self.offsets:
+            margins = margins - offset(compared)
+        weights = margins.new_ones(())
+        for weight in self.weights:
+            weights = weights * weight(compared).detach()
+        losses = {term.name: term(compared) for term in self.terms}
+        counted = pairs.any(dim=-1).any(dim=-1)
+        return Outcome(
+            loss=sum(losses.values(), self.structure(margins, pairs, weights, self.link)),
+            counted=counted,
+            reward=compared.rewards.response.detach(),
+            stats={**compared.rewards.stats, **_means(losses, counted)},
+            view_rewards=compared.view_rewards,
+        )
+
+
+def without_absent(batch: ScoredBatch) -> ScoredBatch:
+    """Return the batch with log-probs 0 at absent responses, so that NaN there reaches no gradient."""
+
+    def filled(scored: _Scored) -> _Scored:
+        policy = dataclasses.replace(scored.policy, sum=torch.where(batch.present, scored.policy.sum, 0.0))
+        references = torch.where(batch.present, scored.references, 0.0)
+        return dataclasses.replace(scored, policy=policy, references=references)
+
+    alike = {name: view for name, view in batch.views.items() if view.present.shape == batch.present.shape}
+    views = {**batch.views, **{name: filled(view) for name, view in alike.items()}}
+    return dataclasses.replace(filled(batch), views=views)
+
+
+def _means(losses: Mapping[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
+    """Return the mean of each loss over the prompts that count."""
+    count = counted.sum().clamp(min=1)
+    return {name: loss.detach().sum() / count for name, loss in losses.items()}

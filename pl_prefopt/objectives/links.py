@@ -1,0 +1,91 @@
+"""Links as settings: how the margin of two implicit rewards becomes a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pl_prefopt.functional import links
+from pl_prefopt.objectives.checks import below_half, positive
+
+
+class Link(ABC):
+    """A decreasing loss of a margin z = r_w − r_l − offset."""
+
+    @abstractmethod
+    def __call__(self, margin: Tensor) -> Tensor:
+        """Return the loss of each margin, in its shape."""
+
+
+@dataclass(frozen=True)
+class Logistic(Link):
+    """−(1 − ε) log σ(z) − ε log σ(−z), see ``functional.links.logistic``.
+
+    Args:
+        label_smoothing: ε in [0, 0.5), the share of labels believed to be flipped.
+
+    Raises:
+        ConfigError: if ``label_smoothing`` is out of range.
+    """
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        below_half("label_smoothing", self.label_smoothing)
+
+    def __call__(self, margin: Tensor) -> Tensor:
+        return links.logistic(margin, label_smoothing=self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class Squared(Link):
+    """((z − ½) / β)², see ``functional.links.squared``.
+
+    Args:
+        beta: β > 0, that of the score.
+
+    Raises:
+        ConfigError: if ``beta`` is not above 0.
+    """
+
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive("beta", self.beta)
+
+    def __call__(self, margin: Tensor) -> Tensor:
+        return links.squared(margin, beta=self.beta)
+
+
+@dataclass(frozen=True)
+class HingeLink(Link):
+    """max(0, 1 − z), see ``functional.links.hinge``."""
+
+    def __call__(self, margin: Tensor) -> Tensor:
+        return links.hinge(margin)
+
+
+@dataclass(frozen=True)
+class Robust(Link):
+    """−log σ(z) − zε/(1 − 2ε), see ``functional.links.robust``.
+
+    Args:
+        flip_rate: ε in [0, 0.5), the share of labels known to be flipped.
+
+    Raises:
+        ConfigError: if ``flip_rate`` is out of range.
+    """
+
+    flip_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        below_half("flip_rate", self.flip_rate)
+
+    def __call__(self, margin: Tensor) -> Tensor:
+        return links.robust(margin, flip_rate=self.flip_rate)
+
+
+LOGISTIC = Logistic()
+"""The default link, without label smoothing."""
