@@ -90,6 +90,8 @@ def _missing(wanted: str, known: dict[str, Path]) -> str:
     if same:
         there = f"there is no file {wanted} in {Path.cwd()}; the one that comes with prefopt is"
         return f"{there} `-c {same[0]}`."
+    if path.suffix in (".yaml", ".yml") and not path.parent.is_dir():
+        return f"there is no file {wanted}: the folder {path.parent} doesn't exist."
     beside = [str(path.with_name(file.name)) for file in path.parent.glob("*.y*ml")]
     hint = nearest(wanted, beside) or nearest(asked, known) or "."
     return (

@@ -96,7 +96,7 @@ def test_of_our_own_classes_sources_leave_nothing_open():
     for package in PACKAGES[:4]:
         for path, source in exported(package).items():
             if (
-                "FSDP2" not in path
+                not path.endswith((".FSDP2Strategy", ".ParameterCount"))  # which pass on what Lightning takes
                 and not is_abstract(source)
                 and path.startswith(source.module.split(".")[0])
             ):
