@@ -21,6 +21,7 @@ from pl_prefopt.evaluations import (
 )
 from pl_prefopt.report import build_report, read_runs
 from tests.cli.test_commands import axes
+from tests.report.folders import pair_rows, write_run
 from tests.runs import metrics_of, scored_rows, write_rows
 
 OWN = {"data": "rows.jsonl", "fingerprint": "own", "method": "DPO(beta=0.1)"}
@@ -170,11 +171,23 @@ def test_the_card_prints_numbers_with_their_rows_and_the_report_takes_the_runs_o
     html = build_report([page]).html
     assert "All 5 evaluations" in html
     assert f"other.jsonl, 5 rows · checkpoints/best.ckpt, step {test.step}" in html
+    assert "the figures and cases are of its last" not in html  # predictions of the test
+
+
+def test_a_report_says_where_its_figures_are_of_other_rows_than_its_numbers(tmp_path):
+    folder = write_run(tmp_path / "run", pair_rows(), stage="validate")
+    add_evaluation(folder / "metrics.json", measured(0.5, "fit", step=6))
+    add_evaluation(folder / "metrics.json", measured(0.6, step=6, checkpoint="checkpoints/last.ckpt"))
+    last = "(other.jsonl · checkpoints/best.ckpt, step 6)"
+    said = f"run: the figures and cases are of its last validation {last}, "
+    assert said not in build_report(read_runs([folder])).html
+    other = {"data": "other.jsonl", "fingerprint": "other", "checkpoint": "checkpoints/best.ckpt"}
+    add_evaluation(folder / "metrics.json", measured(0.7, step=6, **other))
+    html = build_report(read_runs([folder])).html
+    assert f"{said}the numbers of another one (rows.jsonl · checkpoints/last.ckpt, step 6)." in html
 
 
 def test_numbers_of_different_rows_are_said_not_to_compare(tmp_path):
-    from tests.report.folders import write_run
-
     folders = [write_run(tmp_path / name) for name in "ab"]
     for folder, data in zip(folders, ("one.jsonl", "two.jsonl"), strict=True):
         about = dataclasses.replace(measured(0.5), data=data, fingerprint=data, rows=3)

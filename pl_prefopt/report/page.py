@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -124,7 +124,21 @@ def _notices(subjects: Sequence[Subject], stage: str | None) -> list[tuple[str, 
         )
         sentence = f"The runs were measured on different prompts or responses (prompts: {sizes}), so their "
         notices.append((sentence + "numbers don't compare.", ""))
-    return [*notices, *_of_other_rows(subjects)]
+    predicted = [sentence for item in subjects for sentence in _of_another_evaluation(item.run, stage)]
+    return [*notices, *_of_other_rows(subjects), *predicted]
+
+
+def _of_another_evaluation(run: Run, stage: str | None) -> Iterator[tuple[str, str]]:
+    """Yield a sentence where the predictions, of the last evaluation, aren't what the numbers are of."""
+    main = run.evaluation("test" if stage == "test" else "val")
+    last = next((one for one in reversed(run.evaluations) if one.command == stage), None)
+    if stage in run.predictions and main is not None and last is not None and last is not main:
+        yield (
+            f"{run.name}: the figures and cases are of its last {_STAGE_WORDS[last.stage]} "
+            f"({last.rows_measured} · {last.weights}), the numbers of another one "
+            f"({main.rows_measured} · {main.weights}).",
+            "",
+        )
 
 
 def _of_other_rows(subjects: Sequence[Subject]) -> list[tuple[str, str]]:
