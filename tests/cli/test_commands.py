@@ -190,11 +190,9 @@ def test_a_run_does_not_go_on_from_weights_alone(prefopt, settings):
 def test_a_run_goes_on_with_the_settings_that_are_asked_for(run, prefopt, settings):
     lower = ["--model.init_args.optimizer.lr", "0.001", "--trainer.max_epochs", "2"]
     lower += ["--model.init_args.objective.init_args.beta", "0.5"]
-    with (
-        pytest.warns(UserWarning, match=r"optimiser's lr is 0\.001; the checkpoint's was 0\.01"),
-        pytest.warns(UserWarning, match=r"objective's beta is 0\.5; the checkpoint's was 0\.1"),
-    ):
-        prefopt("fit", *axes(), *settings, *lower, "--run_dir", "run", "--ckpt_path", "last")
+    printed = prefopt("fit", *axes(), *settings, *lower, "--run_dir", "run", "--ckpt_path", "last")
+    assert "optimiser's lr is 0.001; the checkpoint's was 0.01" in printed
+    assert "objective's beta is 0.5; the checkpoint's was 0.1" in printed
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.001
     assert saved["lr_schedulers"][0]["base_lrs"] == [0.001]
