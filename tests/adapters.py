@@ -89,7 +89,7 @@ def save_config(folder: Path, spec: PolicySpec, *, objective: str = "DPO", **dat
         "policy": dataclasses.asdict(spec),
         "objective": {"class_path": f"pl_prefopt.objectives.{objective}"},
     }
-    others: dict[str, Any] = dict.fromkeys(("trainer", "references", "best", "last"), {})
+    others: dict[str, Any] = {key: {} for key in ("trainer", "references", "best", "last")}
     described = {"model": {"init_args": model}, "data": data, "run_dir": str(folder), **others}
     (folder / "config.yaml").write_text(json.dumps(described))
     return folder / "config.yaml"

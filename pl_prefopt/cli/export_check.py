@@ -24,8 +24,8 @@ _TOKENS = 48
 _ROUNDED, _COPIED = 3.0, 0.5
 """How much further apart two scorings may be than rounding every weight once more takes them.
 
-Measured over 200 right exports of tiny models, the ratio was 0.4 to 1.1 where weights were computed anew,
-merged or written in another type, and 0 where they were copied.
+Measured over 200 right exports of tiny models and three of SmolLM2-135M, the ratio was 0.3 to 1.8 where
+weights were computed anew, merged or written in another type, and 0 where they were copied.
 """
 
 
