@@ -83,7 +83,7 @@ def make_trainer(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer
 
 def lora_spec(folder: Path, **settings: Any) -> PolicySpec:
     """A tiny policy with an adapter."""
-    return PolicySpec(name=str(folder), lora=LORA, **settings)
+    return PolicySpec(name=str(folder), lora=dict(LORA), **settings)
 
 
 def metrics_of(folder: Path, stage: str = "val") -> dict[str, float]:

@@ -87,5 +87,5 @@ def _part(trainer: Trainer, stage: str) -> str | None:
 
 
 def _method(module: Any) -> str:
-    settings = ", ".join(f"{name}={value!r}" for name, value in plain_settings(module.objective).items())
+    settings = ", ".join(f"{name}={value}" for name, value in plain_settings(module.objective).items())
     return f"{type(module.objective).__name__}({settings})"

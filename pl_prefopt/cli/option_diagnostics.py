@@ -24,7 +24,7 @@ def check_options(command: str, arguments: Sequence[str]) -> None:
     if not set(arguments) & {"-h", "--help"}:
         for path in _positional(arguments, known):
             bring_back(path)
-            if not (path.is_dir() if command == "report" else path.exists()):
+            if not path.exists():  # a report passes over what is there and no run
                 raise ConfigError(_missing(command, path))
 
 

@@ -84,6 +84,7 @@ class SrIPO(Compose, SelfRefinedObjective):
     ) -> None:
         # Offsets are in units of the reward βh, so the one that h is compared with is multiplied by β.
         offset = Refinement(positive("beta", beta) * non_negative("strength", strength), view)
+        self._strength = strength
         super().__init__(
             score=VirtualLogRatio(beta, reference),
             structure=MeanOfPairs(pairing),
@@ -92,6 +93,6 @@ class SrIPO(Compose, SelfRefinedObjective):
         )
 
     beta = property(lambda self: self.score.beta)
-    strength = property(lambda self: self.offsets[0].strength / self.score.beta)
+    strength = property(lambda self: self._strength)
     view = property(lambda self: self.offsets[0].view)
     reference = property(lambda self: self.score.reference)

@@ -273,7 +273,8 @@ def in_groups(
         float32 [B, R, T], 0 at padding.
     """
     device = tree.prompt_ids.device
-    found = torch.zeros(tree.response_ids.shape, device=device)
+    # Not in the default type, which is bfloat16 under `bf16-true`.
+    found = torch.zeros(tree.response_ids.shape, dtype=torch.float32, device=device)
     for chosen in groups:
         rows = [row for row, flags in enumerate(chosen) if any(flags)] or [0]
         index = on_device([rows], device)[0]

@@ -314,7 +314,7 @@ def test_a_test_run_writes_intervals(tiny_model, tmp_path):
     make_trainer(tmp_path, ensemble, max_epochs=2).fit(module, make_datamodule(tmp_path, rows))
     trainer = make_trainer(tmp_path, ensemble, MetricsFile(str(tmp_path)))
     trainer.test(module, make_datamodule(tmp_path, rows), verbose=False)
-    metrics = metrics_of(tmp_path)
+    metrics = metrics_of(tmp_path, "test")
     names = ("accuracy", "margin", "marginal_0", "pearson", "spearman", "kendall")
     for name in (*names, "accuracy_quality", "margin_quality"):
         low, value, high = (metrics[f"test/{name}{end}"] for end in ("_low", "", "_high"))

@@ -23,6 +23,7 @@ def given(tiny_model, tmp_path):
     """Return the arguments of a study of one family at two strengths."""
     write_graded_rows(tmp_path / "rows.jsonl")
     changes = {"model": str(tiny_model), "data": str(tmp_path / "rows.jsonl"), "strengths": [0, 1]}
+    changes["max_prompt_length"] = 256  # the quality text alone has 164 tokens of the tiny tokeniser
     changes["families"] = {"DPO": CONFIG["families"]["DPO"]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(CONFIG | TINY | changes, sort_keys=False))
     return ["--config", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
