@@ -17,7 +17,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def no_launcher():
-    """Take away what Lightning notes for the processes that it starts: commands of later tests would join them."""
+    """Take away what Lightning notes for processes that it starts: later tests would join them."""
     yield
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)

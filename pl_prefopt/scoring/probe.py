@@ -135,7 +135,7 @@ def singly(model: nn.Module, tree: TokenTree) -> Tensor:
     Raises:
         ConfigError: if the model can't be run so.
     """
-    found = torch.zeros(tree.response_ids.shape, device=tree.response_ids.device)
+    found = torch.zeros(tree.response_ids.shape, dtype=torch.float32, device=tree.response_ids.device)
     for row, sizes in enumerate(tree.response_sizes):
         for number, size in enumerate(sizes):
             if size:
