@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 
 import numpy as np
@@ -75,6 +76,13 @@ def test_a_full_and_then_read_only_disk_loses_nothing(prefopt, commands, tmp_pat
         # A new run has new settings, whole ones.
         before["run/config.yaml"] = contents["run/config.yaml"]
         assert yaml.safe_load(bytes.fromhex(before["run/config.yaml"]))["trainer"]["max_epochs"] == 9
+        # A new evaluation takes the place of an earlier one of the same rows and checkpoint.
+        counts = [
+            len(json.loads(bytes.fromhex(found["run/metrics.json"]))["evaluations"])
+            for found in (before, contents)
+        ]
+        assert 0 < counts[0] <= counts[1]
+        before["run/metrics.json"] = contents["run/metrics.json"]
         for name, content in before.items():
             # Logs may be longer than before, and that of the run before has another name.
             assert any(found.startswith(content) for found in contents.values()), name

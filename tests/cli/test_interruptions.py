@@ -132,7 +132,7 @@ def test_so_do_runs_killed_in_validations_and_while_files_are_written(runs, comm
 
 EXPORT_KILLS = {
     "weights are being written": ("peft.peft_model:safe_save_file", 1),
-    "they are being tried": ("pl_prefopt.cli.export_check:compare", 1),
+    "they are being tried": ("pl_prefopt.cli.export:compare", 1),
     "all is written": ("pathlib:Path.rename", 1),
 }
 
