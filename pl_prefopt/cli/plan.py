@@ -121,7 +121,7 @@ class PlanCLI(PrefOptCLI):
         ).run()
         print("\n".join([*_describe(model, batch, plan, read), "", *_table(plan), *_remarks(plan, unknown)]))
         if device is not None:
-            _judge(plan, device)
+            _judge(plan, device, _advice(model.policy_spec, precomputes=references.precompute))
 
     def _connect(self, model: Any, datamodule: Any, references: ReferenceEnsemble) -> None:
         """Check what ``fit`` would check before it loads a model."""
@@ -199,7 +199,21 @@ def _remarks(plan: Plan, unknown: list[str]) -> list[str]:
     return remarks
 
 
-def _judge(plan: Plan, device: Device) -> None:
+def _advice(policy: PolicySpec, *, precomputes: bool) -> str:
+    """Return the settings that take less memory, without those that are in use."""
+    used = {
+        "references.precompute": precomputes,
+        "policy.gradient_checkpointing": policy.gradient_checkpointing,
+        "a smaller data.batch_size": False,
+        "policy.dtype: bfloat16": policy.dtype == "bfloat16",
+        "policy.lora": policy.has_adapter,
+        "policy.four_bit": policy.four_bit is not None,
+    }
+    left = [name for name, is_used in used.items() if not is_used]
+    return f"{', '.join(left[:-1])} or {left[-1]}" if len(left) > 1 else left[0]
+
+
+def _judge(plan: Plan, device: Device, advice: str) -> None:
     share = plan.peak / device.memory
     has = f"{device.name} has {device.memory / GIB:.1f} GiB: the plan takes {share:.0%} of it"
     if share <= COMFORTABLE:
@@ -208,10 +222,7 @@ def _judge(plan: Plan, device: Device) -> None:
     if share <= 1:
         print(f"{has}. It may fit: CUDA and gaps between tensors take some as well.")
         return
-    print(
-        f"{has}. It does not fit: try references.precompute, policy.gradient_checkpointing, a smaller "
-        "data.batch_size, policy.dtype: bfloat16, policy.lora or policy.four_bit."
-    )
+    print(f"{has}. It does not fit: try {advice}.")
     sys.exit(1)
 
 

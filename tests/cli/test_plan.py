@@ -7,6 +7,8 @@ import shutil
 
 import pytest
 
+from pl_prefopt.cli.plan import _advice
+from pl_prefopt.policies import PolicySpec
 from tests.cli.test_commands import CONFIGS, axes
 from tests.runs import scored_rows, write_rows
 
@@ -90,3 +92,15 @@ MISTAKES = {
 def test_a_mistake_is_told_before_anything_else(prefopt, weightless, mistake):
     arguments, said = MISTAKES[mistake]
     assert said in prefopt.fails(*command(weightless, *arguments))
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_plan_advises_nothing_that_is_in_use(used):
+    lora = {"r": 4} if used else None
+    policy = PolicySpec(
+        name="any", lora=lora, gradient_checkpointing=used, dtype="bfloat16" if used else "float32"
+    )
+    advice = _advice(policy, precomputes=used)
+    for name in ("references.precompute", "policy.gradient_checkpointing", "policy.dtype", "policy.lora"):
+        assert (name in advice) != used
+    assert "a smaller data.batch_size" in advice
