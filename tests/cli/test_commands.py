@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -420,8 +421,8 @@ def test_a_misspelt_monitor_is_refused_before_the_first_step(prefopt, settings, 
 def test_a_run_without_what_is_monitored_ends_with_its_last_checkpoint(prefopt, settings, tmp_path):
     singles = [{"prompt": f"{n}?", "completion": f"{n}.", "label": n % 2 == 0} for n in range(8)]
     rows = write_rows(tmp_path / "singles.jsonl", singles)
-    with pytest.warns(UserWarning, match="'val/accuracy' was not measured.* val/kl, val/kl_0, val/loss"):
-        prefopt("fit", *axes("kto"), *settings, "--data.train", rows, "--run_dir", "run")
+    printed = prefopt("fit", *axes("kto"), *settings, "--data.train", rows, "--run_dir", "run")
+    assert re.search("Warning: .*'val/accuracy' was not measured.* val/kl, val/kl_0, val/loss", printed)
     assert {path.name for path in Path("run/checkpoints").iterdir()} == {"last.ckpt"}
 
 
