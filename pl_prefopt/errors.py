@@ -56,6 +56,22 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def closest(word: str, known: Iterable[str], *, alike: float = 0.6) -> str | None:
+    """Return the known word most like ``word``, or ``None``.
+
+    Args:
+        word: what came.
+        known: what could have been meant.
+        alike: how much of the two words must be the same, from 0 to 1.
+
+    Examples:
+        >>> closest("choosen", ["prompt", "chosen"])
+        'chosen'
+    """
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=alike)
+    return match[0] if match else None
+
+
 def nearest(word: str, known: Iterable[str], *, alike: float = 0.6) -> str:
     """Return ``"; did you mean 'x'?"`` for the known word closest to ``word``, or nothing.
 
@@ -70,5 +86,5 @@ def nearest(word: str, known: Iterable[str], *, alike: float = 0.6) -> str:
         >>> nearest("zzz", ["accuracy"])
         ''
     """
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=alike)
-    return f"; did you mean '{match[0]}'?" if match else ""
+    match = closest(word, known, alike=alike)
+    return f"; did you mean '{match}'?" if match else ""

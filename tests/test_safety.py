@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -21,6 +22,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, OptimizerCallable
 
 from pl_prefopt.callbacks import ReferenceEnsemble
+from pl_prefopt.cli.config_diagnostics import make_importable
 from pl_prefopt.cli.export import read_policy_spec
 from pl_prefopt.cli.parser import Parser, RefusedError
 from pl_prefopt.data import PreferenceDataModule
@@ -317,6 +319,22 @@ def test_a_function_can_be_named_where_a_setting_takes_one(parser, tmp_path):
     for bad in ("os.nothing", "nowhere.at_all", "os.sep", 3):
         with pytest.raises(RefusedError, match="import path of a function"):
             parser.parse_object(callback("ThroughputMonitor", batch_size_fn=bad))
+
+
+def test_the_working_directory_is_searched_last_and_only_for_what_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    (tmp_path / "json").mkdir()
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "own_losses.py").write_text(
+        "from pl_prefopt.objectives import DPO\nclass Mine(DPO):\n    pass\n"
+    )
+    before = list(sys.path)
+    for settings in ({"data": {"train": "nothing.here"}}, {"a": "json.Thing"}, {"a": ["torch.optim.AdamW"]}):
+        make_importable(settings)
+        assert sys.path == before
+    make_importable({"model": {"init_args": {"objective": {"class_path": "own_losses.Mine"}}}})
+    assert sys.path == [*before, str(tmp_path)]
 
 
 @pytest.mark.parametrize("call", CALLS)

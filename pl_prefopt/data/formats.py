@@ -22,7 +22,7 @@ from pl_prefopt.data.dialogues import (
     shown,
     split_at_common_prefix,
 )
-from pl_prefopt.errors import nearest
+from pl_prefopt.errors import closest
 from pl_prefopt.rows import Message, PreferenceRow
 
 Fields = Mapping[str, Any]
@@ -252,7 +252,9 @@ def _needed(fields: Fields, key: str, also: str = "") -> Any:
 def _found(fields: Fields, key: str) -> str:
     """Say which keys there are, and which of them may be meant."""
     present = [name for name, value in fields.items() if value is not None]
-    return f" (got {_listed(present)}){nearest(key, present)}"
+    similar = closest(key, present)
+    hint = f"; is '{similar}' a misspelt '{key}'?" if similar else ""
+    return f" (got {_listed(present)}){hint}"
 
 
 def _listed(names: Mapping[str, Any] | Sequence[str]) -> str:

@@ -104,9 +104,10 @@ MANY = {"prompt": "Hi", "responses": ["a", "b"], "scores": [1, 2]}
 BAD_FIELDS = [
     ({"prompt": "Hi"}, "expected the keys of one of the layouts"),
     ({}, "no keys"),
+    ({"prompt": "Hi", "choosen": "a", "rejected": "b"}, "; is 'choosen' a misspelt 'chosen'?"),
     ({"prompt": "Hi", "chosen": "a"}, "a pair needs two responses, but the key 'rejected' is missing"),
     ({**PAIR, "rejected": None}, "the key 'rejected' is missing"),
-    ({"prompt": "Hi", "chosen": "a", "rejectd": "b"}, "did you mean 'rejectd'"),
+    ({"prompt": "Hi", "chosen": "a", "rejectd": "b"}, "; is 'rejectd' a misspelt 'rejected'?"),
     ({**PAIR, "chosen": "  "}, "'chosen' is empty"),
     ({**PAIR, "rejected": []}, "'rejected' is empty"),
     ({**PAIR, "rejected": "a"}, "identical"),
