@@ -22,10 +22,14 @@ def check_options(command: str, arguments: Sequence[str]) -> None:
     """
     known = {"-h", "--help", *_options_of(command)}
     if not set(arguments) & {"-h", "--help"}:
-        for path in _positional(arguments, known):
+        paths = list(_positional(arguments, known))
+        for path in paths:
             bring_back(path)
-            if not path.exists():  # a report passes over what is there and no run
+            if not path.exists():
                 raise ConfigError(_missing(command, path))
+        # A report passes over what is no run, if there is a run at all.
+        if command == "report" and paths and not any(path.is_dir() for path in paths):
+            raise ConfigError(f"Expected a run's folder, such as runs/NAME, but {paths[0]} is a file.")
 
 
 def _options_of(command: str) -> Iterator[str]:
