@@ -86,7 +86,7 @@ RUNS = {
         *stock("ThroughputMonitor", batch_size_fn="builtins.len"),
         *stock("BasePredictionWriter"),
         *stock("ProgressBar"),
-        *flags(accumulate_grad_batches=3, max_steps=5, limit_train_batches=0.8, strategy="ddp"),
+        *flags(accumulate_grad_batches=3, max_steps=5, limit_train_batches=0.8, strategy="auto"),
         *flags(limit_test_batches=1, limit_predict_batches=1, enable_model_summary="false"),
         *flags(val_check_interval="{seconds: 0}", default_root_dir="elsewhere", precision="64-true"),
         *flags(plugins="lightning.pytorch.plugins.environments.LightningEnvironment"),
