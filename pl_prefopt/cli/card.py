@@ -184,12 +184,24 @@ def read_card(config: Path, checkpoint: Mapping[str, Any], *, is_adapter: bool) 
         ConfigError: if ``metrics.json`` is damaged.
     """
     return Card(
-        config=read_saved(config),
+        config=_with_found_rate(read_saved(config), checkpoint),
         evaluations=_read_metrics(config.parent / "metrics.json"),
         data=checkpoint.get("PreferenceDataModule", {}).get("splits", {}),
         steps=checkpoint.get("global_step", 0),
         is_adapter=is_adapter,
     )
+
+
+def _with_found_rate(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the configuration with the learning rate of the run, which a search may have found."""
+    groups = [group for state in checkpoint.get("optimizer_states", ()) for group in state["param_groups"]]
+    model = config["model"]["init_args"]
+    settings = (model.get("optimizer") or {}).get("init_args") or {}
+    if not groups or "lr" not in settings:
+        return config
+    found = {**settings, "lr": groups[0].get("initial_lr", settings["lr"])}  # what the schedule scales
+    optimizer = {**model["optimizer"], "init_args": found}
+    return {**config, "model": {**config["model"], "init_args": {**model, "optimizer": optimizer}}}
 
 
 def _measured(one: Evaluation) -> str:

@@ -86,7 +86,7 @@ RUNS = {
         *stock("ThroughputMonitor", batch_size_fn="builtins.len"),
         *stock("BasePredictionWriter"),
         *stock("ProgressBar"),
-        *flags(accumulate_grad_batches=3, max_steps=5, limit_train_batches=0.8, strategy="ddp"),
+        *flags(accumulate_grad_batches=3, max_steps=5, limit_train_batches=0.8, strategy="auto"),
         *flags(limit_test_batches=1, limit_predict_batches=1, enable_model_summary="false"),
         *flags(val_check_interval="{seconds: 0}", default_root_dir="elsewhere", precision="64-true"),
         *flags(plugins="lightning.pytorch.plugins.environments.LightningEnvironment"),
@@ -148,6 +148,10 @@ def test_a_run_with_it_resumes_and_is_exported(name, prefopt, settings, tiny_mod
     for key, weight in exported.items():
         name_there = "policy." + key.replace(".weight", ".default.weight")
         assert torch.equal(weight, saved[name_there].to(weight.dtype)), key
+    card = Path("exported/README.md").read_text(encoding="utf-8")
+    (lr,) = re.findall(r"^    lr: (.*)$", card, flags=re.MULTILINE)
+    assert float(lr) == after["optimizer_states"][0]["param_groups"][0]["initial_lr"]
+    assert (float(lr) != 0.01) == (name == "searched")
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), "exported")
 
 

@@ -37,6 +37,10 @@ class Record(Callback):
     def on_validation_batch_start(self, trainer, pl_module, batch, *_):
         self.validated.append(weights_of(pl_module))
 
+    def on_validation_end(self, trainer, pl_module):
+        for name, weight in weights_of(pl_module).items():  # where sample answers are generated
+            assert torch.equal(weight, self.validated[-1][name])
+
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, *_):
         self.references.append(batch.reference_logps.clone())
         self.margins.append(outputs[1].loss.clone())

@@ -14,8 +14,9 @@ from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules import DPOModule, Schedule
 from pl_prefopt.objectives import DPO
+from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import AdapterOff
-from tests.runs import lora_spec, make_datamodule, make_trainer, scored_rows
+from tests.runs import LORA, make_datamodule, make_trainer, scored_rows
 
 COSINE = Schedule(name="cosine", warmup=2)
 
@@ -30,8 +31,7 @@ class Finder(LearningRateFinder):
 def make(folder, tiny_model, *callbacks, lr=1e-3, schedule=COSINE, **settings):
     """A run of three epochs of eight steps; with dropout, so that it depends on random numbers."""
     torch.manual_seed(3)
-    spec = lora_spec(tiny_model)
-    spec.lora["lora_dropout"] = 0.1
+    spec = PolicySpec(name=str(tiny_model), lora={**LORA, "lora_dropout": 0.1})
     optimizer = lambda weights: torch.optim.AdamW(weights, lr=lr)  # noqa: E731
     module = DPOModule(spec, DPO(), optimizer=optimizer, schedule=schedule)
     folder.mkdir(exist_ok=True)
