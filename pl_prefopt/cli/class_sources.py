@@ -192,7 +192,6 @@ def dotted(expression: ast.expr) -> str | None:
 # -- modules
 
 
-@cache
 def read_module(name: str) -> Module | Answer:
     """Return a module's source; ``ABSENT`` if there is no such module.
 
@@ -206,8 +205,16 @@ def read_module(name: str) -> Module | Answer:
     if file is None:  # a folder without __init__.py
         return Module(name, True, folders, {}, dynamic=True)
     try:
-        if file.stat().st_size > MOST_BYTES:
-            return UNSURE
+        told = file.stat()
+    except OSError:
+        return UNSURE
+    return UNSURE if told.st_size > MOST_BYTES else _parse(name, file, folders, told.st_mtime_ns)
+
+
+@cache
+def _parse(name: str, file: Path, folders: tuple[Path, ...], _changed: int) -> Module | Answer:
+    """Read a module's source, again only where it has changed: one process may run several commands."""
+    try:
         text = file.read_text(encoding="utf-8")
         tree = ast.parse(text)
     except (OSError, UnicodeDecodeError):
