@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from pl_prefopt.requests import Direction
 from pl_prefopt.rows import PreferenceRow
 
 _Move = Callable[[Any], Any]
@@ -88,7 +89,8 @@ class PreferenceBatch:
         scores: float32 [B, R], NaN where absent or unknown.
         graded: bool [B], whether score differences mean something.
         trees: one ``TokenTree`` a view; ``trees["plain"]`` is always there.
-        references: float32 [K, B, R] sums of log-probs a view, written by the ``ReferenceEnsemble``.
+        references: float32 [K, B, R] sums of log-probs per view. Where they are not given, the module that
+            scores the batch puts what the ``ReferenceEnsemble`` answers here.
     """
 
     __slots__ = ("graded", "index", "present", "references", "rows", "scores", "split", "trees")
@@ -112,12 +114,6 @@ class PreferenceBatch:
 
     def __len__(self) -> int:
         return len(self.index)
-
-    @property
-    def reference_logps(self) -> Tensor:
-        """float32 [K, B, R]: each reference's sum of log-probs of each response, K = 0 without references."""
-        missing = self.scores.new_empty((0, *self.scores.shape))
-        return self.references.get(PLAIN, missing)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Return a copy on ``device``; text stays where it is."""
@@ -161,10 +157,10 @@ class ResponseLogProbs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewLogProbs:
-    """A second view's log-probs. Never carries a gradient.
+    """A second view's log-probs.
 
     Attributes:
-        policy: the policy's, on the view.
+        policy: the policy's, on the view; with gradient where the objective asked for one.
         references: float32 [K, B, R'], the references', on the view.
         present: bool [B, R'].
     """
@@ -175,8 +171,26 @@ class ViewLogProbs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenNumbers:
+    """Numbers per response token, for objectives that ask for them.
+
+    Attributes:
+        counted: bool [B, R, T], true where a token's numbers count.
+        policy: float32 [B, R, T], log π_θ(y_t | x, y_<t) with gradient; 0 where not counted.
+        references: float32 [K, B, R, T], log π_ref(y_t | x, y_<t) without gradient; 0 where not counted.
+        kl: float32 [K, B, R, T] per direction, with gradient: the KL divergence of the distributions over the
+            vocabulary after (x, y_<t), from which y_t was drawn; 0 where not counted.
+    """
+
+    counted: Tensor
+    policy: Tensor
+    references: Tensor
+    kl: Mapping[Direction, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredBatch:
-    """All that an objective sees: numbers per response, no model and no tokens.
+    """All that an objective sees: numbers per response and, where asked for, per token; never a model.
 
     Attributes:
         policy: the policy's log-probs, with gradient.
@@ -185,6 +199,9 @@ class ScoredBatch:
         present: bool [B, R].
         graded: bool [B].
         views: the second views that the objective asked for.
+        tokens: numbers per token, if the objective asked for them.
+        outputs: outputs of heads by name, with gradient: float32 [B, R, O], 0 where a response is absent, or
+            [B, O] of heads that read prompts.
     """
 
     policy: ResponseLogProbs
@@ -193,6 +210,8 @@ class ScoredBatch:
     present: Tensor
     graded: Tensor
     views: Mapping[str, ViewLogProbs] = field(default_factory=dict)
+    tokens: TokenNumbers | None = None
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
     {"errors", "files", "rows"},
+    {"requests"},
     {"evaluations", "paths", "types", "views", "yaml_files"},
     {"functional", "pairing", "scoring", "policies", "data", "saved_settings"},
     {"metrics", "objectives", "references"},

@@ -11,18 +11,24 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pl_prefopt.data import SPLITS_OF_STAGE
 from pl_prefopt.errors import ContractError
-from pl_prefopt.references import PrecomputedTable, Reference
+from pl_prefopt.references import (
+    PolicyHost,
+    PrecomputedTable,
+    Reference,
+    ReferenceAnswers,
+    ReferenceSource,
+    token_answers,
+)
 from pl_prefopt.references.precompute import Workers, fill_table
 from pl_prefopt.references.tables import TableFile, read_cached
 from pl_prefopt.types import PreferenceBatch
 
 
-class ReferenceEnsemble(Callback):
-    """Holds K >= 0 references and writes ``batch.references`` before every step of every stage.
+class ReferenceEnsemble(Callback, ReferenceSource):
+    """Holds K >= 0 references and answers the module that asks for their numbers, batch by batch.
 
-    For each view of the batch it writes float32 [K, B, R]: in member order, without gradient, outside the
-    batch's own floats so that no precision plugin rounds them. Members are no part of the module: they are
-    in no checkpoint and no optimiser.
+    Answers are in member order, in float32 whatever the precision of the trainer, without gradient. Members
+    are no part of the module: they are in no checkpoint and no optimiser.
 
     Args:
         members: the references.
@@ -49,13 +55,18 @@ class ReferenceEnsemble(Callback):
         self.tables: list[Path] = []
         self._ready: list[Reference] = []
 
+    @property
+    def num_references(self) -> int:
+        """K."""
+        return len(self.members)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell the module how many references there are; refuse what can't work before any model loads."""
+        """Refuse what can't work before any model loads."""
         module: Any = pl_module
-        module.num_references = len(self.members)
-        module.write_references = lambda batch: self._write_for(trainer, pl_module, batch)
         for member in self.members:
             member.check(module.policy_spec)
+            if module.tokens is not None:
+                self._check_tokens(member, type(module.objective).__name__)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the training and validation rows, unless a tuner's trial did."""
@@ -75,50 +86,41 @@ class ReferenceEnsemble(Callback):
         """Prepare for the rows to predict."""
         self._prepare(trainer, pl_module, "predict")
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Write the batch's log-probs."""
-        self._attach(trainer, pl_module, batch)
-
-    def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Write the batch's log-probs."""
-        self._attach(trainer, pl_module, batch)
-
-    on_test_batch_start = on_validation_batch_start
-    on_predict_batch_start = on_validation_batch_start
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Free the references."""
         for member in self._ready:
             member.release()
         self._ready = []
-        module: Any = pl_module
-        module.write_references = None
-
-    def _write_for(self, trainer: Trainer, pl_module: LightningModule, batch: PreferenceBatch) -> None:
-        """Write the log-probs of a batch that no hook was called for, such as one that a tuner tries."""
-        if not self._ready:
-            stage: Any = trainer.state.fn
-            self._prepare(trainer, pl_module, stage)
-        self._attach(trainer, pl_module, batch)
 
     @torch.no_grad()  # not inference_mode: the loss multiplies these numbers with ones that have a gradient
-    def _attach(self, trainer: Trainer, pl_module: LightningModule, batch: PreferenceBatch) -> None:
+    def answer(self, host: PolicyHost, batch: PreferenceBatch) -> ReferenceAnswers:
+        """Return what the members give for ``batch``; prepare them if no hook has, as in a tuner's trials."""
+        if not self._ready and self.members:
+            module: Any = host
+            self._prepare(module.trainer, module, module.trainer.state.fn)
         if not self._ready:
-            return
-        # Lightning enters the precision context around a step only, not around its hooks.
-        with trainer.precision_plugin.forward_context():
-            for view in batch.trees:
-                members = [member.log_probs(pl_module, batch, view).float() for member in self._ready]  # type: ignore[arg-type]
-                batch.references[view] = torch.stack(members)
+            return ReferenceAnswers(log_probs={})
+        if host.tokens is not None:
+            return token_answers(self._ready, host, batch)
+        return ReferenceAnswers(
+            log_probs={
+                view: torch.stack([member.log_probs(host, batch, view).float() for member in self._ready])
+                for view in batch.trees
+            }
+        )
+
+    def _check_tokens(self, member: Reference, objective: str) -> None:
+        name = type(member).__name__
+        if not member.live:
+            raise ContractError(
+                f"{objective} asks for log-probs of tokens, but {name} gives one log-prob per response: "
+                "use a reference that is a model, such as pl_prefopt.references.InitialPolicy."
+            )
+        if self.precompute:
+            raise ContractError(
+                f"{objective} asks for log-probs of tokens, but references.precompute keeps one log-prob per "
+                "response: set references.precompute to false."
+            )
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         found = getattr(getattr(trainer, "datamodule", None), "datasets", {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from pl_prefopt.modules.checkpoints import (
     trained_weights,
 )
 from pl_prefopt.modules.finite_loss import FiniteLossGuard
-from pl_prefopt.modules.fitting import check_references, check_rows, check_strategy
+from pl_prefopt.modules.fitting import check_references, check_rows, check_strategy, reference_source
 from pl_prefopt.modules.learning_rate import base_rate, set_base_rate
+from pl_prefopt.modules.output_heads import build_heads, shard_heads
 from pl_prefopt.modules.randomness import BatchSeeds
 from pl_prefopt.modules.resumed_settings import (
     Settings,
@@ -42,10 +43,22 @@ from pl_prefopt.modules.resumed_settings import (
 from pl_prefopt.modules.schedule import Schedule, optimizer_steps
 from pl_prefopt.modules.step_mean import StepMean
 from pl_prefopt.modules.stock_callbacks import fit_in
+from pl_prefopt.modules.token_numbers import token_numbers, token_readout
 from pl_prefopt.modules.unfinished_step import begin_step_anew, tell_what_is_lost
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import Make, PolicySpec, build_policy, check_shardable, load_split, sketch_policy
-from pl_prefopt.scoring import HeadName, History, LayoutName, Scorer, evaluating
+from pl_prefopt.references import ReferenceAnswers, ReferenceSource
+from pl_prefopt.requests import TokenRequest
+from pl_prefopt.scoring import (
+    HeadName,
+    History,
+    LayoutName,
+    Outputs,
+    Readout,
+    Scorer,
+    evaluating,
+    summed,
+)
 from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch, ViewLogProbs
 from pl_prefopt.views import View
 
@@ -88,10 +101,8 @@ class PreferenceModule(LightningModule):
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.scorer = Scorer(layout, head)
-        self.num_references = 0  # the ReferenceEnsemble says how many there are
         self.run_folder: Path | None = None  # the command line's, whatever the trainer's root is
-        # And writes a batch's log-probs where its hooks don't run: a tuner replaces the trainer's callbacks.
-        self.write_references: Callable[[PreferenceBatch], None] | None = None
+        self._references: ReferenceSource | None = None  # kept: a tuner replaces the trainer's callbacks
         self.restored_from: str | None = None  # the command line knows it before Lightning does
         self.restored_step: int | None = None  # the optimiser steps behind the checkpoint that was read
         # Checkpoints hold only what is trained; on_load_checkpoint counts that nothing of it is missing.
@@ -111,6 +122,16 @@ class PreferenceModule(LightningModule):
     def views(self) -> Mapping[str, View]:
         """The second views that the objective asked for."""
         return self.objective.needs.views
+
+    @property
+    def tokens(self) -> TokenRequest | None:
+        """The numbers per token that the objective asked for."""
+        return self.objective.needs.tokens
+
+    @property
+    def num_references(self) -> int:
+        """K, the number of references."""
+        return 0 if self._references is None else self._references.num_references
 
     @property
     def lr(self) -> float:
@@ -147,6 +168,7 @@ class PreferenceModule(LightningModule):
         self._try_optimizer()
         if self.device_mesh is not None:
             check_shardable(self.policy_spec, self.device_mesh)
+        self._references = reference_source(self.trainer)
         check_references(self.objective, self.num_references)
         check_rows(self.objective, getattr(getattr(self.trainer, "datamodule", None), "datasets", {}))
         views = self.objective.rewarded_views
@@ -184,6 +206,9 @@ class PreferenceModule(LightningModule):
                 self.start = {
                     name: held.detach().clone() for name, held in trained_weights(self.policy).items()
                 }
+            self.heads = build_heads(self.objective.needs.heads, self.policy)
+            if self.device_mesh is not None:
+                shard_heads(self.heads, self.device_mesh, precision=self.trainer.precision)
         if self.restored_from is not None:
             self._look_into(Path(self.restored_from))
 
@@ -246,18 +271,34 @@ class PreferenceModule(LightningModule):
         return scored, self.objective(scored)
 
     def score(self, batch: PreferenceBatch) -> ScoredBatch:
-        """Return the policy's log-probs, with gradient, beside those that the references wrote."""
-        if self.num_references and not batch.references and self.write_references is not None:
-            self.write_references(batch)
+        """Return what the objective asked for: the policy's with gradient, the references' without."""
+        answers = self._ask_references(batch)
         history = self.scorer.history(self.policy, batch.index.device) if self.views else None
+        heads = self.objective.needs.heads
+        readouts: list[Readout] = [Outputs(self.heads[name], head.at) for name, head in heads.items()]
+        tree = batch.trees[PLAIN]
+        log_probs, *outputs = self.scorer.read(
+            self.policy, tree, [token_readout(self.tokens, answers), *readouts], history
+        )
+        numbers = log_probs.unsqueeze(-1) if log_probs.dim() == 3 else log_probs
         return ScoredBatch(
-            policy=self.scorer(self.policy, batch.trees[PLAIN], history),
-            references=batch.reference_logps,
+            policy=summed(numbers[..., 0], tree),
+            references=answers.log_probs.get(PLAIN, batch.scores.new_empty((0, *batch.scores.shape))),
             scores=batch.scores,
             present=batch.present,
             graded=batch.graded,
             views={name: self._score_view(batch, name, history) for name in self.views},
+            tokens=None if self.tokens is None else token_numbers(numbers, tree, self.tokens, answers),
+            outputs=dict(zip(heads, outputs, strict=True)),
         )
+
+    def _ask_references(self, batch: PreferenceBatch) -> ReferenceAnswers:
+        """Return the references' numbers: those that came with the batch, or what the ensemble answers."""
+        if batch.references or self._references is None:
+            return ReferenceAnswers(log_probs=batch.references)
+        answers = self._references.answer(self, batch)
+        batch.references = dict(answers.log_probs)
+        return answers
 
     def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
         """Log the training metrics over the steps since they were last logged."""
@@ -338,13 +379,15 @@ class PreferenceModule(LightningModule):
                 self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=True)
         return scored, outcome
 
-    @torch.no_grad()
     def _score_view(self, batch: PreferenceBatch, name: str, history: History | None) -> ViewLogProbs:
         tree = batch.trees[name]
         present = tree.response_mask.any(dim=-1) & batch.present.any(dim=-1, keepdim=True)
         references = batch.references.get(name, batch.scores.new_empty((0, *present.shape)))
-        with evaluating(self.policy):  # an offset should not depend on an adapter's dropout
-            log_probs = self.scorer(self.policy, tree, history)
+        if name in self.objective.needs.trained_views:
+            log_probs = self.scorer(self.policy, tree)  # a prefix cache has no gradient
+        else:
+            with torch.no_grad(), evaluating(self.policy):  # an offset should not depend on dropout
+                log_probs = self.scorer(self.policy, tree, history)
         return ViewLogProbs(policy=log_probs, references=references, present=present)
 
     def _log_metrics(self, stage: str, others: Mapping[str, Tensor] = _NOTHING) -> None:

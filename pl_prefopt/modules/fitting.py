@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from pl_prefopt.data import RowsSummary
 from pl_prefopt.errors import ConfigError, ContractError, DataError
 from pl_prefopt.objectives import Objective
+from pl_prefopt.references import ReferenceSource
 from pl_prefopt.rows import PreferenceRow
 
 
@@ -36,6 +37,21 @@ def check_strategy(strategy: Strategy) -> None:
             "With Lightning's ModelParallelStrategy a kill while saving loses the checkpoint before, too: "
             "set trainer.strategy.class_path to pl_prefopt.modules.FSDP2Strategy, the settings are the same."
         )
+
+
+def reference_source(trainer: Any) -> ReferenceSource | None:
+    """Return the callback that answers for the references, ``None`` if there is none.
+
+    Raises:
+        ConfigError: if there are several.
+    """
+    found = [callback for callback in trainer.callbacks if isinstance(callback, ReferenceSource)]
+    if len(found) > 1:
+        raise ConfigError(
+            f"Expected one ReferenceEnsemble among the trainer's callbacks, got {len(found)}: list all "
+            "references as the members of one."
+        )
+    return found[0] if found else None
 
 
 def check_references(objective: Objective, count: int) -> None:

@@ -6,14 +6,17 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, TypeVar
 
 from torch import nn
 
 from pl_prefopt.errors import ConfigError, ContractError
+from pl_prefopt.requests import OutputHead, TokenRequest
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import Outcome, ScoredBatch
 from pl_prefopt.views import View
+
+_Named = TypeVar("_Named")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +28,13 @@ class Needs:
         max_references: the most; ``None`` means any number.
         min_responses: the fewest responses a row must have to give a loss.
         score_range: the lowest and the highest score that it can take; ``None`` for any.
-        views: other renderings of the rows to score without gradient, by the name under which they
-            arrive in ``ScoredBatch.views``.
+        views: other renderings of the rows to score, by the name under which they arrive in
+            ``ScoredBatch.views``.
+        trained_views: the names of those through which gradients flow; the others are scored without gradient
+            and without dropout.
+        tokens: numbers per response token, which arrive in ``ScoredBatch.tokens``.
+        heads: heads on the policy's hidden states, by the name under which their outputs arrive in
+            ``ScoredBatch.outputs``.
     """
 
     min_references: int = 0
@@ -34,6 +42,9 @@ class Needs:
     min_responses: int = 1
     score_range: tuple[float, float] | None = None
     views: Mapping[str, View] = field(default_factory=dict)
+    trained_views: frozenset[str] = frozenset()
+    tokens: TokenRequest | None = None
+    heads: Mapping[str, OutputHead] = field(default_factory=dict)
 
     @classmethod
     def of_all(cls, *needs: Self) -> Self:
@@ -50,27 +61,36 @@ class Needs:
                 f"another takes at most {most}."
             )
         ranges = [each.score_range for each in needs if each.score_range is not None]
-        views: dict[str, View] = {}
-        for name, view in (item for each in needs for item in each.views.items()):
-            if views.setdefault(name, view) != view:
-                raise ConfigError(
-                    f"the parts of the objective contradict each other: two ask for a view '{name}', with "
-                    "different settings."
-                )
+        tokens = [each.tokens for each in needs if each.tokens is not None]
+        directions = sorted({direction for request in tokens for direction in request.kl})
         return cls(
             min_references=fewest,
             max_references=most,
             min_responses=max(each.min_responses for each in needs),
             score_range=(max(low for low, _ in ranges), min(high for _, high in ranges)) if ranges else None,
-            views=views,
+            views=_united("view", [each.views for each in needs]),
+            trained_views=frozenset().union(*(each.trained_views for each in needs)),
+            tokens=TokenRequest(kl=tuple(directions)) if tokens else None,
+            heads=_united("head", [each.heads for each in needs]),
         )
 
 
+def _united(what: str, parts: Sequence[Mapping[str, _Named]]) -> dict[str, _Named]:
+    united: dict[str, _Named] = {}
+    for name, value in (item for part in parts for item in part.items()):
+        if united.setdefault(name, value) != value:
+            raise ConfigError(
+                f"the parts of the objective contradict each other: two ask for a {what} '{name}', with "
+                "different settings."
+            )
+    return united
+
+
 class Objective(nn.Module, ABC):
-    """A loss for each prompt and a reward for each response, from numbers per response alone.
+    """A loss for each prompt and a reward for each response, from the numbers that it asks for.
 
     A new objective is a subclass: it states its ``needs``, which has no default on purpose, and
-    computes ``forward``. It never sees a model, a token or a trainer.
+    computes ``forward``. It never sees a model or a trainer.
     """
 
     @property

@@ -3,7 +3,13 @@
 from pl_prefopt.policies.adapters import alters_base, check_saved, keeps_base
 from pl_prefopt.policies.build import build_frozen, build_policy
 from pl_prefopt.policies.merging import merged
-from pl_prefopt.policies.sharding import check_shardable, check_sizes, check_splittable, layers_of
+from pl_prefopt.policies.sharding import (
+    check_shardable,
+    check_sizes,
+    check_splittable,
+    layers_of,
+    shard_whole,
+)
 from pl_prefopt.policies.sketch import sketch_frozen, sketch_policy, sketch_second_adapter
 from pl_prefopt.policies.spec import FourBit, PolicySpec
 from pl_prefopt.policies.split_loading import Make, load_split
@@ -23,6 +29,7 @@ __all__ = [
     "layers_of",
     "load_split",
     "merged",
+    "shard_whole",
     "sketch_frozen",
     "sketch_policy",
     "sketch_second_adapter",

@@ -72,11 +72,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, precision: str) -> None:
     Raises:
         ConfigError: if it is unknown which parts of the model are its layers.
     """
-    computed_in = _COMPUTED_IN.get(precision)
-    policy = MixedPrecisionPolicy(
-        param_dtype=computed_in, reduce_dtype=None if computed_in is None else torch.float32
-    )
-    settings: dict[str, Any] = {"mesh": mesh["data_parallel"], "mp_policy": policy}
+    settings = _settings(mesh, precision)
     layers = layers_of(model)
     if not layers:
         raise ConfigError(
@@ -86,6 +82,25 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, precision: str) -> None:
     for layer in layers:
         fully_shard(layer, **settings)
     fully_shard(model, **settings)
+
+
+def shard_whole(module: nn.Module, mesh: DeviceMesh, *, precision: str) -> None:
+    """Leave each process its part of every weight of a small module, which is gathered when it is called.
+
+    Args:
+        module: such as a head.
+        mesh: with a dimension ``data_parallel``.
+        precision: the trainer's.
+    """
+    fully_shard(module, **_settings(mesh, precision))
+
+
+def _settings(mesh: DeviceMesh, precision: str) -> dict[str, Any]:
+    computed_in = _COMPUTED_IN.get(precision)
+    policy = MixedPrecisionPolicy(
+        param_dtype=computed_in, reduce_dtype=None if computed_in is None else torch.float32
+    )
+    return {"mesh": mesh["data_parallel"], "mp_policy": policy}
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:

@@ -1,10 +1,18 @@
 """Frozen models that a policy is compared with."""
 
 from pl_prefopt.references.adapters import AdapterOff, NamedAdapter
-from pl_prefopt.references.base import Held, PolicyHost, Reference
+from pl_prefopt.references.base import (
+    Held,
+    PolicyHost,
+    Reference,
+    ReferenceAnswers,
+    ReferenceSource,
+    Running,
+)
 from pl_prefopt.references.frozen import FrozenModel
 from pl_prefopt.references.initial import InitialPolicy
 from pl_prefopt.references.precomputed import PrecomputedTable
+from pl_prefopt.references.tokens import token_answers
 
 __all__ = [
     "AdapterOff",
@@ -15,4 +23,8 @@ __all__ = [
     "PolicyHost",
     "PrecomputedTable",
     "Reference",
+    "ReferenceAnswers",
+    "ReferenceSource",
+    "Running",
+    "token_answers",
 ]

@@ -13,13 +13,15 @@ from torch.distributed.fsdp import FSDPModule
 
 from pl_prefopt.errors import ContractError, first_line
 from pl_prefopt.policies import PolicySpec, check_saved, keeps_base
-from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference
+from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference, Running
 from pl_prefopt.scoring import evaluating
 from pl_prefopt.types import PreferenceBatch
 
 
 class AdapterOff(Reference):
     """The policy's base model: the policy with its adapter switched off."""
+
+    live = True
 
     def check(self, policy: PolicySpec) -> None:
         """Raise a ``ContractError`` if there is no adapter, or if what is left without it is not the base."""
@@ -38,13 +40,19 @@ class AdapterOff(Reference):
 
     def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
         """Return float32 [B, R] sums of log-probs."""
+        with self.running(host) as (model, scorer):
+            return scorer(model, batch.trees[view]).sum
+
+    @contextmanager
+    def running(self, host: PolicyHost) -> Iterator[Running]:
+        """Switch the adapter off meanwhile."""
         policy: Any = host.policy
         trained = _trained(policy)
         with evaluating(policy), policy.disable_adapter():
             # PEFT also marks the adapter as frozen meanwhile. FSDP2 looks at these marks when it first runs,
             # and would take the adapter for frozen ever after.
             _mark(trained)
-            return host.scorer(policy, batch.trees[view]).sum
+            yield Running(policy, host.scorer)
 
     def release(self) -> None:
         """Nothing to free."""
@@ -56,6 +64,8 @@ class NamedAdapter(Reference):
     Args:
         folder: where PEFT saved the adapter.
     """
+
+    live = True
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -104,8 +114,14 @@ class NamedAdapter(Reference):
 
     def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
         """Return float32 [B, R] sums of log-probs."""
+        with self.running(host) as (model, scorer):
+            return scorer(model, batch.trees[view]).sum
+
+    @contextmanager
+    def running(self, host: PolicyHost) -> Iterator[Running]:
+        """Put the adapter in the place of the policy's meanwhile."""
         with evaluating(host.policy), self._active(host.policy):
-            return host.scorer(host.policy, batch.trees[view]).sum
+            yield Running(host.policy, host.scorer)
 
     def release(self) -> None:
         """Nothing to free: the adapter stays with the policy, frozen, and is saved nowhere."""

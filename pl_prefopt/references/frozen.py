@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from pl_prefopt.data import PreferenceDataset, Renderer
 from pl_prefopt.errors import ContractError, DataError
 from pl_prefopt.policies import PolicySpec, build_frozen
-from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference
+from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference, Running
 from pl_prefopt.scoring import Scorer
 from pl_prefopt.types import PreferenceBatch, TokenTree
 
@@ -33,6 +35,8 @@ class FrozenModel(Reference):
         device: where it lives, such as ``cuda:1``; the policy's device by default.
         offload: keep it in main memory between batches, which is slow and saves the device's memory.
     """
+
+    live = True
 
     def __init__(
         self,
@@ -69,9 +73,25 @@ class FrozenModel(Reference):
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Read the rows, if they must be read anew, and load the model onto its device."""
+        if host.tokens is not None and not datasets:
+            raise ContractError(
+                "FrozenModel compares its tokeniser with that of the datamodule, and there is none: train "
+                "with PreferenceDataModule."
+            )
+        if host.tokens is not None and host.tokens.kl and self.offload:
+            raise ContractError(
+                f"A KL divergence needs the reference '{self.spec.name}' on its device all along: set "
+                "references.members.init_args.offload to false."
+            )
+        foreign = {split: rows for split, rows in datasets.items() if not self._reads_as(rows.renderer)}
+        if foreign and host.tokens is not None:
+            raise ContractError(
+                f"The objective asks for log-probs of the policy's tokens, but the reference "
+                f"'{self.spec.name}' has a tokeniser or template of its own: use a model of the policy's "
+                "family, or another objective."
+            )
         self._own = {
-            split: None if self._reads_as(rows.renderer) else self._read(rows)
-            for split, rows in datasets.items()
+            split: self._read(rows) if split in foreign else None for split, rows in datasets.items()
         }
         if self.model is None:
             self.model = build_frozen(self.spec)
@@ -80,16 +100,20 @@ class FrozenModel(Reference):
 
     def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
         """Return float32 [B, R] sums of log-probs."""
+        with self.running(host) as (model, scorer):
+            tree = self._tree(batch, view).to(self._place(host))
+            return scorer(model, tree).sum.to(host.device)
+
+    @contextmanager
+    def running(self, host: PolicyHost) -> Iterator[Running]:
+        """Have the model on its device meanwhile."""
         if self.model is None:
             raise ContractError("FrozenModel.prepare must run before log_probs.")
-        place = self._place(host)
-        tree = self._tree(batch, view).to(place)
         if self.offload:
-            self._move(place)
-        log_probs = self.scorer(self.model, tree).sum
+            self._move(self._place(host))
+        yield Running(self.model, self.scorer)
         if self.offload:
             self._move(torch.device("cpu"))
-        return log_probs.to(host.device)
 
     def release(self) -> None:
         """Free the model."""

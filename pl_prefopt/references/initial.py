@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from pl_prefopt.errors import ContractError
 from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
 from pl_prefopt.references.adapters import AdapterOff, NamedAdapter
-from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference
+from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference, Running
 from pl_prefopt.scoring import evaluating
 from pl_prefopt.types import PreferenceBatch
 
@@ -27,6 +27,8 @@ class InitialPolicy(Reference):
     base (a saved one, DoRA, PiSSA) or trains parts of the base (biases), it is the policy with a copy of its
     trained weights as they started. Where all weights are trained, it is a frozen copy of the model.
     """
+
+    live = True
 
     def __init__(self) -> None:
         self._chosen: Reference | None = None
@@ -51,6 +53,10 @@ class InitialPolicy(Reference):
         """Return float32 [B, R] sums of log-probs."""
         return self._of(host.policy_spec).log_probs(host, batch, view)
 
+    def running(self, host: PolicyHost) -> AbstractContextManager[Running]:
+        """Run what stands for the initial policy."""
+        return self._of(host.policy_spec).running(host)
+
     def release(self) -> None:
         """Free the copy, if there is one."""
         if self._chosen is not None:
@@ -67,6 +73,8 @@ class InitialPolicy(Reference):
 
 class _Start(Reference):
     """The policy with its trained weights as they were before the first step."""
+
+    live = True
 
     def __init__(self) -> None:
         self._weights: dict[str, Tensor] = {}
@@ -101,10 +109,16 @@ class _Start(Reference):
 
     def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
         """Return float32 [B, R] sums of log-probs."""
+        with self.running(host) as (model, scorer):
+            return scorer(model, batch.trees[view]).sum
+
+    @contextmanager
+    def running(self, host: PolicyHost) -> Iterator[Running]:
+        """Give the policy its first weights meanwhile."""
         if not self._weights:
             raise ContractError("InitialPolicy.prepare must run before log_probs.")
         with evaluating(host.policy), self._started(host.policy):
-            return host.scorer(host.policy, batch.trees[view]).sum
+            yield Running(host.policy, host.scorer)
 
     def release(self) -> None:
         """Free the copies."""
@@ -127,6 +141,8 @@ class _Start(Reference):
 class _Copy(Reference):
     """The policy's model, loaded a second time; split between processes where the policy is."""
 
+    live = True
+
     def __init__(self) -> None:
         self.model: nn.Module | None = None
 
@@ -146,9 +162,15 @@ class _Copy(Reference):
 
     def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
         """Return float32 [B, R] sums of log-probs."""
+        with self.running(host) as (model, scorer):
+            return scorer(model, batch.trees[view]).sum
+
+    @contextmanager
+    def running(self, host: PolicyHost) -> Iterator[Running]:
+        """Run the second model."""
         if self.model is None:
             raise ContractError("InitialPolicy.prepare must run before log_probs.")
-        return host.scorer(self.model, batch.trees[view]).sum
+        yield Running(self.model, host.scorer)
 
     def release(self) -> None:
         """Free the model."""

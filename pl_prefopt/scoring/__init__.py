@@ -1,7 +1,35 @@
-"""Turning token trees into log-probs of responses: the only place that knows a model's inputs."""
+"""Turning token trees into log-probs of responses, numbers per token and outputs of heads.
+
+The only room that knows a model's inputs.
+"""
 
 from pl_prefopt.scoring.history import History
-from pl_prefopt.scoring.inputs import evaluating
-from pl_prefopt.scoring.scorer import HeadName, LayoutName, Scorer, check_length
+from pl_prefopt.scoring.inputs import base_model, evaluating
+from pl_prefopt.scoring.readouts import (
+    DivergingLogProbs,
+    HiddenStates,
+    LogProbs,
+    Outputs,
+    Readout,
+    Vocabulary,
+    divergence,
+)
+from pl_prefopt.scoring.scorer import HeadName, LayoutName, Scorer, check_length, summed
 
-__all__ = ["HeadName", "History", "LayoutName", "Scorer", "check_length", "evaluating"]
+__all__ = [
+    "DivergingLogProbs",
+    "HeadName",
+    "HiddenStates",
+    "History",
+    "LayoutName",
+    "LogProbs",
+    "Outputs",
+    "Readout",
+    "Scorer",
+    "Vocabulary",
+    "base_model",
+    "check_length",
+    "divergence",
+    "evaluating",
+    "summed",
+]

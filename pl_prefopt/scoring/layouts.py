@@ -10,20 +10,82 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_prefopt.scoring.heads import Head
+from pl_prefopt.scoring.heads import Head, Reading
 from pl_prefopt.scoring.history import History
 from pl_prefopt.scoring.inputs import laid_out, on_device, response_tokens, without_first
 from pl_prefopt.scoring.masks import Branches, MaskKind, for_model
 from pl_prefopt.scoring.packing import pack, pack_behind
+from pl_prefopt.scoring.readouts import LogProbs, Positions, Readout, Tokens
 from pl_prefopt.types import TokenTree
 
 
+@dataclass(frozen=True, kw_only=True)
+class LaidOut:
+    """A token tree as a model's input, and where its tokens stand there, as row · L + column.
+
+    Attributes:
+        inputs: what the model's ``forward`` takes.
+        predicting: int64 [B, R, T], the position that predicts each response token; anything at padding.
+        response_end: int64 [B, R], the last token of each response; any position where it is absent.
+        prompt_end: int64 [B], the last token of each prompt.
+        start: no column before this one is read.
+    """
+
+    inputs: dict[str, Any]
+    predicting: Tensor
+    response_end: Tensor
+    prompt_end: Tensor
+    start: int = 0
+
+    def places(self, at: Positions, tokens: Tokens) -> Tensor:
+        """Return the places [N] of one kind."""
+        if at == "tokens":
+            return self.predicting.flatten()[tokens.number]
+        return (self.response_end if at == "response" else self.prompt_end).flatten()
+
+
 class Layout(ABC):
-    """A way of computing the log-prob of each response token given its prompt."""
+    """A way of running a model on a token tree."""
 
     @abstractmethod
+    def read(
+        self, model: nn.Module, tree: TokenTree, head: Head, readouts: Sequence[Readout]
+    ) -> list[Tensor]:
+        """Run ``model`` and return what each readout gives.
+
+        Returns:
+            [B, R, T] or [B, R, T, J] at tokens, [B, R, J] at responses, [B, J] at prompts; 0 at padding and
+            at absent responses.
+        """
+
     def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
-        """Return float32 [B, R, T]; the values at padding are 0."""
+        """Return the log-prob of each response token given its prompt, float32 [B, R, T], 0 at padding."""
+        return self.read(model, tree, head, [LogProbs()])[0]
+
+
+def read_laid_out(
+    model: nn.Module, tree: TokenTree, head: Head, readouts: Sequence[Readout], laid: LaidOut
+) -> list[Tensor]:
+    """Run ``model`` on a tree that has been laid out; see ``Layout.read``."""
+    number = response_tokens(tree)
+    tokens = Tokens(tree.response_ids.flatten()[number], number)
+    readings = [Reading(readout, laid.places(readout.at, tokens)) for readout in readouts]
+    values = head.read(model, readings, tokens, laid.start, **laid.inputs)
+    return [_spread(value, readout.at, number, tree) for readout, value in zip(readouts, values, strict=True)]
+
+
+def _spread(values: Tensor, at: Positions, number: Tensor, tree: TokenTree) -> Tensor:
+    """Put values [N, ...] in their places in the batch, with 0 elsewhere."""
+    if at == "prompt":
+        return values
+    batch = tree.response_ids.shape[:2]
+    if at == "response":
+        absent = ~tree.response_mask.any(dim=2)
+        return values.view(*batch, -1).masked_fill(absent.unsqueeze(-1), 0.0)
+    shape = tree.response_ids.shape
+    # Out of place, so that a batch without any response token has a graph, too.
+    whole = values.new_zeros(shape.numel(), *values.shape[1:])
+    return whole.index_copy(0, number, values).view(*shape, *values.shape[1:])
 
 
 class PlainLayout(Layout):
@@ -33,16 +95,23 @@ class PlainLayout(Layout):
     masks, and a causal model can't see padding that follows.
     """
 
-    def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
-        """Return float32 [B, R, T]; the values at padding are 0."""
+    def read(
+        self, model: nn.Module, tree: TokenTree, head: Head, readouts: Sequence[Readout]
+    ) -> list[Tensor]:
+        """Run ``model`` and return what each readout gives."""
+        return read_laid_out(model, tree, head, readouts, self.lay_out(tree))
+
+    def lay_out(self, tree: TokenTree) -> LaidOut:
+        """Return the model's input."""
         starts, lengths = _rows(tree)
-        rows, width, start = len(lengths), max(map(sum, lengths)), min(prompt for prompt, _ in lengths) - 1
+        rows, width = len(lengths), max(map(sum, lengths))
         nowhere, device = rows * width, tree.prompt_ids.device
         first = on_device(starts, device).unsqueeze(-1) * width
         number, step = (torch.arange(count, device=device) for count in _token_counts(tree))
         shown = tree.prompt_mask.unsqueeze(1) & (first >= 0)
         prompt = (first + number).where(shown, nowhere)
-        response = first + tree.prompt_mask.sum(dim=1).view(-1, 1, 1) + step
+        behind = first.squeeze(-1) + tree.prompt_mask.sum(dim=1, keepdim=True)
+        response = behind.unsqueeze(-1) + step
         ids = laid_out(
             torch.cat([prompt.flatten(), response.where(tree.response_mask, nowhere).flatten()]),
             torch.cat(
@@ -52,17 +121,26 @@ class PlainLayout(Layout):
             width=width,
             padding=0,
         )
-        token = response_tokens(tree)
-        labels, source = (values.flatten()[token] for values in (tree.response_ids, response - 1))
-        log_probs = head.log_probs(model, labels, source, start, input_ids=ids)
-        return _spread(log_probs, token, tree.response_ids.shape)
+        last = min(prompt for prompt, _ in lengths) - 1
+        there = first.squeeze(-1) >= 0
+        # A prompt without responses stands nowhere; what is read in its place counts nowhere.
+        prompt_end = (behind - 1).where(there, -1).amax(dim=1).clamp(min=last)
+        return LaidOut(
+            inputs={"input_ids": ids},
+            predicting=response - 1,
+            response_end=(behind + tree.response_mask.sum(dim=2) - 1).where(there, last),
+            prompt_end=prompt_end,
+            start=last,
+        )
 
 
 class SingleLayout(Layout):
     """One response per forward pass: for models whose rows affect one another."""
 
-    def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
-        """Return float32 [B, R, T]; the values at padding are 0."""
+    def read(
+        self, model: nn.Module, tree: TokenTree, head: Head, readouts: Sequence[Readout]
+    ) -> list[Tensor]:
+        """Run ``model`` and return what each readout gives."""
         groups = [
             [
                 [(b, r) == (row, number) for r in range(len(sizes))]
@@ -70,7 +148,8 @@ class SingleLayout(Layout):
             ]
             for row, number in _present(tree)
         ]
-        return in_groups(tree, groups, lambda part: PlainLayout().token_log_probs(model, part, head))
+        plain = PlainLayout()
+        return in_groups(tree, groups, readouts, lambda part, asked: plain.read(model, part, head, asked))
 
 
 class TreeLayout(Layout):
@@ -92,37 +171,46 @@ class TreeLayout(Layout):
     def __init__(self, masks: MaskKind = "full") -> None:
         self.masks: MaskKind = masks
 
-    def token_log_probs(
-        self, model: nn.Module, tree: TokenTree, head: Head, history: History | None = None
-    ) -> Tensor:
-        """Return float32 [B, R, T]; the values at padding are 0.
+    def read(
+        self,
+        model: nn.Module,
+        tree: TokenTree,
+        head: Head,
+        readouts: Sequence[Readout],
+        history: History | None = None,
+    ) -> list[Tensor]:
+        """Run ``model`` and return what each readout gives.
 
         Args:
             model: the policy or a reference.
             tree: B prompts and their responses.
-            head: what makes log-probs of hidden states.
+            head: how the model's states are read.
+            readouts: what to read.
             history: written if nothing is in it; else read, as ``tree.known`` tells.
         """
+        return read_laid_out(model, tree, head, readouts, self.lay_out(model, tree, history))
+
+    def lay_out(self, model: nn.Module, tree: TokenTree, history: History | None = None) -> LaidOut:
+        """Return the model's input."""
         stood = None if history is None else history.places
         places = Places.of(tree, read=stood is not None and _pays(tree))
         branches = places.branches(tree)
-        token = response_tokens(tree)
         inputs: dict[str, Any] = {}
         if history is not None and stood is None:
             inputs["past_key_values"] = history.written_at(places.prompt)
         elif history is not None and stood is not None and places.read:
             inputs["past_key_values"] = history.read_at(places.recalled(stood))
-        log_probs = head.log_probs(
-            model,
-            tree.response_ids.flatten()[token],
-            places.computed(_predicting(tree, places).flatten()[token]),
-            0,
-            input_ids=places.spread(tree.prompt_ids, tree.response_ids, padding=0)[:, places.read :],
-            attention_mask=for_model(branches, model, self.masks),
-            position_ids=branches.position[:, places.read :],
-            **inputs,
+        return LaidOut(
+            inputs={
+                "input_ids": places.spread(tree.prompt_ids, tree.response_ids, padding=0)[:, places.read :],
+                "attention_mask": for_model(branches, model, self.masks),
+                "position_ids": branches.position[:, places.read :],
+                **inputs,
+            },
+            predicting=places.computed(_predicting(tree, places)),
+            response_end=places.computed(_last(tree, places)),
+            prompt_end=places.computed(places.prompt_end),
         )
-        return _spread(log_probs, token, tree.response_ids.shape)
 
 
 def _pays(tree: TokenTree) -> bool:
@@ -235,8 +323,11 @@ def _predicting(tree: TokenTree, places: Places) -> Tensor:
     return torch.where(step == 0, places.prompt_end.view(-1, 1, 1), places.response - 1)
 
 
-def _spread(log_probs: Tensor, token: Tensor, shape: torch.Size) -> Tensor:
-    return log_probs.new_zeros(shape.numel()).scatter(0, token, log_probs).view(shape)
+def _last(tree: TokenTree, places: Places) -> Tensor:
+    """Return the place of each response's last token, [B, R]; the prompt's where it is absent."""
+    step = (tree.response_mask.sum(dim=2, keepdim=True) - 1).clamp(min=0)
+    there = tree.response_mask.any(dim=2)
+    return places.response.gather(2, step).squeeze(2).where(there, places.prompt_end.unsqueeze(1))
 
 
 def _token_counts(tree: TokenTree) -> tuple[int, int]:
@@ -260,25 +351,38 @@ def _rows(tree: TokenTree) -> tuple[list[list[int]], list[tuple[int, int]]]:
 
 
 def in_groups(
-    tree: TokenTree, groups: Sequence[Sequence[Sequence[bool]]], compute: Callable[[TokenTree], Tensor]
-) -> Tensor:
+    tree: TokenTree,
+    groups: Sequence[Sequence[Sequence[bool]]],
+    readouts: Sequence[Readout],
+    read: Callable[[TokenTree, Sequence[Readout]], list[Tensor]],
+) -> list[Tensor]:
     """Score some responses at a time.
 
     Args:
         tree: B prompts and their responses.
         groups: flags [B][R] of each group's responses; no response is in two groups.
-        compute: returns float32 [B', R, T] of a part of the tree, 0 at padding.
+        readouts: what to read.
+        read: reads a part of the tree.
 
     Returns:
-        float32 [B, R, T], 0 at padding.
+        What each readout gives, as ``Layout.read``; at prompts, what the first group with the prompt gives.
     """
-    device = tree.prompt_ids.device
-    # Not in the default type, which is bfloat16 under `bf16-true`.
-    found = torch.zeros(tree.response_ids.shape, dtype=torch.float32, device=device)
+    device, batch = tree.prompt_ids.device, len(tree.prompt_lengths)
+    found: list[Tensor] = []
+    done: set[int] = set()
     for chosen in groups:
         rows = [row for row, flags in enumerate(chosen) if any(flags)] or [0]
         index = on_device([rows], device)[0]
-        found = found.index_add(0, index, compute(_part(tree, rows, index, chosen)))
+        fresh = on_device([[row not in done and any(chosen[row]) for row in rows]], device)[0]
+        values = read(_part(tree, rows, index, chosen), [readout.part(index) for readout in readouts])
+        for place, readout in enumerate(readouts):
+            if place == len(found):
+                found.append(values[place].new_zeros(batch, *values[place].shape[1:]))
+            value = values[place]
+            if readout.at == "prompt":
+                value = value * fresh.unsqueeze(-1)
+            found[place] = found[place].index_add(0, index, value)
+        done.update(row for row in rows if any(chosen[row]))
     return found
 
 

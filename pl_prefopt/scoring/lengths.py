@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from pl_prefopt.scoring.heads import Head
 from pl_prefopt.scoring.layouts import Layout, in_groups
+from pl_prefopt.scoring.readouts import Readout
 from pl_prefopt.types import TokenTree
 
 
@@ -41,8 +42,10 @@ class GroupedLayout(Layout):
         self.layout = layout
         self.thresholds = thresholds
 
-    def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
-        """Return float32 [B, R, T]; the values at padding are 0."""
+    def read(
+        self, model: nn.Module, tree: TokenTree, head: Head, readouts: Sequence[Readout]
+    ) -> list[Tensor]:
+        """Run ``model`` and return what each readout gives."""
         sides = [
             [bisect_left(self.thresholds, prompt + size) if size else -1 for size in sizes]
             for prompt, sizes in zip(tree.prompt_lengths, tree.response_sizes, strict=True)
@@ -50,8 +53,10 @@ class GroupedLayout(Layout):
         found = {side for row in sides for side in row if side >= 0}
         sharded = isinstance(model, FSDPModule)
         if len(found) < 2 and not sharded:
-            return self.layout.token_log_probs(model, tree, head)
+            return self.layout.read(model, tree, head, readouts)
         # Ranks that share a model run it equally often, whatever their rows.
         passes = range(len(self.thresholds) + 1) if sharded else sorted(found)
         groups = [[[own == side for own in row] for row in sides] for side in passes]
-        return in_groups(tree, groups, lambda part: self.layout.token_log_probs(model, part, head))
+        return in_groups(
+            tree, groups, readouts, lambda part, asked: self.layout.read(model, part, head, asked)
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -20,15 +22,17 @@ from pl_prefopt.scoring.layouts import Layout, PlainLayout, SingleLayout, TreeLa
 from pl_prefopt.scoring.lengths import GroupedLayout, thresholds
 from pl_prefopt.scoring.masks import FORMS, FULL, SLIDING, layer_kinds, mask_kinds
 from pl_prefopt.scoring.probe import Probe, probing
+from pl_prefopt.scoring.readouts import LogProbs, Readout, Vocabulary
 from pl_prefopt.types import ResponseLogProbs, TokenTree
 
 LayoutName = Literal["auto", "tree", "plain"]
 """How prompts and responses are laid out in the model's input, see ``Scorer``."""
 HeadName = Literal["chunked", "fused"]
 """How hidden states become log-probs, see ``Scorer``."""
+Running = Callable[[], AbstractContextManager[object]]
 
 
-_HEADS: dict[HeadName, type[SplitHead]] = {"chunked": ChunkedHead, "fused": FusedHead}
+_HEADS: dict[HeadName, Callable[[], SplitHead]] = {"chunked": ChunkedHead, "fused": FusedHead}
 
 
 class Scorer:
@@ -71,17 +75,30 @@ class Scorer:
             history: what ``history`` returned. A first pass, over the rows' plain trees, writes it; later
                 ones by the same model don't compute again what ``tree.known`` says that prompts begin with.
         """
+        (log_probs,) = self.read(model, tree, [LogProbs()], history)
+        return summed(log_probs, tree)
+
+    def read(
+        self, model: nn.Module, tree: TokenTree, readouts: Sequence[Readout], history: History | None = None
+    ) -> list[Tensor]:
+        """Run ``model`` on ``tree`` and return what each readout gives, see ``Layout.read``."""
         check_length(model, tree)
         head = self._head or self._decide(model, tree.prompt_ids.device)
         if self._shared is None or history is None:
-            log_probs = (self._grouped or self._shared or self._plain).token_log_probs(model, tree, head)
-        else:
-            log_probs = self._shared.token_log_probs(model, tree, head, history)
-        counted = tree.counted_mask
-        return ResponseLogProbs(
-            sum=log_probs.masked_fill(~counted, 0.0).sum(dim=-1),
-            length=counted.sum(dim=-1),
-        )
+            return (self._grouped or self._shared or self._plain).read(model, tree, head, readouts)
+        return self._shared.read(model, tree, head, readouts, history)
+
+    def vocabulary(self, model: nn.Module, states: Tensor, running: Running) -> Vocabulary:
+        """Return a reference's distributions over the vocabulary, from what ``HiddenStates`` read.
+
+        Args:
+            model: the reference.
+            states: [B, R, T, D].
+            running: enters whatever makes a shared model the reference.
+        """
+        assert self._head is not None, "`read` comes first"
+        layer = self._head.layer(model)
+        return Vocabulary(states=states, layer=layer, running=running if layer.adapted else nullcontext)
 
     def history(self, model: nn.Module, device: torch.device) -> History | None:
         """Return a history yet to be written, or ``None`` where a second pass computes everything again.
@@ -178,11 +195,22 @@ class _Continued(Layout):
     def __init__(self, layout: TreeLayout) -> None:
         self._layout = layout
 
-    def token_log_probs(self, model: nn.Module, tree: TokenTree, head: Head) -> Tensor:
+    def read(
+        self, model: nn.Module, tree: TokenTree, head: Head, readouts: Sequence[Readout]
+    ) -> list[Tensor]:
         layout, history = self._layout, History()
-        layout.token_log_probs(model, tree, head, history)
+        layout.read(model, tree, head, readouts, history)
         known = tuple(length - 1 for length in tree.prompt_lengths)
-        return layout.token_log_probs(model, dataclasses.replace(tree, known=known), head, history)
+        return layout.read(model, dataclasses.replace(tree, known=known), head, readouts, history)
+
+
+def summed(log_probs: Tensor, tree: TokenTree) -> ResponseLogProbs:
+    """Add up the log-probs [B, R, T] of the tokens that count."""
+    counted = tree.counted_mask
+    return ResponseLogProbs(
+        sum=log_probs.masked_fill(~counted, 0.0).sum(dim=-1),
+        length=counted.sum(dim=-1),
+    )
 
 
 def check_length(model: nn.Module, tree: TokenTree) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import MethodType
+from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 _METHOD = "prefopt_forward"
+_Result = TypeVar("_Result")
 
 
-def as_forward(model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
+def as_forward(model: nn.Module, compute: Callable[[], _Result]) -> _Result:
     """Return ``compute()``, which uses parts of ``model``, run as if it were the model's ``forward``.
 
     The weights that belong to no layer are the FSDP root's, whole only from its ``forward`` to the end of
@@ -23,10 +25,10 @@ def as_forward(model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
     if not hasattr(model, _METHOD):
         setattr(model, _METHOD, MethodType(_call, model))
         register_fsdp_forward_method(model, _METHOD)
-    result: Tensor = getattr(model, _METHOD)(compute)
+    result: _Result = getattr(model, _METHOD)(compute)
     return result
 
 
-def _call(model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
+def _call(model: nn.Module, compute: Callable[[], _Result]) -> _Result:
     del model
     return compute()

@@ -64,7 +64,7 @@ class Keep(Callback):
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
         for position, index in enumerate(batch.index.tolist()):
-            self.found[index] = batch.reference_logps[:, position]
+            self.found[index] = batch.references["plain"][:, position]
             self.present[index] = batch.present[position]
 
     def table(self):

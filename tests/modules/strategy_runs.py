@@ -25,7 +25,7 @@ from pl_prefopt.modules import (
 from pl_prefopt.objectives import DPO, KTO, MRPO, PairMNM, SimPO, SrDPO
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import FrozenModel, InitialPolicy, Reference, precompute
-from pl_prefopt.scoring import heads
+from pl_prefopt.scoring import output_layers
 from tests.modules.faults import die_while_saving, faults
 from tests.modules.mean_gradients import MeanGradients
 from tests.modules.split_loading import loaded
@@ -97,7 +97,7 @@ class Record(Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(outputs["loss"].item())
-        self._keep(self.references, batch, batch.reference_logps.transpose(0, 1))
+        self._keep(self.references, batch, batch.references["plain"].transpose(0, 1))
 
     def on_predict_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -190,7 +190,7 @@ def work(rank: int, port: int, folder: Path, tiny_model: str) -> None:
     os.environ |= {"GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     torch.set_num_threads(1)
     # Unequal numbers of pieces and parts: whatever is gathered must be so equally often.
-    heads.CHUNK_ELEMENTS = 400 * (5 + 20 * rank)
+    output_layers.CHUNK_ELEMENTS = 400 * (5 + 20 * rank)
     precompute.ROWS_A_PART = 4
     results = {name: run(name, folder, tiny_model, processes=2) for name in CASES}
     results["loaded"] = loaded(folder, tiny_model)

@@ -42,7 +42,7 @@ class Record(Callback):
             assert torch.equal(weight, self.validated[-1][name])
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, *_):
-        self.references.append(batch.reference_logps.clone())
+        self.references.append(batch.references["plain"].clone())
         self.margins.append(outputs[1].loss.clone())
 
 

@@ -305,7 +305,7 @@ def test_references_and_scores_stay_float32_in_half_precision(tiny_model, tmp_pa
     class Watch(Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             seen.append(
-                (batch.reference_logps.dtype, batch.scores.dtype, batch.scores.nan_to_num().max().item())
+                (batch.references["plain"].dtype, batch.scores.dtype, batch.scores.nan_to_num().max().item())
             )
 
     rows = [{**row, "scores": [score + 0.31 for score in row["scores"]]} for row in scored_rows()]

@@ -118,7 +118,7 @@ class Record(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.losses.append(outputs["loss"].item())
-        self.references.append(batch.reference_logps[0])
+        self.references.append(batch.references["plain"][0])
 
 
 def run_ours(tiny_model, adapter, folder, objective):

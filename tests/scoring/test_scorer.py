@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, Ge
 
 from pl_prefopt.data.collate import beside
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.scoring import Scorer, heads, history, packing
+from pl_prefopt.scoring import Scorer, heads, history, output_layers, packing
 from pl_prefopt.scoring.layouts import TreeLayout
 from pl_prefopt.types import TokenTree
 from tests.scoring.architectures import CONFIGS, VOCABULARY, build
@@ -192,7 +192,7 @@ def gradients(model, *ways):
 @pytest.mark.parametrize("trained", ["all", "all but the head", "adapter"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_gradients_equal_unpadded_sequences(name, trained, monkeypatch):
-    monkeypatch.setattr(heads, "CHUNK_ELEMENTS", 5 * VOCABULARY)
+    monkeypatch.setattr(output_layers, "CHUNK_ELEMENTS", 5 * VOCABULARY)
     model, tree = build(name), ragged_tree()
     if trained == "all but the head":
         model.get_output_embeddings().requires_grad_(requires_grad=False)

@@ -1,0 +1,42 @@
+"""References' numbers per token: log-probs, and distributions over the vocabulary."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pl_prefopt.references.base import PolicyHost, Reference, ReferenceAnswers
+from pl_prefopt.scoring import HiddenStates, LogProbs, Readout, Vocabulary
+from pl_prefopt.types import PLAIN, PreferenceBatch
+
+
+def token_answers(members: Sequence[Reference], host: PolicyHost, batch: PreferenceBatch) -> ReferenceAnswers:
+    """Return what live references give for each token of the plain view, and for whole responses of others.
+
+    A reference that diverges from the policy is asked for hidden states: [B, R, T, D] stay until the loss is
+    computed, and logits are never held but for some positions at a time.
+    """
+    tree, tokens = batch.trees[PLAIN], []
+    vocabularies: list[Vocabulary] = []
+    sums: dict[str, list[Tensor]] = {view: [] for view in batch.trees}
+    readouts: list[Readout] = [LogProbs()]
+    if host.tokens is not None and host.tokens.kl:
+        readouts.append(HiddenStates())
+    for member in members:
+        running = functools.partial(member.running, host)
+        with running() as (model, scorer):
+            own = tree.to(next(model.parameters()).device)
+            log_probs, *states = scorer.read(model, own, readouts)
+            vocabularies += [scorer.vocabulary(model, one, running) for one in states]
+        tokens.append(log_probs.to(host.device).masked_fill(~tree.counted_mask, 0.0))
+        for view, found in sums.items():
+            whole = view != PLAIN
+            found.append(member.log_probs(host, batch, view).float() if whole else tokens[-1].sum(dim=-1))
+    return ReferenceAnswers(
+        log_probs={view: torch.stack(found) for view, found in sums.items()},
+        tokens=torch.stack(tokens),
+        vocabularies=tuple(vocabularies),
+    )

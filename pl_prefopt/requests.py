@@ -1,0 +1,76 @@
+"""What an objective may ask for beyond one log-prob per response: numbers per token, and outputs of heads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from pl_prefopt.errors import ConfigError
+
+Direction = Literal["forward", "reverse"]
+"""Of a KL divergence: ``forward`` is KL(π_ref ‖ π_θ), ``reverse`` is KL(π_θ ‖ π_ref)."""
+Place = Literal["response", "prompt"]
+"""Where a head reads: at the last token of each response, or of each prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRequest:
+    """Numbers for each response token, on the rows as they are.
+
+    Attributes:
+        kl: the KL divergences between the policy's and each reference's distribution over the vocabulary,
+            at each position that predicts a response token. Every reference must then be a model that reads
+            the policy's tokens.
+    """
+
+    kl: tuple[Direction, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = [direction for direction in self.kl if direction not in ("forward", "reverse")]
+        if unknown:
+            raise ConfigError(f"expected `kl` of 'forward' or 'reverse', got '{unknown[0]}'.")
+
+
+class OutputHead(ABC):
+    """A head on the policy's hidden states, trained along with the policy and kept in its checkpoints.
+
+    Attributes:
+        at: where it reads.
+    """
+
+    at: Place
+
+    @abstractmethod
+    def build(self, hidden_size: int) -> nn.Module:
+        """Return the head: from hidden states [N, hidden_size] to outputs [N, O]."""
+
+
+@dataclass(frozen=True)
+class LinearHead(OutputHead):
+    """A linear map, initialised with a standard deviation of 1/√(D + 1), D the hidden size.
+
+    Args:
+        outputs: O, the numbers at each place.
+        at: the last token of each ``response``, or of each ``prompt``.
+
+    Raises:
+        ConfigError: if ``outputs`` is below 1 or ``at`` is neither.
+    """
+
+    outputs: int = 1
+    at: Place = "response"
+
+    def __post_init__(self) -> None:
+        if self.outputs < 1:
+            raise ConfigError(f"expected `outputs` of at least 1, got {self.outputs}.")
+        if self.at not in ("response", "prompt"):
+            raise ConfigError(f"expected `at` to be 'response' or 'prompt', got '{self.at}'.")
+
+    def build(self, hidden_size: int) -> nn.Module:
+        """Return a linear layer without bias."""
+        head = nn.Linear(hidden_size, self.outputs, bias=False)
+        nn.init.normal_(head.weight, std=(hidden_size + 1) ** -0.5)
+        return head
