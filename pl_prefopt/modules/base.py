@@ -294,7 +294,7 @@ class PreferenceModule(LightningModule):
 
     def _ask_references(self, batch: PreferenceBatch) -> ReferenceAnswers:
         """Return the references' numbers: those that came with the batch, or what the ensemble answers."""
-        if batch.references or self._references is None:
+        if self._references is None or (batch.references and self.tokens is None):
             return ReferenceAnswers(log_probs=batch.references)
         answers = self._references.answer(self, batch)
         batch.references = dict(answers.log_probs)
