@@ -1,4 +1,8 @@
-"""Four methods outside the repository, each one file that imports public names only, and its YAML."""
+"""Methods outside the repository, each one file that imports public names only, and its YAML."""
+
+from __future__ import annotations
+
+from typing import Any
 
 PRO = '''
 """PRO: preference ranking optimisation with temperatures from score gaps (Song et al., arXiv 2306.17492)."""
@@ -122,3 +126,10 @@ model:
 references:
   members: []
 """
+
+
+def defined(code: str, name: str) -> Any:
+    """The class of this name that a file with this text defines."""
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names[name]

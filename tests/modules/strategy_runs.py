@@ -26,6 +26,8 @@ from pl_prefopt.objectives import DPO, KTO, MRPO, PairMNM, SimPO, SrDPO
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import FrozenModel, InitialPolicy, Reference, precompute
 from pl_prefopt.scoring import output_layers
+from tests.cli import plugins
+from tests.cli.plugins import defined
 from tests.modules.faults import die_while_saving, faults
 from tests.modules.mean_gradients import MeanGradients
 from tests.modules.split_loading import loaded
@@ -74,6 +76,13 @@ CASES = {
     ),
     "shards, Sr-DPO, all weights": Case(SrModule, SrDPO, {"gradient_checkpointing": True}, "shards"),
     "shards, MPPO, all weights": Case(MPPOModule, PairMNM, {}, "shards", list),
+    "shards, TDPO2, all weights": Case(DPOModule, defined(plugins.TDPO2, "TDPO2"), {}, "shards"),
+    "ddp, TDPO2, adapter": Case(
+        DPOModule, defined(plugins.TDPO2, "TDPO2"), {**ADAPTER, "gradient_checkpointing": True}, "ddp"
+    ),
+    "shards, reward head, adapter": Case(
+        ReferenceFreeModule, defined(plugins.BRADLEY_TERRY, "BradleyTerry"), ADAPTER, "shards", list
+    ),
 }
 STRATEGIES: dict[str, Callable[[], Any]] = {
     "ddp": lambda: "ddp",
