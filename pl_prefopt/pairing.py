@@ -1,4 +1,10 @@
-"""Which response should beat which: from scores to pairs. Equal and unknown scores never make a pair."""
+"""Which responses to a prompt are compared: the one definition for losses, metrics and reports.
+
+- An unknown score (NaN) is never compared, and neither is an absent response.
+- Ties: responses with equal scores make no pair. All that share the highest score are best, all that share
+  the lowest are worst; where all known scores are equal, nothing can be ranked.
+- Scores are compared as they are in a batch, in float32.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +48,16 @@ class AllPairs(Pairing):
 
 @dataclass(frozen=True)
 class BestAgainstWorst(Pairing):
-    """The best response against the worst: one pair a prompt.
+    """The best response against the worst: one pair per prompt.
 
-    Responses that share the best or the worst score all take part, so that the choice does not hang
+    Responses that share the best or the worst score all take part, so that the choice does not depend
     on the order of the responses.
     """
 
     def __call__(self, scores: Tensor, present: Tensor) -> Tensor:
         """Pick the pairs of a best and a worst response."""
-        best, worst = _extremes(scores, present)
-        return AllPairs()(scores, present) & best.unsqueeze(-1) & worst.unsqueeze(-2)
+        winners, losers = best(scores, present), worst(scores, present)
+        return AllPairs()(scores, present) & winners.unsqueeze(-1) & losers.unsqueeze(-2)
 
 
 @dataclass(frozen=True)
@@ -60,17 +66,65 @@ class BestAgainstEach(Pairing):
 
     def __call__(self, scores: Tensor, present: Tensor) -> Tensor:
         """Pick the pairs whose winner has the best score."""
-        best, _ = _extremes(scores, present)
-        return AllPairs()(scores, present) & best.unsqueeze(-1)
+        return AllPairs()(scores, present) & best(scores, present).unsqueeze(-1)
 
 
 ALL_PAIRS = AllPairs()
 """The default of every pairwise objective and metric."""
 
 
-def _extremes(scores: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Return bool [B, R] twice: where a known score is its prompt's highest, and its lowest."""
-    known = present & ~scores.isnan()
-    highest = torch.where(known, scores, -torch.inf).amax(dim=-1, keepdim=True)
-    lowest = torch.where(known, scores, torch.inf).amin(dim=-1, keepdim=True)
-    return known & (scores == highest), known & (scores == lowest)
+def known(scores: Tensor, present: Tensor) -> Tensor:
+    """Return bool [B, R], true where a response is present and its score is known.
+
+    Examples:
+        >>> scores = torch.tensor([[2.0, torch.nan, 1.0]])
+        >>> known(scores, torch.tensor([[True, True, False]])).tolist()
+        [[True, False, False]]
+    """
+    return present & ~scores.isnan()
+
+
+def best(scores: Tensor, present: Tensor) -> Tensor:
+    """Return bool [B, R], true where a known score is the highest of its prompt: several where they tie.
+
+    Examples:
+        >>> scores = torch.tensor([[2.0, 2.0, 1.0, torch.nan]])
+        >>> best(scores, torch.ones(1, 4, dtype=torch.bool)).tolist()
+        [[True, True, False, False]]
+    """
+    there = known(scores, present)
+    filled = torch.where(there, scores, -torch.inf)
+    return there & (filled == filled.amax(dim=-1, keepdim=True))
+
+
+def worst(scores: Tensor, present: Tensor) -> Tensor:
+    """Return bool [B, R], true where a known score is the lowest of its prompt: several where they tie.
+
+    Examples:
+        >>> scores = torch.tensor([[2.0, 2.0, 1.0, torch.nan]])
+        >>> worst(scores, torch.ones(1, 4, dtype=torch.bool)).tolist()
+        [[False, False, True, False]]
+    """
+    return best(-scores, present)
+
+
+def below_best(scores: Tensor, present: Tensor) -> Tensor:
+    """Return bool [B, R], true where a known score is lower than the highest of its prompt.
+
+    Examples:
+        >>> scores = torch.tensor([[2.0, 2.0, 1.0, torch.nan]])
+        >>> below_best(scores, torch.ones(1, 4, dtype=torch.bool)).tolist()
+        [[False, False, True, False]]
+    """
+    return known(scores, present) & ~best(scores, present)
+
+
+def rankable(scores: Tensor, present: Tensor) -> Tensor:
+    """Return bool [B], true where a prompt has at least two known scores that differ.
+
+    Examples:
+        >>> scores = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, torch.nan]])
+        >>> rankable(scores, torch.ones(3, 2, dtype=torch.bool)).tolist()
+        [True, False, False]
+    """
+    return below_best(scores, present).any(dim=-1)

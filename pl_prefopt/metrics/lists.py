@@ -14,7 +14,7 @@ from torchmetrics.functional.retrieval import retrieval_normalized_dcg
 
 from pl_prefopt.metrics.pairs import winner_minus_loser
 from pl_prefopt.metrics.states import Mean
-from pl_prefopt.pairing import ALL_PAIRS
+from pl_prefopt.pairing import ALL_PAIRS, below_best, best, known, rankable
 from pl_prefopt.types import ResponseLogProbs
 
 
@@ -27,9 +27,9 @@ class BestOfN(Mean):
 
     def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
         """Count a batch: ``reward``, ``scores`` and ``present`` [B, R]."""
-        first = _highest(reward.float(), _known(scores, present))
-        right = first & _highest(scores, _known(scores, present))
-        self.add(right.sum(dim=-1) / first.sum(dim=-1).clamp(min=1), _rankable(scores, present))
+        first = best(reward.float(), known(scores, present))
+        right = first & best(scores, present)
+        self.add(right.sum(dim=-1) / first.sum(dim=-1).clamp(min=1), rankable(scores, present))
 
 
 class NDCG(Mean):
@@ -41,14 +41,15 @@ class NDCG(Mean):
 
     def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
         """Count a batch: ``reward``, ``scores`` and ``present`` [B, R]."""
-        known, rankable = _known(scores, present), _rankable(scores, present)
+        counted = rankable(scores, present)
+        prompts = zip(reward[counted], scores[counted], known(scores, present)[counted], strict=True)
         values = [
             retrieval_normalized_dcg(rewards[keep].float(), graded[keep] - graded[keep].min())
-            for rewards, graded, keep in zip(reward[rankable], scores[rankable], known[rankable], strict=True)
+            for rewards, graded, keep in prompts
         ]
         if values:
-            counted = torch.stack(values)
-            self.add(counted, torch.ones_like(counted, dtype=torch.bool))
+            gains = torch.stack(values)
+            self.add(gains, torch.ones_like(gains, dtype=torch.bool))
 
 
 class KendallWithin(Mean):
@@ -56,13 +57,13 @@ class KendallWithin(Mean):
 
     def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
         """Count a batch: ``reward``, ``scores`` and ``present`` [B, R]."""
-        known = _known(scores, present)
-        both = known.unsqueeze(-1) & known.unsqueeze(-2)
-        by_score = winner_minus_loser(torch.where(known, scores, 0.0)).sign() * both
+        there = known(scores, present)
+        both = there.unsqueeze(-1) & there.unsqueeze(-2)
+        by_score = winner_minus_loser(torch.where(there, scores, 0.0)).sign() * both
         by_reward = winner_minus_loser(reward.float()).sign() * both
         agreement = (by_score * by_reward).sum(dim=(-2, -1))
         comparisons = by_score.abs().sum(dim=(-2, -1)) * by_reward.abs().sum(dim=(-2, -1))
-        self.add(agreement / comparisons.clamp(min=1).sqrt(), _rankable(scores, present))
+        self.add(agreement / comparisons.clamp(min=1).sqrt(), rankable(scores, present))
 
 
 class RankLikelihood(Mean):
@@ -80,11 +81,11 @@ class RankLikelihood(Mean):
 
     def update(self, policy: ResponseLogProbs, scores: Tensor, present: Tensor) -> None:
         """Count a batch: ``policy`` of [B, R], ``scores`` and ``present`` [B, R]."""
-        known, wins = _known(scores, present), ALL_PAIRS(scores, present)
+        there, wins = known(scores, present), ALL_PAIRS(scores, present)
         better, worse = wins.sum(dim=-2), wins.sum(dim=-1)
-        last = known.sum(dim=-1, keepdim=True) - worse
-        here = known & (better < self.rank) & (self.rank <= last)
-        self.add(_mean(policy, here), here.any(dim=-1) & _rankable(scores, present))
+        last = there.sum(dim=-1, keepdim=True) - worse
+        here = there & (better < self.rank) & (self.rank <= last)
+        self.add(_mean(policy, here), here.any(dim=-1) & rankable(scores, present))
 
 
 class LikelihoodGap(Mean):
@@ -92,23 +93,8 @@ class LikelihoodGap(Mean):
 
     def update(self, policy: ResponseLogProbs, scores: Tensor, present: Tensor) -> None:
         """Count a batch: ``policy`` of [B, R], ``scores`` and ``present`` [B, R]."""
-        known = _known(scores, present)
-        best = _highest(scores, known)
-        self.add(_mean(policy, best) - _mean(policy, known & ~best), _rankable(scores, present))
-
-
-def _known(scores: Tensor, present: Tensor) -> Tensor:
-    return present & ~scores.isnan()
-
-
-def _rankable(scores: Tensor, present: Tensor) -> Tensor:
-    return ALL_PAIRS(scores, present).any(dim=-1).any(dim=-1)
-
-
-def _highest(values: Tensor, where: Tensor) -> Tensor:
-    """Return bool [B, R], the places of each row's highest value among those where ``where`` is true."""
-    filled = torch.where(where, values, -torch.inf)
-    return where & (filled == filled.amax(dim=-1, keepdim=True))
+        gap = _mean(policy, best(scores, present)) - _mean(policy, below_best(scores, present))
+        self.add(gap, rankable(scores, present))
 
 
 def _mean(policy: ResponseLogProbs, where: Tensor) -> Tensor:

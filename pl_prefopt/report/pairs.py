@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pl_prefopt.metrics import bootstrap
+from pl_prefopt.pairing import ALL_PAIRS
 from pl_prefopt.report.predictions import Prediction
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -17,6 +20,8 @@ Whole: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 _RESAMPLES = 1000
+_CELLS = 4_000_000
+"""Pairs of responses that are looked at together: what bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +51,7 @@ class Pairs:
 
     @property
     def right(self) -> Floats:
-        """1 where the margin is positive, one half where it is 0."""
+        """1 where the margin is positive, 0.5 where it is 0."""
         return np.asarray((np.sign(self.margin) + 1) / 2)
 
 
@@ -60,18 +65,19 @@ class Estimate(NamedTuple):
 
 
 def find_pairs(predictions: Sequence[Prediction]) -> Pairs:
-    """Return the pairs of the predictions."""
-    rows = [row for number, prediction in enumerate(predictions) for row in _pairs_of(number, prediction)]
-    table = np.array(rows, dtype=np.float64).reshape(-1, 6)
-    kept = np.isfinite(table[:, 3])
-    prompt, better, worse, margin, gap, graded = table[kept].T
+    """Return the pairs of the predictions, as ``pairing.ALL_PAIRS`` picks them, in the order of the prompts."""
+    found = [_pairs_among(predictions, numbers) for numbers in _of_one_size(predictions)]
+    prompt, better, worse, margin, gap, graded = np.concatenate([np.empty((6, 0)), *found], axis=1)
+    kept = np.isfinite(margin)
+    order = np.lexsort((worse, better, prompt))
+    order = order[kept[order]]
     return Pairs(
-        prompt=prompt.astype(np.int64),
-        better=better.astype(np.int64),
-        worse=worse.astype(np.int64),
-        margin=margin,
-        gap=gap,
-        graded=graded > 0,
+        prompt=prompt[order].astype(np.int64),
+        better=better[order].astype(np.int64),
+        worse=worse[order].astype(np.int64),
+        margin=margin[order],
+        gap=gap[order],
+        graded=graded[order] > 0,
         left_out=int((~kept).sum()),
     )
 
@@ -80,7 +86,7 @@ def estimate(values: Floats, prompts: Whole) -> Estimate:
     """Return the mean of ``values`` [pairs] with its interval; prompts are drawn with all their pairs.
 
     Args:
-        values: one number a pair, at least one.
+        values: one number per pair, at least one.
         prompts: [pairs], which prompt each belongs to.
     """
     _, places = np.unique(prompts, return_inverse=True)
@@ -107,9 +113,23 @@ def places_in(edges: Floats, values: Floats) -> Whole:
     return np.searchsorted(edges[1:-1], values, side="right")
 
 
-def _pairs_of(number: int, prediction: Prediction) -> Iterable[tuple[float, ...]]:
-    for i, better in enumerate(prediction.responses):
-        for j, worse in enumerate(prediction.responses):
-            if better.score is not None and worse.score is not None and better.score > worse.score:
-                margin, gap = better.reward - worse.reward, better.score - worse.score
-                yield number, i, j, margin, gap, prediction.graded
+def _of_one_size(predictions: Sequence[Prediction]) -> Iterator[Whole]:
+    """Yield the places of predictions with equally many responses, few enough for a table of their pairs."""
+    sizes = np.array([len(prediction.responses) for prediction in predictions], dtype=np.int64)
+    for size in np.unique(sizes[sizes > 1]):
+        places = np.flatnonzero(sizes == size)
+        yield from np.array_split(places, math.ceil(len(places) * int(size) ** 2 / _CELLS))
+
+
+def _pairs_among(predictions: Sequence[Prediction], numbers: Whole) -> Floats:
+    """Return prompt, better, worse, margin, gap and graded [6, pairs] of predictions of one size."""
+    rows = [predictions[number].responses for number in numbers]
+    scores = np.array([[np.nan if one.score is None else one.score for one in row] for row in rows])
+    rewards = np.array([[one.reward for one in row] for row in rows])
+    graded = np.array([predictions[number].graded for number in numbers])
+    compared = torch.as_tensor(scores, dtype=torch.float32)  # as in a batch, so that ties are the same
+    row, better, worse = ALL_PAIRS(compared, torch.ones_like(compared, dtype=torch.bool)).nonzero().numpy().T
+    with np.errstate(invalid="ignore"):  # two infinite rewards have no margin
+        margin = rewards[row, better] - rewards[row, worse]
+    gap = scores[row, better] - scores[row, worse]
+    return np.stack([numbers[row], better, worse, margin, gap, graded[row]])

@@ -134,3 +134,30 @@ def test_single_responses_disagree_on_the_wrong_side_of_the_median(tmp_path):
         ("undesirable", -4.5),
         ("desirable", -3.5),
     ]
+
+
+def test_ties_unknown_scores_and_order_are_those_of_one_pair_after_the_other(tmp_path):
+    rows = ranked_rows(prompts=40) + pair_rows(prompts=3) + unpaired_rows(prompts=2)
+    for row in rows[:20]:
+        row["responses"][0]["score"] = row["responses"][-1]["score"]
+    for row in rows[40:]:
+        row["responses"][0]["score"] = None
+    # Apart in float64, equal in a batch: no pair, as in a loss or a metric.
+    for number, score in enumerate((7.0, 7.0 + 1e-9)):
+        rows[30]["responses"][number]["score"] = score
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    predictions = read_predictions(path)
+    expected = []
+    for number, prediction in enumerate(predictions):
+        for i, one in enumerate(prediction.responses):
+            for j, other in enumerate(prediction.responses):
+                known = one.score is not None and other.score is not None
+                if known and np.float32(one.score) > np.float32(other.score):
+                    gap = one.score - other.score
+                    expected.append((number, i, j, one.reward - other.reward, gap, prediction.graded))
+    pairs = find_pairs(predictions)
+    columns = (pairs.prompt, pairs.better, pairs.worse, pairs.margin, pairs.gap, pairs.graded)
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
+    assert not ((pairs.prompt == 30) & (pairs.better + pairs.worse == 1)).any()
+    assert len(find_pairs([])) == 0
