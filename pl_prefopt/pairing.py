@@ -71,6 +71,8 @@ class BestAgainstEach(Pairing):
 
 ALL_PAIRS = AllPairs()
 """The default of every pairwise objective and metric."""
+BEST_AGAINST_EACH = BestAgainstEach()
+"""The default of structures that compare the best response with the others."""
 
 
 def known(scores: Tensor, present: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
     {"errors", "files", "rows"},
-    {"requests"},
+    {"pairing", "requests"},
     {"evaluations", "paths", "types", "views", "yaml_files"},
-    {"functional", "pairing", "scoring", "policies", "data", "saved_settings"},
+    {"functional", "scoring", "policies", "data", "saved_settings"},
     {"metrics", "objectives", "references"},
     {"callbacks", "modules", "report"},
     {"planning"},

@@ -11,7 +11,6 @@ from pl_prefopt.functional.mixture import (
 )
 from pl_prefopt.functional.multi_pair import (
     ListLoss,
-    best_and_rest,
     list_mle,
     pair_mcm,
     pair_mcs,
@@ -33,7 +32,6 @@ __all__ = [
     "adaptive_epsilon",
     "adaptive_weights",
     "alpha_divergence",
-    "best_and_rest",
     "clip_to_first",
     "dpo",
     "dpop",

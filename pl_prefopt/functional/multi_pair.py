@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pl_prefopt.pairing import ALL_PAIRS, BEST_AGAINST_EACH
+
 
 class ListLoss(NamedTuple):
     """What a loss over all responses to a prompt returns.
@@ -59,8 +61,8 @@ def pair_single(
     Returns:
         Losses, and rewards p.
     """
-    best, rest = best_and_rest(scores, present)
-    return _best_against(log_likelihood, best, rest & drawn, present, temperature)
+    pairs = BEST_AGAINST_EACH(scores, present) & drawn.unsqueeze(-2)
+    return _best_against(log_likelihood, pairs, present, temperature)
 
 
 def pair_mns(
@@ -70,15 +72,14 @@ def pair_mns(
 
     Args:
         log_likelihood: ℓ̄ [B, R].
-        scores: [B, R], higher is better. Of several best responses only the first counts.
+        scores: [B, R], higher is better. The loss is the mean over best responses that tie.
         present: bool [B, R].
         temperature: T.
 
     Returns:
         Losses, and rewards p.
     """
-    best, rest = best_and_rest(scores, present)
-    return _best_against(log_likelihood, best, rest, present, temperature)
+    return _best_against(log_likelihood, BEST_AGAINST_EACH(scores, present), present, temperature)
 
 
 def pair_mnm(
@@ -90,17 +91,19 @@ def pair_mnm(
 
     Args:
         log_likelihood: ℓ̄ [B, R].
-        scores: [B, R], higher is better. Of several best responses only the first counts.
+        scores: [B, R], higher is better. The loss is the mean over best responses that tie.
         present: bool [B, R].
         temperature: T.
 
     Returns:
         Losses, and rewards p.
     """
-    best, rest = best_and_rest(scores, present)
+    pairs = BEST_AGAINST_EACH(scores, present)
     p = likelihood(log_likelihood, present, temperature)
-    margin = torch.where(rest, _at(p, best) - p, 0.0).sum(dim=-1)
-    return _counted(-logsigmoid(margin), rest.any(dim=-1), p)
+    margins = torch.where(pairs, p.unsqueeze(-1) - p.unsqueeze(-2), 0.0).sum(dim=-1)
+    wins = pairs.any(dim=-1)
+    total = torch.where(wins, -logsigmoid(margins), 0.0).sum(dim=-1)
+    return _counted(total / wins.sum(dim=-1).clamp(min=1), wins.any(dim=-1), p)
 
 
 def pair_mcs(
@@ -123,7 +126,7 @@ def pair_mcs(
     Returns:
         Losses, and rewards p.
     """
-    wins = _pairs(scores, present, among)
+    wins = ALL_PAIRS(scores, present) if among is None else ALL_PAIRS(scores, present) & among
     p = likelihood(log_likelihood, present, temperature)
     losses = -logsigmoid(p.unsqueeze(-1) - p.unsqueeze(-2))
     total = torch.where(wins, losses, 0.0).sum(dim=(-2, -1))
@@ -154,7 +157,7 @@ def pair_mcm(
     Returns:
         Losses, and rewards p.
     """
-    wins = _pairs(scores, present, among)
+    wins = ALL_PAIRS(scores, present) if among is None else ALL_PAIRS(scores, present) & among
     p = likelihood(log_likelihood, present, temperature)
     weights = wins.sum(dim=-1) - wins.sum(dim=-2)
     return _counted(-logsigmoid((weights * p).sum(dim=-1)), wins.any(dim=-1).any(dim=-1), p)
@@ -163,53 +166,29 @@ def pair_mcm(
 def list_mle(
     log_likelihood: Tensor, scores: Tensor, present: Tensor, *, temperature: float = 1.0
 ) -> ListLoss:
-    """List-MLE: −Σ_i log(exp p_(i) / Σ_{j ≥ i} exp p_(j)) over the responses from best to worst; eq. 13.
+    """List-MLE: −Σ_i log(exp p_i / Σ_{s_j ≤ s_i} exp p_j) over the responses from best to worst; eq. 13.
 
     Args:
         log_likelihood: ℓ̄ [B, R].
-        scores: [B, R], higher is better. Responses with equal scores stay in the order in which they came.
+        scores: [B, R], higher is better. Of responses that tie, none is in the other's sum.
         present: bool [B, R].
         temperature: T.
 
     Returns:
         Losses, and rewards p.
     """
-    known = present & ~scores.isnan()
+    pairs = ALL_PAIRS(scores, present)
     p = likelihood(log_likelihood, present, temperature)
-    order = torch.where(known, scores, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    ranked, taken = p.gather(-1, order), known.gather(-1, order)
-    # p ≤ 1, so its exponential needs no shift.
-    exponentials = torch.where(taken, ranked.exp(), 0.0)
-    tails = exponentials.flip(-1).cumsum(dim=-1).flip(-1)
-    losses = torch.where(taken, tails, 1.0).log() - torch.where(taken, ranked, 0.0)
-    return _counted(losses.sum(dim=-1), best_and_rest(scores, present)[1].any(dim=-1), p)
+    below = torch.where(pairs, p.unsqueeze(-2).exp(), 0.0).sum(dim=-1)  # p ≤ 1: no shift is needed
+    losses = torch.where(pairs.any(dim=-1), (p.exp() + below).log() - p, 0.0)
+    return _counted(losses.sum(dim=-1), pairs.any(dim=-1).any(dim=-1), p)
 
 
-def best_and_rest(scores: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int64 [B, 1], the first of each prompt's best, and bool [B, R], all with a lower score."""
-    known = present & ~scores.isnan()
-    filled = torch.where(known, scores, -torch.inf)
-    best = filled.argmax(dim=-1, keepdim=True)
-    return best, known & (filled < filled.gather(-1, best))
-
-
-def _best_against(
-    log_likelihood: Tensor, best: Tensor, rest: Tensor, present: Tensor, temperature: float
-) -> ListLoss:
+def _best_against(log_likelihood: Tensor, pairs: Tensor, present: Tensor, temperature: float) -> ListLoss:
     p = likelihood(log_likelihood, present, temperature)
-    total = torch.where(rest, -logsigmoid(_at(p, best) - p), 0.0).sum(dim=-1)
-    return _counted(total, rest.any(dim=-1), p)
-
-
-def _at(values: Tensor, place: Tensor) -> Tensor:
-    return values.gather(-1, place)
-
-
-def _pairs(scores: Tensor, present: Tensor, among: Tensor | None) -> Tensor:
-    """Return bool [B, R, R], true where response i has a higher score than response j."""
-    filled = torch.where(present, scores, torch.nan)  # a comparison with NaN is false
-    wins = filled.unsqueeze(-1) > filled.unsqueeze(-2)
-    return wins if among is None else wins & among
+    losses = torch.where(pairs, -logsigmoid(p.unsqueeze(-1) - p.unsqueeze(-2)), 0.0).sum(dim=-1)
+    wins = pairs.any(dim=-1)
+    return _counted(losses.sum(dim=-1) / wins.sum(dim=-1).clamp(min=1), wins.any(dim=-1), p)
 
 
 def _counted(loss: Tensor, counted: Tensor, p: Tensor) -> ListLoss:

@@ -104,9 +104,13 @@ class Compose(Objective):
         """Those that offsets ask the score for."""
         return tuple(name for offset in self.offsets for name in offset.rewarded_views)
 
+    def pairs(self, batch: ScoredBatch) -> Tensor:
+        """Return bool [B, R, R], the pairs to compare, winner by row and loser by column."""
+        return self.structure.pairing(batch.scores, batch.present)
+
     def forward(self, batch: ScoredBatch) -> Outcome:
         """Return each prompt's loss and each response's reward."""
-        pairs = self.structure.pairing(batch.scores, batch.present)
+        pairs = self.pairs(batch)
         compared = Comparisons(without_absent(batch), pairs, self.score)
         margins = compared.margins
         for offset in self.offsets:

@@ -9,11 +9,21 @@ from torch import Tensor
 
 from pl_prefopt import functional
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.functional import ListLoss, UnpairedLoss
+from pl_prefopt.functional import UnpairedLoss
 from pl_prefopt.objectives.base import Needs, Objective
 from pl_prefopt.objectives.checks import positive
-from pl_prefopt.objectives.draws import Draws
-from pl_prefopt.pairing import ALL_PAIRS
+from pl_prefopt.objectives.compose import Compose
+from pl_prefopt.objectives.scores import MeanLikelihood
+from pl_prefopt.objectives.structures import (
+    MeanOfPairs,
+    MergedPairs,
+    MergedPerWinner,
+    PlackettLuce,
+    Structure,
+    SumOfPairs,
+    SumPerWinner,
+)
+from pl_prefopt.pairing import BEST_AGAINST_EACH, known
 from pl_prefopt.types import Outcome, ScoredBatch
 
 LOWEST_SCORE, HIGHEST_SCORE = 0.1, 1.0
@@ -24,32 +34,37 @@ class MPPOObjective(Objective):
     """The family: one loss over all responses to a prompt, without a reference.
 
     References may still be configured; they serve to watch the distance from them and nothing else.
+    """
+
+
+class MPPOComparison(Compose, MPPOObjective):
+    """A comparison of mean likelihoods p = exp(ℓ̄/T), which lie in (0, 1], by the logistic loss.
+
+    Best responses that tie are averaged over: the loss does not depend on the order of the responses.
 
     Args:
+        structure: which responses are compared, and how comparisons add up.
         temperature: T > 0 in p = exp(ℓ̄/T); 1 is the paper, anything else an extension of this project.
+        num_pairs: pairs to sample per prompt at each training step; evaluation, and ``None``, take all.
 
     Raises:
         ConfigError: if a setting is out of range.
     """
 
-    def __init__(self, *, temperature: float) -> None:
-        super().__init__()
-        self.temperature = positive("temperature", temperature)
-        self.draws = Draws()
+    def __init__(self, structure: Structure, *, temperature: float, num_pairs: int | None = None) -> None:
+        super().__init__(score=MeanLikelihood(temperature), structure=structure)
+        if num_pairs is not None and num_pairs < 1:
+            raise ConfigError(f"num_pairs must be 1 or more, or null for all, but is {num_pairs}.")
+        self._sampled = num_pairs
 
-    @property
-    def needs(self) -> Needs:
-        """Two responses; references are welcome and not used."""
-        return Needs(min_responses=2)
+    temperature = property(lambda self: self.score.temperature)
 
-    def forward(self, batch: ScoredBatch) -> Outcome:
-        """Compare the mean likelihoods of all responses to each prompt."""
-        result = self.list_loss(batch.policy.mean, batch.scores, batch.present)
-        return Outcome(loss=result.loss, counted=result.counted, reward=result.reward)
-
-    @abstractmethod
-    def list_loss(self, log_likelihood: Tensor, scores: Tensor, present: Tensor) -> ListLoss:
-        """Return the losses of the prompts, from ℓ̄, scores and ``present`` [B, R]."""
+    def pairs(self, batch: ScoredBatch) -> Tensor:
+        """Return the pairs to compare; in training, a sample of them if there is a number."""
+        pairs = super().pairs(batch)
+        if self._sampled is None or not self.training:
+            return pairs
+        return sample(pairs.flatten(1), self._sampled).view_as(pairs)
 
 
 class MPPOPointObjective(MPPOObjective):
@@ -64,7 +79,8 @@ class MPPOPointObjective(MPPOObjective):
     """
 
     def __init__(self, *, score_range: tuple[float, float], temperature: float) -> None:
-        super().__init__(temperature=temperature)
+        super().__init__()
+        self.temperature = positive("temperature", temperature)
         low, high = score_range
         if not low < high:
             raise ConfigError(f"score_range must be [lowest, highest], but is [{low}, {high}].")
@@ -75,14 +91,14 @@ class MPPOPointObjective(MPPOObjective):
         """Scores within the range; a prompt may have a single response."""
         return Needs(score_range=self.score_range)
 
-    def list_loss(self, log_likelihood: Tensor, scores: Tensor, present: Tensor) -> ListLoss:
+    def forward(self, batch: ScoredBatch) -> Outcome:
         """Average each prompt's losses over its responses with a known score."""
-        known = present & ~scores.isnan()
-        targets = torch.where(known, self.scaled(scores), HIGHEST_SCORE)
-        result = self.point_loss(torch.where(present, log_likelihood, -1.0), targets)
-        responses = known.sum(dim=-1)
-        loss = torch.where(known, result.loss, 0.0).sum(dim=-1) / responses.clamp(min=1)
-        return ListLoss(loss, responses > 0, torch.where(present, result.reward, 0.0))
+        present, there = batch.present, known(batch.scores, batch.present)
+        targets = torch.where(there, self.scaled(batch.scores), HIGHEST_SCORE)
+        result = self.point_loss(torch.where(present, batch.policy.mean, -1.0), targets)
+        count = there.sum(dim=-1)
+        loss = torch.where(there, result.loss, 0.0).sum(dim=-1) / count.clamp(min=1)
+        return Outcome(loss=loss, counted=count > 0, reward=torch.where(present, result.reward, 0.0))
 
     def scaled(self, scores: Tensor) -> Tensor:
         """Map ``score_range`` linearly to [0.1, 1], both ends exactly.
@@ -136,34 +152,11 @@ class PointMSE(MPPOPointObjective):
         return functional.point_mse(log_likelihood, score, temperature=self.temperature)
 
 
-class PairSingle(MPPOObjective):
-    """MPPO Pair-Single: the best response against one other.
+class PairSingle(MPPOComparison):
+    """MPPO Pair-Single: −log σ(p_w − p_l), the best response w against one other; eq. 8.
 
-    In training the other is drawn uniformly from the responses below the best. In evaluation, where chance
-    would only blur the loss, the mean over all of them is taken: what the draw gives on average.
-
-    Args:
-        temperature: T > 0 in p = exp(ℓ̄/T); 1 is the paper, anything else an extension of this project.
-
-    Raises:
-        ConfigError: if a setting is out of range.
-    """
-
-    def __init__(self, *, temperature: float = 1.0) -> None:
-        super().__init__(temperature=temperature)
-
-    def list_loss(self, log_likelihood: Tensor, scores: Tensor, present: Tensor) -> ListLoss:
-        """Return ``functional.pair_single``, or its mean over the draws."""
-        _, rest = functional.best_and_rest(scores, present)
-        operands = (log_likelihood, scores, present)
-        if self.training:
-            return functional.pair_single(*operands, self.draws.choose(rest, 1), temperature=self.temperature)
-        result = functional.pair_mns(*operands, temperature=self.temperature)
-        return result._replace(loss=result.loss / rest.sum(dim=-1).clamp(min=1))
-
-
-class PairMNS(MPPOObjective):
-    """MPPO Pair-MNS: the best response against each of those below it, summed.
+    In training l is sampled uniformly from the responses below the best. In evaluation, where chance would
+    only blur the loss, the mean over all of them is taken: the expectation of the sampled loss.
 
     Args:
         temperature: T > 0 in p = exp(ℓ̄/T); 1 is the paper, anything else an extension of this project.
@@ -173,15 +166,11 @@ class PairMNS(MPPOObjective):
     """
 
     def __init__(self, *, temperature: float = 1.0) -> None:
-        super().__init__(temperature=temperature)
-
-    def list_loss(self, *operands: Tensor) -> ListLoss:
-        """Return ``functional.pair_mns``."""
-        return functional.pair_mns(*operands, temperature=self.temperature)
+        super().__init__(MeanOfPairs(BEST_AGAINST_EACH), temperature=temperature, num_pairs=1)
 
 
-class PairMNM(MPPOObjective):
-    """MPPO Pair-MNM: the best response against all those below it at once. The paper's choice.
+class PairMNS(MPPOComparison):
+    """MPPO Pair-MNS: −Σ_l log σ(p_w − p_l), the best response w against each of those below it; eq. 9.
 
     Args:
         temperature: T > 0 in p = exp(ℓ̄/T); 1 is the paper, anything else an extension of this project.
@@ -191,80 +180,65 @@ class PairMNM(MPPOObjective):
     """
 
     def __init__(self, *, temperature: float = 1.0) -> None:
-        super().__init__(temperature=temperature)
-
-    def list_loss(self, *operands: Tensor) -> ListLoss:
-        """Return ``functional.pair_mnm``."""
-        return functional.pair_mnm(*operands, temperature=self.temperature)
+        super().__init__(SumPerWinner(), temperature=temperature)
 
 
-class MPPOPairsObjective(MPPOObjective):
-    """An objective on all pairs of a prompt's responses whose scores differ, or on some of them.
+class PairMNM(MPPOComparison):
+    """MPPO Pair-MNM: −log σ(N p_w − Σ_l p_l), the best response w against all N below it at once; eq. 10.
+
+    The paper's choice.
 
     Args:
         temperature: T > 0 in p = exp(ℓ̄/T); 1 is the paper, anything else an extension of this project.
-        num_pairs: pairs to draw from a prompt at each training step; evaluation, and ``None``, take all.
 
     Raises:
         ConfigError: if a setting is out of range.
     """
 
-    def __init__(self, *, temperature: float, num_pairs: int | None) -> None:
-        super().__init__(temperature=temperature)
-        if num_pairs is not None and num_pairs < 1:
-            raise ConfigError(f"num_pairs must be 1 or more, or null for all, but is {num_pairs}.")
-        self.num_pairs = num_pairs
-
-    def drawn_pairs(self, scores: Tensor, present: Tensor) -> Tensor | None:
-        """Return bool [B, R, R], the pairs to take, or nothing where all are taken."""
-        if self.num_pairs is None or not self.training:
-            return None
-        pairs = ALL_PAIRS(scores, present)
-        return self.draws.choose(pairs.flatten(1), self.num_pairs).view_as(pairs)
+    def __init__(self, *, temperature: float = 1.0) -> None:
+        super().__init__(MergedPerWinner(), temperature=temperature)
 
 
-class PairMCS(MPPOPairsObjective):
-    """MPPO Pair-MCS: every response against every one below it, summed.
+class PairMCS(MPPOComparison):
+    """MPPO Pair-MCS: −Σ_{s_i > s_j} log σ(p_i − p_j), every response against every one below it; eq. 11.
 
     Args:
         temperature: T > 0 in p = exp(ℓ̄/T); 1 is the paper, anything else an extension of this project.
-        num_pairs: pairs to draw from a prompt at each training step; evaluation, and ``None``, take all.
+        num_pairs: pairs to sample per prompt at each training step; evaluation, and ``None``, take all.
 
     Raises:
         ConfigError: if a setting is out of range.
     """
 
     def __init__(self, *, temperature: float = 1.0, num_pairs: int | None = None) -> None:
-        super().__init__(temperature=temperature, num_pairs=num_pairs)
+        super().__init__(SumOfPairs(), temperature=temperature, num_pairs=num_pairs)
 
-    def list_loss(self, log_likelihood: Tensor, scores: Tensor, present: Tensor) -> ListLoss:
-        """Return ``functional.pair_mcs``."""
-        among = self.drawn_pairs(scores, present)
-        return functional.pair_mcs(log_likelihood, scores, present, temperature=self.temperature, among=among)
+    num_pairs = property(lambda self: self._sampled)
 
 
-class PairMCM(MPPOPairsObjective):
-    """MPPO Pair-MCM: every response against every one below it, at once. It promotes the runner-up of four.
+class PairMCM(MPPOComparison):
+    """MPPO Pair-MCM: −log σ(Σ_{s_i > s_j} (p_i − p_j)), all comparisons at once; eq. 12.
+
+    It promotes the runner-up of four: each p_i counts as often as i wins minus as often as it loses.
 
     Args:
         temperature: T > 0 in p = exp(ℓ̄/T); 1 is the paper, anything else an extension of this project.
-        num_pairs: pairs to draw from a prompt at each training step; evaluation, and ``None``, take all.
+        num_pairs: pairs to sample per prompt at each training step; evaluation, and ``None``, take all.
 
     Raises:
         ConfigError: if a setting is out of range.
     """
 
     def __init__(self, *, temperature: float = 1.0, num_pairs: int | None = None) -> None:
-        super().__init__(temperature=temperature, num_pairs=num_pairs)
+        super().__init__(MergedPairs(), temperature=temperature, num_pairs=num_pairs)
 
-    def list_loss(self, log_likelihood: Tensor, scores: Tensor, present: Tensor) -> ListLoss:
-        """Return ``functional.pair_mcm``."""
-        among = self.drawn_pairs(scores, present)
-        return functional.pair_mcm(log_likelihood, scores, present, temperature=self.temperature, among=among)
+    num_pairs = property(lambda self: self._sampled)
 
 
-class ListMLE(MPPOObjective):
-    """MPPO List-MLE: the likelihood of the whole order from best to worst.
+class ListMLE(MPPOComparison):
+    """MPPO List-MLE: −Σ_i log(exp p_i / Σ_{s_j ≤ s_i} exp p_j), the likelihood of the whole ranking; eq. 13.
+
+    Responses that tie are not compared with each other.
 
     Args:
         temperature: T > 0 in p = exp(ℓ̄/T); 1 is the paper, anything else an extension of this project.
@@ -274,8 +248,21 @@ class ListMLE(MPPOObjective):
     """
 
     def __init__(self, *, temperature: float = 1.0) -> None:
-        super().__init__(temperature=temperature)
+        super().__init__(PlackettLuce(), temperature=temperature)
 
-    def list_loss(self, *operands: Tensor) -> ListLoss:
-        """Return ``functional.list_mle``."""
-        return functional.list_mle(*operands, temperature=self.temperature)
+
+def sample(candidates: Tensor, count: int) -> Tensor:
+    """Choose some of each row's true places, uniformly and without replacement.
+
+    Random numbers come from torch's generator of the CPU, which a run seeds anew for each training batch.
+
+    Args:
+        candidates: bool [..., N].
+        count: how many to choose; all where there are no more.
+
+    Returns:
+        bool [..., N].
+    """
+    numbers = torch.rand(candidates.shape).to(candidates.device).masked_fill(~candidates, -1.0)
+    chosen = numbers.topk(min(count, candidates.shape[-1]), dim=-1).indices
+    return torch.zeros_like(candidates).scatter(-1, chosen, True) & candidates

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pl_prefopt.objectives.links import Link
-from pl_prefopt.pairing import ALL_PAIRS, Pairing
+from pl_prefopt.pairing import ALL_PAIRS, BEST_AGAINST_EACH, Pairing
 
 
 class Structure(ABC):
@@ -85,6 +85,39 @@ class MergedPairs(Structure):
 
 
 @dataclass(frozen=True)
+class SumPerWinner(Structure):
+    """The sum of losses over a winner's pairs, averaged over the winners of a prompt.
+
+    Args:
+        pairing: which responses are compared; by default the best one with each of the others. Several
+            winners, then, are best responses that tie.
+    """
+
+    pairing: Pairing = BEST_AGAINST_EACH
+
+    def __call__(self, margins: Tensor, pairs: Tensor, weights: Tensor, link: Link) -> Tensor:
+        losses = torch.where(pairs, weights * link(margins), 0.0).sum(dim=-1)
+        return _mean_of_winners(losses, pairs)
+
+
+@dataclass(frozen=True)
+class MergedPerWinner(Structure):
+    """One loss for the sum of a winner's margins, averaged over the winners of a prompt.
+
+    Args:
+        pairing: which responses are compared; by default the best one with each of the others. Several
+            winners, then, are best responses that tie.
+    """
+
+    separate = False
+    pairing: Pairing = BEST_AGAINST_EACH
+
+    def __call__(self, margins: Tensor, pairs: Tensor, weights: Tensor, link: Link) -> Tensor:
+        total = torch.where(pairs, margins, 0.0).sum(dim=-1)
+        return _mean_of_winners(torch.where(pairs.any(dim=-1), link(total), 0.0), pairs)
+
+
+@dataclass(frozen=True)
 class PlackettLuce(Structure):
     """Each winner against all its losers at once: Σ_w link(−log Σ_l exp(−z_wl)), the soft minimum of margins.
 
@@ -105,6 +138,11 @@ class PlackettLuce(Structure):
         nearest = torch.where(wins.unsqueeze(-1) & ~pairs, -torch.inf, -margins)
         soft_minimum = -torch.where(wins.unsqueeze(-1), nearest, 0.0).logsumexp(dim=-1)
         return torch.where(wins, link(soft_minimum), 0.0).sum(dim=-1)
+
+
+def _mean_of_winners(losses: Tensor, pairs: Tensor) -> Tensor:
+    """Return the mean of ``losses`` [B, R], 0 where a response wins no pair, over those that do."""
+    return losses.sum(dim=-1) / pairs.any(dim=-1).sum(dim=-1).clamp(min=1)
 
 
 def mean_over(pairs: Tensor, values: Tensor) -> Tensor:

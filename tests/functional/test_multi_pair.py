@@ -274,11 +274,10 @@ def test_points_at_a_log_prob_of_0(dtype):
 
 
 @pytest.mark.parametrize("loss", [functional.pair_mns, functional.pair_mnm])
-def test_of_several_best_responses_the_first_counts_and_the_others_do_not(loss):
+def test_best_responses_that_tie_are_averaged_over(loss):
     p, scores = [0.3, 0.6, 0.5, 0.2], [1.0, 5.0, 5.0, 1.0]
-    alone = value(loss, [0.6, 0.3, 0.2], [5.0, 1.0, 1.0])
-    assert value(loss, p, scores) == pytest.approx(alone, abs=1e-12)
-    assert gradient_in_p(loss, p, scores)[2] == 0
+    first, second = (value(loss, [best, 0.3, 0.2], [5.0, 1.0, 1.0]) for best in (0.6, 0.5))
+    assert value(loss, p, scores) == pytest.approx((first + second) / 2, abs=1e-12)
 
 
 def test_tied_responses_make_no_pair():
@@ -287,10 +286,17 @@ def test_tied_responses_make_no_pair():
     assert value(functional.pair_mcm, p, scores) == pytest.approx(softplus(-0.7))
 
 
-def test_list_mle_keeps_the_order_of_tied_responses():
+def test_list_mle_does_not_compare_tied_responses():
     tied = value(functional.list_mle, [0.6, 0.5, 0.2], [2.0, 2.0, 1.0])
-    assert tied == pytest.approx(value(functional.list_mle, [0.6, 0.5, 0.2], [3.0, 2.0, 1.0]))
-    assert tied != pytest.approx(value(functional.list_mle, [0.6, 0.5, 0.2], [2.0, 3.0, 1.0]))
+    assert tied == pytest.approx(softplus(-0.4) + softplus(-0.3))
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_the_order_of_responses_does_not_matter(name):
+    log_likelihood, scores, present = ragged(3)
+    order = torch.randperm(scores.shape[1], generator=torch.Generator().manual_seed(4))
+    turned = PAIRED[name](log_likelihood[:, order], scores[:, order], present[:, order])
+    torch.testing.assert_close(turned.loss, PAIRED[name](log_likelihood, scores, present).loss)
 
 
 @pytest.mark.parametrize("name", PAIRED)
@@ -338,19 +344,20 @@ def loops(name, p, scores):
     """Equations 9 to 13 as one writes them down, for the known responses of one prompt."""
     if len(set(scores)) < 2:
         return 0.0
-    winner = max(range(len(p)), key=lambda place: scores[place])
-    losers = [place for place in range(len(p)) if scores[place] < scores[winner]]
+    winners = [place for place in range(len(p)) if scores[place] == max(scores)]
+    losers = [place for place in range(len(p)) if scores[place] < max(scores)]
     pairs = [(i, j) for i in range(len(p)) for j in range(len(p)) if scores[i] > scores[j]]
     if name == "mns":
-        return sum(-scipy.special.log_expit(p[winner] - p[j]) for j in losers)
+        return np.mean([sum(-scipy.special.log_expit(p[i] - p[j]) for j in losers) for i in winners])
     if name == "mnm":
-        return -scipy.special.log_expit(len(losers) * p[winner] - sum(p[j] for j in losers))
+        total = sum(p[j] for j in losers)
+        return np.mean([-scipy.special.log_expit(len(losers) * p[i] - total) for i in winners])
     if name == "mcs":
         return sum(-scipy.special.log_expit(p[i] - p[j]) for i, j in pairs)
     if name == "mcm":
         return -scipy.special.log_expit(sum(p[i] - p[j] for i, j in pairs))
-    order = [p[place] for place in sorted(range(len(p)), key=lambda place: -scores[place])]
-    return sum(scipy.special.logsumexp(order[place:]) - order[place] for place in range(len(order)))
+    below = [[p[i], *(p[j] for j in range(len(p)) if scores[j] < scores[i])] for i in range(len(p))]
+    return sum(scipy.special.logsumexp(tail) - tail[0] for tail in below)
 
 
 @pytest.mark.parametrize("name", PAIRED)

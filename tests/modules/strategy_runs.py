@@ -106,7 +106,8 @@ class Record(Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(outputs["loss"].item())
-        self._keep(self.references, batch, batch.references["plain"].transpose(0, 1))
+        none = batch.scores.new_empty((0, *batch.scores.shape))
+        self._keep(self.references, batch, batch.references.get("plain", none).transpose(0, 1))
 
     def on_predict_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from pl_prefopt import functional, objectives
+from pl_prefopt import objectives
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.objectives import (
     ListMLE,
@@ -23,7 +23,8 @@ from pl_prefopt.objectives import (
     PointCE,
     PointMSE,
 )
-from pl_prefopt.objectives.draws import Draws
+from pl_prefopt.objectives.mppo import sample
+from pl_prefopt.pairing import below_best
 from pl_prefopt.types import ResponseLogProbs, ScoredBatch
 from tests.objectives.batches import NAN, make_batch, random_batch, select
 from tests.objectives.test_method_configs import build, load
@@ -208,7 +209,7 @@ def test_references_are_ignored(name):
     assert torch.equal(EVERY[name](free).loss, EVERY[name](watched).loss)
 
 
-# --- draws
+# --- sampling
 
 
 def test_pair_single_draws_in_training_and_averages_in_evaluation():
@@ -225,8 +226,7 @@ def test_pair_single_draws_every_response_below_the_best_equally_often_and_no_ot
     torch.manual_seed(0)
     scores = torch.tensor([[2.0, 5.0, 5.0, 1.0, NAN, 3.0]]).expand(3000, -1)
     present = torch.tensor([True, True, True, True, True, False]).expand(3000, -1)
-    _, rest = functional.best_and_rest(scores, present)
-    counts = Draws().choose(rest, 1).sum(dim=0).tolist()
+    counts = sample(below_best(scores, present), 1).sum(dim=0).tolist()
     assert counts[1] == counts[2] == counts[4] == counts[5] == 0
     assert counts[0] + counts[3] == 3000
     assert abs(counts[0] - 1500) < 150
@@ -253,27 +253,15 @@ def test_num_pairs_draws_that_many_pairs_in_training(kind):
     assert torch.equal(kind(num_pairs=99)(one(p, scores)).loss, everything)
 
 
-def test_draws_follow_the_seed_and_go_on_from_a_state():
+def test_samples_follow_the_seed():
     candidates = torch.ones(20, 6, dtype=torch.bool)
-
-    def start(seed):
+    found = []
+    for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        return Draws()
-
-    first, same, other = start(0), start(0), start(1)
-    assert torch.equal(first.choose(candidates, 2), same.choose(candidates, 2))
-    state = first.state
-    expected = first.choose(candidates, 2)
-    assert not torch.equal(expected, start(0).choose(candidates, 2))
-    other.state = state
-    assert torch.equal(other.choose(candidates, 2), expected)
-
-
-def test_draws_leave_the_global_generator_alone():
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    Draws().choose(torch.ones(3, 3, dtype=torch.bool), 1)
-    assert torch.equal(torch.get_rng_state(), before)
+        found.append(sample(candidates, 2))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert (found[0].sum(dim=-1) == 2).all()
 
 
 # --- needs, settings, configurations, pages
