@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from pl_prefopt.cli.card import read_card
@@ -24,6 +25,7 @@ from pl_prefopt.policies import PolicySpec, alters_base, build_frozen, build_pol
 from pl_prefopt.policies.spec import Dtype
 from pl_prefopt.saved_settings import FILE_NAME, read_saved
 
+HEADS_FILE = "heads.safetensors"
 _PREFIX = "policy."
 
 
@@ -85,6 +87,7 @@ def export_policy(
             draft, source, trial_rows(spec, card.config.get("data") or {}), whole=whole, dtype=dtype
         )
         _check(draft, source, trial, whole=whole)
+        _write_heads(draft, ckpt_path)
         spec.load_tokenizer().save_pretrained(draft)
         card.write(draft)
 
@@ -156,6 +159,14 @@ def _write(
                 f"PEFT can't convert this adapter to the plain base ({reason}): use --merge true."
             ) from error
     return trial
+
+
+def _write_heads(draft: Path, ckpt_path: Path) -> None:
+    """Write the heads that an objective trained along, by the names that it gave them."""
+    heads = _trained_weights(ckpt_path, prefix="heads.")
+    if heads:
+        (draft / HEADS_FILE).write_bytes(save({name: weight.contiguous() for name, weight in heads.items()}))
+        print(f"The heads that were trained along are in {HEADS_FILE}.")
 
 
 def _check(draft: Path, source: _Source, trial: _Trial, *, whole: bool) -> None:
@@ -236,9 +247,6 @@ def _load(policy: nn.Module, weights: Mapping[str, torch.Tensor], unfit: str) ->
     policy.load_state_dict(weights, strict=False)
 
 
-def _trained_weights(ckpt_path: Path) -> dict[str, torch.Tensor]:
-    return {
-        name.removeprefix(_PREFIX): weight
-        for name, weight in read_weights(ckpt_path).items()
-        if name.startswith(_PREFIX)
-    }
+def _trained_weights(ckpt_path: Path, prefix: str = _PREFIX) -> dict[str, torch.Tensor]:
+    weights = read_weights(ckpt_path)
+    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}

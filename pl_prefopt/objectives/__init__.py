@@ -63,7 +63,15 @@ from pl_prefopt.objectives.scores import (
     VirtualLogRatio,
 )
 from pl_prefopt.objectives.self_refined import SelfRefinedObjective, SrDPO, SrIPO
-from pl_prefopt.objectives.structures import MeanOfPairs, MergedPairs, PlackettLuce, Structure, SumOfPairs
+from pl_prefopt.objectives.structures import (
+    MeanOfPairs,
+    MergedPairs,
+    MergedPerWinner,
+    PlackettLuce,
+    Structure,
+    SumOfPairs,
+    SumPerWinner,
+)
 from pl_prefopt.objectives.sums import Sum
 from pl_prefopt.objectives.terms import NegativeLogLikelihood, Term
 
