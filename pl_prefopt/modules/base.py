@@ -272,7 +272,10 @@ class PreferenceModule(LightningModule):
 
     def score(self, batch: PreferenceBatch) -> ScoredBatch:
         """Return what the objective asked for: the policy's with gradient, the references' without."""
-        answers = self._ask_references(batch)
+        return self.score_beside(batch, self._ask_references(batch))
+
+    def score_beside(self, batch: PreferenceBatch, answers: ReferenceAnswers) -> ScoredBatch:
+        """Return what the objective asked for, with the references' ``answers``."""
         history = self.scorer.history(self.policy, batch.index.device) if self.views else None
         heads = self.objective.needs.heads
         readouts: list[Readout] = [Outputs(self.heads[name], head.at) for name, head in heads.items()]

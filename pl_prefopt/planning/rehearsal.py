@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pl_prefopt.modules import PreferenceModule
+from pl_prefopt.modules.output_heads import build_heads
 from pl_prefopt.planning.fakes import batch_of_fakes, model_of_fakes, untraced
 from pl_prefopt.planning.ledger import Ledger
 from pl_prefopt.planning.optimisers import go_over_all_weights_at_once, make_states, take_step
@@ -32,9 +34,17 @@ from pl_prefopt.planning.parts import (
 from pl_prefopt.planning.plan import Plan
 from pl_prefopt.planning.sharing import Sharing
 from pl_prefopt.policies import sketch_frozen, sketch_policy, sketch_second_adapter
-from pl_prefopt.references import Held
-from pl_prefopt.scoring import Scorer, check_length, evaluating
-from pl_prefopt.types import PreferenceBatch
+from pl_prefopt.references import Held, ReferenceAnswers
+from pl_prefopt.scoring import (
+    HiddenStates,
+    LogProbs,
+    Readout,
+    Scorer,
+    Vocabulary,
+    check_length,
+    evaluating,
+)
+from pl_prefopt.types import PLAIN, PreferenceBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +86,7 @@ class Rehearsal:
         policy = self._sketch()
         for tree in self.batch.trees.values():
             check_length(policy, tree)  # fake tensors have no lengths to check
-        weights = list(policy.parameters())
+        weights = [*policy.parameters(), *self.module.heads.parameters()]
         counts = [sum(weight.numel() for weight in some) for some in (weights, _trained(weights))]
         beforehand = [_StandIn.of(replace(held, stays=False)) for held in self.precomputed]
         beside = [_StandIn.of(held) for held in self.references]
@@ -85,6 +95,7 @@ class Rehearsal:
         with FakeTensorMode(), untraced(), ledger:
             with ledger.making(WEIGHTS):
                 model_of_fakes(policy)
+                model_of_fakes(self.module.heads)
             with ledger.making(GATHERED):
                 whole = torch.empty(gathered, dtype=torch.uint8)
             batch = batch_of_fakes(self.batch)
@@ -101,12 +112,14 @@ class Rehearsal:
             if held.adapter is not None:
                 sketch_second_adapter(policy, held.adapter)
         self.module.policy = policy
+        with torch.device("meta"):
+            self.module.heads = build_heads(self.module.objective.needs.heads, policy)
         self.precision.convert_module(self.module)
         self.module.scorer.presume(policy)
         return policy
 
     def _step(self, ledger: Ledger, batch: PreferenceBatch, references: list[_StandIn]) -> int:
-        weights = _trained(self.module.policy.parameters())
+        weights = _trained([*self.module.policy.parameters(), *self.module.heads.parameters()])
         with ledger.making(OPTIMISER):
             optimizer = self.module.make_optimizer(weights)
         if not self.on_cpu:
@@ -121,20 +134,27 @@ class Rehearsal:
         with ledger.making(OPTIMISER):
             paged = make_states(optimizer)
         with ledger.phase("scoring with the references"):
-            self._score(ledger, references, batch)
+            answers = self._score(ledger, references, batch)
         with ledger.phase("forward and backward pass"):
             with self.precision.forward_context():
-                log_probs: Any = self.module.score(batch).policy.sum
+                scored: Any = self.module.score_beside(batch, answers)
             if not self.accumulate:
                 optimizer.zero_grad()
-            log_probs.sum().backward()
+            divergences = scored.tokens.kl.values() if scored.tokens is not None else ()
+            sum(part.sum() for part in (scored.policy.sum, *divergences, *scored.outputs.values())).backward()
         with ledger.phase("optimiser step"), ledger.making(OPTIMISER):
             take_step(optimizer)
         del buckets
         return paged
 
     @torch.no_grad()
-    def _score(self, ledger: Ledger, stand_ins: list[_StandIn], batch: PreferenceBatch) -> None:
+    def _score(self, ledger: Ledger, stand_ins: list[_StandIn], batch: PreferenceBatch) -> ReferenceAnswers:
+        """Score the batch with the references; return what stays of it until the loss is computed."""
+        request = self.module.tokens
+        readouts: list[Readout] = [LogProbs()]
+        if request is not None and request.kl:
+            readouts.append(HiddenStates())
+        vocabularies: list[Vocabulary] = []
         for stand_in in stand_ins:
             policy = self.module.policy
             if stand_in.model is not None and not stand_in.ready:
@@ -148,12 +168,14 @@ class Rehearsal:
                 scorer = Scorer()
                 scorer.presume(model)
                 with self.precision.forward_context(), evaluating(model):
-                    for tree in batch.trees.values():
-                        scorer(model, tree)
+                    for view, tree in batch.trees.items():
+                        _, *states = scorer.read(model, tree, readouts if view == PLAIN else readouts[:1])
+                        vocabularies += [scorer.vocabulary(model, one, nullcontext) for one in states]
             if not stand_in.held.stays:
                 stand_in.model = stand_in.gathered = None
                 stand_in.start = []
                 gc.collect()
+        return ReferenceAnswers(log_probs={}, vocabularies=tuple(vocabularies))
 
     def _make(self, ledger: Ledger, stand_in: _StandIn, model: nn.Module) -> None:
         split = stand_in.held.split and self.sharing.shards > 1

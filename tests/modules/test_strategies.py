@@ -81,7 +81,7 @@ def test_an_adapters_checkpoint_is_small_unless_all_is_asked_for(together):
     folder, _ = together
     for name, case in CASES.items():
         names = read_weights(folder / f"{name}.ckpt")
-        only_adapter = all("lora_" in weight for weight in names)
+        only_adapter = all("lora_" in weight or weight.startswith("heads.") for weight in names)
         assert only_adapter == ("lora" in case.policy and "full_checkpoints" not in case.policy)
 
 

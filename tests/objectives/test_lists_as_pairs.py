@@ -23,8 +23,13 @@ NOT_OVER_PAIRS = {
     "mppo_point_mse",
 }
 """Losses of single responses, or of all pairs at once."""
-SUMS = {"mppo_pair_mcs": AllPairs(), "mppo_pair_mns": BestAgainstEach()}
-"""Sums over pairs, as printed in the paper."""
+SUMS = {"mppo_pair_mcs", "mppo_pair_mns"}
+"""Sums over pairs, as printed in the paper; of Pair-MNS over each winner's, averaged over winners that tie."""
+OWN_PAIRS = {
+    "mppo_pair_mcs": AllPairs(),
+    "mppo_pair_mns": BestAgainstEach(),
+    "mppo_pair_single": BestAgainstEach(),
+}
 OVER_PAIRS = sorted(set(NAMES) - NOT_OVER_PAIRS)
 PAIRINGS = (AllPairs(), BestAgainstWorst(), BestAgainstEach())
 
@@ -60,7 +65,7 @@ def a_list(name, seed) -> ScoredBatch:
 
 
 def with_pairing(objective, pairing):
-    """A copy of the objective that compares these pairs; MPPO's objectives have pairs of their own."""
+    """A copy of the objective that compares these pairs."""
     objective = copy.copy(objective).eval()
     if isinstance(objective, Compose):
         objective.structure = dataclasses.replace(objective.structure, pairing=pairing)
@@ -85,29 +90,21 @@ def one_by_one(objective, whole, row, pairs):
 @pytest.mark.parametrize("name", OVER_PAIRS)
 def test_a_list_is_the_mean_over_its_pairs(name, seed):
     own, long_lists = build(load(name)), 0
-    pairings = PAIRINGS if hasattr(own, "pairing") else (SUMS.get(name, BestAgainstEach()),)
-    for pairing in pairings:
+    for pairing in (OWN_PAIRS[name],) if name in OWN_PAIRS else PAIRINGS:
         objective, whole = with_pairing(own, pairing), a_list(name, seed)
         outcome = objective(whole)
         outcome.loss.sum().backward()
         wins = pairing(whole.scores, whole.present)
-        if name in ("mppo_pair_single", "mppo_pair_mns"):
-            wins &= first_best(whole)[:, :, None]
         for row in range(len(wins)):
             pairs = wins[row].nonzero().tolist()
             loss, gradient = one_by_one(objective, whole, row, pairs)
-            count = 1 if name in SUMS else max(len(pairs), 1)
+            winners = len({winner for winner, _ in pairs}) if name == "mppo_pair_mns" else 1
+            count = max(winners if name in SUMS else len(pairs), 1)
             torch.testing.assert_close(outcome.loss[row], loss / count, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(whole.policy.sum.grad[row], gradient / count, rtol=1e-12, atol=1e-12)
             assert outcome.counted[row] == bool(pairs)
             long_lists += len(pairs) > 2
     assert long_lists
-
-
-def first_best(batch):
-    """bool [B, R], the first of each prompt's best responses."""
-    filled = torch.where(batch.present & ~batch.scores.isnan(), batch.scores, -torch.inf)
-    return torch.nn.functional.one_hot(filled.argmax(dim=-1), filled.shape[-1]).bool()
 
 
 @pytest.mark.parametrize("name", [name for name in OVER_PAIRS if not name.startswith("mppo")])

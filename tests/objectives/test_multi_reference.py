@@ -32,11 +32,9 @@ from pl_prefopt.views import QualityPrompt
 from tests.objectives.batches import (
     NAN,
     ensemble,
-    garbage_where_absent,
     make_batch,
     random_batch,
     select,
-    select_with_views,
 )
 
 WEIGHTS = {"adaptive": AdaptiveWeights(), "uniform": UniformWeights(), "fixed": FixedWeights([1, 2, 5])}
@@ -253,79 +251,6 @@ def test_rewards_on_the_view_are_those_of_the_plain_objective_there():
 
 
 # --- all of them, on ragged rows
-
-
-@pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_ragged_batch_equals_its_prompts_one_by_one(name, seed):
-    objective, batch = EVERY[name], a_batch(name, seed)
-    together = objective(batch)
-    together.loss.sum().backward()
-    for row in range(len(batch.scores)):
-        columns = batch.present[row].nonzero()[:, 0]
-        single = select_with_views(batch, [row], columns)
-        alone = objective(single)
-        torch.testing.assert_close(alone.loss[0], together.loss[row])
-        torch.testing.assert_close(alone.reward[0], together.reward[row, columns])
-        assert alone.counted[0] == together.counted[row]
-        alone.loss.sum().backward()
-        torch.testing.assert_close(single.policy.sum.grad[0], batch.policy.sum.grad[row, columns])
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_order_of_the_responses_does_not_matter(name):
-    batch, order = a_batch(name, 3), torch.tensor([2, 0, 3, 1])
-    plain, shuffled = EVERY[name](batch), EVERY[name](select_with_views(batch, range(5), order))
-    torch.testing.assert_close(shuffled.loss, plain.loss)
-    torch.testing.assert_close(shuffled.reward, plain.reward[:, order])
-    assert shuffled.stats.keys() == plain.stats.keys()
-    for stat, value in plain.stats.items():
-        torch.testing.assert_close(shuffled.stats[stat], value)
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_what_stands_at_absent_responses_does_not_matter(name):
-    batch = a_batch(name, 4)
-    assert not batch.present.all()
-    spoiled = garbage_where_absent(batch)
-    plain, outcome = EVERY[name](batch), EVERY[name](spoiled)
-    outcome.loss.sum().backward()
-    assert torch.equal(outcome.loss, plain.loss)
-    assert torch.equal(outcome.reward, plain.reward)
-    assert outcome.stats == plain.stats
-    assert spoiled.policy.sum.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_outcome_contract(name):
-    batch = a_batch(name, 5)
-    batch.references.requires_grad_()
-    batch.views["quality"].policy.sum.requires_grad_()
-    outcome = EVERY[name](batch)
-    assert outcome.loss.shape == outcome.counted.shape == (5,)
-    assert outcome.loss.dtype == outcome.reward.dtype == torch.float32
-    assert outcome.loss.requires_grad
-    detached = [outcome.reward, *outcome.stats.values(), *outcome.view_rewards.values()]
-    assert not any(value.requires_grad for value in detached)
-    assert (outcome.reward[~batch.present] == 0).all()
-    assert (outcome.loss[~outcome.counted] == 0).all()
-    outcome.loss.sum().backward()
-    assert batch.policy.sum.grad.isfinite().all()
-    assert (batch.policy.sum.grad[0, :2] != 0).all()
-    # The references and the policy's own judgement are constants.
-    assert batch.references.grad is None
-    assert batch.views["quality"].policy.sum.grad is None
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_a_batch_without_pairs_still_has_a_gradient_of_zero_and_numbers(name):
-    batch = a_batch(name, 6)
-    batch = dataclasses.replace(batch, scores=torch.full_like(batch.scores, NAN))
-    outcome = EVERY[name](batch)
-    outcome.loss.sum().backward()
-    assert not outcome.counted.any()
-    assert (batch.policy.sum.grad == 0).all()
-    assert all(value.isfinite() for value in outcome.stats.values())
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -1,0 +1,308 @@
+"""What holds for every objective, found by looking for them: a new one is tested by being exported.
+
+Batches are float64, ragged, with ties and unknown scores; see `tests/frozen/batches.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+
+from pl_prefopt import objectives
+from pl_prefopt.objectives import (
+    DPO,
+    FDPO,
+    IPO,
+    MRPO,
+    AdaptiveClip,
+    Compose,
+    FixedClip,
+    FixedWeights,
+    Geometric,
+    HingeLink,
+    LogRatio,
+    MultiDPO,
+    Objective,
+    PairMNM,
+    PlackettLuce,
+    RobustDPO,
+    SimPO,
+    SrDPO,
+    SrIPO,
+    Sum,
+    UniformWeights,
+    VirtualReference,
+)
+from pl_prefopt.pairing import BestAgainstEach, BestAgainstWorst
+from pl_prefopt.types import Outcome, ScoredBatch
+from tests.frozen.batches import NAN, frozen_batch
+
+ROOT = Path(__file__).parents[2]
+WITHOUT_DEFAULTS: dict[str, Callable[[], Objective]] = {
+    "Compose": lambda: Compose(score=LogRatio(0.2), structure=PlackettLuce(), link=HingeLink()),
+    "Sum": lambda: Sum(parts={"dpo": DPO(), "simpo": SimPO()}, weights={"simpo": 0.5}),
+}
+"""How to make one that has no defaults."""
+VARIANTS: dict[str, Callable[[], Objective]] = {
+    "cDPO": lambda: DPO(label_smoothing=0.1),
+    "DPO, best against worst": lambda: DPO(pairing=BestAgainstWorst()),
+    "DPO, best against each": lambda: DPO(pairing=BestAgainstEach()),
+    "IPO per token": lambda: IPO(normalize="mean"),
+    "rDPO": lambda: RobustDPO(flip_rate=0.2),
+    "f-DPO, forward": lambda: FDPO(divergence=objectives.ForwardKL()),
+    "f-DPO, Jensen-Shannon": lambda: FDPO(divergence=objectives.JensenShannon()),
+    "f-DPO, alpha": lambda: FDPO(divergence=objectives.AlphaDivergence(alpha=0.5)),
+    "MRPO, geometric": lambda: MRPO(aggregate=Geometric(), clip=FixedClip(0.5)),
+    "MRPO, fixed": lambda: MRPO(weights=FixedWeights([0.2, 0.3, 0.5]), pairing=BestAgainstWorst()),
+    "Multi-DPO, uniform": lambda: MultiDPO(weights=UniformWeights(), clip=AdaptiveClip(1e6)),
+    "Sr-MRPO": lambda: SrDPO(reference=VirtualReference()),
+    "Sr-IPO, several": lambda: SrIPO(
+        reference=VirtualReference(UniformWeights(), FixedClip(0.2), Geometric())
+    ),
+    "Sr-IPO, strong": lambda: SrIPO(strength=1.0),
+    "Pair-MNM, warm": lambda: PairMNM(temperature=2.5),
+}
+"""Settings other than the defaults."""
+LOOKS_AT_THE_WHOLE_BATCH = {"KTO": "its reference point is a mean over the batch"}
+ROUGH_AT_TIES = {
+    "Hinge": "a hinge has no slope at its kink",
+    "Compose": "a hinge has no slope at its kink",
+    "DPOP": "its penalty has no slope where policy and reference agree",
+}
+
+
+def concrete() -> list[str]:
+    """The names of all objectives that can be instantiated."""
+    found = {name: getattr(objectives, name) for name in objectives.__all__}
+    return [
+        name
+        for name, value in found.items()
+        if inspect.isclass(value)
+        and issubclass(value, Objective)
+        and not inspect.isabstract(value)
+        and name not in ("MPPOComparison",)
+    ]
+
+
+CLASSES = concrete()
+NAMES = [*CLASSES, *VARIANTS]
+
+
+def made(name: str) -> Objective:
+    if name in VARIANTS:
+        return VARIANTS[name]().eval()
+    return WITHOUT_DEFAULTS.get(name, getattr(objectives, name))().eval()
+
+
+def batch_for(objective: Objective) -> ScoredBatch:
+    """A batch with all that the objective needs."""
+    most = objective.needs.max_references
+    return frozen_batch(references=3 if most is None else most, views=objective.needs.views)
+
+
+def changed(batch: ScoredBatch, rows: Callable[[torch.Tensor], torch.Tensor]) -> ScoredBatch:
+    """Apply ``rows`` to every tensor [B, R], and to each reference's."""
+
+    def of_scored(scored):
+        policy = dataclasses.replace(
+            scored.policy, sum=rows(scored.policy.sum), length=rows(scored.policy.length)
+        )
+        references = (
+            torch.stack([rows(one) for one in scored.references])
+            if len(scored.references)
+            else (rows(scored.policy.sum).new_empty((0, *rows(scored.policy.sum).shape)))
+        )
+        return {"policy": policy, "references": references, "present": rows(scored.present)}
+
+    views = {name: dataclasses.replace(view, **of_scored(view)) for name, view in batch.views.items()}
+    return dataclasses.replace(batch, **of_scored(batch), scores=rows(batch.scores), views=views)
+
+
+def evaluated(objective: Objective, batch: ScoredBatch) -> tuple[Outcome, torch.Tensor]:
+    """The outcome, and the gradient of the summed loss at the policy's log-probs."""
+    sums = batch.policy.sum.detach().requires_grad_()
+    outcome = objective(dataclasses.replace(batch, policy=dataclasses.replace(batch.policy, sum=sums)))
+    (slope,) = torch.autograd.grad(outcome.loss.sum(), sums)
+    return outcome, slope
+
+
+def check_equal(found: tuple[Outcome, torch.Tensor], expected: tuple[Outcome, torch.Tensor]) -> None:
+    (outcome, slope), (other, at) = found, expected
+    assert torch.equal(outcome.counted, other.counted)
+    for one, two in ((outcome.loss, other.loss), (outcome.reward, other.reward), (slope, at)):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+def test_all_objectives_are_found():
+    assert {"DPO", "KTO", "SimPO", "MRPO", "SrDPO", "PairMNM", "PointCE", "Compose", "Sum"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_and_rewards_have_their_shapes_and_gradients(name):
+    objective = made(name)
+    batch = batch_for(objective)
+    outcome, slope = evaluated(objective, batch)
+    assert outcome.loss.shape == outcome.counted.shape == batch.graded.shape
+    assert outcome.reward.shape == batch.scores.shape
+    assert outcome.loss.isfinite().all()
+    assert slope.isfinite().all()
+    assert slope.any(), "something is learned"
+    assert (outcome.loss[~outcome.counted] == 0).all()
+    assert (slope[~outcome.counted] == 0).all()
+    assert not outcome.reward.requires_grad
+    assert not any(value.requires_grad for value in outcome.stats.values())
+    assert outcome.reward[batch.present].isfinite().all()
+    assert (slope[~batch.present] == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_order_of_responses_does_not_matter(name):
+    """Chosen and rejected may be swapped, too, as long as the scores go along."""
+    objective = made(name)
+    batch = batch_for(objective)
+    order = torch.tensor([5, 2, 7, 0, 3, 6, 1, 4])
+    back = order.argsort()
+    (outcome, slope), expected = (
+        evaluated(objective, changed(batch, lambda values: values[:, order])),
+        evaluated(objective, batch),
+    )
+    outcome = dataclasses.replace(outcome, reward=outcome.reward[:, back])
+    check_equal((outcome, slope[:, back]), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_order_of_prompts_does_not_matter(name):
+    objective = made(name)
+    batch = batch_for(objective)
+    order = torch.arange(len(batch.graded)).flip(0)
+    outcome, slope = evaluated(objective, changed(batch, lambda values: values[order]))
+    outcome = dataclasses.replace(
+        outcome, loss=outcome.loss[order], counted=outcome.counted[order], reward=outcome.reward[order]
+    )
+    check_equal((outcome, slope[order]), evaluated(objective, batch))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in LOOKS_AT_THE_WHOLE_BATCH])
+def test_a_batch_equals_its_prompts_one_by_one(name):
+    objective = made(name)
+    batch = batch_for(objective)
+    outcome, slope = evaluated(objective, batch)
+    for row in range(len(batch.graded)):
+        one = slice(row, row + 1)
+        alone = dataclasses.replace(changed(batch, lambda v, one=one: v[one]), graded=batch.graded[one])
+        part = dataclasses.replace(
+            outcome, loss=outcome.loss[one], counted=outcome.counted[one], reward=outcome.reward[one]
+        )
+        check_equal(evaluated(objective, alone), (part, slope[one]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_of_any_content_changes_nothing(name):
+    """More absent responses, NaN at those that are there, and infinite log-probs."""
+    objective = made(name)
+    batch = batch_for(objective)
+    expected = evaluated(objective, batch)
+    for filler in (float("nan"), float("inf"), -1e30):
+
+        def spoiled(values, filler=filler):
+            if values.dtype == torch.bool:
+                return torch.cat([values, torch.zeros_like(values[:, :2])], dim=1)
+            if not values.is_floating_point():
+                return torch.cat([values, torch.zeros_like(values[:, :2])], dim=1)
+            values = torch.where(batch.present, values, filler)
+            return torch.cat([values, torch.full_like(values[:, :2], filler)], dim=1)
+
+        other = changed(batch, spoiled)
+        other = dataclasses.replace(other, scores=torch.where(other.present, other.scores, torch.nan))
+        outcome, slope = evaluated(objective, other)
+        assert slope[~other.present].eq(0).all()
+        width = batch.scores.shape[1]
+        outcome = dataclasses.replace(
+            outcome, reward=torch.where(batch.present, outcome.reward[:, :width], expected[0].reward)
+        )
+        check_equal((outcome, slope[:, :width]), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_equal_finite_differences(name):
+    objective = made(name)
+    batch = batch_for(objective)
+    if name in ROUGH_AT_TIES:
+        batch = dataclasses.replace(
+            batch, policy=dataclasses.replace(batch.policy, sum=batch.policy.sum.detach() * 1.01)
+        )
+
+    def loss(sums):
+        return objective(dataclasses.replace(batch, policy=dataclasses.replace(batch.policy, sum=sums))).loss
+
+    sums = torch.where(batch.present, batch.policy.sum.detach(), 0.0).requires_grad_()
+    assert torch.autograd.gradcheck(loss, sums, eps=1e-7, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_is_close_to_float64(name):
+    objective = made(name)
+    batch = batch_for(objective)
+    single = dataclasses.replace(
+        changed(batch, lambda values: values.float() if values.is_floating_point() else values)
+    )
+    (outcome, slope), (exact, at) = evaluated(objective, single), evaluated(objective, batch)
+    assert outcome.loss.dtype == torch.float32
+    torch.testing.assert_close(outcome.loss.double(), exact.loss, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(slope.double(), at, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_with_nothing_to_compare_has_a_gradient_of_zero(name):
+    """Distributed training needs a backward pass on every rank, whatever its rows are."""
+    objective = made(name)
+    batch = batch_for(objective)
+    outcome, slope = evaluated(
+        objective, dataclasses.replace(batch, scores=torch.full_like(batch.scores, NAN))
+    )
+    assert not outcome.counted.any()
+    assert (outcome.loss == 0).all()
+    assert (slope == 0).all()
+    assert all(value.isfinite() for value in outcome.stats.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_second_views_are_constants(name):
+    objective = made(name)
+    batch = batch_for(objective)
+    constants = [view.policy.sum.requires_grad_() for view in batch.views.values()]
+    outcome = objective(batch)
+    if constants:
+        found = torch.autograd.grad(outcome.loss.sum(), constants, allow_unused=True)
+        assert all(slope is None or not slope.any() for slope in found)
+    assert not any(rewards.requires_grad for rewards in outcome.view_rewards.values())
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_configuration_makes_the_same_objective_again(name):
+    if name in WITHOUT_DEFAULTS:
+        pytest.skip("its configurations are tested from the command line")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Objective, "objective")
+    given = parser.parse_object({"objective": {"class_path": f"pl_prefopt.objectives.{name}"}})
+    again = parser.instantiate(parser.parse_string(parser.dump(given))).objective.eval()
+    batch = batch_for(again)
+    assert torch.equal(again(batch).loss, made(name)(batch).loss)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_it_says_where_it_is_from_and_has_a_page(name):
+    kind = getattr(objectives, name)
+    own = [cls.__doc__ or "" for cls in kind.__mro__ if cls.__module__.startswith("pl_prefopt.objectives")]
+    module = inspect.getmodule(kind)
+    assert module is not None
+    assert name in WITHOUT_DEFAULTS or any("arXiv" in text for text in [*own, module.__doc__ or ""])
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "methods").glob("*.md")]
+    assert any(re.search(rf"\b{name}\b", page) for page in pages)
