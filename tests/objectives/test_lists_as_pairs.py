@@ -24,7 +24,7 @@ NOT_OVER_PAIRS = {
 }
 """Losses of single responses, or of all pairs at once."""
 SUMS = {"mppo_pair_mcs", "mppo_pair_mns"}
-"""Sums over pairs, as printed in the paper; of Pair-MNS over each winner's, averaged over winners that tie."""
+"""Sums over pairs, as printed in the paper; Pair-MNS averages over winners that tie."""
 OWN_PAIRS = {
     "mppo_pair_mcs": AllPairs(),
     "mppo_pair_mns": BestAgainstEach(),

@@ -11,12 +11,14 @@ from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pl_prefopt.data.extremes import full_batch
-from pl_prefopt.modules import DPOModule
+from pl_prefopt.modules import DPOModule, ReferenceFreeModule
 from pl_prefopt.objectives import DPO, KTO
 from pl_prefopt.planning import Ledger, Rehearsal, Sharing
 from pl_prefopt.planning.fakes import batch_of_fakes, model_of_fakes, untraced
 from pl_prefopt.policies import FourBit, PolicySpec, build_policy, sketch_policy
 from pl_prefopt.references import AdapterOff, FrozenModel, Held, InitialPolicy, NamedAdapter, PrecomputedTable
+from tests.cli import plugins
+from tests.cli.plugins import defined
 from tests.runs import LORA
 
 STEP = "forward and backward pass"
@@ -264,3 +266,20 @@ def test_second_views_are_scored_too(tiny_model):
     ]
     long = plan(make_module(tiny_model, lora=LORA, objective=KTO()), batch)
     assert sum(long.phases[STEP].values()) > sum(short.phases[STEP].values())
+
+
+def test_hidden_states_of_references_and_heads_count(tiny_model):
+    """Divergences hold hidden states and two stored gradients per token; a head holds its weights."""
+    tokens = 4 * 2 * 32
+    size = build_policy(PolicySpec(name=str(tiny_model))).config.hidden_size
+    plain, divergent = (
+        plan(make_module(tiny_model, lora=LORA, objective=objective), LONG, references=[Held()])
+        for objective in (DPO(), defined(plugins.TDPO2, "TDPO2")())
+    )
+    more = sum(divergent.phases[STEP].values()) - sum(plain.phases[STEP].values())
+    assert more >= 4 * 2 * tokens * size
+    module = ReferenceFreeModule(
+        PolicySpec(name=str(tiny_model), lora=LORA), defined(plugins.BRADLEY_TERRY, "BradleyTerry")()
+    )
+    without = plan(make_module(tiny_model, lora=LORA))
+    assert plan(module).trained == without.trained + size
