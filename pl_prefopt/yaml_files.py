@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ MOST_VALUES = 20_000
 
 # libyaml's parser where PyYAML was built with it: ten times as fast.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# A time such as 10:00:00 would be one number of seconds, and 01:00:00 text.
+_BASE_60 = re.compile(r"[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 _PLAIN_TAGS = (
     "!",
     *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")),
@@ -164,6 +167,8 @@ class _Survey:
 
     def _scalar(self, event: Any) -> None:
         self._check_tag(event)
+        if event.implicit[0] and _BASE_60.fullmatch(event.value):
+            self._refuse(event, f"YAML takes {event.value} for a number to base 60: put it in quotes.")
         if event.anchor is not None:
             self.sizes[event.anchor] = 1
         within = self.stack[-1] if self.stack else None

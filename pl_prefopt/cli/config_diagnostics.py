@@ -21,7 +21,7 @@ from pl_prefopt.cli.config_files import example_rows
 from pl_prefopt.cli.given_settings import DROPPED, Given, Key, Written, at, given_settings, merged, origin_of
 from pl_prefopt.cli.known_classes import UnknownClassError, is_function, named_class
 from pl_prefopt.cli.run_folder import find_checkpoint
-from pl_prefopt.cli.setting_kinds import Kinds, kinds_of
+from pl_prefopt.cli.setting_kinds import Kinds, kinds_of, with_article
 from pl_prefopt.errors import ConfigError, nearest
 from pl_prefopt.paths import is_data_path, is_path, missing_data, missing_folder
 from pl_prefopt.saved_settings import ORIGINS
@@ -111,7 +111,7 @@ def failed_import(command: str, arguments: Sequence[str]) -> str | None:
     """
     walk = _Walk(command, merged(list(given_settings(arguments))), may_miss=True)
     list(walk.mistakes())
-    for path in walk.named:
+    for path in (one for one in walk.named if "." in one):
         try:
             importlib.import_module(path.rpartition(".")[0])
         except ModuleNotFoundError as error:
@@ -218,7 +218,7 @@ class _Walk:
         wanted = kinds.refusal(value)
         plain = value.value if isinstance(value, Written) else value
         if wanted is not None:
-            yield _mistake(key, f"expected {wanted}, got {_shown(value)}{_choice(value, kinds) or '.'}")
+            yield _mistake(key, f"expected {wanted}, got {_shown(value)}{_choice(value, kinds, key) or '.'}")
         elif isinstance(plain, list) and kinds.items is not None:
             for number, item in enumerate(plain):
                 yield from self._value(item, kinds.items, (*key, number))
@@ -230,6 +230,9 @@ class _Walk:
         if not bases or kinds.anything or (isinstance(value, str) and _names_something_else(value, kinds)):
             return
         spec = {"class_path": value} if isinstance(value, str) else value
+        if key[0] == "trainer" and "class_path" not in spec and "dict" not in kinds.simple:
+            yield from _without_class(spec, kinds, key)
+            return
         try:
             source = self._source(spec, kinds, key)
         except UnknownClassError as error:
@@ -312,7 +315,22 @@ def _names_something_else(text: str, kinds: Kinds) -> bool:
     if Path(text).is_file():
         read_yaml(Path(text))
         return True
-    return text in kinds.choices or bool(kinds.makers and is_function(text))
+    if text in kinds.choices or (kinds.texts is not None and kinds.texts.take(text)):
+        return True
+    return bool(kinds.makers and is_function(text))
+
+
+def _without_class(spec: Mapping[str, Any], kinds: Kinds, key: Key) -> Iterator[Mistake]:
+    """Say how to name the class that settings are for: none can be meant by itself."""
+    option = ".".join(map(str, key))
+    what = "a list" if kinds.items is not None else with_article(kinds.classes[0].name)
+    for name, value in spec.items():
+        words = f"--{option}{'+' if kinds.items is not None else ''}=CLASS --{option}.{name} {_shown(value)}"
+        yield _mistake(
+            (*key, name),
+            f"`{option}` is {what}, and nothing says which class takes '{name}': type `{words}`, or in a "
+            "file `class_path` and `init_args`.",
+        )
 
 
 def _shown(value: Any) -> str:
@@ -321,8 +339,11 @@ def _shown(value: Any) -> str:
     return shown if len(shown) < 80 else f"{shown[:77]}..."
 
 
-def _choice(value: Any, kinds: Kinds) -> str:
+def _choice(value: Any, kinds: Kinds, key: Key) -> str:
+    if isinstance(value, str) and "." in value and kinds.classes and kinds.texts is not None:
+        return f": a class is named by `{'.'.join(map(str, key))}.class_path`."
     words = [choice for choice in kinds.choices if isinstance(choice, str)]
+    words += kinds.texts.words if kinds.texts is not None else ()
     return nearest(value, words) if isinstance(value, str) else ""
 
 

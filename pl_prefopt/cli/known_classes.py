@@ -33,6 +33,10 @@ _OFFERED = {
     "Profiler": ("lightning.pytorch.profilers",),
     "Accelerator": ("lightning.pytorch.accelerators",),
     "Optimizer": ("torch.optim",),
+    "Precision": ("lightning.pytorch.plugins",),
+    "ClusterEnvironment": ("lightning.pytorch.plugins.environments",),
+    "CheckpointIO": ("lightning.pytorch.plugins", "pl_prefopt.modules"),
+    "LayerSync": ("lightning.pytorch.plugins",),
 }
 _MOST_LISTED = 12
 
@@ -57,7 +61,7 @@ def named_class(path: str, kinds: Sequence[ClassSource], objective: str | None =
     if path in by_name:
         return by_name[path]
     found = _find(path, kinds, known)
-    if found is ABSENT or (found is UNSURE and "." not in path and _ours(kinds)):
+    if found is ABSENT or (found is UNSURE and "." not in path and (known or _ours(kinds))):
         raise UnknownClassError(_unknown(path, known, kinds, objective))
     if not isinstance(found, ClassSource):
         return None
