@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.errors import ConfigError, suggest
 
 MOST_BYTES = 1 << 20
 MOST_LEVELS = 30
@@ -93,7 +93,7 @@ def _unreadable(file: Path, error: OSError) -> str:
     if not file.parent.is_dir():
         return f"there is no file {file}: the folder {file.parent} doesn't exist."
     siblings = [str(file.with_name(other.name)) for other in file.parent.iterdir()]
-    return f"there is no file {file}{nearest(str(file), siblings, alike=0.8) or '.'}"
+    return f"there is no file {file}{suggest(str(file), siblings, cutoff=0.8) or '.'}"
 
 
 def _decoded(content: bytes, file: Path) -> str:

@@ -22,7 +22,7 @@ from pl_prefopt.cli.given_settings import DROPPED, Given, Key, Written, at, give
 from pl_prefopt.cli.known_classes import UnknownClassError, is_function, named_class
 from pl_prefopt.cli.run_folder import find_checkpoint
 from pl_prefopt.cli.setting_kinds import Kinds, kinds_of, with_article
-from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.errors import ConfigError, suggest
 from pl_prefopt.paths import is_data_path, is_path, missing_data, missing_folder
 from pl_prefopt.saved_settings import ORIGINS
 from pl_prefopt.yaml_files import read_yaml
@@ -177,8 +177,8 @@ class _Walk:
         """Return that there is no such setting, and the one that may have been meant."""
         *within, name = (str(part) for part in key)
         path = ".".join([*within, name])
-        hint = nearest(name, [] if within else self._elsewhere(name), alike=0)
-        hint = hint or nearest(path, [".".join([*within, one]) for one in known]) or "."
+        hint = suggest(name, [] if within else self._elsewhere(name), cutoff=0)
+        hint = hint or suggest(path, [".".join([*within, one]) for one in known]) or "."
         abbreviates = not isinstance(value, Mapping) and any(one.startswith(name) for one in known)
         return Mistake(f"there is no setting '{path}'{hint}", key, abbreviates)
 
@@ -276,7 +276,7 @@ class _Walk:
                 known = list(taken.settings)[
                     1 if kinds.makers else 0 :
                 ]  # without what a maker is called with
-                what = f"{source.name} has no setting '{name}'{nearest(str(name), known) or '.'}"
+                what = f"{source.name} has no setting '{name}'{suggest(str(name), known) or '.'}"
                 yield _mistake((*key, name), f"{what} It has {', '.join(known) or 'none'}.")
         if kinds.classes:
             yield from self._missing(source, taken, settings, key)
@@ -302,7 +302,7 @@ class _Walk:
                     and not taken.takes_more
                     and one not in ("class_path", "init_args")
                 ):
-                    hint = nearest(str(one), taken.settings) or "."
+                    hint = suggest(str(one), taken.settings) or "."
                     yield _mistake((*key, one), f"{target.name} has no setting '{one}'{hint}")
 
     def _objective(self) -> str | None:
@@ -344,7 +344,7 @@ def _choice(value: Any, kinds: Kinds, key: Key) -> str:
         return f": a class is named by `{'.'.join(map(str, key))}.class_path`."
     words = [choice for choice in kinds.choices if isinstance(choice, str)]
     words += kinds.texts.words if kinds.texts is not None else ()
-    return nearest(value, words) if isinstance(value, str) else ""
+    return suggest(value, words) if isinstance(value, str) else ""
 
 
 # -- files

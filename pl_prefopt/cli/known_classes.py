@@ -22,7 +22,7 @@ from pl_prefopt.cli.class_sources import (
     signature,
 )
 from pl_prefopt.cli.setting_kinds import kinds_of
-from pl_prefopt.errors import nearest
+from pl_prefopt.errors import suggest
 
 _MODULE = "pl_prefopt.modules.PreferenceModule"
 # Where the classes of other packages that a setting can name are offered.
@@ -134,7 +134,7 @@ def _unknown(
         return f"there is no module '{missing}'{where}, so {path} can't be imported.{_listed(known)}"
     hint = _family_hint(path, objective) if kinds[0].name == "PreferenceModule" else ""
     short = [name.rpartition(".")[2] for name in known]
-    hint = hint or nearest(path, [*known, *short]) or "."
+    hint = hint or suggest(path, [*known, *short]) or "."
     return f"there is no class '{path}'{hint}{_listed(known)}"
 
 
