@@ -20,9 +20,10 @@ from pl_prefopt.cli.class_sources import ClassSource, Signature, find_class, sig
 from pl_prefopt.cli.config_files import example_rows
 from pl_prefopt.cli.given_settings import DROPPED, Given, Key, Written, at, given_settings, merged, origin_of
 from pl_prefopt.cli.known_classes import UnknownClassError, is_function, named_class
-from pl_prefopt.cli.run_folder import find_checkpoint
+from pl_prefopt.cli.run_folder import find_checkpoint, refuse_second_run
 from pl_prefopt.cli.setting_kinds import Kinds, kinds_of, with_article
 from pl_prefopt.errors import ConfigError, suggest
+from pl_prefopt.files import without_dots
 from pl_prefopt.paths import is_data_path, is_path, missing_data, missing_folder
 from pl_prefopt.saved_settings import ORIGINS
 from pl_prefopt.yaml_files import read_yaml
@@ -365,6 +366,18 @@ def _check_files(command: str, whole: Mapping[str, Any], given: Sequence[Given])
         if path is not None and is_data_path(path) and not Path(path).expanduser().exists():
             origin = origin_of(given, ("data", split))
             raise ConfigError(f"{origin}data.{split}: {missing_data(Path(path).expanduser())}")
-    asked = whole.get("ckpt_path") if "ckpt_path" in OF_COMMAND[command] and command != "plan" else None
+    if "ckpt_path" in OF_COMMAND[command] and command != "plan":
+        _check_run(command, whole)
+
+
+def _check_run(command: str, whole: Mapping[str, Any]) -> None:
+    """Check the checkpoint and the run's folder, as far as the settings name them."""
+    asked, run_dir = whole.get("ckpt_path"), whole.get("run_dir")
+    folder = without_dots(Path(run_dir)) if isinstance(run_dir, str) else None
     if isinstance(asked, str) and asked not in ("last", "best") and not Path(asked).exists():
         find_checkpoint(asked, Path(), may_be_missing=False)
+    elif folder is not None and isinstance(asked, str) and command != "fit":
+        find_checkpoint(asked, folder, may_be_missing=False)
+    keeps = not any(at(whole, ("trainer", name)) for name in ("fast_dev_run", "barebones"))
+    if folder is not None and command == "fit" and keeps:
+        refuse_second_run(folder, asked if isinstance(asked, str) else None)

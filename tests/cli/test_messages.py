@@ -69,12 +69,12 @@ def answers(tmp_path_factory):
     runs = []
     for number, case in enumerate(CASES):
         folder = tmp_path_factory.mktemp(f"case{number}")
+        (folder / "adir").mkdir()
         for name, text in {
             **case.files,
             "rows.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
         }.items():
             (folder / name).write_text(text)
-        (folder / "adir").mkdir()
         command, *words = shlex.split(case.command)
         if words[0] in ("DPO", "MRPO"):
             words[:1] = map(str, axes(words[0].lower()))

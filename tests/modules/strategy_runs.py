@@ -196,7 +196,7 @@ RESPONSES_OF_RANK = {
 
 
 def long_rows(rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
-    """Log-probs by a sharded LongRoPE model and by a whole one of single rows, and how far gradients differ."""
+    """Log-probs by a sharded LongRoPE model and by a whole one of single rows, and how gradients differ."""
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
     found = {}
     for name, of_rank in RESPONSES_OF_RANK.items():
