@@ -297,18 +297,23 @@ class _Walk:
         target = find_class(_HANDED_ON.get((source.name, name), ""))
         if isinstance(target, ClassSource) and isinstance(value, Mapping):
             taken = signature(target)
-            for one in value:
-                if (
-                    one not in taken.settings
-                    and not taken.takes_more
-                    and one not in ("class_path", "init_args")
-                ):
+            for one, given in value.items():
+                if one in taken.settings:
+                    kinds = kinds_of(taken.settings[one])
+                    if isinstance(given, str) and _is_number(kinds):
+                        yield from self._value(given, kinds, (*key, one))
+                elif not taken.takes_more and one not in ("class_path", "init_args"):
                     hint = suggest(str(one), taken.settings) or "."
                     yield _mistake((*key, one), f"{target.name} has no setting '{one}'{hint}")
 
     def _objective(self) -> str | None:
         named = at(self.whole, ("model", "init_args", "objective", "class_path"))
         return named if isinstance(named, str) and named.startswith("pl_prefopt.") else None
+
+
+def _is_number(kinds: Kinds) -> bool:
+    """Tell whether a setting takes a number: other annotations of other packages say less than they take."""
+    return bool(kinds.simple) and kinds == Kinds(simple=kinds.simple & {"int", "float"})
 
 
 def _names_something_else(text: str, kinds: Kinds) -> bool:
