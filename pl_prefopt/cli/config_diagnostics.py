@@ -231,7 +231,8 @@ class _Walk:
         if not bases or kinds.anything or (isinstance(value, str) and _names_something_else(value, kinds)):
             return
         spec = {"class_path": value} if isinstance(value, str) else value
-        if key[0] == "trainer" and "class_path" not in spec and "dict" not in kinds.simple:
+        is_of_trainer = key[0] == "trainer" and len(key) == 2  # whose classes have no default
+        if is_of_trainer and "class_path" not in spec and "dict" not in kinds.simple:
             yield from _without_class(spec, kinds, key)
             return
         try:

@@ -95,12 +95,18 @@ def _is_simple(value: Any, kinds: Kinds) -> bool:
     if not isinstance(value, str):
         return True
     if kinds.texts is not None:
-        return kinds.texts.take(value) or _reads_as(value, kinds) or (kinds.texts.paths and "." in value)
+        return _is_taken(value, kinds.texts, kinds)
     if kinds.classes or kinds.makers:
         return True
     if kinds.items is not None and (value.startswith("[") or Path(value).is_file()):
         return True
     return bool(kinds.simple & {"str", "dict"}) or _reads_as(value, kinds)
+
+
+def _is_taken(text: str, texts: Texts, kinds: Kinds) -> bool:
+    is_path = texts.paths and "." in text
+    is_mapping = "dict" in kinds.simple and text.startswith("{")  # which jsonargparse writes as text
+    return texts.take(text) or _reads_as(text, kinds) or is_path or is_mapping
 
 
 def _reads_as(text: str, kinds: Kinds) -> bool:
