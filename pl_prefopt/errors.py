@@ -56,35 +56,35 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def closest(word: str, known: Iterable[str], *, alike: float = 0.6) -> str | None:
-    """Return the known word most like ``word``, or ``None``.
+def closest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the choice most similar to ``word``, or ``None``.
 
     Args:
-        word: what came.
-        known: what could have been meant.
-        alike: how much of the two words must be the same, from 0 to 1.
+        word: what was written.
+        choices: what could have been meant.
+        cutoff: how similar the two words must be, from 0 to 1, as in ``difflib``.
 
     Examples:
         >>> closest("choosen", ["prompt", "chosen"])
         'chosen'
     """
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=alike)
+    match = difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)
     return match[0] if match else None
 
 
-def nearest(word: str, known: Iterable[str], *, alike: float = 0.6) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known word closest to ``word``, or nothing.
+def suggest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return ``"; did you mean 'x'?"`` for the choice most similar to ``word``, or nothing.
 
     Args:
-        word: what came.
-        known: what could have been meant.
-        alike: how much of the two words must be the same, from 0 to 1.
+        word: what was written.
+        choices: what could have been meant.
+        cutoff: how similar the two words must be, from 0 to 1, as in ``difflib``.
 
     Examples:
-        >>> nearest("acuracy", ["accuracy", "margin"])
+        >>> suggest("acuracy", ["accuracy", "margin"])
         "; did you mean 'accuracy'?"
-        >>> nearest("zzz", ["accuracy"])
+        >>> suggest("zzz", ["accuracy"])
         ''
     """
-    match = closest(word, known, alike=alike)
+    match = closest(word, choices, cutoff=cutoff)
     return f"; did you mean '{match}'?" if match else ""

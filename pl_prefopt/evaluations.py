@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pl_prefopt.files import replacing
+from pl_prefopt.files import changing, replacing
 
 STAGES = ("val", "test")
 
@@ -97,8 +97,14 @@ def read_evaluations(path: Path) -> list[Evaluation]:
 def add_evaluation(path: Path, new: Evaluation) -> None:
     """Write ``new`` beside what ``metrics.json`` holds, in place of an earlier one of the same.
 
-    A damaged file is set aside, since a run needn't end for it.
+    Commands that evaluate the same run at the same time wait for each other. A damaged file is set aside,
+    since a run needn't end for it.
     """
+    with changing(path):
+        _add(path, new)
+
+
+def _add(path: Path, new: Evaluation) -> None:
     try:
         earlier = read_evaluations(path)
     except ValueError:

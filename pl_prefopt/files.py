@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+"""What a file system answers that knows no locks."""
+_PATIENCE = 60.0
 
 
 def without_dots(path: Path) -> Path:
@@ -42,6 +49,29 @@ def replacing(path: Path, *, owner: str = "") -> Iterator[Path]:
         with suppress(OSError):  # where nothing can be written, nothing can be removed, which is not the news
             draft.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Let no other process or thread change ``path`` while the block reads it and writes it again.
+
+    Whoever changes it has to do so in such a block. A file system without locks, or another process that
+    holds the lock for a minute, is no reason not to write.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A soft lock is a mere file, which a killed process would leave behind.
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=_PATIENCE, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        pass
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        lock.release(force=True)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pl_prefopt.errors import nearest
+from pl_prefopt.errors import suggest
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".tsv")
 
@@ -38,7 +38,7 @@ def missing_data(path: Path) -> str:
     if path.is_symlink():
         target = path.readlink()
         return f"expected data at {path}, but that is a link to {target}, where no file is; mend it"
-    hint = nearest(path.name, sorted(p.name for p in folder.iterdir()))
+    hint = suggest(path.name, sorted(p.name for p in folder.iterdir()))
     return f"expected data at {path}, but {folder.resolve()} has no such file; check `path`{hint}"
 
 
@@ -53,4 +53,4 @@ def missing_folder(name: str) -> str:
     if not parent.is_dir():
         return f"there is no folder {name}: {parent} doesn't exist either."
     folders = [str(entry) for entry in parent.iterdir() if entry.is_dir()]
-    return f"there is no folder {name}{nearest(str(path), folders) or '.'}"
+    return f"there is no folder {name}{suggest(str(path), folders) or '.'}"

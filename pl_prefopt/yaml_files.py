@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.errors import ConfigError, suggest
 
 MOST_BYTES = 1 << 20
 MOST_LEVELS = 30
@@ -18,6 +19,8 @@ MOST_VALUES = 20_000
 
 # libyaml's parser where PyYAML was built with it: ten times as fast.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# A time such as 10:00:00 would be one number of seconds, and 01:00:00 text.
+_BASE_60 = re.compile(r"[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 _PLAIN_TAGS = (
     "!",
     *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")),
@@ -90,7 +93,7 @@ def _unreadable(file: Path, error: OSError) -> str:
     if not file.parent.is_dir():
         return f"there is no file {file}: the folder {file.parent} doesn't exist."
     siblings = [str(file.with_name(other.name)) for other in file.parent.iterdir()]
-    return f"there is no file {file}{nearest(str(file), siblings, alike=0.8) or '.'}"
+    return f"there is no file {file}{suggest(str(file), siblings, cutoff=0.8) or '.'}"
 
 
 def _decoded(content: bytes, file: Path) -> str:
@@ -164,6 +167,8 @@ class _Survey:
 
     def _scalar(self, event: Any) -> None:
         self._check_tag(event)
+        if event.implicit[0] and _BASE_60.fullmatch(event.value):
+            self._refuse(event, f"YAML takes {event.value} for a number to base 60: put it in quotes.")
         if event.anchor is not None:
             self.sizes[event.anchor] = 1
         within = self.stack[-1] if self.stack else None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -50,6 +53,49 @@ def test_what_is_measured_again_takes_the_place_of_the_earlier_and_nothing_else_
     found = read_evaluations(path)
     assert [one.step for one in found if one.command == "fit"] == [12]
     assert len(found) == len(others) + 1
+
+
+ADD = """
+import sys
+from pathlib import Path
+from pl_prefopt.evaluations import Evaluation, add_evaluation
+print("ready", flush=True)
+sys.stdin.readline()
+for step in range(20):
+    new = Evaluation(metrics={"val/accuracy": 0.5}, command=sys.argv[1], step=step, checkpoint=sys.argv[1])
+    add_evaluation(Path("metrics.json"), new)
+"""
+
+
+def test_of_evaluations_at_the_same_time_none_is_lost(tmp_path):
+    names = ["validate", "test"]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", ADD, name],
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    ]
+    assert [one.stdout.readline() for one in running] == ["ready\n"] * 2
+    for one in running:
+        one.stdin.write("\n")
+        one.stdin.flush()
+    assert [one.wait(timeout=120) for one in running] == [0, 0]
+    for one in running:
+        one.communicate()
+    found = read_evaluations(tmp_path / "metrics.json")
+    for name in names:
+        assert [one.step for one in found if one.checkpoint == name] == list(range(20))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_loses_no_evaluation(tmp_path, monkeypatch, number):
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(number, "no locks here")))
+    add_evaluation(tmp_path / "metrics.json", measured(0.5))
+    assert read_evaluations(tmp_path / "metrics.json") == [measured(0.5)]
 
 
 MAIN = {

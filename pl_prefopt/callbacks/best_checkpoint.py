@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
-from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.errors import ConfigError, suggest
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -28,7 +28,7 @@ class BestCheckpoint(ModelCheckpoint):
             return
         module: Any = pl_module
         known = {*trainer.callback_metrics, *module.suites["val_stage"].keys()}
-        hint = nearest(self.monitor, known, alike=0.65)  # "val/bleu" is no misspelt "val/loss"
+        hint = suggest(self.monitor, known, cutoff=0.65)  # "val/bleu" is no misspelt "val/loss"
         if self.monitor not in known and hint:
             raise ConfigError(
                 f"nothing logs `best.monitor`, '{self.monitor}', in a validation{hint} If it is logged only "
@@ -54,7 +54,7 @@ class BestCheckpoint(ModelCheckpoint):
         if not self._warned:
             rank_zero_warn(
                 f"No best checkpoint is chosen: '{self.monitor}' was not measured"
-                f"{nearest(self.monitor, measured) or '.'} Set `best.monitor` and `best.mode` to another "
+                f"{suggest(self.monitor, measured) or '.'} Set `best.monitor` and `best.mode` to another "
                 f"metric: {', '.join(sorted(name for name in measured if name.startswith('val/')))}."
             )
             self._warned = True

@@ -78,6 +78,7 @@ class Setting:
     """A parameter of a constructor."""
 
     module: str
+    name: str
     annotation: ast.expr | None
     required: bool
 
@@ -358,7 +359,9 @@ def _dataclass_signature(source: ClassSource) -> Signature:
             continue
         if "ClassVar" not in ast.unparse(statement.annotation):
             required = statement.value is None
-            settings[statement.target.id] = Setting(source.module, statement.annotation, required)
+            settings[statement.target.id] = Setting(
+                source.module, statement.target.id, statement.annotation, required
+            )
     return Signature(settings, above.takes_more)
 
 
@@ -382,9 +385,11 @@ def _constructor_signature(source: ClassSource, constructor: ast.FunctionDef) ->
     positional = [*arguments.posonlyargs, *arguments.args][1:]
     first_default = len(positional) - len(arguments.defaults)
     for number, argument in enumerate(positional):
-        settings[argument.arg] = Setting(source.module, argument.annotation, number < first_default)
+        settings[argument.arg] = Setting(
+            source.module, argument.arg, argument.annotation, number < first_default
+        )
     for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-        settings[argument.arg] = Setting(source.module, argument.annotation, default is None)
+        settings[argument.arg] = Setting(source.module, argument.arg, argument.annotation, default is None)
     takes_more = bool(constructor.decorator_list) and not source.module.startswith("lightning.")
     if arguments.vararg is None and arguments.kwarg is None:
         return Signature(settings, takes_more)

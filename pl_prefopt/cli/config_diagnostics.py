@@ -20,9 +20,10 @@ from pl_prefopt.cli.class_sources import ClassSource, Signature, find_class, sig
 from pl_prefopt.cli.config_files import example_rows
 from pl_prefopt.cli.given_settings import DROPPED, Given, Key, Written, at, given_settings, merged, origin_of
 from pl_prefopt.cli.known_classes import UnknownClassError, is_function, named_class
-from pl_prefopt.cli.run_folder import find_checkpoint
-from pl_prefopt.cli.setting_kinds import Kinds, kinds_of
-from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.cli.run_folder import find_checkpoint, refuse_second_run
+from pl_prefopt.cli.setting_kinds import Kinds, kinds_of, with_article
+from pl_prefopt.errors import ConfigError, suggest
+from pl_prefopt.files import without_dots
 from pl_prefopt.paths import is_data_path, is_path, missing_data, missing_folder
 from pl_prefopt.saved_settings import ORIGINS
 from pl_prefopt.yaml_files import read_yaml
@@ -111,7 +112,7 @@ def failed_import(command: str, arguments: Sequence[str]) -> str | None:
     """
     walk = _Walk(command, merged(list(given_settings(arguments))), may_miss=True)
     list(walk.mistakes())
-    for path in walk.named:
+    for path in (one for one in walk.named if "." in one):
         try:
             importlib.import_module(path.rpartition(".")[0])
         except ModuleNotFoundError as error:
@@ -177,8 +178,8 @@ class _Walk:
         """Return that there is no such setting, and the one that may have been meant."""
         *within, name = (str(part) for part in key)
         path = ".".join([*within, name])
-        hint = nearest(name, [] if within else self._elsewhere(name), alike=0)
-        hint = hint or nearest(path, [".".join([*within, one]) for one in known]) or "."
+        hint = suggest(name, [] if within else self._elsewhere(name), cutoff=0)
+        hint = hint or suggest(path, [".".join([*within, one]) for one in known]) or "."
         abbreviates = not isinstance(value, Mapping) and any(one.startswith(name) for one in known)
         return Mistake(f"there is no setting '{path}'{hint}", key, abbreviates)
 
@@ -218,7 +219,7 @@ class _Walk:
         wanted = kinds.refusal(value)
         plain = value.value if isinstance(value, Written) else value
         if wanted is not None:
-            yield _mistake(key, f"expected {wanted}, got {_shown(value)}{_choice(value, kinds) or '.'}")
+            yield _mistake(key, f"expected {wanted}, got {_shown(value)}{_choice(value, kinds, key) or '.'}")
         elif isinstance(plain, list) and kinds.items is not None:
             for number, item in enumerate(plain):
                 yield from self._value(item, kinds.items, (*key, number))
@@ -230,6 +231,10 @@ class _Walk:
         if not bases or kinds.anything or (isinstance(value, str) and _names_something_else(value, kinds)):
             return
         spec = {"class_path": value} if isinstance(value, str) else value
+        is_of_trainer = key[0] == "trainer" and len(key) == 2  # whose classes have no default
+        if is_of_trainer and "class_path" not in spec and "dict" not in kinds.simple:
+            yield from _without_class(spec, kinds, key)
+            return
         try:
             source = self._source(spec, kinds, key)
         except UnknownClassError as error:
@@ -273,7 +278,7 @@ class _Walk:
                 known = list(taken.settings)[
                     1 if kinds.makers else 0 :
                 ]  # without what a maker is called with
-                what = f"{source.name} has no setting '{name}'{nearest(str(name), known) or '.'}"
+                what = f"{source.name} has no setting '{name}'{suggest(str(name), known) or '.'}"
                 yield _mistake((*key, name), f"{what} It has {', '.join(known) or 'none'}.")
         if kinds.classes:
             yield from self._missing(source, taken, settings, key)
@@ -293,13 +298,13 @@ class _Walk:
         target = find_class(_HANDED_ON.get((source.name, name), ""))
         if isinstance(target, ClassSource) and isinstance(value, Mapping):
             taken = signature(target)
-            for one in value:
-                if (
-                    one not in taken.settings
-                    and not taken.takes_more
-                    and one not in ("class_path", "init_args")
-                ):
-                    hint = nearest(str(one), taken.settings) or "."
+            for one, given in value.items():
+                if one in taken.settings:
+                    kinds = kinds_of(taken.settings[one])
+                    if isinstance(given, str) and _is_number(kinds):
+                        yield from self._value(given, kinds, (*key, one))
+                elif not taken.takes_more and one not in ("class_path", "init_args"):
+                    hint = suggest(str(one), taken.settings) or "."
                     yield _mistake((*key, one), f"{target.name} has no setting '{one}'{hint}")
 
     def _objective(self) -> str | None:
@@ -307,12 +312,32 @@ class _Walk:
         return named if isinstance(named, str) and named.startswith("pl_prefopt.") else None
 
 
+def _is_number(kinds: Kinds) -> bool:
+    """Tell whether a setting takes a number: other annotations of other packages say less than they take."""
+    return bool(kinds.simple) and kinds == Kinds(simple=kinds.simple & {"int", "float"})
+
+
 def _names_something_else(text: str, kinds: Kinds) -> bool:
     """Tell whether text is a file of settings, or for what is made later a function that makes it."""
     if Path(text).is_file():
         read_yaml(Path(text))
         return True
-    return text in kinds.choices or bool(kinds.makers and is_function(text))
+    if text in kinds.choices or (kinds.texts is not None and kinds.texts.take(text)):
+        return True
+    return bool(kinds.makers and is_function(text))
+
+
+def _without_class(spec: Mapping[str, Any], kinds: Kinds, key: Key) -> Iterator[Mistake]:
+    """Say how to name the class that settings are for: none can be meant by itself."""
+    option = ".".join(map(str, key))
+    what = "a list" if kinds.items is not None else with_article(kinds.classes[0].name)
+    for name, value in spec.items():
+        words = f"--{option}{'+' if kinds.items is not None else ''}=CLASS --{option}.{name} {_shown(value)}"
+        yield _mistake(
+            (*key, name),
+            f"`{option}` is {what}, and nothing says which class takes '{name}': type `{words}`, or in a "
+            "file `class_path` and `init_args`.",
+        )
 
 
 def _shown(value: Any) -> str:
@@ -321,9 +346,12 @@ def _shown(value: Any) -> str:
     return shown if len(shown) < 80 else f"{shown[:77]}..."
 
 
-def _choice(value: Any, kinds: Kinds) -> str:
+def _choice(value: Any, kinds: Kinds, key: Key) -> str:
+    if isinstance(value, str) and "." in value and kinds.classes and kinds.texts is not None:
+        return f": a class is named by `{'.'.join(map(str, key))}.class_path`."
     words = [choice for choice in kinds.choices if isinstance(choice, str)]
-    return nearest(value, words) if isinstance(value, str) else ""
+    words += kinds.texts.words if kinds.texts is not None else ()
+    return suggest(value, words) if isinstance(value, str) else ""
 
 
 # -- files
@@ -344,6 +372,18 @@ def _check_files(command: str, whole: Mapping[str, Any], given: Sequence[Given])
         if path is not None and is_data_path(path) and not Path(path).expanduser().exists():
             origin = origin_of(given, ("data", split))
             raise ConfigError(f"{origin}data.{split}: {missing_data(Path(path).expanduser())}")
-    asked = whole.get("ckpt_path") if "ckpt_path" in OF_COMMAND[command] and command != "plan" else None
+    if "ckpt_path" in OF_COMMAND[command] and command != "plan":
+        _check_run(command, whole)
+
+
+def _check_run(command: str, whole: Mapping[str, Any]) -> None:
+    """Check the checkpoint and the run's folder, as far as the settings name them."""
+    asked, run_dir = whole.get("ckpt_path"), whole.get("run_dir")
+    folder = without_dots(Path(run_dir)) if isinstance(run_dir, str) else None
     if isinstance(asked, str) and asked not in ("last", "best") and not Path(asked).exists():
         find_checkpoint(asked, Path(), may_be_missing=False)
+    elif folder is not None and isinstance(asked, str) and command != "fit":
+        find_checkpoint(asked, folder, may_be_missing=False)
+    keeps = not any(at(whole, ("trainer", name)) for name in ("fast_dev_run", "barebones"))
+    if folder is not None and command == "fit" and keeps:
+        refuse_second_run(folder, asked if isinstance(asked, str) else None)

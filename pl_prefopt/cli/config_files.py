@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.errors import ConfigError, suggest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _OPTIONS = ("-c", "--config")
@@ -93,7 +93,7 @@ def _missing(wanted: str, known: dict[str, Path]) -> str:
     if path.suffix in (".yaml", ".yml") and not path.parent.is_dir():
         return f"there is no file {wanted}: the folder {path.parent} doesn't exist."
     beside = [str(path.with_name(file.name)) for file in path.parent.glob("*.y*ml")]
-    hint = nearest(wanted, beside) or nearest(asked, known) or "."
+    hint = suggest(wanted, beside) or suggest(asked, known) or "."
     return (
         f"there is no configuration '{wanted}', neither a file nor one of those that `prefopt configs` "
         f"lists{hint}"

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 
 from pl_prefopt.callbacks import DashboardLayout, Generations, MarginHistogram, ProgressBar, Throughput
-from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.errors import ConfigError, suggest
 
 
 class _Default(NamedTuple):
@@ -83,7 +83,7 @@ def check_chosen(chosen: bool | Mapping[str, bool]) -> None:
         if name not in CALLBACKS:
             raise ConfigError(
                 f"expected `default_callbacks` to name {', '.join(CALLBACKS)}, got '{name}'"
-                f"{nearest(name, CALLBACKS) or '.'}"
+                f"{suggest(name, CALLBACKS) or '.'}"
             )
 
 

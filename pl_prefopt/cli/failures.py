@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import traceback
+from pathlib import Path
 
 from pl_prefopt.errors import ConfigError, PrefOptError, RunError, StoppedError
 
@@ -22,6 +24,7 @@ _LOST = re.compile(
     r"Connection (?:reset|closed|refused)[\w ]*|Broken pipe|Timed out[\w ]*|recvValue failed|Socket Timeout|"
     r"remote process exited|NCCL communicator was aborted|Watchdog caught collective operation timeout"
 )
+_CHECKS = {("pytorch", "loops", "fit_loop.py"), ("pytorch", "callbacks", "early_stopping.py")}
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")
 
 
@@ -40,8 +43,8 @@ def failure_behind(error: BaseException | None) -> PrefOptError | StoppedError |
 
 def _translated(error: BaseException) -> PrefOptError | None:
     # By its name, as below: to import Lightning for an error message would take seconds.
-    if type(error).__name__ == "MisconfigurationException":
-        return ConfigError(f"Lightning refuses the trainer's settings: {str(error).strip()}")
+    if type(error).__name__ == "MisconfigurationException" or _refuses_settings(error):
+        return ConfigError(f"Lightning refuses the trainer's settings: {' '.join(str(error).split())}")
     if _is_out_of_memory(error):
         first = (str(error).strip() or "MemoryError").splitlines()[0]
         return RunError(
@@ -66,6 +69,14 @@ def _translated(error: BaseException) -> PrefOptError | None:
             "`--ckpt_path last`"
         )
     return None
+
+
+def _refuses_settings(error: BaseException) -> bool:
+    """Tell whether the error is of a check by Lightning that needs the run's rows or metrics."""
+    if not isinstance(error, ValueError | RuntimeError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).parts[-3:] in _CHECKS
 
 
 def _number(error: BaseException) -> int:

@@ -22,7 +22,7 @@ from pl_prefopt.cli.class_sources import (
     signature,
 )
 from pl_prefopt.cli.setting_kinds import kinds_of
-from pl_prefopt.errors import nearest
+from pl_prefopt.errors import suggest
 
 _MODULE = "pl_prefopt.modules.PreferenceModule"
 # Where the classes of other packages that a setting can name are offered.
@@ -33,6 +33,10 @@ _OFFERED = {
     "Profiler": ("lightning.pytorch.profilers",),
     "Accelerator": ("lightning.pytorch.accelerators",),
     "Optimizer": ("torch.optim",),
+    "Precision": ("lightning.pytorch.plugins",),
+    "ClusterEnvironment": ("lightning.pytorch.plugins.environments",),
+    "CheckpointIO": ("lightning.pytorch.plugins", "pl_prefopt.modules"),
+    "LayerSync": ("lightning.pytorch.plugins",),
 }
 _MOST_LISTED = 12
 
@@ -57,7 +61,7 @@ def named_class(path: str, kinds: Sequence[ClassSource], objective: str | None =
     if path in by_name:
         return by_name[path]
     found = _find(path, kinds, known)
-    if found is ABSENT or (found is UNSURE and "." not in path and _ours(kinds)):
+    if found is ABSENT or (found is UNSURE and "." not in path and (known or _ours(kinds))):
         raise UnknownClassError(_unknown(path, known, kinds, objective))
     if not isinstance(found, ClassSource):
         return None
@@ -130,7 +134,7 @@ def _unknown(
         return f"there is no module '{missing}'{where}, so {path} can't be imported.{_listed(known)}"
     hint = _family_hint(path, objective) if kinds[0].name == "PreferenceModule" else ""
     short = [name.rpartition(".")[2] for name in known]
-    hint = hint or nearest(path, [*known, *short]) or "."
+    hint = hint or suggest(path, [*known, *short]) or "."
     return f"there is no class '{path}'{hint}{_listed(known)}"
 
 

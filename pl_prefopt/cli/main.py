@@ -9,7 +9,7 @@ from pl_prefopt.cli.config_diagnostics import check_command
 from pl_prefopt.cli.config_files import with_paths
 from pl_prefopt.cli.failures import failure_behind
 from pl_prefopt.cli.option_diagnostics import check_options
-from pl_prefopt.errors import StoppedError, nearest
+from pl_prefopt.errors import StoppedError, suggest
 
 _COMMANDS = {
     "fit": "train a policy on preference data",
@@ -57,7 +57,7 @@ def main() -> None:
         print(version("pl-prefopt"))
         return
     if arguments[0] not in _COMMANDS:
-        hint = nearest(arguments[0], _COMMANDS) or "."
+        hint = suggest(arguments[0], _COMMANDS) or "."
         _fail(f"there is no command '{arguments[0]}'{hint} Try `prefopt --help`.")
     try:
         _run(arguments)

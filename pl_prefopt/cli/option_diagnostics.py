@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.errors import ConfigError, suggest
 from pl_prefopt.files import bring_back
 
 
@@ -48,7 +48,7 @@ def _positional(arguments: Sequence[str], known: set[str]) -> Iterator[Path]:
         if not option.startswith("-"):
             yield Path(option + equals + value)
         elif not any(name.startswith(option) for name in known):
-            raise ConfigError(f"there is no option '{option}'{nearest(option, known) or '.'}")
+            raise ConfigError(f"there is no option '{option}'{suggest(option, known) or '.'}")
         elif not equals and words:
             words.pop(0)
 
@@ -57,7 +57,7 @@ def _missing(command: str, path: Path) -> str:
     siblings = (
         [str(path.with_name(one.name)) for one in path.parent.iterdir()] if path.parent.is_dir() else []
     )
-    hint = nearest(str(path), siblings) or "."
+    hint = suggest(str(path), siblings) or "."
     if command == "report":
         return f"Expected a run's folder, such as runs/NAME, but there is no folder {path}{hint}"
     return f"Expected a checkpoint, but {path} is missing{hint}"

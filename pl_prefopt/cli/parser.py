@@ -15,7 +15,7 @@ from pl_prefopt.cli.named_functions import without_open_callables
 from pl_prefopt.cli.parser_messages import one_sentence
 from pl_prefopt.cli.section_help import SectionHelp
 from pl_prefopt.data import PreferenceDataModule
-from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.errors import ConfigError, suggest
 from pl_prefopt.saved_settings import is_saved, read_saved
 
 # A default may be a kind of text of its own, as the `interval` of Lightning's Timer is.
@@ -71,7 +71,7 @@ class Parser(LightningArgumentParser):
         if unknown is None:
             raise RefusedError(*one_sentence(message)) from ex
         name = unknown.group(1)
-        hint = nearest(name, self._settings()) or "."
+        hint = suggest(name, self._settings()) or "."
         raise RefusedError(f"there is no setting '{name}'{hint}", key=tuple(name.split("."))) from ex
 
     def _settings(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,10 @@ from filelock import FileLock, Timeout
 
 from pl_prefopt.cli.run_folder import is_first_process
 from pl_prefopt.errors import RunError
+from pl_prefopt.files import NO_LOCKS
 
 PATIENCE = 10.0
 """Seconds to wait for another process: the workers of a killed run live on for a few."""
-
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
@@ -41,7 +39,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             "then go on with `--ckpt_path last`; a second run needs a folder of its own, `--run_dir`."
         ) from error
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
     if not lock.is_locked:
         print(f"The file system of {folder} knows no locks: start no second run in that folder meanwhile.")

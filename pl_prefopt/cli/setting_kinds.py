@@ -10,6 +10,7 @@ from typing import Any
 
 from pl_prefopt.cli.class_sources import Alias, ClassSource, Setting, is_abstract, look_up
 from pl_prefopt.cli.given_settings import Written
+from pl_prefopt.cli.known_words import Texts, known_texts
 
 _SIMPLE = {
     "int": "a whole number",
@@ -31,6 +32,7 @@ class Kinds:
     Attributes:
         simple: of the types that YAML has, by their Python names.
         choices: the values of a ``Literal``.
+        texts: the text that it takes, if it takes some but not any.
         classes: classes of which it takes one below.
         makers: classes of which it takes the class and settings, to make the object later.
         items: what a list holds, if it takes lists.
@@ -39,6 +41,7 @@ class Kinds:
 
     simple: set[str] = field(default_factory=set)
     choices: list[Any] = field(default_factory=list)
+    texts: Texts | None = None
     classes: list[ClassSource] = field(default_factory=list)
     makers: list[ClassSource] = field(default_factory=list)
     items: Kinds | None = None
@@ -52,15 +55,22 @@ class Kinds:
 
     def refusal(self, value: Any) -> str | None:
         """Return what was expected instead of a value that is no class; ``None`` if the value may do."""
-        if self.anything or value is None or _may_be(value, self):
+        is_closed = self.texts is not None and isinstance(value, str)
+        if value is None or (self.anything and not is_closed) or _may_be(value, self):
             return None
         wanted = [_SIMPLE[name] for name in _SIMPLE if name in self.simple]
         wanted += dict.fromkeys(str(choice) for choice in self.choices)
-        wanted += [f"a {one.name}" for one in (*self.classes, *self.makers)]
+        wanted += self.texts.expected if self.texts is not None else []
+        wanted += [with_article(one.name) for one in (*self.classes, *self.makers)]
         wanted += ["a list"] if self.items is not None else []
         if not wanted:
             return None
         return f"{', '.join(wanted[:-1])} or {wanted[-1]}" if len(wanted) > 1 else wanted[0]
+
+
+def with_article(name: str) -> str:
+    """Return a class's name with its article."""
+    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
 
 
 def _may_be(value: Any, kinds: Kinds) -> bool:
@@ -82,11 +92,21 @@ def _is_simple(value: Any, kinds: Kinds) -> bool:
         return bool(kinds.simple & {"int", "float", "str"}) or str(value) in kinds.choices
     if isinstance(value, float):
         return bool(kinds.simple & {"float", "str"}) or str(value) in kinds.choices
-    if not isinstance(value, str) or kinds.classes or kinds.makers:
+    if not isinstance(value, str):
+        return True
+    if kinds.texts is not None:
+        return _is_taken(value, kinds.texts, kinds)
+    if kinds.classes or kinds.makers:
         return True
     if kinds.items is not None and (value.startswith("[") or Path(value).is_file()):
         return True
     return bool(kinds.simple & {"str", "dict"}) or _reads_as(value, kinds)
+
+
+def _is_taken(text: str, texts: Texts, kinds: Kinds) -> bool:
+    is_path = texts.paths and "." in text
+    is_mapping = "dict" in kinds.simple and text.startswith("{")  # which jsonargparse writes as text
+    return texts.take(text) or _reads_as(text, kinds) or is_path or is_mapping
 
 
 def _reads_as(text: str, kinds: Kinds) -> bool:
@@ -108,6 +128,9 @@ def kinds_of(setting: Setting) -> Kinds:
         kinds.anything = True
     else:
         _add(kinds, setting.module, setting.annotation, 0)
+    kinds.texts = known_texts(setting.module, setting.name)
+    if kinds.texts is not None:
+        kinds.simple.discard("str")
     return kinds
 
 

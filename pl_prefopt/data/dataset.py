@@ -16,7 +16,7 @@ from pl_prefopt.data.collate import beside, collate
 from pl_prefopt.data.renderer import Renderer
 from pl_prefopt.data.report import OnBadRow, RowsSummary, write_report
 from pl_prefopt.data.store import RowStore, TokenStore, ViewedRows, store_tokens
-from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.errors import ConfigError, suggest
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import PLAIN, PreferenceBatch, TokenTree
 from pl_prefopt.views import View
@@ -196,7 +196,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
     def _tree(self, view: str, numbers: Sequence[int]) -> TokenTree:
         if view not in self._tables:
             known = ", ".join(self._tables)
-            raise ConfigError(f"expected a view among {known}, got '{view}'{nearest(view, self._tables)}")
+            raise ConfigError(f"expected a view among {known}, got '{view}'{suggest(view, self._tables)}")
         return collate([read_tokens(self._tables[view], number) for number in numbers])
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pl_prefopt.errors import nearest
+from pl_prefopt.errors import suggest
 from pl_prefopt.rows import Message
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -84,7 +84,7 @@ def _as_message(item: Any, key: str) -> Message:
     if role not in ROLES:
         raise BadRowError(
             f"expected the role of '{key}' to be one of {', '.join(ROLES)}, got {role!r}"
-            f"{nearest(str(role), ROLES)}"
+            f"{suggest(str(role), ROLES)}"
         )
     if item.get("tool_calls"):
         raise BadRowError(f"'{key}' has 'tool_calls', which are not supported")

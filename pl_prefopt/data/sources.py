@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from pl_prefopt.errors import DataError, first_line, nearest
+from pl_prefopt.errors import DataError, first_line, suggest
 from pl_prefopt.paths import data_suffix, is_data_path, missing_data
 
 
@@ -300,7 +300,7 @@ def _pick_split(loaded: Any, source: Source) -> Sequence[Mapping[str, Any]]:
         known = ", ".join(sorted(loaded.keys()))
         raise DataError(
             f"expected a split '{source.split}' in {source.path}, got {known}; "
-            f"set `split` to one of them{nearest(source.split, loaded.keys())}"
+            f"set `split` to one of them{suggest(source.split, loaded.keys())}"
         )
     return loaded[source.split]  # type: ignore[no-any-return]
 

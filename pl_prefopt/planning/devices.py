@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pl_prefopt.errors import ConfigError, nearest
+from pl_prefopt.errors import ConfigError, suggest
 
 GIB = 2**30
 _UNITS = {"GIB": GIB, "GB": 10**9, "MIB": 2**20, "MB": 10**6}
@@ -66,7 +66,7 @@ def device_of(*, gpu: str | None, memory: str | None) -> Device | None:
         if gpu.upper() not in _GPUS:
             known = ", ".join(_GPUS)
             sizes = [name for name in _GPUS if name.startswith(f"{gpu.upper()}-")]
-            hint = f"; say which: {' or '.join(sizes)}." if sizes else nearest(gpu.upper(), _GPUS) or "."
+            hint = f"; say which: {' or '.join(sizes)}." if sizes else suggest(gpu.upper(), _GPUS) or "."
             raise ConfigError(
                 f"Expected --gpu to be one of {known}; got '{gpu}'{hint} For another, give its --memory, "
                 "such as 24GiB."

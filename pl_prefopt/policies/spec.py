@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pl_prefopt.errors import ConfigError, PrefOptError, first_line, nearest
+from pl_prefopt.errors import ConfigError, PrefOptError, first_line, suggest
 from pl_prefopt.paths import is_path, missing_folder
 from pl_prefopt.policies.adapters import Settings, check_lora, check_saved, starts_at_base
 
@@ -209,7 +209,7 @@ def _similar_folder(name: str) -> str:
     parent = Path(name).parent
     if Path(name).exists() or not parent.is_dir():
         return ""
-    return nearest(name, [str(entry) for entry in parent.iterdir() if entry.is_dir()])
+    return suggest(name, [str(entry) for entry in parent.iterdir() if entry.is_dir()])
 
 
 def _check_lora(settings: dict[str, Any]) -> None:
@@ -218,7 +218,7 @@ def _check_lora(settings: dict[str, Any]) -> None:
     known = {field.name for field in dataclasses.fields(LoraConfig)}
     for key in settings:
         if key not in known:
-            raise ConfigError(f"policy.lora has no setting '{key}'{nearest(key, known)}.")
+            raise ConfigError(f"policy.lora has no setting '{key}'{suggest(key, known)}.")
     try:
         LoraConfig(**settings)
     except (TypeError, ValueError, ImportError) as error:

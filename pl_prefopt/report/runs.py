@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pl_prefopt.errors import ConfigError, DataError, nearest
+from pl_prefopt.errors import ConfigError, DataError, suggest
 from pl_prefopt.evaluations import Evaluation, main_evaluation, main_metrics, read_evaluations
 from pl_prefopt.report.curves import Curve, read_curves
 from pl_prefopt.saved_settings import read_saved
@@ -119,7 +119,7 @@ def find_config(folder: Path) -> Path:
     siblings = [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else []
     raise ConfigError(
         f"Expected a run's folder, such as runs/NAME, but there is no folder {folder}"
-        f"{nearest(folder.name, siblings) or '.'}"
+        f"{suggest(folder.name, siblings) or '.'}"
     )
 
 

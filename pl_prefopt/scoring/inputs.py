@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +68,30 @@ def accepts(model: nn.Module, argument: str) -> bool:
 
 def longest_row(model: nn.Module) -> int | None:
     """Return the number of tokens that the model takes, ``None`` where its configuration has no limit."""
-    limit = getattr(base_model(model).config.get_text_config(), "max_position_embeddings", None)
-    return limit if limit is not None and limit > 0 else None
+    base = base_model(model)
+    limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    return limit - _unused_positions(base) if limit is not None and limit > 0 else None
+
+
+_UNUSED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+def _unused_positions(base: nn.Module) -> int:
+    """Return how many of the positions no token has.
+
+    The table of positions of RoBERTa and of the models after it has a row for padding, and the first token's
+    position is the one after it.
+    """
+    if base not in _UNUSED:
+        padding = [
+            part.padding_idx + 1
+            for name, part in base.named_modules()
+            if name.endswith("position_embeddings")
+            and isinstance(part, nn.Embedding)
+            and part.padding_idx is not None
+        ]
+        _UNUSED[base] = max(padding, default=0)
+    return _UNUSED[base]
 
 
 def base_model(model: nn.Module) -> Any:

@@ -45,8 +45,8 @@ def main() -> None:
 def resolve(python: Path, target: str, *arguments: str) -> None:
     """Let uv write ``target``; the versions that it already names are preferred."""
     command = [python, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--no-config", "--no-build"]
-    command += ["--python-version", OLDEST_PYTHON, "--default-index", "https://pypi.org/simple"]
-    command += ["--no-annotate", "--custom-compile-command", "make constraints"]
+    command += ["--python-version", OLDEST_PYTHON, "--no-annotate"]
+    command += ["--custom-compile-command", "make constraints"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("UV_")}
     subprocess.run(
         [*command, "pyproject.toml", *arguments, "--output-file", target], check=True, env=environment

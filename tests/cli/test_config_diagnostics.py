@@ -12,6 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    LearningRateFinder,
+    ModelCheckpoint,
+    timer,
+)
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from transformers import SchedulerType
 
 import pl_prefopt.objectives
 from pl_prefopt.cli.app import PrefOptCLI
@@ -28,6 +40,8 @@ from pl_prefopt.cli.class_sources import (
 )
 from pl_prefopt.cli.config_diagnostics import EVERYWHERE, OF_COMMAND, SECTIONS, check_command
 from pl_prefopt.cli.given_settings import Written
+from pl_prefopt.cli.known_classes import _OFFERED, _known
+from pl_prefopt.cli.known_words import known_texts
 from pl_prefopt.cli.parser import Parser
 from pl_prefopt.cli.plan import PlanCLI
 from pl_prefopt.cli.setting_kinds import kinds_of
@@ -194,7 +208,7 @@ VALUES = [
 def test_what_is_refused_early_is_refused_by_the_parser(hint):
     parser = Parser(exit_on_error=False)
     parser.add_argument("--key", type=eval(hint, vars(typing)))
-    kinds = kinds_of(Setting("pl_prefopt.types", ast.parse(hint, mode="eval").body, required=False))
+    kinds = kinds_of(Setting("pl_prefopt.types", "key", ast.parse(hint, mode="eval").body, required=False))
     refused = [value for value in VALUES if kinds.refusal(value) is not None]
     assert refused
     for value in refused:
@@ -268,3 +282,40 @@ def test_what_python_imports_elsewhere_is_left_to_python():
     assert find_class("torch.optim.AdamW").node.name == torch.optim.AdamW.__name__
     assert "beta" in signature(find_class("pl_prefopt.objectives.DPO")).settings
     assert pl_prefopt.objectives.DPO(beta=0.3).beta == 0.3
+
+
+def test_the_words_that_a_setting_takes_are_those_that_lightning_and_transformers_take():
+    trainer, callbacks = "lightning.pytorch.trainer.trainer", "lightning.pytorch.callbacks"
+    with pytest.raises(MisconfigurationException, match="one of") as refused:
+        Trainer(profiler="nothing", logger=False)
+    taken = {
+        (trainer, "strategy"): {"auto", *StrategyRegistry.available_strategies()},
+        (trainer, "accelerator"): {"auto", "gpu", *AcceleratorRegistry.available_accelerators()},
+        (trainer, "gradient_clip_algorithm"): set(GradClipAlgorithmType.supported_types()),
+        (trainer, "profiler"): set(ast.literal_eval(str(refused.value).rpartition("one of ")[2])),
+        (f"{callbacks}.early_stopping", "mode"): set(EarlyStopping.mode_dict),
+        (f"{callbacks}.batch_size_finder", "mode"): set(BatchSizeFinder.SUPPORTED_MODES),
+        (f"{callbacks}.lr_finder", "mode"): set(LearningRateFinder.SUPPORTED_MODES),
+        (f"{callbacks}.timer", "interval"): set(timer.Interval),
+        ("pl_prefopt.modules.schedule", "name"): {kind.value for kind in SchedulerType},
+    }
+    for (module, name), words in taken.items():
+        assert set(known_texts(module, name).words) == words, name
+    for mode in known_texts(f"{callbacks}.model_checkpoint", "mode").words:
+        ModelCheckpoint(mode=mode)
+    for text in ("00:12:00:00", "100:00:00:01"):
+        assert known_texts(f"{callbacks}.timer", "duration").take(text)
+        timer.Timer(duration=text)
+    assert known_texts(trainer, "val_check_interval").take("00:12:00:00")
+    assert known_texts(trainer, "devices").take("0, 1")
+
+
+@pytest.mark.parametrize("kind", _OFFERED)
+def test_a_class_without_its_module_is_refused_only_where_every_such_class_is_known(kind):
+    paths = ["lightning.pytorch.plugins", "lightning.pytorch.plugins.environments", *_OFFERED[kind]]
+    base = next(f"{path}.{kind}" for path in paths if hasattr(importlib.import_module(path), kind))
+    known = {path.rpartition(".")[2] for path in _known((find_class(base),))}
+    for package in _OFFERED[kind]:
+        for name, one in vars(importlib.import_module(package)).items():
+            if inspect.isclass(one) and issubclass(one, made(base)) and "_graveyard" not in one.__module__:
+                assert name in known or inspect.isabstract(one) or one is made(base), name

@@ -117,6 +117,23 @@ def test_what_cannot_be_written_is_named(number):
     assert "run/metrics.csv" in str(failed)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["--trainer.val_check_interval", "99"], "`val_check_interval` (99) must be less than or equal to"),
+        (
+            ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/los"],
+            "Early stopping conditioned on metric `val/los` which is not available.",
+        ),
+    ],
+)
+def test_what_lightning_finds_out_with_the_rows_is_a_sentence(prefopt, tiny_model, tmp_path, settings, told):
+    rows = write_rows(tmp_path / "rows.jsonl", pair_rows(6))
+    given = [*axes(), "--data.train", rows, "--model.init_args.policy.name", tiny_model]
+    said = prefopt.fails("fit", *given, *settings, "--run_dir", "run")
+    assert f"Lightning refuses the trainer's settings: {told}" in said
+
+
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] "
 
 

@@ -19,13 +19,11 @@ HEAVY = ("torch", "lightning", "transformers", "datasets", "peft", "pandas", "pl
 SCRIPT = """
 import contextlib, io, json, os, sys
 from pathlib import Path
-from pl_prefopt.cli import class_sources, main
+from pl_prefopt.cli import main
 said = []
 for folder, words in json.load(sys.stdin):
     os.chdir(folder)
     sys.path[:] = [entry for entry in sys.path if not entry.startswith(str(Path(folder).parent))]
-    if list(Path().glob("*.py")):  # modules of the same name in several folders
-        class_sources.read_module.cache_clear()
     sys.argv = ["prefopt", *words]
     status, told = None, io.StringIO()
     with contextlib.redirect_stderr(told), contextlib.suppress(SystemExit):
@@ -71,12 +69,12 @@ def answers(tmp_path_factory):
     runs = []
     for number, case in enumerate(CASES):
         folder = tmp_path_factory.mktemp(f"case{number}")
+        (folder / "adir").mkdir()
         for name, text in {
             **case.files,
             "rows.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
         }.items():
             (folder / name).write_text(text)
-        (folder / "adir").mkdir()
         command, *words = shlex.split(case.command)
         if words[0] in ("DPO", "MRPO"):
             words[:1] = map(str, axes(words[0].lower()))

@@ -88,6 +88,21 @@ def test_a_run_on_two_ranks_shows_no_notices_and_loses_no_warning(tiny_model, tm
         assert logged.count(words) == count, logged
 
 
+BARS = """
+from pl_prefopt.cli import main, log_filters
+log_filters.install_log_filters()
+from huggingface_hub.utils import tqdm as of_the_hub
+from transformers.utils.logging import tqdm
+for made in (tqdm, of_the_hub):
+    for _ in made(range(3), desc="Loading weights"):
+        pass
+"""
+
+
+def test_bars_of_libraries_do_not_reach_a_log(tmp_path):
+    assert output(tmp_path, "-c", BARS) == ("", "")
+
+
 def test_the_demo_starts_with_what_it_does_and_how_long_it_takes():
     # Under another make this one would name the folders that it enters.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}

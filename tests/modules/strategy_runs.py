@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from pl_prefopt.callbacks import ReferenceEnsemble
@@ -24,14 +25,17 @@ from pl_prefopt.modules import (
 )
 from pl_prefopt.objectives import DPO, KTO, MRPO, PairMNM, SimPO, SrDPO
 from pl_prefopt.policies import PolicySpec
+from pl_prefopt.policies.sharding import shard
 from pl_prefopt.references import FrozenModel, InitialPolicy, Reference, precompute
-from pl_prefopt.scoring import output_layers
+from pl_prefopt.scoring import Scorer, output_layers
 from tests.cli import plugins
 from tests.cli.plugins import defined
 from tests.modules.faults import die_while_saving, faults
 from tests.modules.mean_gradients import MeanGradients
 from tests.modules.split_loading import loaded
 from tests.runs import LORA, make_datamodule, make_trainer, scored_rows
+from tests.scoring.architectures import build
+from tests.scoring.test_scorer import one_by_one, ragged_tree
 
 ROWS = 9
 """They go round neither in batches of 4 nor in 2 processes."""
@@ -193,6 +197,37 @@ def step_means(folder: Path, tiny_model: str) -> dict[str, tuple[list[Any], list
     return found
 
 
+# Of prompts of 6 tokens; the frequencies of all of a row's positions change above 10.
+RESPONSES_OF_RANK = {
+    "one side on one rank, both on the other": ([[2, 4, 3], [1]], [[2, 9, 5], [8, 1]]),
+    "another side on each rank": ([[1, 3], [2, 4]], [[9, 5], [6, 12]]),
+    "one rank with a single response": ([[12]], [[2, 9, 5], [8, 1, 3]]),
+}
+
+
+def long_rows(rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
+    """Log-probs by a sharded LongRoPE model and by a whole one of single rows, and how gradients differ."""
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    found = {}
+    for name, of_rank in RESPONSES_OF_RANK.items():
+        whole, sharded = build("phi3_longrope"), build("phi3_longrope")
+        shard(sharded, mesh, precision="32-true")
+        trees = [ragged_tree([6] * len(sizes), sizes, seed=number) for number, sizes in enumerate(of_rank)]
+        scored = Scorer()(sharded, trees[rank]).sum
+        expected = [one_by_one(whole, tree) for tree in trees]
+        scored.sum().backward()
+        (sum(each.sum() for each in expected) / 2).backward()  # FSDP takes the mean over ranks
+        pairs = zip(sharded.parameters(), whole.parameters(), strict=True)
+        worst = max((full(own.grad) - its.grad).abs().max().item() for own, its in pairs)
+        found[name] = scored.detach(), expected[rank].detach(), worst
+    return found
+
+
+def full(gradient: Any) -> torch.Tensor:
+    gathered: torch.Tensor = gradient.full_tensor()
+    return gathered
+
+
 def work(rank: int, port: int, folder: Path, tiny_model: str) -> None:
     """What each of two processes does, as torchrun would start it."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
@@ -205,6 +240,7 @@ def work(rank: int, port: int, folder: Path, tiny_model: str) -> None:
     results = {name: run(name, folder, tiny_model, processes=2) for name in CASES}
     results["loaded"] = loaded(folder, tiny_model)
     results["step means"] = step_means(folder, tiny_model)
+    results["long rows"] = long_rows(rank)
     results["moved"] = moved(folder, tiny_model)
     results["faults"] = faults(folder, tiny_model)
     torch.save(results, folder / f"{rank}.pt")

@@ -105,5 +105,5 @@ def test_needs_of_several_are_united_or_contradict_each_other():
 def test_two_ensembles_are_refused(tiny_model, tmp_path):
     module = ReferenceFreeModule(lora_spec(tiny_model), Likelihood())
     trainer = make_trainer(tmp_path, ReferenceEnsemble(), ReferenceEnsemble())
-    with pytest.raises(ConfigError, match="Expected one ReferenceEnsemble .* got 2"):
+    with pytest.raises(ConfigError, match=r"Expected one ReferenceEnsemble .* got 2"):
         trainer.validate(module, make_datamodule(tmp_path), verbose=False)

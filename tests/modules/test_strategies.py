@@ -115,6 +115,14 @@ def test_a_step_of_two_processes_is_the_mean_over_the_prompts_of_both(together):
             assert max(worst) < 1e-5, (name, prompts, worst)
 
 
+def test_rows_on_both_sides_of_a_threshold_are_scored_as_single_ones_by_a_sharded_model(together):
+    _, ranks = together
+    for rank in ranks:
+        for name, (found, expected, worst) in rank["long rows"].items():
+            torch.testing.assert_close(found, expected, atol=5e-4, rtol=1e-5, msg=name)
+            assert worst < 1e-4, (name, worst)
+
+
 def test_a_loss_that_is_no_number_in_one_process_stops_both(together):
     folder, ranks = together
     assert "not a finite number at step 0 in another process" in ranks[0]["faults"]["loss"]

@@ -13,14 +13,21 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, Gemma2Config, GraniteConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    GraniteConfig,
+)
 
 from pl_prefopt.data.collate import beside
-from pl_prefopt.errors import ConfigError
+from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.scoring import Scorer, heads, history, output_layers, packing
 from pl_prefopt.scoring.layouts import TreeLayout
 from pl_prefopt.types import TokenTree
-from tests.scoring.architectures import CONFIGS, VOCABULARY, build
+from tests.scoring.architectures import CONFIGS, ODD, VOCABULARY, build
 
 PROMPTS = [5, 1, 3]
 RESPONSES = [[4, 1, 2], [1], [3, 6]]
@@ -408,3 +415,22 @@ def test_a_model_that_would_not_read_its_history_says_so(monkeypatch):
     with pytest.warns(UserWarning, match="from its start, because LlamaForCausalLM refuses keys and values"):
         assert scorer.history(build("llama"), device) is None
     assert scorer.history(build("llama"), device) is None, "asked once"
+
+
+@pytest.mark.filterwarnings("ignore:All logits of a batch are held at once")
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "data2vec-text", "xmod"])
+def test_a_row_may_have_as_many_tokens_as_there_are_positions_after_that_of_padding(kind):
+    settings = ODD["roberta"]().to_dict() | {"model_type": kind}
+    if kind == "xmod":
+        settings |= {"languages": ["en_XX"], "default_language": "en_XX"}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings)).eval()
+    longest = 126  # of 128 positions, since those of padding and before it are left out
+    fits, too_long = (ragged_tree([longest - 5 + more, 3], [[5, 2], [1]]) for more in (0, 1))
+    with torch.no_grad():
+        found = Scorer(layout="plain")(model, fits).sum
+        assert torch.allclose(found, one_by_one(model, fits), atol=2e-4)
+        with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
+            one_by_one(model, too_long)
+    with pytest.raises(DataError, match=f"takes at most {longest} tokens, but a row has a prompt of 122"):
+        Scorer(layout="plain")(model, too_long)
