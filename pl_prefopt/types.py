@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch import Tensor
 from pl_prefopt.rows import PreferenceRow
 
 _Move = Callable[[Any], Any]
+
+Column: TypeAlias = Tensor | tuple[str | None, ...] | tuple[tuple[str | None, ...], ...]
+"""The rows' values of one column, see ``PreferenceBatch.columns``."""
 
 PLAIN = "plain"
 """The name of the view that is trained on: the rows as they are."""
@@ -89,9 +92,12 @@ class PreferenceBatch:
         graded: bool [B], whether score differences mean something.
         trees: one ``TokenTree`` a view; ``trees["plain"]`` is always there.
         references: float32 [K, B, R] sums of log-probs a view, written by the ``ReferenceEnsemble``.
+        columns: the rows' further columns by name. Numbers are tensors [B], or [B, R] where each response
+            has one: int64, float64 or bool; float64 with NaN where the data lacks some. Texts are a tuple of
+            B, or of B tuples of R. Values of absent responses are NaN, 0, false or ``None``.
     """
 
-    __slots__ = ("graded", "index", "present", "references", "rows", "scores", "split", "trees")
+    __slots__ = ("columns", "graded", "index", "present", "references", "rows", "scores", "split", "trees")
 
     def __init__(
         self,
@@ -104,11 +110,13 @@ class PreferenceBatch:
         graded: Tensor,
         trees: Mapping[str, TokenTree],
         references: Mapping[str, Tensor] | None = None,
+        columns: Mapping[str, Column] | None = None,
     ) -> None:
         self.index, self.split, self.rows = index, split, rows
         self.present, self.scores, self.graded = present, scores, graded
         self.trees = dict(trees)
         self.references: dict[str, Tensor] = dict(references or {})
+        self.columns: dict[str, Column] = dict(columns or {})
 
     def __len__(self) -> int:
         return len(self.index)
@@ -138,6 +146,10 @@ class PreferenceBatch:
             graded=move(self.graded),
             trees={view: move(tree) for view, tree in self.trees.items()},
             references={view: move(logps) for view, logps in self.references.items()},
+            columns={
+                name: move(values) if isinstance(values, Tensor) else values
+                for name, values in self.columns.items()
+            },
         )
 
 
@@ -185,6 +197,7 @@ class ScoredBatch:
         present: bool [B, R].
         graded: bool [B].
         views: the second views that the objective asked for.
+        columns: the rows' columns that the objective or a metric asked for, as in ``PreferenceBatch``.
     """
 
     policy: ResponseLogProbs
@@ -193,6 +206,7 @@ class ScoredBatch:
     present: Tensor
     graded: Tensor
     views: Mapping[str, ViewLogProbs] = field(default_factory=dict)
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

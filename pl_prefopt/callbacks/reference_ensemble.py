@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pl_prefopt.data import SPLITS_OF_STAGE
+from pl_prefopt.data import SPLITS_OF_STAGE, row_source
 from pl_prefopt.errors import ContractError
 from pl_prefopt.references import PrecomputedTable, Reference
 from pl_prefopt.references.precompute import Workers, fill_table
@@ -56,6 +56,16 @@ class ReferenceEnsemble(Callback):
         module.write_references = lambda batch: self._write_for(trainer, pl_module, batch)
         for member in self.members:
             member.check(module.policy_spec)
+            if row_source(trainer) is None:
+                self._refuse_without_rows(member)
+
+    def _refuse_without_rows(self, member: Reference) -> None:
+        if self.precompute or member.needs_rows:
+            who = "references.precompute" if self.precompute else type(member).__name__
+            raise ContractError(
+                f"{who} needs all rows and not only batches of them: pass a PreferenceDataModule as "
+                "`datamodule`, or use a reference that scores batches, such as InitialPolicy."
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the training and validation rows, unless a tuner's trial did."""
@@ -121,13 +131,12 @@ class ReferenceEnsemble(Callback):
                 batch.references[view] = torch.stack(members)
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        found = getattr(getattr(trainer, "datamodule", None), "datasets", {})
+        source = row_source(trainer)
+        found = {} if source is None else source.datasets
         datasets = {split: found[split] for split in SPLITS_OF_STAGE[stage] if split in found}
         module: Any = pl_module
         self._ready = list(self.members)
         if self.precompute:
-            if not datasets:
-                raise ContractError("references.precompute needs the rows of a PreferenceDataModule.")
             with trainer.precision_plugin.forward_context():
                 self._ready = [self._table(trainer, module, member, datasets) for member in self.members]
         for member in self._ready:

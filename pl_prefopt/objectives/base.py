@@ -27,6 +27,7 @@ class Needs:
         score_range: the lowest and the highest score that it can take; ``None`` for any.
         views: other renderings of the rows to score without gradient, by the name under which they
             arrive in ``ScoredBatch.views``.
+        columns: further columns that every row must have; they arrive in ``ScoredBatch.columns``.
     """
 
     min_references: int = 0
@@ -34,6 +35,7 @@ class Needs:
     min_responses: int = 1
     score_range: tuple[float, float] | None = None
     views: Mapping[str, View] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     @classmethod
     def of_all(cls, *needs: Self) -> Self:
@@ -63,6 +65,7 @@ class Needs:
             min_responses=max(each.min_responses for each in needs),
             score_range=(max(low for low, _ in ranges), min(high for _, high in ranges)) if ranges else None,
             views=views,
+            columns=tuple(dict.fromkeys(name for each in needs for name in each.columns)),
         )
 
 

@@ -67,6 +67,9 @@ class Reference(ABC):
     precomputable: ClassVar[bool] = True
     """Whether its log-probs may be computed once and kept; false where they are kept already."""
 
+    needs_rows: ClassVar[bool] = False
+    """Whether ``prepare`` must see all rows that ``log_probs`` is asked for later."""
+
     def check(self, policy: PolicySpec) -> None:  # noqa: B027 - most references work with every policy
         """Raise an error if this reference can't work beside ``policy``; no model is loaded yet."""
 

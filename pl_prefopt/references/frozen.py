@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ class FrozenModel(Reference):
         device: where it lives, such as ``cuda:1``; the policy's device by default.
         offload: keep it in main memory between batches, which is slow and saves the device's memory.
     """
+
+    needs_rows: ClassVar[bool] = True
 
     def __init__(
         self,
