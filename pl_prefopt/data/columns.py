@@ -142,7 +142,7 @@ class _Found:
 
     def info(self, rows: int) -> ColumnInfo:
         missing = rows - self.complete
-        problem = self.problem + (f" and {self.alike} more rows" if self.alike > 0 else "")
+        problem = self.problem + (f" and {self.alike} more" if self.alike > 0 else "")
         if not problem and self.large and (self.kind == "number" or missing):
             others = "decimal numbers" if self.kind == "number" else "missing values"
             problem = f"{others} beside an integer above 2^53 in {self.large}, which float64 doesn't hold"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +76,9 @@ class PreferenceModule(LightningModule):
         schedule: the learning rate's course.
         layout: how prompts and their responses are laid out in the model's input, see ``Scorer``.
         head: how hidden states become log-probs, see ``Scorer``.
+
+    Attributes:
+        needs: what objective and metrics must be given; the data module reads it.
     """
 
     policy: nn.Module
@@ -94,6 +96,8 @@ class PreferenceModule(LightningModule):
         policy.check_trainable()
         self.policy_spec = policy
         self.objective = objective
+        self._columns_of_metrics = columns_read(build_suite("test", 0, objective.rewarded_views))
+        self.needs = Needs.of_all(objective.needs, Needs(columns=tuple(self._columns_of_metrics)))
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.scorer = Scorer(layout, head)
@@ -117,11 +121,6 @@ class PreferenceModule(LightningModule):
         self._knows_rows = True  # whether a data module of ours has them, which were looked at then
         self._seeds, self._guard, self._mean = BatchSeeds(), FiniteLossGuard(), StepMean()
 
-    @cached_property
-    def needs(self) -> Needs:
-        """What the objective and the metrics must be given; the data module reads it."""
-        return Needs.of_all(self.objective.needs, Needs(columns=tuple(self._columns_of_metrics)))
-
     def needed_by(self, column: str) -> str:
         """Return who asked for a column of the rows: the objective's class, or a metric's."""
         if column in self.objective.needs.columns:
@@ -131,10 +130,6 @@ class PreferenceModule(LightningModule):
     def load_tokenizer(self) -> Any:
         """Return the policy's tokeniser."""
         return self.policy_spec.load_tokenizer()
-
-    @cached_property
-    def _columns_of_metrics(self) -> dict[str, str]:
-        return columns_read(build_suite("test", self.num_references, self.objective.rewarded_views))
 
     @property
     def views(self) -> Mapping[str, View]:

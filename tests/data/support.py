@@ -58,8 +58,16 @@ def read(source: str | Source, cache: Path, **options: Any) -> list[PreferenceRo
     return list(stored(source, cache, **options).rows)
 
 
-def stored(source: str | Source, cache: Path, *, on_bad_row: Any = "error", max_rows: int | None = None):
-    return store_rows(Cache(cache), Source.of(source), on_bad_row=on_bad_row, max_rows=max_rows)
+def stored(
+    source: str | Source,
+    cache: Path,
+    *,
+    on_bad_row: Any = "error",
+    max_rows: int | None = None,
+    columns: Mapping[str, str] | None = None,
+):
+    settings = {"on_bad_row": on_bad_row, "max_rows": max_rows, "columns": columns}
+    return store_rows(Cache(cache), Source.of(source), **settings)
 
 
 def dataset(records: Sequence[Mapping[str, Any]], folder: Path, **options: Any) -> PreferenceDataset:
