@@ -12,7 +12,7 @@ import pyarrow as pa
 from pl_prefopt.data.columns import StoredColumns
 from pl_prefopt.data.renderer import EncodedRow
 from pl_prefopt.data.tables import Table
-from pl_prefopt.rows import Message, PreferenceRow
+from pl_prefopt.rows import Message, PreferenceRow, Value
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 ROWS_SCHEMA = pa.schema(
@@ -78,6 +78,10 @@ class StoredRows(Sequence[PreferenceRow]):
             source=fields["source"],
             columns=self.columns.of(number),
         )
+
+    def column(self, name: str) -> list[Value]:
+        """Return a further column of all these rows."""
+        return [self.columns.of(number)[name] for number in self._numbers.tolist()]
 
     def subset(self, positions: npt.NDArray[np.int64]) -> StoredRows:
         """Return the rows at these positions of this sequence."""

@@ -180,8 +180,10 @@ class ColumnsWriter:
 
     def add(self, row: PreferenceRow) -> str | None:
         """Write one row's columns; return them as they are written."""
-        held = {name: value for name, value in row.columns.items() if value is not None}
-        text = json.dumps(held) if held else None
+        text = None
+        if row.columns:
+            held = {name: value for name, value in row.columns.items() if value is not None}
+            text = json.dumps(held) if held else None
         if text is None and self._writer is None and not self._block:
             self._without += 1
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,13 @@ class PreferenceDataModule(LightningDataModule):
         seed: of the training order and of ``held_out``.
         num_workers: processes that prepare batches.
         cache_dir: where rows and tokens are kept.
+
+    Attributes:
+        sampler_columns: the further columns that every row must have for the sampler of a subclass, which
+            reads them from ``PreferenceDataset.column``.
     """
+
+    sampler_columns: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -195,8 +201,10 @@ class PreferenceDataModule(LightningDataModule):
         if self.held_out and split in ("train", "val"):
             numbers = split_rows(self._cache, store, self.held_out, self.seed)[held]
         reader = self._reader()
+        asked = dict.fromkeys(self.sampler_columns, type(self).__name__)
         if reader is not None:
-            require_columns(store, numbers, reader, f"{split} ({source.label})")
+            asked |= {column: reader.needed_by(column) for column in reader.needs.columns}
+        require_columns(store, numbers, asked, f"{split} ({source.label})")
         return PreferenceDataset.tokenised(
             _without_problems(store) if held else store,
             renderer,
@@ -206,7 +214,7 @@ class PreferenceDataModule(LightningDataModule):
             numbers=numbers,
             views=self._views(),
             on_bad_row=self.on_bad_row,
-            columns=None if reader is None else reader.needs.columns,
+            columns=None if reader is None else tuple(asked),
         )
 
     def _reader(self) -> RowReader | None:

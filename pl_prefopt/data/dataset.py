@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from pl_prefopt.data.arrow import read_tokens
+from pl_prefopt.data.arrow import StoredRows, read_tokens
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.collate import beside, collate
 from pl_prefopt.data.columns import ColumnInfo, collate_columns, describe_unused
@@ -18,8 +18,8 @@ from pl_prefopt.data.renderer import Renderer
 from pl_prefopt.data.report import OnBadRow, RowsSummary, write_report
 from pl_prefopt.data.store import RowStore, TokenStore, ViewedRows, store_tokens
 from pl_prefopt.data.tables import Table
-from pl_prefopt.errors import ConfigError, nearest
-from pl_prefopt.rows import PreferenceRow
+from pl_prefopt.errors import ConfigError, listed, nearest, printable
+from pl_prefopt.rows import PreferenceRow, Value
 from pl_prefopt.types import PLAIN, PreferenceBatch, TokenTree
 from pl_prefopt.views import View
 
@@ -48,7 +48,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         self,
         *,
         split: str,
-        rows: Sequence[PreferenceRow],
+        rows: StoredRows,
         renderer: Renderer,
         views: Mapping[str, View],
         tables: Mapping[str, Table],
@@ -211,6 +211,16 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             trees=trees,
             columns=collate_columns(rows, self.columns, scores.shape[1]),
         )
+
+    def column(self, name: str) -> list[Value]:
+        """Return a further column of all rows, for a sampler; ``None`` where a row has no value.
+
+        Raises:
+            ConfigError: if it isn't one of ``columns``.
+        """
+        if name not in self.columns:
+            raise ConfigError(f"expected a column among {listed(self.columns)}, got '{printable(name)}'.")
+        return self.rows.column(name)
 
     def longer_than(self, limit: int) -> list[int]:
         """Return the rows whose prompt and one response are more than ``limit`` tokens, in any view."""

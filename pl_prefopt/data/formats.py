@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from pl_prefopt.data.dialogues import (
@@ -212,16 +212,15 @@ def to_row(fields: Fields) -> PreferenceRow:
     if layout is not None:
         row = layout.convert(fields)
         source = fields.get("source")
+        columns = {
+            name: value
+            for name, value in further_fields(fields, layout)
+            if value is None or not why_not_carried(name, value, len(row.responses))
+        }
         return dataclasses.replace(
             row,
             source="" if source is None else str(source),
-            columns=Columns(
-                {
-                    name: value
-                    for name, value in further_fields(fields)
-                    if value is None or not why_not_carried(name, value, len(row.responses))
-                }
-            ),
+            columns=Columns(columns) if columns else row.columns,
         )
     layouts = "; ".join(", ".join(layout.columns) for layout in FORMATS)
     raise BadRowError(
@@ -234,13 +233,18 @@ def _layout(fields: Fields) -> Format | None:
     return next((layout for layout in FORMATS if layout.claims(fields)), None)
 
 
-def further_fields(fields: Fields) -> Iterator[tuple[str, Any]]:
-    """Yield the names and values of a raw row that its layout doesn't read."""
-    layout = _layout(fields)
-    read = _UNSUPPORTED if layout is None else _READ[layout]
-    for name in fields:
-        if name not in read:
-            yield name, fields[name]
+def further_fields(fields: Fields, layout: Format | None = None) -> list[tuple[str, Any]]:
+    """Return the names and values of a raw row that its layout doesn't read.
+
+    Args:
+        fields: of a row that some layout claims.
+        layout: the one, if it is known.
+    """
+    layout = layout or _layout(fields)
+    read = _RESERVED if layout is None else _READ[layout]
+    if fields.keys() <= read:  # as a rule, and there are many rows
+        return []
+    return [item for item in fields.items() if item[0] not in read]
 
 
 def why_not_carried(name: str, value: Any, responses: int) -> str:

@@ -8,53 +8,52 @@ import numpy as np
 import numpy.typing as npt
 
 from pl_prefopt.data.columns import KIND_WORDS
-from pl_prefopt.data.contracts import RowReader
 from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.store import RowStore
 from pl_prefopt.errors import ContractError, DataError, listed
 
 
 def require_columns(
-    store: RowStore, numbers: npt.NDArray[np.int64] | None, reader: RowReader, title: str
+    store: RowStore, numbers: npt.NDArray[np.int64] | None, asked: Mapping[str, str], title: str
 ) -> None:
     """Refuse rows that lack a column which something reads.
 
     Args:
         store: the rows of a source.
         numbers: which of them are used; all by default.
-        reader: the module that is trained.
+        asked: the columns, each with who reads it.
         title: what messages call the rows, such as ``"train (pairs.jsonl)"``.
 
     Raises:
         ContractError: if there is no such column.
         DataError: naming the row, if a value can't be used or is missing.
     """
-    for name in reader.needs.columns:
-        asked = f"{reader.needed_by(name)} needs the column '{name}'"
+    for name, reader in asked.items():
+        needs = f"{reader} needs the column '{name}'"
         info = store.columns.get(name)
         if info is None:
             if name in store.names:
                 raise ContractError(
-                    f"{asked}, but the layout of {title} reads that one: map it to another name."
+                    f"{needs}, but the layout of {title} reads that one: map it to another name."
                 )
             raise ContractError(
-                f"{asked}, but {title} has none; its columns are {listed(store.names)}: add it, or map a "
+                f"{needs}, but {title} has none; its columns are {listed(store.names)}: add it, or map a "
                 "name to it with data.columns."
             )
         if info.problem:
-            raise DataError(f"{asked}, but that of {title} can't be used: {info.problem}; mend the rows.")
+            raise DataError(f"{needs}, but that of {title} can't be used: {info.problem}; mend the rows.")
         if info.missing:
             _require_values(
                 store, range(len(store.rows)) if numbers is None else numbers.tolist(), name, asked
             )
 
 
-def _require_values(store: RowStore, numbers: Iterable[int], name: str, asked: str) -> None:
+def _require_values(store: RowStore, numbers: Iterable[int], name: str, needs: str) -> None:
     for number in numbers:
         value = store.rows.columns.of(number)[name]
         if value is None or (isinstance(value, tuple) and None in value):
             raise DataError(
-                f"{asked} in each row, but {store.rows[number].origin} has no value: add one, or leave the "
+                f"{needs} in each row, but {store.rows[number].origin} has no value: add one, or leave the "
                 "row out."
             )
 

@@ -264,6 +264,29 @@ def test_a_column_that_is_missing_is_refused_before_anything_is_tokenised(
     assert str(refused.value) == sentence
 
 
+class Curriculum(PreferenceDataModule):
+    """Trains on easy rows first."""
+
+    sampler_columns = ("difficulty",)
+
+    def train_dataloader(self):
+        difficulty = self.datasets["train"].column("difficulty")
+        order = sorted(range(len(difficulty)), key=lambda number: difficulty[number])
+        return self._loader(self.datasets["train"], [[number] for number in order])
+
+
+def test_a_sampler_of_ones_own_reads_a_column_that_every_row_must_have(tmp_path: Path):
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    settings = {"tokenizer": str(tmp_path / "tokenizer"), "cache_dir": str(tmp_path / "cache")}
+    path = write_jsonl(tmp_path / "rows.jsonl", [pair(n) | {"difficulty": (3 * n) % 5} for n in range(5)])
+    module = Recorder()
+    trainer(tmp_path, max_epochs=1).fit(module, Curriculum(path, **settings))
+    assert [numbers for _, numbers in module.seen] == [[0], [2], [4], [1], [3]]
+    with pytest.raises(ContractError, match="Curriculum needs the column 'difficulty', but train"):
+        path = write_jsonl(tmp_path / "rows.jsonl", [pair(0)])
+        trainer(tmp_path, max_epochs=1).fit(Recorder(), Curriculum(path, **settings))
+
+
 def test_splits_agree_on_a_columns_type(tmp_path: Path):
     val = write_jsonl(tmp_path / "val.jsonl", [pair(1) | {"annotator": "x"}])
     path = write_jsonl(tmp_path / "rows.jsonl", [pair(0) | {"annotator": 1}])
