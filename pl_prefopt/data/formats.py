@@ -196,7 +196,8 @@ class Unpaired:
 
 FORMATS: tuple[Format, ...] = (Pairs(), ScoredResponses(), UltraFeedback(), Unpaired())
 _READ = {layout: frozenset((*layout.columns, *layout.optional, *_UNSUPPORTED)) for layout in FORMATS}
-_RESERVED = frozenset().union(*_READ.values())
+LAYOUT_NAMES = frozenset().union(*_READ.values())
+"""The names of columns that some layout reads: no further column has one of them."""
 
 
 def to_row(fields: Fields) -> PreferenceRow:
@@ -241,7 +242,7 @@ def further_fields(fields: Fields, layout: Format | None = None) -> list[tuple[s
         layout: the one, if it is known.
     """
     layout = layout or _layout(fields)
-    read = _RESERVED if layout is None else _READ[layout]
+    read = LAYOUT_NAMES if layout is None else _READ[layout]
     if fields.keys() <= read:  # as a rule, and there are many rows
         return []
     return [item for item in fields.items() if item[0] not in read]
@@ -255,7 +256,7 @@ def why_not_carried(name: str, value: Any, responses: int) -> str:
         value: not ``None``.
         responses: of the row.
     """
-    if name in _RESERVED:
+    if name in LAYOUT_NAMES:
         return "it belongs to another layout than the row"
     if not _is_unicode(name):
         return "a name that is no Unicode"

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from pl_prefopt.data.columns import KIND_WORDS
 from pl_prefopt.data.dataset import PreferenceDataset
+from pl_prefopt.data.formats import LAYOUT_NAMES
 from pl_prefopt.data.store import RowStore
 from pl_prefopt.errors import ContractError, DataError, listed
 
@@ -32,9 +33,9 @@ def require_columns(
         needs = f"{reader} needs the column '{name}'"
         info = store.columns.get(name)
         if info is None:
-            if name in store.names:
+            if name in LAYOUT_NAMES:
                 raise ContractError(
-                    f"{needs}, but the layout of {title} reads that one: map it to another name."
+                    f"{needs}, but that name belongs to a layout: copy the column to one of another name."
                 )
             raise ContractError(
                 f"{needs}, but {title} has none; its columns are {listed(store.names)}: add it, or map a "
@@ -43,9 +44,8 @@ def require_columns(
         if info.problem:
             raise DataError(f"{needs}, but that of {title} can't be used: {info.problem}; mend the rows.")
         if info.missing:
-            _require_values(
-                store, range(len(store.rows)) if numbers is None else numbers.tolist(), name, asked
-            )
+            used = range(len(store.rows)) if numbers is None else numbers.tolist()
+            _require_values(store, used, name, needs)
 
 
 def _require_values(store: RowStore, numbers: Iterable[int], name: str, needs: str) -> None:

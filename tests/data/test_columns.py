@@ -257,6 +257,9 @@ def test_a_column_that_is_missing_is_refused_before_anything_is_tokenised(
     tmp_path: Path, monkeypatch, change, kind, sentence
 ):
     monkeypatch.setattr(Renderer, "render", None)
+    path = write_jsonl(tmp_path / "rows.jsonl", [pair(0)])
+    with pytest.raises(ContractError, match="Recorder needs the column 'prompt', but that name belongs to a"):
+        fit(tmp_path, path, columns=["prompt"])
     first = change if "rater" in change else {"annotator": "x"}
     path = write_jsonl(tmp_path / "rows.jsonl", [pair(0) | first, pair(1) | first, pair(2) | change])
     with pytest.raises(kind) as refused:
@@ -282,8 +285,8 @@ def test_a_sampler_of_ones_own_reads_a_column_that_every_row_must_have(tmp_path:
     module = Recorder()
     trainer(tmp_path, max_epochs=1).fit(module, Curriculum(path, **settings))
     assert [numbers for _, numbers in module.seen] == [[0], [2], [4], [1], [3]]
+    path = write_jsonl(tmp_path / "rows.jsonl", [pair(0)])
     with pytest.raises(ContractError, match="Curriculum needs the column 'difficulty', but train"):
-        path = write_jsonl(tmp_path / "rows.jsonl", [pair(0)])
         trainer(tmp_path, max_epochs=1).fit(Recorder(), Curriculum(path, **settings))
 
 
