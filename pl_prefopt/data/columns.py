@@ -76,14 +76,21 @@ class ColumnTally:
     def __init__(self) -> None:
         self.names: dict[str, None] = {}
         self._rows, self._others = 0, False
+        self._without: tuple[str, ...] = ()  # the keys of a row that had no further columns, as all may be
         self._found: dict[str, _Found] = {}
 
     def add(self, fields: Mapping[str, Any], row: PreferenceRow, origin: str) -> None:
         """Count the columns of one usable row, given what it was made from."""
         self._rows += 1
+        keys = tuple(fields)
+        if keys == self._without:
+            return
         if not fields.keys() <= self.names.keys() and len(self.names) < MOST_COLUMNS:
             self.names |= dict.fromkeys(fields)
-        for name, value in further_fields(fields):
+        further = further_fields(fields)
+        if not further:
+            self._without = keys
+        for name, value in further:
             if name not in self._found:
                 if len(self._found) == MOST_COLUMNS:
                     self._others = True
