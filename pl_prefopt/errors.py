@@ -88,3 +88,34 @@ def suggest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str:
     """
     match = closest(word, choices, cutoff=cutoff)
     return f"; did you mean '{match}'?" if match else ""
+
+
+def printable(name: str, *, limit: int = 60) -> str:
+    r"""Return a name from a file as a message shows it: on one line, without control characters, cut.
+
+    Args:
+        name: any text.
+        limit: the most characters.
+
+    Examples:
+        >>> printable("annotator"), printable("a\nb"), printable("x" * 9, limit=4)
+        ('annotator', 'a\\nb', 'xxx…')
+    """
+    shown = name if name.isprintable() else ascii(name)[1:-1]
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def listed(names: Iterable[str], *, most: int = 20) -> str:
+    """Return names from a file as a message lists them.
+
+    Args:
+        names: any texts.
+        most: how many are written out.
+
+    Examples:
+        >>> listed(["a", "b", "c"], most=2), listed([])
+        ('a, b and 1 more', 'none')
+    """
+    shown = [printable(name) for name in names]
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return (", ".join(shown[:most]) + more) or "none"

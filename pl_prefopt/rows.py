@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self, TypeAlias
+
+Scalar: TypeAlias = str | int | float | bool | None
+Value: TypeAlias = Scalar | tuple[Scalar, ...]
+"""What a row's column holds: one value, or as a tuple one value per response."""
 
 
 class Message(NamedTuple):
@@ -11,6 +17,40 @@ class Message(NamedTuple):
 
     role: str
     content: str
+
+
+class Columns(Mapping[str, Value]):
+    """A row's further columns by name: a mapping that cannot be changed, and so can be hashed.
+
+    >>> columns = Columns({"annotator": 3, "confidence": [0.5, None]})
+    >>> columns["confidence"], columns == {"annotator": 3, "confidence": (0.5, None)}
+    ((0.5, None), True)
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Value | list[Scalar]]) -> None:
+        self._values: dict[str, Value] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
+    def __repr__(self) -> str:
+        return f"Columns({self._values})"
+
+
+_NO_COLUMNS = Columns({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +70,7 @@ class PreferenceRow:
         origin: where the row came from, for messages: ``"file.jsonl, row 12"``.
         source: which part of a mixture of data the row belongs to, if the data says; reports group by it.
         keep: text in the prompt that truncation must not take, such as what a view put there.
+        columns: the data's further columns by name. A tuple has one value per response.
     """
 
     prompt: tuple[Message, ...]
@@ -39,3 +80,22 @@ class PreferenceRow:
     origin: str = ""
     source: str = ""
     keep: str = ""
+    columns: Mapping[str, Value] = field(default=_NO_COLUMNS, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.columns, Columns):
+            object.__setattr__(self, "columns", Columns(self.columns))
+
+    def with_responses_of(self, donor: PreferenceRow) -> Self:
+        """Return this row's prompt with another row's responses, without scores.
+
+        Columns with one value per response come along with the responses; the others stay.
+        """
+        columns = dict(self.columns)
+        for name, value in columns.items():
+            theirs = donor.columns.get(name)
+            if isinstance(value, tuple) or isinstance(theirs, tuple):
+                columns[name] = theirs
+        return dataclasses.replace(
+            self, responses=donor.responses, scores=None, graded=False, columns=Columns(columns)
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from pl_prefopt.requests import Direction
 from pl_prefopt.rows import PreferenceRow
 
 _Move = Callable[[Any], Any]
+
+Column: TypeAlias = Tensor | tuple[str | None, ...] | tuple[tuple[str | None, ...], ...]
+"""The rows' values of one column, see ``PreferenceBatch.columns``."""
 
 PLAIN = "plain"
 """The name of the view that is trained on: the rows as they are."""
@@ -91,9 +94,12 @@ class PreferenceBatch:
         trees: one ``TokenTree`` a view; ``trees["plain"]`` is always there.
         references: float32 [K, B, R] sums of log-probs per view. Where they are not given, the module that
             scores the batch puts what the ``ReferenceEnsemble`` answers here.
+        columns: the rows' further columns by name. Numbers are tensors [B], or [B, R] where each response
+            has one: int64, float64 or bool; float64 with NaN where the data lacks some. Texts are a tuple of
+            B, or of B tuples of R. Values of absent responses are NaN, 0, false or ``None``.
     """
 
-    __slots__ = ("graded", "index", "present", "references", "rows", "scores", "split", "trees")
+    __slots__ = ("columns", "graded", "index", "present", "references", "rows", "scores", "split", "trees")
 
     def __init__(
         self,
@@ -106,11 +112,13 @@ class PreferenceBatch:
         graded: Tensor,
         trees: Mapping[str, TokenTree],
         references: Mapping[str, Tensor] | None = None,
+        columns: Mapping[str, Column] | None = None,
     ) -> None:
         self.index, self.split, self.rows = index, split, rows
         self.present, self.scores, self.graded = present, scores, graded
         self.trees = dict(trees)
         self.references: dict[str, Tensor] = dict(references or {})
+        self.columns: dict[str, Column] = dict(columns or {})
 
     def __len__(self) -> int:
         return len(self.index)
@@ -134,6 +142,10 @@ class PreferenceBatch:
             graded=move(self.graded),
             trees={view: move(tree) for view, tree in self.trees.items()},
             references={view: move(logps) for view, logps in self.references.items()},
+            columns={
+                name: move(values) if isinstance(values, Tensor) else values
+                for name, values in self.columns.items()
+            },
         )
 
 
@@ -202,6 +214,7 @@ class ScoredBatch:
         tokens: numbers per token, if the objective asked for them.
         outputs: outputs of heads by name, with gradient: float32 [B, R, O], 0 where a response is absent, or
             [B, O] of heads that read prompts.
+        columns: the rows' columns that the objective or a metric asked for, as in ``PreferenceBatch``.
     """
 
     policy: ResponseLogProbs
@@ -212,6 +225,7 @@ class ScoredBatch:
     views: Mapping[str, ViewLogProbs] = field(default_factory=dict)
     tokens: TokenNumbers | None = None
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

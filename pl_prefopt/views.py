@@ -71,8 +71,7 @@ class Mismatched(View):
         others = donors([row.prompt for row in rows])
 
         def mismatched(index: int) -> PreferenceRow:
-            donor = rows[others[index]]
-            return dataclasses.replace(rows[index], responses=donor.responses, scores=None, graded=False)
+            return rows[index].with_responses_of(rows[others[index]])
 
         return mismatched
 

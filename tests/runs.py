@@ -50,6 +50,15 @@ def pair_rows(count: int = 6) -> list[dict[str, str]]:
     ]
 
 
+def rated_rows(count: int = 6) -> list[dict[str, str]]:
+    """Pairs under other names than ours, with who rated them and a note."""
+    names = {"prompt": "question", "chosen": "good", "rejected": "bad"}
+    return [
+        {names[key]: value for key, value in row.items()} | {"rater": f"r{number % 2}", "note": "n"}
+        for number, row in enumerate(pair_rows(count))
+    ]
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
     """Write rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import nn
 
 from pl_prefopt.callbacks.publishing import TextTable, publish_table
-from pl_prefopt.data import PreferenceDataModule
+from pl_prefopt.data import PreferenceDataModule, datamodule_of
 from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.rows import Message
 from pl_prefopt.scoring import evaluating
@@ -139,7 +139,7 @@ class Generations(Callback):
 
 
 def _datamodule(trainer: Trainer) -> Any:
-    return getattr(trainer, "datamodule", None)
+    return datamodule_of(trainer)
 
 
 def _shown(prompt: Sequence[Message]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from pl_prefopt.data import PreferenceDataModule
+from pl_prefopt.data import PreferenceDataModule, datamodule_of
 from pl_prefopt.evaluations import Evaluation, add_evaluation
 from pl_prefopt.objectives.base import plain_settings
 
@@ -47,7 +47,7 @@ class MetricsFile(Callback):
             part=_part(trainer, stage),
             method=_method(module),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            **_rows(getattr(trainer, "datamodule", None), stage),
+            **_rows(datamodule_of(trainer), stage),
             **self._weights(trainer, module, command),
         )
         add_evaluation(self.folder / "metrics.json", evaluation)

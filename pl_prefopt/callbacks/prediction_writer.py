@@ -25,7 +25,8 @@ class PredictionWriter(Callback):
     ``predict`` writes it into the run's folder, ``validate`` and ``test`` into their own below it. The
     validations of a ``fit`` write none.
 
-    A prompt comes with its ``origin``, its ``source`` and whether its scores are ``graded``; each response
+    A prompt comes with its ``origin``, its ``source``, whether its scores are ``graded``, and the further
+    ``columns`` of its row; each response
     with its ``log_prob`` (a sum over tokens), ``length`` (in tokens), ``reward``, ``rank`` by reward (1 is
     best), and its ``score`` if the data has one.
 
@@ -109,6 +110,7 @@ def _lines(batch: PreferenceBatch, scored: ScoredBatch, outcome: Outcome) -> Ite
             "origin": row.origin,
             "source": row.source,
             "graded": row.graded,
+            "columns": dict(row.columns),
             "prompt": _messages(row.prompt),
             "responses": [
                 {

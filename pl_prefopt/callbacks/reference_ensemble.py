@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pl_prefopt.data import SPLITS_OF_STAGE
+from pl_prefopt.data import SPLITS_OF_STAGE, row_source
 from pl_prefopt.errors import ContractError
 from pl_prefopt.references import (
     PolicyHost,
@@ -67,6 +67,16 @@ class ReferenceEnsemble(Callback, ReferenceSource):
             member.check(module.policy_spec)
             if module.tokens is not None:
                 self._check_tokens(member, type(module.objective).__name__)
+            if row_source(trainer) is None:
+                self._refuse_without_rows(member)
+
+    def _refuse_without_rows(self, member: Reference) -> None:
+        if self.precompute or member.needs_rows:
+            who = "references.precompute" if self.precompute else type(member).__name__
+            raise ContractError(
+                f"{who} needs all rows and not only batches of them: pass a PreferenceDataModule as "
+                "`datamodule`, or use a reference that scores batches, such as InitialPolicy."
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the training and validation rows, unless a tuner's trial did."""
@@ -123,13 +133,12 @@ class ReferenceEnsemble(Callback, ReferenceSource):
             )
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        found = getattr(getattr(trainer, "datamodule", None), "datasets", {})
+        source = row_source(trainer)
+        found = {} if source is None else source.datasets
         datasets = {split: found[split] for split in SPLITS_OF_STAGE[stage] if split in found}
         module: Any = pl_module
         self._ready = list(self.members)
         if self.precompute:
-            if not datasets:
-                raise ContractError("references.precompute needs the rows of a PreferenceDataModule.")
             with trainer.precision_plugin.forward_context():
                 self._ready = [self._table(trainer, module, member, datasets) for member in self.members]
         for member in self._ready:

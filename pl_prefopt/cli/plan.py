@@ -126,6 +126,7 @@ class PlanCLI(PrefOptCLI):
     def _connect(self, model: Any, datamodule: Any, references: ReferenceEnsemble) -> None:
         """Check what ``fit`` would check before it loads a model."""
         self.trainer.strategy.connect(model)
+        self.trainer._data_connector.attach_datamodule(model, datamodule)
         self.trainer.state.fn = TrainerFn.FITTING
         model.trainer = datamodule.trainer = self.trainer
         references.setup(self.trainer, model, "fit")

@@ -5,6 +5,7 @@
 
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.collate import collate
+from pl_prefopt.data.contracts import RowReader, RowSource, datamodule_of, row_source
 from pl_prefopt.data.datamodule import SPLITS_OF_STAGE, PreferenceDataModule, batches_since_step
 from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.renderer import EncodedRow, Renderer
@@ -20,8 +21,12 @@ __all__ = [
     "PreferenceDataModule",
     "PreferenceDataset",
     "Renderer",
+    "RowReader",
+    "RowSource",
     "RowsSummary",
     "Source",
     "batches_since_step",
     "collate",
+    "datamodule_of",
+    "row_source",
 ]

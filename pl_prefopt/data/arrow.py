@@ -1,21 +1,18 @@
-"""Tables on disk that are read by memory map, so that opening one costs nothing and workers share it."""
+"""Rows and tokens as records of Arrow tables."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pl_prefopt.data.cache import damaged
+from pl_prefopt.data.columns import StoredColumns
 from pl_prefopt.data.renderer import EncodedRow
-from pl_prefopt.rows import Message, PreferenceRow
-
-_ROWS_A_BLOCK = 1000
+from pl_prefopt.data.tables import Table
+from pl_prefopt.rows import Message, PreferenceRow, Value
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 ROWS_SCHEMA = pa.schema(
@@ -41,62 +38,22 @@ TOKENS_SCHEMA = pa.schema(
 )
 
 
-def write_table(path: Path, schema: Any, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write records of ``schema`` to an Arrow file, block by block."""
-    records = iter(records)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        while block := list(itertools.islice(records, _ROWS_A_BLOCK)):
-            writer.write_batch(pa.RecordBatch.from_pylist(block, schema=schema))
-
-
-class Table:
-    """An Arrow file as random-access rows. It pickles as its path."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._table: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_table": None}
-
-    @property
-    def table(self) -> Any:
-        """The memory-mapped ``pyarrow.Table``.
-
-        Raises:
-            DataError: if the file is damaged.
-        """
-        if self._table is None:
-            try:
-                with pa.ipc.open_file(pa.memory_map(str(self.path))) as reader:
-                    self._table = reader.read_all()
-            except (pa.ArrowException, OSError) as error:
-                raise damaged(self.path, error) from error
-        return self._table
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    def cell(self, column: str, row: int) -> Any:
-        """Return one ``pyarrow`` scalar."""
-        return self.table[column][row]
-
-    def column(self, name: str) -> npt.NDArray[Any]:
-        """Return a column of numbers."""
-        values: npt.NDArray[Any] = self.table[name].to_numpy()
-        return values
-
-
 class StoredRows(Sequence[PreferenceRow]):
     """Rows on disk, or some of them, as a sequence.
 
     Args:
         table: a table of ``ROWS_SCHEMA``.
+        columns: the further columns of the table's rows.
         numbers: which of its rows, in this order; all of them by default.
+
+    Attributes:
+        columns: the further columns.
     """
 
-    def __init__(self, table: Table, numbers: npt.NDArray[np.int64] | None = None) -> None:
-        self._table = table
+    def __init__(
+        self, table: Table, columns: StoredColumns, numbers: npt.NDArray[np.int64] | None = None
+    ) -> None:
+        self._table, self.columns = table, columns
         self._numbers = np.arange(len(table)) if numbers is None else numbers
 
     def __len__(self) -> int:
@@ -109,7 +66,7 @@ class StoredRows(Sequence[PreferenceRow]):
     def __getitem__(self, index: int | slice) -> PreferenceRow | StoredRows:
         """Return one row, or a sequence of some."""
         if isinstance(index, slice):
-            return StoredRows(self._table, self._numbers[index])
+            return StoredRows(self._table, self.columns, self._numbers[index])
         number = int(self._numbers[index])
         fields = {name: self._table.cell(name, number).as_py() for name in ROWS_SCHEMA.names}
         return PreferenceRow(
@@ -119,11 +76,16 @@ class StoredRows(Sequence[PreferenceRow]):
             graded=fields["graded"],
             origin=fields["origin"],
             source=fields["source"],
+            columns=self.columns.of(number),
         )
+
+    def column(self, name: str) -> list[Value]:
+        """Return a further column of all these rows."""
+        return [self.columns.of(number)[name] for number in self._numbers.tolist()]
 
     def subset(self, positions: npt.NDArray[np.int64]) -> StoredRows:
         """Return the rows at these positions of this sequence."""
-        return StoredRows(self._table, self._numbers[positions])
+        return StoredRows(self._table, self.columns, self._numbers[positions])
 
 
 def _messages(items: list[dict[str, str]]) -> tuple[Message, ...]:

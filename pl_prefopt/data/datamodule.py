@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,14 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from pl_prefopt.data.cache import Cache
+from pl_prefopt.data.contracts import RowReader, is_row_reader
 from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.extremes import full_batch, largest_batch
 from pl_prefopt.data.renderer import Renderer, TemplateName
 from pl_prefopt.data.report import OnBadRow
+from pl_prefopt.data.required import require_columns, require_same_kinds
 from pl_prefopt.data.sampler import LengthGroupedSampler, SameOrderSampler
-from pl_prefopt.data.sources import Source
+from pl_prefopt.data.sources import Source, check_names
 from pl_prefopt.data.store import RowStore, split_rows, store_rows
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.types import PreferenceBatch
@@ -55,10 +57,18 @@ class PreferenceDataModule(LightningDataModule):
         max_response_length: the most tokens of a response; the right is cut. ``None`` for no limit.
         on_bad_row: ``error`` stops at the first bad row, ``skip`` leaves bad rows out and counts them.
         max_rows: the most rows of each source, from its beginning; ``None`` for all.
+        columns: the files' names of columns by ours, such as ``{prompt: question, annotator: rater}``. Ours
+            are those of the layouts; any other one is a further column of the rows.
         seed: of the training order and of ``held_out``.
         num_workers: processes that prepare batches.
         cache_dir: where rows and tokens are kept.
+
+    Attributes:
+        sampler_columns: the further columns that every row must have for the sampler of a subclass, which
+            reads them from ``PreferenceDataset.column``.
     """
+
+    sampler_columns: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -77,6 +87,7 @@ class PreferenceDataModule(LightningDataModule):
         max_response_length: int | None = 1024,
         on_bad_row: OnBadRow = "error",
         max_rows: int | None = None,
+        columns: dict[str, str] | None = None,
         seed: int = 0,
         num_workers: int = 0,
         cache_dir: str = ".cache/pl_prefopt",
@@ -90,11 +101,13 @@ class PreferenceDataModule(LightningDataModule):
         self.tokenizer, self.template = tokenizer, template
         self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
         self.on_bad_row, self.max_rows = on_bad_row, max_rows
+        self.columns = columns or {}
         self.seed, self.num_workers = seed, num_workers
         self.datasets: dict[str, PreferenceDataset] = {}
         self._cache = Cache(cache_dir)
         self._renderer: Renderer | None = None
         self._start = _Position()
+        self._told: set[str] = set()  # lines on unused columns, which several splits may have in common
         self._check_settings()
 
     def _check_settings(self) -> None:
@@ -115,6 +128,7 @@ class PreferenceDataModule(LightningDataModule):
                 f"expected `data.held_out` as a share below 1 or a number of rows, got {self.held_out}; "
                 f"write {int(self.held_out)} for rows"
             )
+        check_names(self.columns)
 
     @property
     def renderer(self) -> Renderer:
@@ -152,8 +166,12 @@ class PreferenceDataModule(LightningDataModule):
             fresh = self._open(split, self._renderer)
             known = self.datasets.get(split)
             if known is None or known.fingerprint != fresh.fingerprint:
-                _print_once(fresh.report)
+                new = [line for line in fresh.unused_columns if line not in self._told]
+                _print_once("\n  ".join([fresh.report, *new]))
+                self._told.update(new)
             self.datasets[split] = fresh
+        if self._reader() is not None:
+            require_same_kinds(self.datasets)
 
     def _splits(self, stage: str | None) -> list[str]:
         """Return the splits to open for a stage, having checked that those it needs are there."""
@@ -172,10 +190,21 @@ class PreferenceDataModule(LightningDataModule):
     def _open(self, split: str, renderer: Renderer) -> PreferenceDataset:
         held = split == "val" and "val" not in self.sources
         source = self.sources["train" if held else split]
-        store = store_rows(self._cache, source, on_bad_row=self.on_bad_row, max_rows=self.max_rows)
+        store = store_rows(
+            self._cache,
+            source,
+            on_bad_row=self.on_bad_row,
+            max_rows=self.max_rows,
+            columns=self.columns,
+        )
         numbers: npt.NDArray[np.int64] | None = None
         if self.held_out and split in ("train", "val"):
             numbers = split_rows(self._cache, store, self.held_out, self.seed)[held]
+        reader = self._reader()
+        asked = dict.fromkeys(self.sampler_columns, type(self).__name__)
+        if reader is not None:
+            asked |= {column: reader.needed_by(column) for column in reader.needs.columns}
+        require_columns(store, numbers, asked, f"{split} ({source.label})")
         return PreferenceDataset.tokenised(
             _without_problems(store) if held else store,
             renderer,
@@ -185,11 +214,17 @@ class PreferenceDataModule(LightningDataModule):
             numbers=numbers,
             views=self._views(),
             on_bad_row=self.on_bad_row,
+            columns=None if reader is None else tuple(asked),
         )
 
-    def _views(self) -> Mapping[str, View]:
+    def _reader(self) -> RowReader | None:
+        """Return the module that reads the batches, if it tells what it needs."""
         module = None if self.trainer is None else self.trainer.lightning_module
-        return getattr(module, "views", {})
+        return module if is_row_reader(module) else None
+
+    def _views(self) -> Mapping[str, View]:
+        reader = self._reader()
+        return {} if reader is None else reader.needs.views
 
     def _make_renderer(self) -> Renderer:
         return Renderer(
@@ -201,14 +236,13 @@ class PreferenceDataModule(LightningDataModule):
 
     def _load_tokenizer(self) -> Any:
         if self.tokenizer is None:
-            module = None if self.trainer is None else self.trainer.lightning_module
-            policy = getattr(module, "policy_spec", None)
-            if policy is None:
+            reader = self._reader()
+            if reader is None:
                 raise ConfigError(
                     "expected a model whose policy brings a tokeniser, got none; set `data.tokenizer` to a "
                     "tokeniser's folder or hub name"
                 )
-            return policy.load_tokenizer()
+            return reader.load_tokenizer()
         from transformers import AutoTokenizer
 
         try:
@@ -338,7 +372,7 @@ class PreferenceDataModule(LightningDataModule):
         dataset = self.datasets["train"]
         sampler = self._sampler(dataset, self.batch_size, shuffle=True)
         limits = [self.batch_size, self.max_tokens_per_batch]
-        return [dataset.fingerprint, *limits, self.seed, sampler.num_replicas]
+        return [dataset.tokens_fingerprint, *limits, self.seed, sampler.num_replicas]
 
     def _position(self) -> tuple[int, int]:
         """Return the epoch that training is in and how many of its batches are done.

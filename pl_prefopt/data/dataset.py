@@ -10,14 +10,16 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from pl_prefopt.data.arrow import Table, read_tokens
+from pl_prefopt.data.arrow import StoredRows, read_tokens
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.collate import beside, collate
+from pl_prefopt.data.columns import ColumnInfo, collate_columns, describe_unused
 from pl_prefopt.data.renderer import Renderer
 from pl_prefopt.data.report import OnBadRow, RowsSummary, write_report
 from pl_prefopt.data.store import RowStore, TokenStore, ViewedRows, store_tokens
-from pl_prefopt.errors import ConfigError, suggest
-from pl_prefopt.rows import PreferenceRow
+from pl_prefopt.data.tables import Table
+from pl_prefopt.errors import ConfigError, listed, printable, suggest
+from pl_prefopt.rows import PreferenceRow, Value
 from pl_prefopt.types import PLAIN, PreferenceBatch, TokenTree
 from pl_prefopt.views import View
 
@@ -33,16 +35,20 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         renderer: what tokenised them.
         views: the views that are tokenised besides the rows themselves, by name.
         lengths: int64 [rows], tokens of each row: its prompt once, and all its responses.
-        fingerprint: a string that changes whenever rows, tokens or views do.
+        tokens_fingerprint: a string that changes whenever rows, tokens or views do, whatever further columns
+            the rows have.
+        fingerprint: the same, and it changes with the further columns too if batches have any.
         summary: counts.
         report: the lines to print when the split is ready.
+        columns: what the further columns hold that batches have, by name. The rows have all of them.
+        unused_columns: the lines to print on further columns that nothing reads.
     """
 
     def __init__(
         self,
         *,
         split: str,
-        rows: Sequence[PreferenceRow],
+        rows: StoredRows,
         renderer: Renderer,
         views: Mapping[str, View],
         tables: Mapping[str, Table],
@@ -50,12 +56,24 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         summary: RowsSummary,
         report: str,
         cache: Cache,
+        columns: Mapping[str, ColumnInfo],
+        columns_content: str,
+        unused_columns: Sequence[str] = (),
     ) -> None:
         self.split, self.rows, self.renderer = split, rows, renderer
         self.views, self._tables = dict(views), dict(tables)
-        self.fingerprint, self.summary, self.report = fingerprint, summary, report
+        self.tokens_fingerprint, self.summary, self.report = fingerprint, summary, report
+        self.columns, self._columns_content = dict(columns), columns_content
+        self.unused_columns = list(unused_columns)
         self._cache = cache
         self.lengths: npt.NDArray[np.int64] = tables[PLAIN].column("length")
+
+    @property
+    def fingerprint(self) -> str:
+        """See above."""
+        if not self.columns:
+            return self.tokens_fingerprint
+        return f"{self.tokens_fingerprint}-{self._columns_content}-{sorted(self.columns)}"
 
     @classmethod
     def tokenised(
@@ -69,6 +87,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         numbers: npt.NDArray[np.int64] | None = None,
         views: Mapping[str, View] | None = None,
         on_bad_row: OnBadRow = "error",
+        columns: Sequence[str] | None = None,
     ) -> PreferenceDataset:
         """Tokenise stored rows and their views, or find their tokens in the cache.
 
@@ -81,6 +100,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             numbers: which of the rows make up the split; all of them by default.
             views: other renderings to tokenise, by name.
             on_bad_row: what to do with rows that the chat template refuses.
+            columns: the further columns that batches shall have, since something reads them; all by default.
 
         Raises:
             DataError: naming the row, if the chat template refuses it and that is an error.
@@ -95,12 +115,12 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
                 cache,
                 ViewedRows(rows, view),
                 renderer,
-                key=(*key, plain.content, view.fingerprint),
+                key=(*key, plain.content, view.fingerprint, store.columns_content),
                 view=name,
             )
             for name, view in views.items()
         }
-        tokens = {PLAIN: plain, **viewed}
+        tokens, carried = {PLAIN: plain, **viewed}, store.rows.columns.infos
         skipped = store.skipped + plain.skipped
         summary = dataclasses.replace(plain.tally.summary, skipped=skipped)
         problems = [*store.problems, *plain.problems]
@@ -115,6 +135,12 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             summary=summary,
             report=write_report(title or split, summary, problems, plain.tally.percentiles, cut),
             cache=cache,
+            columns={name: info for name, info in carried.items() if columns is None or name in columns},
+            columns_content=store.columns_content,
+            # Reports group rows by their source.
+            unused_columns=describe_unused(
+                store.columns, used=(*(carried if columns is None else columns), "source")
+            ),
         )
 
     def read_by(self, renderer: Renderer) -> PreferenceDataset:
@@ -123,9 +149,9 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         Raises:
             DataError: naming the row, if the renderer's chat template refuses it.
         """
-        tokens = {PLAIN: store_tokens(self._cache, self.rows, renderer, key=(self.fingerprint,))}
+        tokens = {PLAIN: store_tokens(self._cache, self.rows, renderer, key=(self.tokens_fingerprint,))}
         for name, view in self.views.items():
-            key, shown = (self.fingerprint, view.fingerprint), ViewedRows(self.rows, view)
+            key, shown = (self.tokens_fingerprint, view.fingerprint), ViewedRows(self.rows, view)
             tokens[name] = store_tokens(self._cache, shown, renderer, key=key, view=name)
         return PreferenceDataset(
             split=self.split,
@@ -137,6 +163,8 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             summary=tokens[PLAIN].tally.summary,
             report=self.report,
             cache=self._cache,
+            columns=self.columns,
+            columns_content=self._columns_content,
         )
 
     def __len__(self) -> int:
@@ -181,7 +209,18 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             scores=scores,
             graded=torch.tensor([row.graded for row in rows]) & real,
             trees=trees,
+            columns=collate_columns(rows, self.columns, scores.shape[1]),
         )
+
+    def column(self, name: str) -> list[Value]:
+        """Return a further column of all rows, for a sampler; ``None`` where a row has no value.
+
+        Raises:
+            ConfigError: if it isn't one of ``columns``.
+        """
+        if name not in self.columns:
+            raise ConfigError(f"expected a column among {listed(self.columns)}, got '{printable(name)}'.")
+        return self.rows.column(name)
 
     def longer_than(self, limit: int) -> list[int]:
         """Return the rows whose prompt and one response are more than ``limit`` tokens, in any view."""

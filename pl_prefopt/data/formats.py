@@ -23,7 +23,7 @@ from pl_prefopt.data.dialogues import (
     split_at_common_prefix,
 )
 from pl_prefopt.errors import closest
-from pl_prefopt.rows import Message, PreferenceRow
+from pl_prefopt.rows import Columns, Message, PreferenceRow
 
 Fields = Mapping[str, Any]
 
@@ -36,10 +36,16 @@ class Format(Protocol):
 
     Attributes:
         columns: the keys that a row of it has.
+        optional: further keys that it reads where they are there.
     """
 
     @property
     def columns(self) -> tuple[str, ...]:
+        """See above."""
+        ...
+
+    @property
+    def optional(self) -> tuple[str, ...]:
         """See above."""
         ...
 
@@ -64,6 +70,7 @@ class Pairs:
     """
 
     columns = ("prompt", "chosen", "rejected")
+    optional = ("score_chosen", "score_rejected")
 
     def claims(self, fields: Fields) -> bool:
         """Either of the two is there."""
@@ -127,6 +134,7 @@ class ScoredResponses:
     """``prompt`` with any number of ``responses`` and, optionally, as many ``scores``."""
 
     columns = ("prompt", "responses", "scores")
+    optional = ()
 
     def claims(self, fields: Fields) -> bool:
         """``responses`` is there."""
@@ -147,6 +155,7 @@ class UltraFeedback:
     """``instruction`` with ``completions``, a list of objects with ``response`` and a score."""
 
     columns = ("instruction", "completions")
+    optional = ("prompt",)
     score_keys = ("overall_score", "fine-grained_score", "score", "rating")
 
     def claims(self, fields: Fields) -> bool:
@@ -171,6 +180,7 @@ class Unpaired:
     """``prompt``, one ``completion`` and a ``label``: true for desirable."""
 
     columns = ("prompt", "completion", "label")
+    optional = ()
 
     def claims(self, fields: Fields) -> bool:
         """``completion`` or ``label`` is there."""
@@ -185,6 +195,9 @@ class Unpaired:
 
 
 FORMATS: tuple[Format, ...] = (Pairs(), ScoredResponses(), UltraFeedback(), Unpaired())
+_READ = {layout: frozenset((*layout.columns, *layout.optional, *_UNSUPPORTED)) for layout in FORMATS}
+LAYOUT_NAMES = frozenset().union(*_READ.values())
+"""The names of columns that some layout reads: no further column has one of them."""
 
 
 def to_row(fields: Fields) -> PreferenceRow:
@@ -196,10 +209,20 @@ def to_row(fields: Fields) -> PreferenceRow:
     for key in _UNSUPPORTED:
         if fields.get(key):
             raise BadRowError(f"the key '{key}' is not supported; remove it if the text stands without it")
-    for layout in FORMATS:
-        if layout.claims(fields):
-            source = fields.get("source")
-            return dataclasses.replace(layout.convert(fields), source="" if source is None else str(source))
+    layout = _layout(fields)
+    if layout is not None:
+        row = layout.convert(fields)
+        source = fields.get("source")
+        columns = {
+            name: value
+            for name, value in further_fields(fields, layout)
+            if value is None or not why_not_carried(name, value, len(row.responses))
+        }
+        return dataclasses.replace(
+            row,
+            source="" if source is None else str(source),
+            columns=Columns(columns) if columns else row.columns,
+        )
     layouts = "; ".join(", ".join(layout.columns) for layout in FORMATS)
     raise BadRowError(
         f"expected the keys of one of the layouts ({layouts}), got {_listed(fields)}; "
@@ -207,16 +230,78 @@ def to_row(fields: Fields) -> PreferenceRow:
     )
 
 
+def _layout(fields: Fields) -> Format | None:
+    return next((layout for layout in FORMATS if layout.claims(fields)), None)
+
+
+def further_fields(fields: Fields, layout: Format | None = None) -> list[tuple[str, Any]]:
+    """Return the names and values of a raw row that its layout doesn't read.
+
+    Args:
+        fields: of a row that some layout claims.
+        layout: the one, if it is known.
+    """
+    layout = layout or _layout(fields)
+    read = LAYOUT_NAMES if layout is None else _READ[layout]
+    if fields.keys() <= read:  # as a rule, and there are many rows
+        return []
+    return [item for item in fields.items() if item[0] not in read]
+
+
+def why_not_carried(name: str, value: Any, responses: int) -> str:
+    """Return why a value that no layout reads can't be a column of its row, or nothing if it can.
+
+    Args:
+        name: the key.
+        value: not ``None``.
+        responses: of the row.
+    """
+    if name in LAYOUT_NAMES:
+        return "it belongs to another layout than the row"
+    if not _is_unicode(name):
+        return "a name that is no Unicode"
+    if not isinstance(value, list | tuple):
+        return _why_no_scalar(value)
+    reason = next(filter(None, map(_why_no_scalar, value)), "")
+    if not reason and len(value) != responses:
+        reason = f"a list of {len(value)} values for {responses} responses"
+    return reason
+
+
+def _why_no_scalar(value: Any) -> str:
+    if value is None or isinstance(value, bool | float):
+        return ""
+    if isinstance(value, str):
+        return "" if _is_unicode(value) else "a text that is no Unicode"
+    if isinstance(value, int):
+        return "" if -(2**63) <= value < 2**63 else "an integer of more than 64 bits"
+    if isinstance(value, list | tuple | Mapping):
+        return "nested values"
+    return f"a value of the type {type(value).__name__}"
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8: lone surrogates, which JSON may hold, can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def as_fields(row: PreferenceRow) -> dict[str, Any]:
     """Return raw fields that ``to_row`` turns into ``row`` again, but for its origin."""
     prompt = [message._asdict() for message in row.prompt]
     responses = [[message._asdict() for message in response] for response in row.responses]
+    columns = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in row.columns.items()
+    }
     if row.graded or row.scores is None:
         scores = {} if row.scores is None else {"scores": list(row.scores)}
-        return {"prompt": prompt, "responses": responses, **scores}
+        return {"prompt": prompt, "responses": responses, **scores, **columns}
     if len(responses) == 1:
-        return {"prompt": prompt, "completion": responses[0], "label": row.scores[0] == 1}
-    return {"prompt": prompt, "chosen": responses[0], "rejected": responses[1]}
+        return {"prompt": prompt, "completion": responses[0], "label": row.scores[0] == 1, **columns}
+    return {"prompt": prompt, "chosen": responses[0], "rejected": responses[1], **columns}
 
 
 def _row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import hashlib
 import io
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from pl_prefopt.errors import DataError, first_line, suggest
+from pl_prefopt.errors import ConfigError, DataError, first_line, listed, printable, suggest
 from pl_prefopt.paths import data_suffix, is_data_path, missing_data
 
 
@@ -29,7 +30,8 @@ class Source:
             by ``datasets`` or holding such files, or a data set's name on the hub.
         split: the split of a folder or hub data set.
         name: the configuration of a hub data set.
-        columns: columns to rename, ``{name in the data: name expected}``, such as ``{question: prompt}``.
+        columns: columns to rename in this source alone, ``{name in the data: name expected}``, such as
+            ``{question: prompt}``; ``data.columns`` then reads the new names.
     """
 
     path: str
@@ -63,28 +65,34 @@ class Reading(NamedTuple):
     records: Callable[[], Iterator[Record]]
 
 
-def open_source(source: Source, scratch: Path) -> Reading:
+def open_source(source: Source, scratch: Path, columns: Mapping[str, str] | None = None) -> Reading:
     """Find ``source``, without reading its rows yet where it is a local file or folder.
 
     Args:
         source: what to read.
         scratch: a folder for what ``datasets`` converts along the way.
+        columns: the source's names of columns by ours.
 
     Raises:
         DataError: if there is nothing of that name.
     """
+    found = _find(source, scratch)
+    return Reading(found.content_key, lambda: _in_our_names(found.records, source, columns or {}))
+
+
+def _find(source: Source, scratch: Path) -> Reading:
     path = Path(source.path).expanduser()
     if path.is_file():
         content_key = _hash_files([path])
         read = _file_reader(path)
-        return Reading(content_key, lambda: _renamed(read(path, scratch), source))
+        return Reading(content_key, lambda: read(path, scratch))
     if path.is_dir():
         content_key = _hash_files(sorted(p for p in path.rglob("*") if p.is_file())) + source.split
-        return Reading(content_key, lambda: _renamed(_read_folder(path, source), source))
+        return Reading(content_key, lambda: _read_folder(path, source))
     if is_data_path(source.path):
         raise DataError(missing_data(path))
     table = _load_hub(source)
-    return Reading(str(table._fingerprint), lambda: _renamed(_numbered(table, source.label), source))
+    return Reading(str(table._fingerprint), lambda: _numbered(table, source.label))
 
 
 def _hash_files(paths: Iterable[Path]) -> str:
@@ -98,13 +106,74 @@ def _hash_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _renamed(records: Iterable[Record], source: Source) -> Iterator[Record]:
-    if not source.columns:
-        yield from records
-        return
+# -- names of columns
+
+
+def _in_our_names(
+    records: Callable[[], Iterator[Record]], source: Source, columns: Mapping[str, str]
+) -> Iterator[Record]:
+    """Read records with the columns renamed as the source and then ``data.columns`` ask."""
+    setting = f"the setting columns of {source.label}"
+    read = functools.partial(_renamed, records, source.columns, setting) if source.columns else records
+    if not columns:
+        return read()
+    _require(columns, read(), source.label)
+    return _renamed(read, {theirs: ours for ours, theirs in columns.items()}, "data.columns")
+
+
+def check_names(columns: Mapping[str, str]) -> None:
+    """Raise a ``ConfigError`` if two of our names stand for one column."""
+    ours_of: dict[str, str] = {}
+    for ours, theirs in columns.items():
+        if theirs in ours_of:
+            raise ConfigError(
+                f"data.columns maps both '{ours_of[theirs]}' and '{ours}' to the column '{theirs}': take one "
+                "of them out."
+            )
+        ours_of[theirs] = ours
+
+
+def _require(columns: Mapping[str, str], records: Iterable[Record], label: str) -> None:
+    """Raise a ``ConfigError`` if no row has a column of one of these names."""
+    names: dict[str, None] = {}
+    absent = dict(columns)
     for record in records:
-        fields = {source.columns.get(key, key): value for key, value in record.fields.items()}
+        names |= dict.fromkeys(record.fields)
+        absent = {ours: theirs for ours, theirs in absent.items() if theirs not in names}
+        if not absent:
+            return
+    if names:  # an empty source has a sentence of its own
+        ours, theirs = next(iter(absent.items()))
+        raise ConfigError(
+            f"data.columns maps '{printable(ours)}' to '{printable(theirs)}', but {label} has no such "
+            f"column; its columns are {listed(names)}{suggest(theirs, names)}"
+        )
+
+
+def _renamed(
+    records: Callable[[], Iterator[Record]], new_names: Mapping[str, str], setting: str
+) -> Iterator[Record]:
+    for record in records():
+        fields = {new_names.get(name, name): value for name, value in record.fields.items()}
+        if len(fields) < len(record.fields):
+            fields = _without_clash(record, new_names, setting)
         yield record._replace(fields=fields)
+
+
+def _without_clash(record: Record, new_names: Mapping[str, str], setting: str) -> dict[str, Any]:
+    """Rename a row in which a new name is there already, which is fine only where one of them is empty."""
+    fields: dict[str, Any] = {}
+    for name, value in record.fields.items():
+        ours = new_names.get(name, name)
+        if fields.get(ours) is not None and value is not None:
+            theirs = next(old for old in record.fields if new_names.get(old) == ours)
+            raise ConfigError(
+                f"{setting} maps '{printable(ours)}' to '{printable(theirs)}', but {record.origin} has a "
+                f"column '{printable(ours)}' of its own: rename one of them in the data, or take "
+                f"'{printable(ours)}' out of {setting}."
+            )
+        fields[ours] = fields.get(ours) if value is None else value
+    return fields
 
 
 # -- files

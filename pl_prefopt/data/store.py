@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,24 +19,32 @@ from pl_prefopt.data.arrow import (
     ROWS_SCHEMA,
     TOKENS_SCHEMA,
     StoredRows,
-    Table,
     row_record,
     tokens_record,
-    write_table,
 )
 from pl_prefopt.data.cache import Cache, damaged
+from pl_prefopt.data.columns import (
+    ColumnInfo,
+    ColumnsWriter,
+    ColumnTally,
+    StoredColumns,
+    infos_from_json,
+    infos_to_json,
+)
 from pl_prefopt.data.dialogues import BadRowError
 from pl_prefopt.data.formats import to_row
 from pl_prefopt.data.renderer import Rendered, Renderer
 from pl_prefopt.data.report import OnBadRow, Problems, Tally
 from pl_prefopt.data.sources import Record, Source, open_source
+from pl_prefopt.data.tables import Table, write_table
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import PLAIN
 from pl_prefopt.views import View
 
 _ROWS_A_CALL = 256
-_ROWS_FILE, _TOKENS_FILE, _NOTES_FILE = "rows.arrow", "tokens.arrow", "notes.json"
+_ROWS_FILE, _COLUMNS_FILE = "rows.arrow", "columns.arrow"
+_TOKENS_FILE, _NOTES_FILE = "tokens.arrow", "notes.json"
 _HELD_OUT_FILE = "held_out.npy"
 
 
@@ -44,15 +53,21 @@ class RowStore(NamedTuple):
 
     Attributes:
         rows: all usable rows.
-        content: a hash over them.
+        content: a hash over them, without their further columns.
         skipped: bad rows left out.
         problems: sentences about the first of those.
+        names: the names of the source's columns.
+        columns: what its further columns hold, also those that can't be carried.
+        columns_content: a hash over the values of the further columns.
     """
 
     rows: StoredRows
     content: str
     skipped: int
     problems: list[str]
+    names: list[str]
+    columns: dict[str, ColumnInfo]
+    columns_content: str
 
 
 class TokenStore(NamedTuple):
@@ -73,27 +88,49 @@ class TokenStore(NamedTuple):
     tally: Tally
 
 
-def store_rows(cache: Cache, source: Source, *, on_bad_row: OnBadRow, max_rows: int | None) -> RowStore:
+def store_rows(
+    cache: Cache,
+    source: Source,
+    *,
+    on_bad_row: OnBadRow,
+    max_rows: int | None,
+    columns: Mapping[str, str] | None = None,
+) -> RowStore:
     """Read a source into rows, or find them in the cache.
 
+    Args:
+        cache: where the rows are kept.
+        source: what to read.
+        on_bad_row: what to do with bad rows.
+        max_rows: the most rows, from the source's beginning.
+        columns: the source's names of columns by ours.
+
     Raises:
+        ConfigError: if ``columns`` names a column that the source lacks, or has two for one name.
         DataError: if the source cannot be read, a row is bad and that is an error, or no row is usable.
     """
-    reading = open_source(source, cache.root)
-    columns = sorted(source.columns.items())
-    key = (reading.content_key, source.label, source.name, columns, on_bad_row, max_rows)
+    columns = columns or {}
+    reading = open_source(source, cache.root, columns)
+    renamed = (sorted(source.columns.items()), sorted(columns.items()))
+    key = (reading.content_key, source.label, source.name, renamed, on_bad_row, max_rows)
 
     def build(folder: Path) -> None:
-        problems, digest = Problems(on_bad_row), _Digest()
-        rows = itertools.islice(_usable_rows(reading.records(), problems), max_rows)
-        write_table(folder / _ROWS_FILE, ROWS_SCHEMA, map(row_record, _hashed(rows, digest)))
+        problems, digest, further, tally = Problems(on_bad_row), _Digest(), _Digest(), ColumnTally()
+        rows = itertools.islice(_usable_rows(reading.records(), problems, tally), max_rows)
+        with closing(ColumnsWriter(folder / _COLUMNS_FILE)) as writer:
+            records = (_noted(row, digest, further, writer) for row in rows)
+            write_table(folder / _ROWS_FILE, ROWS_SCHEMA, records)
         if digest.items == 0:
             reason = f"; the first problem is {problems.first[0]}" if problems.first else ", it is empty"
             raise DataError(f"expected preference rows in {source.path}, got none that is usable{reason}")
-        _write_notes(folder, digest, problems)
+        found = {"names": list(tally.names), "columns": infos_to_json(tally.finish())}
+        _write_notes(folder, digest, problems, **found, columns_content=further.hexdigest())
 
     folder = cache.entry("rows", key, build)
-    return RowStore(StoredRows(Table(folder / _ROWS_FILE)), **_read_notes(folder))
+    notes = _read_notes(folder)
+    notes["columns"] = infos_from_json(notes["columns"])
+    stored = StoredColumns(folder / _COLUMNS_FILE, notes["columns"])
+    return RowStore(StoredRows(Table(folder / _ROWS_FILE), stored), **notes)
 
 
 def store_tokens(
@@ -149,7 +186,9 @@ class ViewedRows(Sequence[PreferenceRow]):
         return self._shown(index)
 
 
-def _usable_rows(records: Iterable[Record], problems: Problems) -> Iterator[PreferenceRow]:
+def _usable_rows(
+    records: Iterable[Record], problems: Problems, tally: ColumnTally
+) -> Iterator[PreferenceRow]:
     for record in records:
         if record.problem:
             problems.add(f"{record.origin}: {record.problem}")
@@ -159,6 +198,7 @@ def _usable_rows(records: Iterable[Record], problems: Problems) -> Iterator[Pref
         except BadRowError as error:
             problems.add(f"{record.origin}: {error}")
             continue
+        tally.add(record.fields, row, record.origin)
         yield dataclasses.replace(row, origin=record.origin)
 
 
@@ -210,10 +250,12 @@ class _Digest:
         return self._hash.hexdigest()
 
 
-def _hashed(rows: Iterable[PreferenceRow], digest: _Digest) -> Iterator[PreferenceRow]:
-    for row in rows:
-        digest.add(_bare(row))
-        yield row
+def _noted(row: PreferenceRow, digest: _Digest, further: _Digest, writer: ColumnsWriter) -> dict[str, Any]:
+    """Hash a row and write its columns; return its record."""
+    digest.add(_bare(row))
+    if (columns := writer.add(row)) is not None:
+        further.add((digest.items, columns))
+    return row_record(row)
 
 
 def _bare(row: PreferenceRow) -> PreferenceRow:
@@ -229,8 +271,8 @@ def _write_notes(folder: Path, digest: _Digest, problems: Problems, **more: obje
 def _read_notes(folder: Path) -> dict[str, Any]:
     path = folder / _NOTES_FILE
     try:
-        notes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {key: notes[key] for key in ("content", "skipped", "problems", "tally") if key in notes}
+        notes = json.loads(path.read_text(encoding="utf-8"))
+        return dict(notes)
     except (OSError, ValueError, TypeError) as error:
         raise damaged(path, error) from error
 

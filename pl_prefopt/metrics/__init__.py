@@ -20,7 +20,7 @@ from pl_prefopt.metrics.pairs import (
     ViewMargin,
 )
 from pl_prefopt.metrics.responses import LengthBias, SequenceKL
-from pl_prefopt.metrics.suite import METRIC_HELP, build_suite
+from pl_prefopt.metrics.suite import METRIC_HELP, build_suite, columns_read
 
 __all__ = [
     "METRIC_GROUPS",
@@ -50,5 +50,6 @@ __all__ = [
     "ViewAccuracy",
     "ViewMargin",
     "build_suite",
+    "columns_read",
     "grouped",
 ]

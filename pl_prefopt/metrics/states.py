@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class ExactMetric(Metric):
     """
 
     full_state_update = False
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Further columns that every row must have; ``update`` gets them as ``columns``, by name."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
         def move(tensor: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def build_suite(stage: str, num_references: int, views: Sequence[str] = ()) -> M
 
     Returns:
         A collection whose ``update`` takes ``reward``, ``policy``, ``references``, ``scores``, ``present``,
-        ``graded`` and ``view_rewards`` by keyword and hands each metric what it asks for.
+        ``graded``, ``view_rewards`` and ``columns`` by keyword and hands each metric what it asks for.
     """
     metrics = _cheap_means() | _on_views(views)
     if stage != "train":
@@ -82,6 +82,12 @@ def build_suite(stage: str, num_references: int, views: Sequence[str] = ()) -> M
     # Without `compute_groups=False` two metrics whose states agree after the first batch, as all rewards
     # of an untrained policy do, would share one state from then on.
     return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)
+
+
+def columns_read(suite: MetricCollection) -> dict[str, str]:
+    """Return the columns that the metrics of a suite ask for, each with the class of one that does."""
+    kinds = [type(metric) for metric in suite.values()]
+    return {column: kind.__name__ for kind in kinds for column in getattr(kind, "columns", ())}
 
 
 def _cheap_means() -> dict[str, Metric | MetricCollection]:

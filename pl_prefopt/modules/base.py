@@ -14,8 +14,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from pl_prefopt.data import row_source
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.metrics import LossMean, build_suite
+from pl_prefopt.metrics import LossMean, build_suite, columns_read
 from pl_prefopt.modules.averaging import require_averaging
 from pl_prefopt.modules.checkpoint_files import read_head
 from pl_prefopt.modules.checkpoints import (
@@ -27,7 +28,15 @@ from pl_prefopt.modules.checkpoints import (
     trained_weights,
 )
 from pl_prefopt.modules.finite_loss import FiniteLossGuard
-from pl_prefopt.modules.fitting import check_references, check_rows, check_strategy, reference_source
+from pl_prefopt.modules.fitting import (
+    check_batch,
+    check_references,
+    check_rows,
+    check_scores,
+    check_strategy,
+    reference_source,
+    tell_what_is_not_checked,
+)
 from pl_prefopt.modules.learning_rate import base_rate, set_base_rate
 from pl_prefopt.modules.output_heads import build_heads, shard_heads
 from pl_prefopt.modules.randomness import BatchSeeds
@@ -45,7 +54,7 @@ from pl_prefopt.modules.step_mean import StepMean
 from pl_prefopt.modules.stock_callbacks import fit_in
 from pl_prefopt.modules.token_numbers import token_numbers, token_readout
 from pl_prefopt.modules.unfinished_step import begin_step_anew, tell_what_is_lost
-from pl_prefopt.objectives import Objective
+from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.policies import Make, PolicySpec, build_policy, check_shardable, load_split, sketch_policy
 from pl_prefopt.references import ReferenceAnswers, ReferenceSource
 from pl_prefopt.requests import TokenRequest
@@ -81,6 +90,9 @@ class PreferenceModule(LightningModule):
         schedule: the learning rate's course.
         layout: how prompts and their responses are laid out in the model's input, see ``Scorer``.
         head: how hidden states become log-probs, see ``Scorer``.
+
+    Attributes:
+        needs: what objective and metrics must be given; the data module reads it.
     """
 
     policy: nn.Module
@@ -98,6 +110,8 @@ class PreferenceModule(LightningModule):
         policy.check_trainable()
         self.policy_spec = policy
         self.objective = objective
+        self._columns_of_metrics = columns_read(build_suite("test", 0, objective.rewarded_views))
+        self.needs = Needs.of_all(objective.needs, Needs(columns=tuple(self._columns_of_metrics)))
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.scorer = Scorer(layout, head)
@@ -116,7 +130,18 @@ class PreferenceModule(LightningModule):
         self._saved_settings: Settings | None = None  # of the optimiser in the checkpoint
         self._found_lr: float | None = None
         self._trying = False
+        self._knows_rows = True  # whether a data module of ours has them, which were looked at then
         self._seeds, self._guard, self._mean = BatchSeeds(), FiniteLossGuard(), StepMean()
+
+    def needed_by(self, column: str) -> str:
+        """Return who asked for a column of the rows: the objective's class, or a metric's."""
+        if column in self.objective.needs.columns:
+            return type(self.objective).__name__
+        return self._columns_of_metrics[column]
+
+    def load_tokenizer(self) -> Any:
+        """Return the policy's tokeniser."""
+        return self.policy_spec.load_tokenizer()
 
     @property
     def views(self) -> Mapping[str, View]:
@@ -170,7 +195,9 @@ class PreferenceModule(LightningModule):
             check_shardable(self.policy_spec, self.device_mesh)
         self._references = reference_source(self.trainer)
         check_references(self.objective, self.num_references)
-        check_rows(self.objective, getattr(getattr(self.trainer, "datamodule", None), "datasets", {}))
+        source = row_source(self.trainer)
+        self._knows_rows = source is not None
+        check_rows(self.objective, {} if source is None else source.datasets)
         views = self.objective.rewarded_views
         self.suites = nn.ModuleDict(
             {_key(name): build_suite(name, self.num_references, views) for name in _STAGES}
@@ -179,7 +206,10 @@ class PreferenceModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Ask for the prompts per batch, fix the run's seed, and hold to the optimiser's settings."""
-        self._mean.start(getattr(getattr(self.trainer, "datamodule", None), "prompts_per_batch", None))
+        source = row_source(self.trainer)
+        if source is None:
+            tell_what_is_not_checked(self.objective)
+        self._mean.start(None if source is None else source.prompts_per_batch)
         self._seeds.start(self.trainer)
         self._forget_metrics("train")  # of steps that a tuner tried
         self._metrics_logged_at = 0
@@ -267,6 +297,7 @@ class PreferenceModule(LightningModule):
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> tuple[ScoredBatch, Outcome]:
         """Return the batch's log-probs and rewards."""
+        check_batch(batch, self.needs, self.needed_by)
         scored = self.score(batch)
         return scored, self.objective(scored)
 
@@ -293,6 +324,7 @@ class PreferenceModule(LightningModule):
             views={name: self._score_view(batch, name, history) for name in self.views},
             tokens=None if self.tokens is None else token_numbers(numbers, tree, self.tokens, answers),
             outputs=dict(zip(heads, outputs, strict=True)),
+            columns={name: batch.columns[name] for name in self.needs.columns if name in batch.columns},
         )
 
     def _ask_references(self, batch: PreferenceBatch) -> ReferenceAnswers:
@@ -361,6 +393,9 @@ class PreferenceModule(LightningModule):
         self.trainer.fit_loop._combined_loader = None
 
     def _evaluate(self, batch: PreferenceBatch, stage: str) -> tuple[ScoredBatch, Outcome]:
+        check_batch(batch, self.needs, self.needed_by)
+        if not self._knows_rows:
+            check_scores(self.objective, batch)
         scored = self.score(batch)
         outcome: Outcome = self.objective(scored)
         suite: Any = self.suites[_key(stage)]
@@ -372,6 +407,7 @@ class PreferenceModule(LightningModule):
             present=scored.present,
             graded=scored.graded,
             view_rewards=outcome.view_rewards,
+            columns=scored.columns,
         )
         loss: Any = self.losses[_key(stage)]
         loss.update(outcome.loss, outcome.counted)

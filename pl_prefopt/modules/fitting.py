@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from pl_prefopt.data import RowsSummary
-from pl_prefopt.errors import ConfigError, ContractError, DataError
-from pl_prefopt.objectives import Objective
+from pl_prefopt.errors import ConfigError, ContractError, DataError, listed
+from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.references import ReferenceSource
 from pl_prefopt.rows import PreferenceRow
+from pl_prefopt.types import PreferenceBatch
 
 
 def check_strategy(strategy: Strategy) -> None:
@@ -86,6 +87,37 @@ def check_rows(objective: Objective, datasets: Mapping[str, Any]) -> None:
             _check_prompts(objective, split, rows.rows)
 
 
+def check_batch(batch: PreferenceBatch, needs: Needs, needed_by: Callable[[str], str]) -> None:
+    """Raise a ``ContractError`` if a batch, of whatever loader, lacks a view or a column.
+
+    Args:
+        batch: the batch.
+        needs: what objective and metrics must be given.
+        needed_by: says who asked for a column.
+    """
+    for name in needs.views.keys() - batch.trees.keys():
+        raise ContractError(
+            f"the objective needs the view '{name}' of each row, but a {batch.split} batch has only "
+            f"{listed(batch.trees)}: make batches with PreferenceDataset.tokenised(..., views=module.views)."
+        )
+    for name in needs.columns:
+        if name not in batch.columns:
+            raise ContractError(
+                f"{needed_by(name)} needs the column '{name}', but a {batch.split} batch has none; its "
+                f"columns are {listed(batch.columns)}: add it to PreferenceBatch.columns."
+            )
+
+
+def tell_what_is_not_checked(objective: Objective) -> None:
+    """Warn that training goes on without a look at all rows."""
+    rank_zero_warn(
+        "The training batches come from a loader and not from a PreferenceDataModule: it isn't checked "
+        f"whether {type(objective).__name__} can learn anything from the rows, and the loss of a batch is "
+        "its sum over prompts divided by the number of prompts in the first batch. Each optimiser step is "
+        "the mean over its prompts all the same."
+    )
+
+
 def _check_comparable(objective: Objective, summary: RowsSummary) -> None:
     if objective.needs.min_responses >= 2 and summary.comparable == 0:
         raise ContractError(
@@ -107,16 +139,32 @@ def _check_prompts(objective: Objective, split: str, rows: Sequence[PreferenceRo
         )
 
 
-def _check_scores(objective: Objective, split: str, rows: Sequence[PreferenceRow]) -> None:
-    name, allowed = type(objective).__name__, objective.needs.score_range
+def check_scores(objective: Objective, batch: PreferenceBatch) -> None:
+    """Raise a ``DataError`` at a score that the objective doesn't take, for rows not checked before."""
+    allowed = objective.needs.score_range
     if allowed is None:
         return
-    low, high = allowed
+    wrong = ((batch.scores < allowed[0]) | (batch.scores > allowed[1])).nonzero().tolist()
+    for place, response in wrong:
+        origin = batch.rows[place].origin if batch.rows else ""
+        score = float(f"{batch.scores[place, response]:.7g}")  # as written, which float32 is not
+        _refuse_score(objective, score, origin, batch.split)
+
+
+def _check_scores(objective: Objective, split: str, rows: Sequence[PreferenceRow]) -> None:
+    allowed = objective.needs.score_range
+    if allowed is None:
+        return
     for row in rows:
         for score in row.scores or ():
-            if not low <= score <= high:
-                raise DataError(
-                    f"{name} expects scores from {low} to {high}, but {row.origin or 'a row'} ({split}) has "
-                    f"the score {score}: set objective.init_args.score_range to the lowest and the highest "
-                    "score that your data can have."
-                )
+            if not allowed[0] <= score <= allowed[1]:
+                _refuse_score(objective, score, row.origin, split)
+
+
+def _refuse_score(objective: Objective, score: float, origin: str, split: str) -> NoReturn:
+    low, high = objective.needs.score_range or (score, score)
+    raise DataError(
+        f"{type(objective).__name__} expects scores from {low} to {high}, but {origin or 'a row'} ({split}) "
+        f"has the score {score}: set objective.init_args.score_range to the lowest and the highest score "
+        "that your data can have."
+    )

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from pl_prefopt.data import PreferenceDataModule, batches_since_step
+from pl_prefopt.data import PreferenceDataModule, batches_since_step, datamodule_of
 
 _KEY = "pl_prefopt_unfinished_step"
 
@@ -21,7 +21,7 @@ def begin_step_anew(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     batches = batches_since_step(trainer)
     if not batches:
         return
-    if not isinstance(getattr(trainer, "datamodule", None), PreferenceDataModule):
+    if not isinstance(datamodule_of(trainer), PreferenceDataModule):
         checkpoint[_KEY] = batches
         return
     fit_loop = checkpoint["loops"]["fit_loop"]

@@ -35,6 +35,7 @@ class Needs:
         tokens: numbers per response token, which arrive in ``ScoredBatch.tokens``.
         heads: heads on the policy's hidden states, by the name under which their outputs arrive in
             ``ScoredBatch.outputs``.
+        columns: further columns that every row must have; they arrive in ``ScoredBatch.columns``.
     """
 
     min_references: int = 0
@@ -45,6 +46,7 @@ class Needs:
     trained_views: frozenset[str] = frozenset()
     tokens: TokenRequest | None = None
     heads: Mapping[str, OutputHead] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     @classmethod
     def of_all(cls, *needs: Self) -> Self:
@@ -72,6 +74,7 @@ class Needs:
             trained_views=frozenset().union(*(each.trained_views for each in needs)),
             tokens=TokenRequest(kl=tuple(directions)) if tokens else None,
             heads=_united("head", [each.heads for each in needs]),
+            columns=tuple(dict.fromkeys(name for each in needs for name in each.columns)),
         )
 
 

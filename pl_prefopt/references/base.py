@@ -116,6 +116,9 @@ class Reference(ABC):
     live: ClassVar[bool] = False
     """Whether it is a model on the policy's tokens, which ``running`` hands out for numbers per token."""
 
+    needs_rows: ClassVar[bool] = False
+    """Whether ``prepare`` must see all rows that ``log_probs`` is asked for later."""
+
     def check(self, policy: PolicySpec) -> None:  # noqa: B027 - most references work with every policy
         """Raise an error if this reference can't work beside ``policy``; no model is loaded yet."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class FrozenModel(Reference):
     """
 
     live = True
+    needs_rows: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -100,7 +100,7 @@ def _score_part(
 def _notes(reference: Reference, host: PolicyHost, file: TableFile) -> dict[str, str]:
     return {
         "reference": reference.fingerprint(host.policy_spec),
-        "dataset": file.dataset.fingerprint,
+        "dataset": file.dataset.tokens_fingerprint,
         "split": file.dataset.split,
         "view": file.view,
         "rendering": file.rendering,

@@ -23,6 +23,7 @@ class PrecomputedTable(Reference):
     """
 
     precomputable: ClassVar[bool] = False
+    needs_rows: ClassVar[bool] = True
 
     def __init__(self, folder: str) -> None:
         self.folder = folder

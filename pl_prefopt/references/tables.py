@@ -55,7 +55,7 @@ class TableFile:
     @property
     def path(self) -> Path:
         """Where the finished table is."""
-        key = hashlib.sha256(f"{self.dataset.fingerprint}|{self.rendering}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{self.dataset.tokens_fingerprint}|{self.rendering}".encode()).hexdigest()[:16]
         return self.folder / f"{self.dataset.split}-{self.view}-{key}.safetensors"
 
     def part(self, number: int) -> Path:

@@ -1,8 +1,8 @@
 """Peak memory of token-level KL divergences at a vocabulary of 128k, beside log-probs alone and whole logits.
 
-`python scripts/benchmarks/token_divergence.py` runs each way in a process of its own, forward and backward, with
-a small model whose vocabulary is Llama 3's and 4,096 response tokens, and prints the peak of resident memory
-beyond that of the loaded model.
+`python scripts/benchmarks/token_divergence.py` runs each way in a process of its own, forward and backward,
+with a small model whose vocabulary is Llama 3's and 4,096 response tokens, and prints the peak of resident
+memory beyond that of the loaded model.
 """
 
 from __future__ import annotations

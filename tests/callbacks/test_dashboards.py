@@ -379,7 +379,7 @@ def test_histograms_leave_out_what_is_no_number():
 
 def test_sharded_weights_are_left_alone_with_one_sentence(tiny_model, tmp_path, capsys):
     trainer = make_trainer(tmp_path, strategy=ModelParallelStrategy(), logger=CSVLogger(tmp_path, name=""))
-    trainer.datamodule = make_datamodule(tmp_path)
+    trainer._data_connector.attach_datamodule(None, make_datamodule(tmp_path))
     callback = Generations()
     callback.setup(trainer, None, "fit")
     assert "no sample generations: under ModelParallelStrategy" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -57,8 +58,16 @@ def read(source: str | Source, cache: Path, **options: Any) -> list[PreferenceRo
     return list(stored(source, cache, **options).rows)
 
 
-def stored(source: str | Source, cache: Path, *, on_bad_row: Any = "error", max_rows: int | None = None):
-    return store_rows(Cache(cache), Source.of(source), on_bad_row=on_bad_row, max_rows=max_rows)
+def stored(
+    source: str | Source,
+    cache: Path,
+    *,
+    on_bad_row: Any = "error",
+    max_rows: int | None = None,
+    columns: Mapping[str, str] | None = None,
+):
+    settings = {"on_bad_row": on_bad_row, "max_rows": max_rows, "columns": columns}
+    return store_rows(Cache(cache), Source.of(source), **settings)
 
 
 def dataset(records: Sequence[Mapping[str, Any]], folder: Path, **options: Any) -> PreferenceDataset:
@@ -70,12 +79,26 @@ def dataset(records: Sequence[Mapping[str, Any]], folder: Path, **options: Any) 
 class Recorder(pl.LightningModule):
     """Trains nothing of interest, and remembers which rows it saw."""
 
-    def __init__(self, *, fail_at: int | None = None, views: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        fail_at: int | None = None,
+        views: Mapping[str, Any] | None = None,
+        columns: Sequence[str] = (),
+        tokenizer: Any = None,
+    ) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.fail_at, self.views = fail_at, dict(views or {})
+        self.fail_at, self.tokenizer = fail_at, tokenizer
+        self.needs = SimpleNamespace(views=dict(views or {}), columns=tuple(columns))
         self.seen: list[tuple[int, list[int]]] = []
         self.evaluated: list[int] = []
+
+    def needed_by(self, column: str) -> str:
+        return "Recorder"
+
+    def load_tokenizer(self) -> Any:
+        return self.tokenizer
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         if self.fail_at is not None and len(self.seen) == self.fail_at:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import operator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -72,8 +71,7 @@ def test_a_missing_split_names_the_key(make, stage: str):
 
 
 def test_the_tokeniser_and_the_views_are_the_models(make, tmp_path: Path):
-    module = Recorder(views={"mismatched": Mismatched()})
-    module.policy_spec = SimpleNamespace(load_tokenizer=lambda: tiny_tokenizer(vocab_size=330))
+    module = Recorder(views={"mismatched": Mismatched()}, tokenizer=tiny_tokenizer(vocab_size=330))
     data = make(tokenizer=None, max_prompt_length=50, max_response_length=None)
     trainer(tmp_path, max_steps=1).fit(module, data)
     own = Renderer(tiny_tokenizer(vocab_size=330), max_prompt_length=50)

@@ -52,6 +52,13 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
+def reads_a_column(language: str) -> str:
+    """Return the block in the language that shows how an objective reads a column of the rows."""
+    return next(
+        block.text for block in blocks(ADDING) if block.language == language and "trust" in block.text
+    )
+
+
 def first(page: Path, language: str) -> str:
     """Return the page's first block in the language."""
     return next(block.text for block in blocks(page) if block.language == language)

@@ -23,8 +23,8 @@ import pl_prefopt.objectives
 import pl_prefopt.pairing
 from pl_prefopt.data.formats import to_row
 from tests.cli.interrupted import Runs
-from tests.docs.pages import ADDING, PAGES, ROOT, Block, blocks, first, name_of
-from tests.runs import pair_rows, scored_rows, write_rows
+from tests.docs.pages import ADDING, PAGES, ROOT, Block, blocks, first, name_of, reads_a_column
+from tests.runs import pair_rows, rated_rows, scored_rows, write_rows
 from tests.support import NO_BROWSER, find_browser
 
 AXES = ["-c", "base", "-c", "methods/dpo", "-c", "hardware/cpu"]
@@ -70,9 +70,11 @@ class Folder:
             "pairs": pair_rows(40),
             "more": scored_rows(2),
             "test": scored_rows(4),
+            "theirs": rated_rows(8),
         }.items():
             write_rows(folder / f"{name}.jsonl", rows)
         (folder / "mylab.py").write_text(first(ADDING, "python"))
+        (folder / "annotators.py").write_text(reads_a_column("python"))
         (folder / "squared_hinge.yaml").write_text(first(ADDING, "yaml"))
 
     def prefopt(self, *words: str) -> str:

@@ -1,0 +1,304 @@
+"""The further columns of a source: their kinds, what can't be carried, and their values in a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import pyarrow as pa
+import torch
+
+from pl_prefopt.data.formats import further_fields, why_not_carried
+from pl_prefopt.data.tables import ROWS_PER_BLOCK, Table
+from pl_prefopt.errors import listed, printable
+from pl_prefopt.rows import Columns, PreferenceRow, Scalar, Value
+from pl_prefopt.types import Column
+
+Kind: TypeAlias = Literal["nothing", "text", "flag", "integer", "number"]
+
+MOST_COLUMNS = 256
+"""How many further columns of a source are carried: rows whose keys are data would have any number."""
+
+_SHOWN = 20
+KIND_WORDS: Mapping[Kind, str] = {
+    "nothing": "nothing",
+    "text": "text",
+    "flag": "true or false",
+    "integer": "a number",
+    "number": "a number",
+}
+_DTYPES: Mapping[Kind, torch.dtype] = {
+    "flag": torch.bool,
+    "integer": torch.int64,
+    "number": torch.float64,
+}
+_EXACT = 2**53  # float64 holds each integer up to here
+_SCHEMA = pa.schema([("columns", pa.string())])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnInfo:
+    """What a source's column holds.
+
+    Attributes:
+        kind: the type of its values; integers and decimal numbers together are ``number``.
+        per_response: whether each row has a list of one value per response.
+        missing: rows without a value, or without one for some response.
+        problem: why the column can't be carried; empty if it is.
+    """
+
+    kind: Kind = "nothing"
+    per_response: bool = False
+    missing: int = 0
+    problem: str = ""
+
+    def typed(self, value: Any) -> Value:
+        """Return a value as it was read from JSON in the column's type."""
+        if isinstance(value, list):
+            return tuple(self._scalar(item) for item in value)
+        return self._scalar(value)
+
+    def _scalar(self, value: Any) -> Scalar:
+        return float(value) if self.kind == "number" and value is not None else value
+
+
+class ColumnTally:
+    """Finds the columns of a source row by row.
+
+    Attributes:
+        names: all columns of the file so far, in the order in which they first came.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, None] = {}
+        self._rows, self._others = 0, False
+        self._without: tuple[str, ...] = ()  # the keys of a row that had no further columns, as all may be
+        self._found: dict[str, _Found] = {}
+
+    def add(self, fields: Mapping[str, Any], row: PreferenceRow, origin: str) -> None:
+        """Count the columns of one usable row, given what it was made from."""
+        self._rows += 1
+        keys = tuple(fields)
+        if keys == self._without:
+            return
+        if not fields.keys() <= self.names.keys() and len(self.names) < MOST_COLUMNS:
+            self.names |= dict.fromkeys(fields)
+        further = further_fields(fields)
+        if not further:
+            self._without = keys
+        for name, value in further:
+            if name not in self._found:
+                if len(self._found) == MOST_COLUMNS:
+                    self._others = True
+                    continue
+                self._found[name] = _Found()
+            if value is not None:
+                self._found[name].add(value, why_not_carried(name, value, len(row.responses)), origin)
+
+    def finish(self) -> dict[str, ColumnInfo]:
+        """Return what there is, by name."""
+        others = {"all others": ColumnInfo(problem=f"at most {MOST_COLUMNS} are")} if self._others else {}
+        return {name: found.info(self._rows) for name, found in self._found.items()} | others
+
+
+@dataclass(slots=True)
+class _Found:
+    """A column so far: its kind, where it came first, and what is wrong with it."""
+
+    kind: Kind = "nothing"
+    per_response: bool | None = None
+    origin: str = ""
+    complete: int = 0
+    large: str = ""  # where the first integer is that a float doesn't hold
+    problem: str = ""
+    alike: int = -1  # further rows with the first problem of a value by itself
+
+    def add(self, value: Any, reason: str, origin: str) -> None:
+        if reason:
+            self.problem = self.problem or f"{reason} in {origin}"
+            self.alike += 1
+        if self.problem:
+            return
+        several = isinstance(value, list | tuple)
+        values = value if several else [value]
+        if self.per_response is None:
+            self.per_response, self.origin = several, origin
+        elif self.per_response != several:
+            now, before = ("a list", "one value") if several else ("one value", "a list")
+            self.problem = f"{now} in {origin}, but {before} in {self.origin}"
+        self._take_kinds(values, origin)
+        self.complete += None not in values
+
+    def _take_kinds(self, values: Sequence[Scalar], origin: str) -> None:
+        for value in values:
+            kind = _kind(value)
+            if isinstance(value, int) and abs(value) > _EXACT:
+                self.large = self.large or origin
+            if self.kind in (kind, "nothing"):
+                self.kind = kind
+            elif {self.kind, kind} == {"integer", "number"}:
+                self.kind = "number"
+            elif kind != "nothing":
+                where = "there" if origin == self.origin else f"in {self.origin}"
+                self.problem = f"{KIND_WORDS[kind]} in {origin}, but {KIND_WORDS[self.kind]} {where}"
+                return
+
+    def info(self, rows: int) -> ColumnInfo:
+        missing = rows - self.complete
+        problem = self.problem + (f" and {self.alike} more" if self.alike > 0 else "")
+        if not problem and self.large and (self.kind == "number" or missing):
+            others = "decimal numbers" if self.kind == "number" else "missing values"
+            problem = f"{others} beside an integer above 2^53 in {self.large}, which float64 doesn't hold"
+        return ColumnInfo(
+            kind=self.kind, per_response=bool(self.per_response), missing=missing, problem=problem
+        )
+
+
+def _kind(value: Scalar) -> Kind:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "flag"
+    if isinstance(value, str):
+        return "text"
+    return "integer" if isinstance(value, int) else "number"
+
+
+# -- on disk
+
+
+class ColumnsWriter:
+    """Writes the columns of each row as JSON to an Arrow file, which there is only if a row has any.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._block: list[str | None] = []
+        self._without = 0  # rows before the first one that has columns
+        self._writer: Any = None
+        self._sink: Any = None
+
+    def add(self, row: PreferenceRow) -> str | None:
+        """Write one row's columns; return them as they are written."""
+        text = None
+        if row.columns:
+            held = {name: value for name, value in row.columns.items() if value is not None}
+            text = json.dumps(held) if held else None
+        if text is None and self._writer is None and not self._block:
+            self._without += 1
+            return None
+        self._block.append(text)
+        if len(self._block) == ROWS_PER_BLOCK:
+            self._write()
+        return text
+
+    def _write(self) -> None:
+        if self._writer is None:
+            self._sink = pa.OSFile(str(self._path), "wb")
+            self._writer = pa.ipc.new_file(self._sink, _SCHEMA)
+            self._block[:0] = [None] * self._without
+        self._writer.write_batch(pa.RecordBatch.from_pydict({"columns": self._block}, schema=_SCHEMA))
+        self._block = []
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._block:
+            self._write()
+        if self._writer is not None:
+            self._writer.close()
+            self._sink.close()
+
+
+class StoredColumns:
+    """The columns of stored rows, by a row's number.
+
+    Args:
+        path: the file that a ``ColumnsWriter`` wrote, or would have written.
+        infos: what the columns hold.
+
+    Attributes:
+        infos: what the carried ones hold.
+    """
+
+    def __init__(self, path: Path, infos: Mapping[str, ColumnInfo]) -> None:
+        self.infos = {name: info for name, info in infos.items() if not info.problem}
+        self._table = Table(path) if self.infos and path.exists() else None
+
+    def of(self, number: int) -> Columns:
+        """Return the columns of a row; ``None`` for those that it lacks."""
+        text = None if self._table is None else self._table.cell("columns", number).as_py()
+        held = {} if text is None else json.loads(text)
+        return Columns({name: info.typed(held.get(name)) for name, info in self.infos.items()})
+
+
+# -- in a batch
+
+
+def collate_columns(
+    rows: Sequence[PreferenceRow], infos: Mapping[str, ColumnInfo], responses: int
+) -> dict[str, Column]:
+    """Return the columns of B rows, see ``PreferenceBatch.columns``.
+
+    Args:
+        rows: B rows.
+        infos: the columns to return.
+        responses: R, up to which values per response are padded.
+    """
+    return {
+        name: _collate([row.columns[name] for row in rows], info, responses) for name, info in infos.items()
+    }
+
+
+def _collate(values: Sequence[Value], info: ColumnInfo, responses: int) -> Column:
+    if info.kind in ("text", "nothing"):
+        return tuple(_texts(value, info, responses) for value in values)
+    dtype = torch.float64 if info.missing else _DTYPES[info.kind]
+    if not info.per_response:
+        return torch.tensor([_number(value) for value in values], dtype=dtype)
+    padding = torch.nan if dtype == torch.float64 else 0
+    held = torch.full((len(values), responses), padding, dtype=dtype)
+    for b, value in enumerate(values):
+        if isinstance(value, tuple):
+            held[b, : len(value)] = torch.tensor([_number(item) for item in value], dtype=dtype)
+    return held
+
+
+def _texts(value: Any, info: ColumnInfo, responses: int) -> Any:
+    """Return a text, or as many as a batch has responses."""
+    if not info.per_response:
+        return value
+    return (*(value or ()), *[None] * (responses - len(value or ())))
+
+
+def _number(value: Any) -> float:
+    return torch.nan if value is None else value
+
+
+# -- in messages
+
+
+def describe_unused(infos: Mapping[str, ColumnInfo], used: Iterable[str]) -> list[str]:
+    """Return the lines on columns that nothing uses, for the report at the start."""
+    unused = {name: info for name, info in infos.items() if name not in set(used)}
+    kept = sorted(name for name, info in unused.items() if not info.problem)
+    lines = [f"columns not used: {listed(kept)}"] if kept else []
+    rest = [f"{printable(name)} ({unused[name].problem})" for name in sorted(unused.keys() - set(kept))]
+    more = [f"and {len(rest) - _SHOWN} more"] if len(rest) > _SHOWN else []
+    return lines + ([f"columns that can't be carried: {'; '.join(rest[:_SHOWN] + more)}"] if rest else [])
+
+
+def infos_to_json(infos: Mapping[str, ColumnInfo]) -> dict[str, Any]:
+    """Return infos for a JSON file."""
+    return {name: dataclasses.asdict(info) for name, info in infos.items()}
+
+
+def infos_from_json(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, ColumnInfo]:
+    """Return what ``infos_to_json`` stored."""
+    return {name: ColumnInfo(**info) for name, info in stored.items()}

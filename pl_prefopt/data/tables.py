@@ -1,0 +1,62 @@
+"""Arrow files that are read by memory map, so that opening one costs nothing and workers share it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import pyarrow as pa
+
+from pl_prefopt.data.cache import damaged
+
+ROWS_PER_BLOCK = 1000
+"""Rows that are written at once."""
+
+
+def write_table(path: Path, schema: Any, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records of ``schema`` to an Arrow file, block by block."""
+    records = iter(records)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        while block := list(itertools.islice(records, ROWS_PER_BLOCK)):
+            writer.write_batch(pa.RecordBatch.from_pylist(block, schema=schema))
+
+
+class Table:
+    """An Arrow file as random-access rows. It pickles as its path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._table: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_table": None}
+
+    @property
+    def table(self) -> Any:
+        """The memory-mapped ``pyarrow.Table``.
+
+        Raises:
+            DataError: if the file is damaged.
+        """
+        if self._table is None:
+            try:
+                with pa.ipc.open_file(pa.memory_map(str(self.path))) as reader:
+                    self._table = reader.read_all()
+            except (pa.ArrowException, OSError) as error:
+                raise damaged(self.path, error) from error
+        return self._table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def cell(self, column: str, row: int) -> Any:
+        """Return one ``pyarrow`` scalar."""
+        return self.table[column][row]
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Return a column of numbers."""
+        values: npt.NDArray[Any] = self.table[name].to_numpy()
+        return values
