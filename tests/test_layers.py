@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
-    {"errors", "files", "rows"},
+    {"errors", "files", "metric_info", "rows"},
     {"evaluations", "paths", "types", "views", "yaml_files"},
     {"functional", "pairing", "scoring", "policies", "data", "saved_settings"},
     {"metrics", "objectives", "references"},

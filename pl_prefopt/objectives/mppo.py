@@ -16,6 +16,8 @@ from pl_prefopt.objectives.draws import Draws
 from pl_prefopt.pairing import ALL_PAIRS
 from pl_prefopt.types import Outcome, ScoredBatch
 
+PAGE = "methods/mppo.md"
+
 LOWEST_SCORE, HIGHEST_SCORE = 0.1, 1.0
 """The paper's scale: grades from 1 to 10, divided by 10."""
 
