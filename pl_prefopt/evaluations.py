@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pl_prefopt.files import changing, replacing
+from pl_prefopt.metric_info import MetricInfo, current_name
 
 STAGES = ("val", "test")
 
@@ -29,6 +30,7 @@ class Evaluation:
             was training, and for the policy before training.
         step: the optimiser steps behind the weights; 0 before training.
         method: the objective with its settings: ``"DPO(beta=0.1)"``.
+        described: what the numbers are that the objective or the run's own metrics add.
         date: when, as ``2026-01-31T12:00:00+00:00``.
     """
 
@@ -42,6 +44,7 @@ class Evaluation:
     checkpoint: str | None = None
     step: int | None = None
     method: str | None = None
+    described: Sequence[MetricInfo] = ()
     date: str | None = None
 
     @property
@@ -146,13 +149,20 @@ def _of_an_earlier_version(found: Mapping[str, Any]) -> list[Evaluation]:
 def _parsed(entry: Mapping[str, Any]) -> Evaluation:
     known = {field.name for field in fields(Evaluation)}  # a later version may write more
     settings = {name: value for name, value in entry.items() if name in known}
+    settings["described"] = tuple(_described(one) for one in entry.get("described", ()))
     return Evaluation(**{**settings, "metrics": _numbers(entry["metrics"].items())})
 
 
+def _described(entry: Mapping[str, Any]) -> MetricInfo:
+    known = {field.name for field in fields(MetricInfo)}
+    settings = {name: value for name, value in entry.items() if name in known}
+    return MetricInfo(**{**settings, "range": tuple(settings["range"])})
+
+
 def _written(one: Evaluation) -> dict[str, Any]:
-    entry = {name: value for name, value in asdict(one).items() if value is not None}
+    entry = {name: value for name, value in asdict(one).items() if value is not None and value != ()}
     return {**entry, "metrics": dict(sorted(one.metrics.items()))}
 
 
 def _numbers(items: Iterable[tuple[Any, Any]]) -> dict[str, float]:
-    return {str(name): float(value) for name, value in items}
+    return {current_name(str(name)): float(value) for name, value in items}

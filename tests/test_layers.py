@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
-    {"errors", "files", "rows"},
+    {"errors", "files", "metric_info", "rows"},
     {"pairing", "requests"},
     {"evaluations", "paths", "types", "views", "yaml_files"},
     {"functional", "scoring", "policies", "data", "saved_settings"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from torch.utils.data import DataLoader
 
 from pl_prefopt.data import PreferenceDataModule, datamodule_of
 from pl_prefopt.evaluations import Evaluation, add_evaluation
+from pl_prefopt.metric_info import MetricInfo, find_info
+from pl_prefopt.metrics import REGISTRY
 from pl_prefopt.objectives.base import plain_settings
 
 
@@ -46,6 +49,7 @@ class MetricsFile(Callback):
             command=command,
             part=_part(trainer, stage),
             method=_method(module),
+            described=_described(module, measured, stage),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             **_rows(datamodule_of(trainer), stage),
             **self._weights(trainer, module, command),
@@ -84,6 +88,13 @@ def _part(trainer: Trainer, stage: str) -> str | None:
     counts = trainer.num_val_batches if val else trainer.num_test_batches
     done, there = sum(counts), len(loader)
     return f"{int(done)} of {there} batches" if done < there else None
+
+
+def _described(module: Any, measured: Mapping[str, float], stage: str) -> tuple[MetricInfo, ...]:
+    """Return what was measured beside the metrics of the registry, which any version knows."""
+    names = [name.removeprefix(f"{stage}/") for name in measured if name.startswith(f"{stage}/")]
+    found = (find_info(name, module.metric_info) for name in names)
+    return tuple(dict.fromkeys(info for info in found if info is not None and info not in REGISTRY))
 
 
 def _method(module: Any) -> str:

@@ -18,12 +18,10 @@ from lightning.pytorch.callbacks.progress.rich_progress import (
 from rich import get_console
 from rich.progress import TextColumn, TimeRemainingColumn
 
-_SHORT = {
-    "train/loss": "loss",
-    "train/accuracy": "accuracy",
-    "train/margin": "margin",
-    "train/tokens_per_second": "tokens/s",
-}
+from pl_prefopt.metrics import REGISTRY
+
+_SHOWN = tuple(info.name for info in REGISTRY if info.progress_bar)
+_SHORT = {**{f"train/{name}": name for name in _SHOWN}, "train/tokens_per_second": "tokens/s"}
 _FORMAT = ".4g"
 _DESCRIPTION, _TIME, _SPEED, _GAPS = 10, 7, 9, 5
 """The columns of the bar's line besides the bar, the count and the metrics, and the spaces between them."""
@@ -37,7 +35,7 @@ class ProgressBar(RichProgressBar):
     steps at which training metrics were logged, at validations and at the end.
 
     Args:
-        refresh_rate: times a second that the bar is drawn anew; 0 switches bar and lines off.
+        refresh_rate: how often per second the bar is drawn; 0 switches bar and lines off.
         seconds: the least time between two lines.
     """
 
@@ -181,7 +179,7 @@ class ProgressLines:
         done = step - self._first_step
         passed = time.monotonic() - self._began
         parts = [
-            *_numbers(numbers, "train/", ("loss", "accuracy")),
+            *_numbers(numbers, "train/", _SHOWN[:2]),  # a line has 80 characters
             f"{done / max(passed, 1e-9):.3g} steps/s" if speed is None else f"{float(speed):.0f} tokens/s",
         ]
         total = trainer.estimated_stepping_batches
@@ -191,7 +189,7 @@ class ProgressLines:
 
     def validated(self, trainer: Trainer) -> None:
         """Print the numbers of a validation within ``fit``."""
-        parts = _numbers(trainer.callback_metrics, "val/", ("loss", "accuracy", "margin"))
+        parts = _numbers(trainer.callback_metrics, "val/", _SHOWN)
         self._tell(f"{_place(trainer)}, validation: {', '.join(parts)}")
 
     def start_batches(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from pl_prefopt.metrics import grouped
+from pl_prefopt.metric_info import MetricInfo, grouped
+from pl_prefopt.metrics import REGISTRY
 
 _LOW, _HIGH = "_low", "_high"
 
@@ -16,7 +18,7 @@ _LOW, _HIGH = "_low", "_high"
 class ResultsTable(Callback):
     """Prints a table at the end of ``validate`` and ``test``; after ``fit``, one of its last validation.
 
-    Metrics come in the groups of ``METRIC_GROUPS``, those of a test with their 95 % intervals.
+    Metrics come in the groups and the order of the registry, those of a test with their 95 % intervals.
     """
 
     def __init__(self) -> None:
@@ -28,18 +30,18 @@ class ResultsTable(Callback):
             return
         self._last = _numbers(trainer, "val/")
         if trainer.state.fn == "validate":
-            _print(trainer, "Validation", self._last)
+            _print(trainer, pl_module, "Validation", self._last)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table of ``test``."""
-        _print(trainer, "Test", _numbers(trainer, "test/"))
+        _print(trainer, pl_module, "Test", _numbers(trainer, "test/"))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table of the last validation."""
-        _print(trainer, "Last validation", self._last)
+        _print(trainer, pl_module, "Last validation", self._last)
 
 
-def results_table(title: str, numbers: Mapping[str, float]) -> Table:
+def results_table(title: str, numbers: Mapping[str, float], infos: Sequence[MetricInfo] = REGISTRY) -> Table:
     """Return the table of metrics, named without their stage; ``X_low`` and ``X_high`` are X's interval."""
     intervals = {
         name: f"{low:.4g} to {numbers[name + _HIGH]:.4g}"
@@ -52,7 +54,7 @@ def results_table(title: str, numbers: Mapping[str, float]) -> Table:
     table.add_column("value", justify="right")
     if intervals:
         table.add_column("95 % interval", justify="right")
-    for group, names in grouped(set(numbers) - ends).items():
+    for group, names in grouped(set(numbers) - ends, infos).items():
         table.add_section()
         table.add_row(f"[dim]{group}[/dim]")
         for name in names:
@@ -66,11 +68,11 @@ def _numbers(trainer: Trainer, prefix: str) -> dict[str, float]:
     return {name.removeprefix(prefix): float(value) for name, value in found if name.startswith(prefix)}
 
 
-def _print(trainer: Trainer, title: str, numbers: Mapping[str, float]) -> None:
+def _print(trainer: Trainer, module: Any, title: str, numbers: Mapping[str, float]) -> None:
     if not numbers or not trainer.is_global_zero:
         return
     console = Console()
     with console.capture() as captured:
-        console.print(results_table(title, numbers))
+        console.print(results_table(title, numbers, module.metric_info))
     # Through the plain `print`, which a progress bar on the screen knows to step aside for.
     print(captured.get(), end="")

@@ -27,7 +27,7 @@ from pl_prefopt.callbacks import (
 )
 from pl_prefopt.cli.config_diagnostics import failed_import
 from pl_prefopt.cli.config_files import example_rows
-from pl_prefopt.cli.default_settings import SETTINGS
+from pl_prefopt.cli.default_settings import BEST, SETTINGS
 from pl_prefopt.cli.defaults import (
     CALLBACKS,
     callbacks_of_run,
@@ -96,7 +96,7 @@ class PrefOptCLI(LightningCLI):
         parser.add_lightning_class_args(ReferenceEnsemble, "references")
         parser.add_lightning_class_args(BestCheckpoint, "best")
         parser.set_defaults({"best.filename": "best", "best.enable_version_counter": False})
-        parser.set_defaults({"best.monitor": "val/accuracy", "best.mode": "max"})
+        parser.set_defaults(BEST)
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.set_defaults(SETTINGS)
         parser.add_argument(

@@ -14,6 +14,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.evaluations import Evaluation, read_evaluations
+from pl_prefopt.metric_info import find_info, grouped
+from pl_prefopt.metrics import REGISTRY
 from pl_prefopt.saved_settings import read_saved
 
 _PACKAGES = ("pl-prefopt", "torch", "lightning", "transformers", "peft", "bitsandbytes")
@@ -217,8 +219,20 @@ def _measured(one: Evaluation) -> str:
         one.method,
         one.date,
     ]
-    numbers = [(name, f"{value:.4g}") for name, value in sorted(one.metrics.items())]
-    return ", ".join(escaped(part) for part in parts if part) + ":\n\n" + _table(("metric", "value"), numbers)
+    head = ("metric", "value", "meaning")
+    return ", ".join(escaped(part) for part in parts if part) + ":\n\n" + _table(head, _numbers(one))
+
+
+def _numbers(one: Evaluation) -> Iterable[tuple[str, str, str]]:
+    """Yield the metrics in their groups, each with its meaning; an interval's ends come after its metric."""
+    infos = (*REGISTRY, *one.described)
+    names = {name.partition("/")[2]: name for name in one.metrics}
+    for members in grouped(names, infos).values():
+        for name in members:
+            info = find_info(name, infos)
+            is_end = info is not None and info.interval and name.endswith(("_low", "_high"))
+            meaning = "95 % interval." if is_end else "" if info is None else info.help
+            yield names[name], f"{one.metrics[names[name]]:.4g}", meaning
 
 
 def _read_metrics(path: Path) -> list[Evaluation]:

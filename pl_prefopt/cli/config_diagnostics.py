@@ -18,12 +18,16 @@ from typing import Any, NamedTuple
 
 from pl_prefopt.cli.class_sources import ClassSource, Signature, find_class, signature
 from pl_prefopt.cli.config_files import example_rows
+from pl_prefopt.cli.default_settings import BEST
 from pl_prefopt.cli.given_settings import DROPPED, Given, Key, Written, at, given_settings, merged, origin_of
 from pl_prefopt.cli.known_classes import UnknownClassError, is_function, named_class
+from pl_prefopt.cli.known_metrics import registered
+from pl_prefopt.cli.plugins import load_plugins
 from pl_prefopt.cli.run_folder import find_checkpoint, refuse_second_run
 from pl_prefopt.cli.setting_kinds import Kinds, kinds_of, with_article
 from pl_prefopt.errors import ConfigError, suggest
 from pl_prefopt.files import without_dots
+from pl_prefopt.metric_info import monitor_mistake
 from pl_prefopt.paths import is_data_path, is_path, missing_data, missing_folder
 from pl_prefopt.saved_settings import ORIGINS
 from pl_prefopt.yaml_files import read_yaml
@@ -83,6 +87,8 @@ def _mistake(key: Key, what: str, source: Key = ()) -> Mistake:
 def check_command(command: str, arguments: Sequence[str]) -> None:
     """Check what can be checked of a command's settings without importing what they name.
 
+    Plug-ins that are named by their short names are imported at the end, for the parser to find them.
+
     Args:
         command: such as ``fit``.
         arguments: those after it.
@@ -103,6 +109,7 @@ def check_command(command: str, arguments: Sequence[str]) -> None:
             raise ConfigError(f"{origin}{mistake.sentence}")
     if not shows_only:
         _check_files(command, whole, given)
+    load_plugins(walk.named)
 
 
 def failed_import(command: str, arguments: Sequence[str]) -> str | None:
@@ -173,6 +180,26 @@ class _Walk:
                 yield from self._value(value, simple[name], (name,))
             elif name not in others:
                 yield self._unknown((name,), (*SECTIONS, "model", *simple), value)
+        yield from self._monitors()
+
+    def _monitors(self) -> Iterator[Mistake]:
+        """Yield what is wrong with the metrics that ``best`` and callbacks watch."""
+        best = at(self.whole, ("best",))
+        watching: dict[Key, dict[str, Any]] = {
+            ("best",): {"mode": BEST["best.mode"], **(best if isinstance(best, Mapping) else {})}
+        }
+        callbacks = at(self.whole, ("trainer", "callbacks"))
+        for number, one in enumerate(callbacks if isinstance(callbacks, list) else ()):
+            settings = one.get("init_args") if isinstance(one, Mapping) else None
+            if isinstance(settings, Mapping):
+                watching["trainer", "callbacks", number, "init_args"] = dict(settings)
+        for key, settings in watching.items():
+            monitor, mode = settings.get("monitor"), settings.get("mode")
+            if isinstance(monitor, str):
+                setting = "best." if key == ("best",) else ""
+                mistake = monitor_mistake(monitor, str(mode), registered(), setting)
+                if mistake is not None:
+                    yield _mistake((*key, "monitor"), mistake)
 
     def _unknown(self, key: Key, known: Sequence[str], value: Any) -> Mistake:
         """Return that there is no such setting, and the one that may have been meant."""

@@ -24,3 +24,6 @@ SETTINGS: dict[str, Any] = {
     "data.max_response_length": 1024,
 }
 """The command line's defaults, as in the configuration ``base``."""
+
+BEST = {"best.monitor": "val/accuracy", "best.mode": "max"}
+"""Which checkpoint is the best, where nothing else is said."""

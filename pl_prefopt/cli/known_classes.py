@@ -21,6 +21,7 @@ from pl_prefopt.cli.class_sources import (
     read_module,
     signature,
 )
+from pl_prefopt.cli.plugins import plugin_classes
 from pl_prefopt.cli.setting_kinds import kinds_of
 from pl_prefopt.errors import suggest
 
@@ -56,7 +57,8 @@ def named_class(path: str, kinds: Sequence[ClassSource], objective: str | None =
     Raises:
         UnknownClassError: if there is no such class, or it is of no such kind.
     """
-    known = _known(tuple(kinds))
+    added = {path: one for path, one in plugin_classes().items() if any(derives_from(one, k) for k in kinds)}
+    known = {**added, **_known(tuple(kinds))}  # a short name is ours if we have it
     by_name = {name.rpartition(".")[2]: one for name, one in known.items()}
     if path in by_name:
         return by_name[path]

@@ -21,6 +21,7 @@ _COMMANDS = {
     "export": "write a trained policy as a PEFT folder or a merged model",
     "report": "write one HTML page that compares runs",
     "configs": "list the configurations that come with prefopt, or print one",
+    "list": "list objectives, metrics, references or sources, with those of plug-ins",
 }
 
 _HELP = """prefopt {version}: preference optimisation of language models
@@ -73,6 +74,11 @@ def _run(arguments: list[str]) -> None:
         from pl_prefopt.cli.configs import configs
 
         configs(arguments[1:])
+        return
+    if arguments[0] == "list":
+        from pl_prefopt.cli.listing import list_known
+
+        list_known(arguments[1:])
         return
     from pl_prefopt.cli.log_filters import install_log_filters
 

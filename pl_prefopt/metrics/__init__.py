@@ -1,15 +1,19 @@
-"""Metrics: torchmetrics classes that read rewards, log-probs and scores, and one suite of them per stage."""
+"""Metrics: torchmetrics classes that read rewards, log-probs and scores, and one suite of them per stage.
 
+Each class works by itself with plain tensors; ``REGISTRY`` says which of them a run measures, under which
+names, and what there is to know of each.
+"""
+
+from pl_prefopt.metric_info import MetricInfo, find_info, grouped
 from pl_prefopt.metrics.grades import GradeKendall, GradePearson, GradeSpearman
-from pl_prefopt.metrics.groups import METRIC_GROUPS, grouped
 from pl_prefopt.metrics.intervals import BootstrapIntervals
 from pl_prefopt.metrics.lists import NDCG, BestOfN, KendallWithin, LikelihoodGap, RankLikelihood
 from pl_prefopt.metrics.losses import LossMean
 from pl_prefopt.metrics.pairs import (
     ChosenLogProb,
     ChosenReward,
+    LogRatioMargin,
     Margin,
-    Marginal,
     Margins,
     NormalizedRankingAccuracy,
     PreferenceAccuracy,
@@ -19,37 +23,50 @@ from pl_prefopt.metrics.pairs import (
     ViewAccuracy,
     ViewMargin,
 )
+from pl_prefopt.metrics.registry import METRIC_GROUPS, METRIC_HELP, REGISTRY, RegisteredMetric
 from pl_prefopt.metrics.responses import LengthBias, SequenceKL
-from pl_prefopt.metrics.suite import METRIC_HELP, build_suite, columns_read
+from pl_prefopt.metrics.states import Correlation, Mean, PreferenceMetric, Share
+from pl_prefopt.metrics.suite import INPUTS, build_suite, check_added, columns_read, with_info
 
 __all__ = [
+    "INPUTS",
     "METRIC_GROUPS",
     "METRIC_HELP",
     "NDCG",
+    "REGISTRY",
     "BestOfN",
     "BootstrapIntervals",
     "ChosenLogProb",
     "ChosenReward",
+    "Correlation",
     "GradeKendall",
     "GradePearson",
     "GradeSpearman",
     "KendallWithin",
     "LengthBias",
     "LikelihoodGap",
+    "LogRatioMargin",
     "LossMean",
     "Margin",
-    "Marginal",
     "Margins",
+    "Mean",
+    "MetricInfo",
     "NormalizedRankingAccuracy",
     "PreferenceAccuracy",
+    "PreferenceMetric",
     "RankLikelihood",
     "RankingAccuracy",
+    "RegisteredMetric",
     "RejectedLogProb",
     "RejectedReward",
     "SequenceKL",
+    "Share",
     "ViewAccuracy",
     "ViewMargin",
     "build_suite",
+    "check_added",
     "columns_read",
+    "find_info",
     "grouped",
+    "with_info",
 ]

@@ -68,9 +68,16 @@ def weighted_kendall(first: Floats, second: Floats, weights: Whole) -> Floats:
 
 
 def kendall(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> float:
-    """Return Kendall's τ-b in a time that grows as n log n; NaN for fewer than two pairs."""
+    """Return Kendall's τ-b in O(n log n); NaN for fewer than two values, or where one side is constant.
+
+    >>> kendall(np.array([1.0, 2.0]), np.array([7.0, 3.0]))
+    -1.0
+    """
     if len(first) < 2:
         return float("nan")
+    if len(first) == 2:  # of which SciPy would compute a p-value, and divide by 0
+        agreement = float(np.sign(first[1] - first[0]) * np.sign(second[1] - second[0]))
+        return agreement or float("nan")
     return float(stats.kendalltau(first, second, method="asymptotic").statistic)
 
 

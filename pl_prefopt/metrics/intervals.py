@@ -12,25 +12,26 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from pl_prefopt.metrics import bootstrap
 from pl_prefopt.metrics.pairs import log_ratio, winner_minus_loser
-from pl_prefopt.metrics.states import ExactMetric
+from pl_prefopt.metrics.states import PreferenceMetric
 from pl_prefopt.pairing import ALL_PAIRS
 from pl_prefopt.types import ResponseLogProbs
 
 _NO_VIEWS: Mapping[str, Tensor] = {}
 
 
-class BootstrapIntervals(ExactMetric):
+class BootstrapIntervals(PreferenceMetric):
     """95 % percentile intervals over prompts, ``X_low`` and ``X_high`` for a metric ``X``.
 
-    X is ``accuracy``, ``margin``, ``marginal_k`` of each reference, ``accuracy_v`` and ``margin_v`` of each
-    view, ``pearson``, ``spearman`` and ``kendall``. All pairs are kept until the end. The same rows in the
-    same order give the same intervals.
+    X is each metric whose entry in the registry has an ``interval``: ``accuracy``, ``margin``,
+    ``log_ratio_margin_k`` of each reference, ``accuracy_view`` and ``margin_view`` of each view, ``pearson``,
+    ``spearman`` and ``kendall``. All pairs are kept until the end. The same rows in the same order give the
+    same intervals.
 
     Args:
         num_references: K.
         views: the views whose rewards are judged.
-        resamples: how many times the prompts are drawn anew.
-        seed: of the draws.
+        resamples: how many times prompts are sampled with replacement.
+        seed: of the samples.
     """
 
     sizes: list[Tensor]
@@ -49,8 +50,8 @@ class BootstrapIntervals(ExactMetric):
         super().__init__(**kwargs)
         self.num_references, self.views = num_references, tuple(views)
         self.resamples, self.seed = resamples, seed
-        marginals = [f"marginal_{k}" for k in range(num_references)]
-        self.margins = ["margin", *marginals, *(f"margin_{view}" for view in views)]
+        ratios = [f"log_ratio_margin_{k}" for k in range(num_references)]
+        self.margins = ["margin", *ratios, *(f"margin_{view}" for view in views)]
         for name in ("sizes", "difference", "graded", *self.margins):
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -66,7 +67,9 @@ class BootstrapIntervals(ExactMetric):
     ) -> None:
         """Count a batch: all [B, R], but ``references`` [K, B, R] and ``graded`` [B]."""
         wins = ALL_PAIRS(scores, present)
-        ratios = {f"marginal_{k}": log_ratio(policy, references[k]) for k in range(self.num_references)}
+        ratios = {
+            f"log_ratio_margin_{k}": log_ratio(policy, references[k]) for k in range(self.num_references)
+        }
         viewed = {f"margin_{view}": view_rewards[view] for view in self.views}
         for name, values in {"margin": reward, "difference": scores, **ratios, **viewed}.items():
             getattr(self, name).append(winner_minus_loser(values.float())[wins])

@@ -1,7 +1,7 @@
 """Metrics over all responses to a prompt at once.
 
-They count prompts that have something to rank: at least two known scores that differ. Every such prompt
-weighs the same, however many responses it has; responses of unknown score have no part.
+They count prompts that have something to rank: at least two known scores that differ. Prompts are
+weighted equally, however many responses they have; responses of unknown score have no part.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics.functional.retrieval import retrieval_normalized_dcg
 
 from pl_prefopt.metrics.pairs import winner_minus_loser
-from pl_prefopt.metrics.states import Mean
+from pl_prefopt.metrics.states import Mean, all_present
 from pl_prefopt.pairing import ALL_PAIRS, below_best, best, known, rankable
 from pl_prefopt.types import ResponseLogProbs
 
@@ -21,12 +21,22 @@ from pl_prefopt.types import ResponseLogProbs
 class BestOfN(Mean):
     """The share of prompts whose highest reward goes to a response of the highest score.
 
-    Of several responses with the highest reward one is taken to be drawn at random, so an untrained policy
-    whose rewards are all 0 reads chance.
+    Of several responses with the highest reward one is taken at random, so an untrained policy whose rewards
+    are all 0 reads chance.
+
+    Examples:
+        >>> metric = BestOfN()
+        >>> metric.update(
+        ...     reward=torch.tensor([[4.0, 1.0, 2.0], [0.0, 0.0, 0.0]]),
+        ...     scores=torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 3.0]]),
+        ... )
+        >>> metric.compute()  # (1 + 2/3) / 2
+        tensor(0.8333)
     """
 
-    def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
+    def update(self, reward: Tensor, scores: Tensor, present: Tensor | None = None) -> None:
         """Count a batch: ``reward``, ``scores`` and ``present`` [B, R]."""
+        present = all_present(scores, present)
         first = best(reward.float(), known(scores, present))
         right = first & best(scores, present)
         self.add(right.sum(dim=-1) / first.sum(dim=-1).clamp(min=1), rankable(scores, present))
@@ -37,10 +47,17 @@ class NDCG(Mean):
 
     A response's gain is its score above the prompt's lowest, so that no scale of scores flatters; equal
     rewards share their places' discounts.
+
+    Examples:
+        >>> metric = NDCG()
+        >>> metric.update(reward=torch.tensor([[0.0, 5.0]]), scores=torch.tensor([[9.0, 8.0]]))
+        >>> metric.compute()  # a gain of 1 in the second place: 1 / log2(3)
+        tensor(0.6309)
     """
 
-    def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
+    def update(self, reward: Tensor, scores: Tensor, present: Tensor | None = None) -> None:
         """Count a batch: ``reward``, ``scores`` and ``present`` [B, R]."""
+        present = all_present(scores, present)
         counted = rankable(scores, present)
         prompts = zip(reward[counted], scores[counted], known(scores, present)[counted], strict=True)
         values = [
@@ -53,10 +70,18 @@ class NDCG(Mean):
 
 
 class KendallWithin(Mean):
-    """The mean over prompts of Kendall's τ-b of reward and score; 0 where all its rewards are equal."""
+    """The mean over prompts of Kendall's τ-b of reward and score; 0 where all its rewards are equal.
 
-    def update(self, reward: Tensor, scores: Tensor, present: Tensor) -> None:
+    Examples:
+        >>> metric = KendallWithin()
+        >>> metric.update(reward=torch.tensor([[2.0, 3.0, 1.0]]), scores=torch.tensor([[3.0, 2.0, 1.0]]))
+        >>> metric.compute()  # (2 - 1) / 3
+        tensor(0.3333)
+    """
+
+    def update(self, reward: Tensor, scores: Tensor, present: Tensor | None = None) -> None:
         """Count a batch: ``reward``, ``scores`` and ``present`` [B, R]."""
+        present = all_present(scores, present)
         there = known(scores, present)
         both = there.unsqueeze(-1) & there.unsqueeze(-2)
         by_score = winner_minus_loser(torch.where(there, scores, 0.0)).sign() * both
@@ -73,14 +98,24 @@ class RankLikelihood(Mean):
 
     Args:
         rank: k, counted from 1; prompts with fewer responses do not count.
+
+    Examples:
+        >>> metric = RankLikelihood(rank=2)
+        >>> policy = ResponseLogProbs(
+        ...     sum=torch.tensor([[0.5, 0.25, 0.1]]).log(), length=torch.ones(1, 3, dtype=torch.int64)
+        ... )
+        >>> metric.update(policy, scores=torch.tensor([[3.0, 1.0, 2.0]]))
+        >>> metric.compute()
+        tensor(0.1000)
     """
 
     def __init__(self, *, rank: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.rank = rank
 
-    def update(self, policy: ResponseLogProbs, scores: Tensor, present: Tensor) -> None:
+    def update(self, policy: ResponseLogProbs, scores: Tensor, present: Tensor | None = None) -> None:
         """Count a batch: ``policy`` of [B, R], ``scores`` and ``present`` [B, R]."""
+        present = all_present(scores, present)
         there, wins = known(scores, present), ALL_PAIRS(scores, present)
         better, worse = wins.sum(dim=-2), wins.sum(dim=-1)
         last = there.sum(dim=-1, keepdim=True) - worse
@@ -89,10 +124,21 @@ class RankLikelihood(Mean):
 
 
 class LikelihoodGap(Mean):
-    """The mean over prompts of p of the best responses minus the mean p of all those below them."""
+    """The mean over prompts of p of the best responses minus the mean p of all those below them.
 
-    def update(self, policy: ResponseLogProbs, scores: Tensor, present: Tensor) -> None:
+    Examples:
+        >>> metric = LikelihoodGap()
+        >>> policy = ResponseLogProbs(
+        ...     sum=torch.tensor([[0.5, 0.25, 0.1]]).log(), length=torch.ones(1, 3, dtype=torch.int64)
+        ... )
+        >>> metric.update(policy, scores=torch.tensor([[3.0, 1.0, 2.0]]))
+        >>> metric.compute()  # 0.5 - 0.35 / 2
+        tensor(0.3250)
+    """
+
+    def update(self, policy: ResponseLogProbs, scores: Tensor, present: Tensor | None = None) -> None:
         """Count a batch: ``policy`` of [B, R], ``scores`` and ``present`` [B, R]."""
+        present = all_present(scores, present)
         gap = _mean(policy, best(scores, present)) - _mean(policy, below_best(scores, present))
         self.add(gap, rankable(scores, present))
 

@@ -11,9 +11,20 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from pl_prefopt.metric_info import MetricInfo
 
-class ExactMetric(Metric):
-    """A metric whose states stay float32 and int64 whatever the module around it is cast to.
+
+def all_present(scores: Tensor, present: Tensor | None) -> Tensor:
+    """Return ``present``, by default true for every response of ``scores``."""
+    return torch.ones_like(scores, dtype=torch.bool) if present is None else present
+
+
+class PreferenceMetric(Metric):
+    """The base of all metrics: states stay float32 and int64 whatever the module around it is cast to.
+
+    One of your own says what it is in ``info``, adds its states and names what it reads, of
+    ``pl_prefopt.metrics.INPUTS``, as parameters of ``update``. ``model.init_args.metrics`` adds it to a run.
+    ``Mean``, ``Share`` and ``Correlation`` have the states of most metrics.
 
     Half-precision plugins call ``module.to(torch.bfloat16)``, in which a counter stops at 256, and
     ``set_dtype(torch.float32)`` would turn counters into floats that stop at 2²⁴. Here both only move.
@@ -25,6 +36,9 @@ class ExactMetric(Metric):
     full_state_update = False
     columns: ClassVar[tuple[str, ...]] = ()
     """Further columns that every row must have; ``update`` gets them as ``columns``, by name."""
+    page: ClassVar[str] = "metrics.md"
+    info: MetricInfo
+    """What the number is. The metrics of the registry have theirs there."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
         def move(tensor: Tensor) -> Tensor:
@@ -34,8 +48,14 @@ class ExactMetric(Metric):
         return self
 
 
-class Mean(ExactMetric):
-    """A mean over whatever its subclass counts; NaN where nothing was counted."""
+class Mean(PreferenceMetric):
+    """A mean over whatever its subclass counts; NaN where nothing was counted.
+
+    Examples:
+        >>> class LongestResponse(Mean):
+        ...     def update(self, policy, present):
+        ...         self.add(policy.length.amax(dim=-1), present.any(dim=-1))
+    """
 
     total: Tensor
     count: Tensor
@@ -55,8 +75,8 @@ class Mean(ExactMetric):
         return self.total / self.count
 
 
-class Share(ExactMetric):
-    """The share of comparisons that come out right, a draw counting one half; NaN where none was made."""
+class Share(PreferenceMetric):
+    """The share of comparisons that come out right; ties count as 0.5. NaN where none was made."""
 
     half_points: Tensor
     count: Tensor
@@ -78,7 +98,7 @@ class Share(ExactMetric):
         return self.half_points / (2 * self.count)
 
 
-class Correlation(ExactMetric, ABC):
+class Correlation(PreferenceMetric, ABC):
     """A correlation of two numbers over all that its subclass counts.
 
     All values are kept, in float32, since rank correlations cannot be added up; ranks are concatenated

@@ -1,65 +1,36 @@
-"""Which metrics a stage has, under which names, and what each name means."""
+"""The metrics of a stage: those of the registry, and those that a run adds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterable, Sequence
 
 from torchmetrics import Metric, MetricCollection
 
-from pl_prefopt.metrics.grades import GradeKendall, GradePearson, GradeSpearman
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.metrics.intervals import BootstrapIntervals
-from pl_prefopt.metrics.lists import NDCG, BestOfN, KendallWithin, LikelihoodGap, RankLikelihood
-from pl_prefopt.metrics.pairs import (
-    ChosenLogProb,
-    ChosenReward,
-    Margin,
-    Marginal,
-    NormalizedRankingAccuracy,
-    PreferenceAccuracy,
-    RankingAccuracy,
-    RejectedLogProb,
-    RejectedReward,
-    ViewAccuracy,
-    ViewMargin,
+from pl_prefopt.metrics.registry import REGISTRY
+from pl_prefopt.metrics.states import PreferenceMetric
+
+INPUTS = (
+    "reward",
+    "policy",
+    "references",
+    "scores",
+    "present",
+    "graded",
+    "view_rewards",
+    "columns",
+    "loss",
+    "counted",
 )
-from pl_prefopt.metrics.responses import LengthBias, SequenceKL
-
-METRIC_HELP: dict[str, str] = {
-    "accuracy": "Share of pairs in which the better response has the higher reward; a draw counts one half.",
-    "margin": "Mean over pairs of the better response's reward minus the worse one's.",
-    "chosen_reward": "Mean over pairs of the better response's reward.",
-    "rejected_reward": "Mean over pairs of the worse response's reward.",
-    "chosen_logp": "Mean over pairs of the better response's log-prob (a sum over tokens) under the policy.",
-    "rejected_logp": "Mean over pairs of the worse response's log-prob (a sum over tokens) under the policy.",
-    "pearson": "Pearson's r of reward margin and score difference over the pairs of graded rows.",
-    "spearman": "Spearman's ρ of reward margin and score difference over the pairs of graded rows.",
-    "kendall": "Kendall's τ-b of reward margin and score difference over the pairs of graded rows.",
-    "ranking_accuracy": "Share of pairs in which the policy gives the better response the higher log-prob.",
-    "ranking_accuracy_normalized": "As ranking_accuracy, with the average log-prob a token.",
-    "best_of_n": "Share of prompts whose highest reward goes to a response of the highest score.",
-    "ndcg": "Mean over prompts of the normalised discounted cumulative gain of the order by reward.",
-    "kendall_within": "Mean over prompts of Kendall's τ-b of reward and score within the prompt.",
-    "likelihood_best": "Mean over prompts of the best response's p = exp(ℓ̄), ℓ̄ its average log-prob a token.",
-    "likelihood_rank_2": "As likelihood_best, of the second-best response.",
-    "likelihood_rank_3": "As likelihood_best, of the third-best response.",
-    "likelihood_rank_4": "As likelihood_best, of the fourth-best response.",
-    "likelihood_gap": "Mean over prompts of the best response's p minus the mean p of those below it.",
-    "kl_k": "Mean over responses of the policy's log-prob minus that of reference k, counted from 0.",
-    "length_bias": "Pearson's r of reward and response length over all responses.",
-    "marginal_k": "Mean over pairs of h, the difference of log-ratios to reference k: a margin without β.",
-    "accuracy_v": "As accuracy, of the rewards on the objective's second view v, such as Sr-DPO's quality.",
-    "margin_v": "As margin, of the rewards on the objective's second view v.",
-    "X_low": "Lower end of the 95 % bootstrap interval over prompts of the metric X; in tests only.",
-    "X_high": "Upper end of that interval.",
-}
-"""One sentence for each name, without the stage.
-
-``kl_k`` stands for ``kl_0``, ``kl_1`` and so on, ``accuracy_v`` for ``accuracy_quality`` and so on, and
-``X_low`` for the intervals that ``BootstrapIntervals`` lists.
-"""
+"""The keyword arguments of a suite's ``update``. A metric's own ``update`` names those that it reads."""
 
 
-def build_suite(stage: str, num_references: int, views: Sequence[str] = ()) -> MetricCollection:
+def build_suite(
+    stage: str, num_references: int, views: Sequence[str] = (), added: Sequence[PreferenceMetric] = ()
+) -> MetricCollection:
     """Build the metrics of a stage; their names begin with ``{stage}/``.
 
     ``train`` gets the cheap means only; any other stage gets all, and ``test`` intervals too. A value is
@@ -69,59 +40,83 @@ def build_suite(stage: str, num_references: int, views: Sequence[str] = ()) -> M
         stage: ``train``, ``val``, ``test`` or ``predict``.
         num_references: K; there is one ``kl_k`` for each.
         views: the second views whose rewards are judged.
+        added: metrics to measure beside those of the registry, checked with ``check_added``.
 
     Returns:
-        A collection whose ``update`` takes ``reward``, ``policy``, ``references``, ``scores``, ``present``,
-        ``graded``, ``view_rewards`` and ``columns`` by keyword and hands each metric what it asks for.
+        A collection whose ``update`` takes ``INPUTS`` by keyword and hands each metric what it asks for.
     """
-    metrics = _cheap_means() | _on_views(views)
-    if stage != "train":
-        metrics |= _thorough(num_references)
+    entries = [entry for entry in REGISTRY if entry.is_logged_in(stage)]
+    metrics: dict[str, Metric | MetricCollection] = {
+        name: metric for entry in entries for name, metric in entry.built(num_references, views)
+    }
     if stage == "test":
-        metrics |= {"intervals": BootstrapIntervals(num_references=num_references, views=views)}
+        metrics["intervals"] = BootstrapIntervals(num_references=num_references, views=views)
+    metrics |= {one.info.name: one.clone() for one in added if one.info.is_logged_in(stage)}
     # Without `compute_groups=False` two metrics whose states agree after the first batch, as all rewards
     # of an untrained policy do, would share one state from then on.
     return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)
 
 
-def columns_read(suite: MetricCollection) -> dict[str, str]:
-    """Return the columns that the metrics of a suite ask for, each with the class of one that does."""
-    kinds = [type(metric) for metric in suite.values()]
-    return {column: kind.__name__ for kind in kinds for column in getattr(kind, "columns", ())}
+def columns_read(metrics: Iterable[PreferenceMetric]) -> dict[str, str]:
+    """Return the columns that metrics ask for, each with the class of one that does."""
+    return {column: type(metric).__name__ for metric in metrics for column in metric.columns}
 
 
-def _cheap_means() -> dict[str, Metric | MetricCollection]:
-    return {
-        "accuracy": PreferenceAccuracy(),
-        "margin": Margin(),
-        "chosen_reward": ChosenReward(),
-        "rejected_reward": RejectedReward(),
-        "chosen_logp": ChosenLogProb(),
-        "rejected_logp": RejectedLogProb(),
+def with_info(metrics: Iterable[PreferenceMetric]) -> tuple[PreferenceMetric, ...]:
+    """Return metrics that say what they are.
+
+    Raises:
+        ConfigError: naming one that doesn't.
+    """
+    found = tuple(metrics)
+    for one in found:
+        info = getattr(one, "info", None)
+        if not isinstance(info, MetricInfo) or "{" in info.name:
+            raise ConfigError(
+                f"expected the metric {type(one).__name__} to have an `info`, a "
+                "pl_prefopt.metrics.MetricInfo with the name of one number."
+            )
+    return found
+
+
+def check_added(
+    added: Sequence[PreferenceMetric], stats: Iterable[MetricInfo], num_references: int, views: Sequence[str]
+) -> None:
+    """Refuse metrics of a run that have no name of their own, or ask for what there is not.
+
+    Args:
+        added: the run's own metrics, of ``with_info``.
+        stats: what the objective declares to log.
+        num_references: K.
+        views: the second views whose rewards are judged.
+
+    Raises:
+        ConfigError: naming the class and the name.
+    """
+    taken = {
+        name + end: "one of prefopt's own"
+        for entry in REGISTRY
+        for name, _ in entry.built(num_references, views)
+        for end in ("", *(("_low", "_high") if entry.interval else ()))
     }
+    for stat in stats:
+        if stat.name in taken:
+            raise ConfigError(
+                f"the objective logs '{stat.name}', the name of another number: give its part another name."
+            )
+        taken[stat.name] = "a number of the objective"
+    for one in added:
+        _check_one(one, taken)
+        taken[one.info.name] = f"another {type(one).__name__}"
 
 
-def _on_views(views: Sequence[str]) -> dict[str, Metric | MetricCollection]:
-    return {
-        **{f"accuracy_{view}": ViewAccuracy(view=view) for view in views},
-        **{f"margin_{view}": ViewMargin(view=view) for view in views},
-    }
-
-
-def _thorough(num_references: int) -> dict[str, Metric | MetricCollection]:
-    return {
-        "pearson": GradePearson(),
-        "spearman": GradeSpearman(),
-        "kendall": GradeKendall(),
-        "ranking_accuracy": RankingAccuracy(),
-        "ranking_accuracy_normalized": NormalizedRankingAccuracy(),
-        "best_of_n": BestOfN(),
-        "ndcg": NDCG(),
-        "kendall_within": KendallWithin(),
-        "likelihood_best": RankLikelihood(rank=1),
-        **{f"likelihood_rank_{rank}": RankLikelihood(rank=rank) for rank in (2, 3, 4)},
-        "likelihood_gap": LikelihoodGap(),
-        **{f"kl_{k}": SequenceKL(reference=k) for k in range(num_references)},
-        **{f"marginal_{k}": Marginal(reference=k) for k in range(num_references)},
-        "length_bias": LengthBias(),
-    }
+def _check_one(one: PreferenceMetric, taken: dict[str, str]) -> None:
+    kind, name = type(one).__name__, one.info.name
+    if name in taken:
+        raise ConfigError(f"the metric {kind} is called '{name}', as {taken[name]} is: give it another name.")
+    unknown = [name for name in inspect.signature(one.update).parameters if name not in INPUTS]
+    if unknown:
+        raise ConfigError(
+            f"{kind}.update asks for '{unknown[0]}', which a metric is not given: it may ask for "
+            f"{', '.join(INPUTS)}."
+        )

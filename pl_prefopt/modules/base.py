@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,16 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from pl_prefopt.data import row_source
-from pl_prefopt.errors import ConfigError
-from pl_prefopt.metrics import LossMean, build_suite, columns_read
+from pl_prefopt.errors import ConfigError, ContractError
+from pl_prefopt.metric_info import MetricInfo
+from pl_prefopt.metrics import (
+    REGISTRY,
+    PreferenceMetric,
+    build_suite,
+    check_added,
+    columns_read,
+    with_info,
+)
 from pl_prefopt.modules.averaging import require_averaging
 from pl_prefopt.modules.checkpoint_files import read_head
 from pl_prefopt.modules.checkpoints import (
@@ -51,7 +59,7 @@ from pl_prefopt.modules.resumed_settings import (
 )
 from pl_prefopt.modules.schedule import Schedule, optimizer_steps
 from pl_prefopt.modules.step_mean import StepMean
-from pl_prefopt.modules.stock_callbacks import fit_in
+from pl_prefopt.modules.stock_callbacks import check_monitors, fit_in
 from pl_prefopt.modules.token_numbers import token_numbers, token_readout
 from pl_prefopt.modules.unfinished_step import begin_step_anew, tell_what_is_lost
 from pl_prefopt.objectives import Needs, Objective
@@ -90,6 +98,7 @@ class PreferenceModule(LightningModule):
         schedule: the learning rate's course.
         layout: how prompts and their responses are laid out in the model's input, see ``Scorer``.
         head: how hidden states become log-probs, see ``Scorer``.
+        metrics: metrics of one's own, to measure beside those of ``pl_prefopt.metrics.REGISTRY``.
 
     Attributes:
         needs: what objective and metrics must be given; the data module reads it.
@@ -105,12 +114,14 @@ class PreferenceModule(LightningModule):
         schedule: Schedule = Schedule(),  # noqa: B008 - frozen
         layout: LayoutName = "auto",
         head: HeadName = "chunked",
+        metrics: Sequence[PreferenceMetric] = (),
     ) -> None:
         super().__init__()
         policy.check_trainable()
         self.policy_spec = policy
         self.objective = objective
-        self._columns_of_metrics = columns_read(build_suite("test", 0, objective.rewarded_views))
+        self.added_metrics = with_info(metrics)
+        self._columns_of_metrics = columns_read(self.added_metrics)
         self.needs = Needs.of_all(objective.needs, Needs(columns=tuple(self._columns_of_metrics)))
         self.make_optimizer = optimizer
         self.schedule = schedule
@@ -159,6 +170,11 @@ class PreferenceModule(LightningModule):
         return 0 if self._references is None else self._references.num_references
 
     @property
+    def metric_info(self) -> tuple[MetricInfo, ...]:
+        """What is known of the numbers that it logs: those of the registry, its own and the objective's."""
+        return (*REGISTRY, *(one.info for one in self.added_metrics), *self.objective.stats)
+
+    @property
     def lr(self) -> float:
         """The learning rate that the schedule scales; ``LearningRateFinder`` sets it."""
         return base_rate(self.trainer.optimizers[0])
@@ -185,6 +201,7 @@ class PreferenceModule(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """Look at the trainer's callbacks before anything is prepared or loaded; add none."""
         fit_in(self.trainer)
+        check_monitors(self.trainer, self.metric_info)
         return []
 
     def setup(self, stage: str) -> None:
@@ -198,11 +215,11 @@ class PreferenceModule(LightningModule):
         source = row_source(self.trainer)
         self._knows_rows = source is not None
         check_rows(self.objective, {} if source is None else source.datasets)
-        views = self.objective.rewarded_views
+        views, added = self.objective.rewarded_views, self.added_metrics
+        check_added(added, self.objective.stats, self.num_references, views)
         self.suites = nn.ModuleDict(
-            {_key(name): build_suite(name, self.num_references, views) for name in _STAGES}
+            {_key(name): build_suite(name, self.num_references, views, added) for name in _STAGES}
         )
-        self.losses = nn.ModuleDict({_key(name): LossMean() for name in _STAGES})
 
     def on_train_start(self) -> None:
         """Ask for the prompts per batch, fix the run's seed, and hold to the optimiser's settings."""
@@ -408,9 +425,15 @@ class PreferenceModule(LightningModule):
             graded=scored.graded,
             view_rewards=outcome.view_rewards,
             columns=scored.columns,
+            loss=outcome.loss,
+            counted=outcome.counted,
         )
-        loss: Any = self.losses[_key(stage)]
-        loss.update(outcome.loss, outcome.counted)
+        for name in outcome.stats:
+            if f"{stage}/{name}" in suite:
+                raise ContractError(
+                    f"{type(self.objective).__name__} logs '{name}', which is the name of a metric: give its "
+                    "number another name."
+                )
         if stage == "train":
             self._stats = outcome.stats
         else:
@@ -432,10 +455,9 @@ class PreferenceModule(LightningModule):
     def _log_metrics(self, stage: str, others: Mapping[str, Tensor] = _NOTHING) -> None:
         """Log what was counted; a value that nothing was counted for is NaN, and no number is better."""
         suite: Any = self.suites[_key(stage)]
-        loss: Any = self.losses[_key(stage)]
-        values: dict[str, Tensor] = {**suite.compute(), f"{stage}/loss": loss.compute(), **others}
+        values: dict[str, Tensor] = {**suite.compute(), **others}
         self._forget_metrics(stage)
-        shown = [f"{stage}/accuracy", f"{stage}/margin", "train/loss"]
+        shown = {f"{stage}/{info.name}" for info in self.metric_info if info.progress_bar}
         # Lightning reads what the progress bar shows at every step, even when nothing is new. On a GPU it
         # would wait each time, so all values leave the device here, at once.
         numbers = torch.stack([value.float() for value in values.values()]).cpu()
@@ -450,9 +472,8 @@ class PreferenceModule(LightningModule):
             self._found_lr = None
 
     def _forget_metrics(self, stage: str) -> None:
-        counted: Any = (self.suites[_key(stage)], self.losses[_key(stage)])
-        for metrics in counted:
-            metrics.reset()
+        suite: Any = self.suites[_key(stage)]
+        suite.reset()
 
     def _look_into(self, path: Path) -> None:
         """Refuse a checkpoint that doesn't fit before Lightning reads it into split weights by itself."""

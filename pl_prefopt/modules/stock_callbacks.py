@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -18,6 +19,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.metric_info import MetricInfo, monitor_mistake
 from pl_prefopt.modules.averaging import TrainedWeightsAveraging
 from pl_prefopt.modules.learning_rate import RememberedLearningRate
 
@@ -70,6 +72,20 @@ def fit_in(trainer: Any) -> None:
                 own = type(callback)
                 callback.__class__ = type(own.__name__, (adapted, own), {"__qualname__": own.__qualname__})
     trainer.callbacks.sort(key=_place)
+
+
+def check_monitors(trainer: Any, infos: Sequence[MetricInfo]) -> None:
+    """Refuse callbacks that monitor a metric by a former name, or take its worst value for the best.
+
+    Raises:
+        ConfigError: saying what to set instead.
+    """
+    for callback in trainer.callbacks:
+        monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
+        if isinstance(monitor, str):
+            mistake = monitor_mistake(monitor, mode, infos)
+            if mistake is not None:
+                raise ConfigError(f"{type(callback).__name__}.monitor: {mistake}")
 
 
 def _place(callback: Callback) -> int:

@@ -11,6 +11,7 @@ from typing import Self, TypeVar
 from torch import nn
 
 from pl_prefopt.errors import ConfigError, ContractError
+from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.requests import OutputHead, TokenRequest
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import Outcome, ScoredBatch
@@ -104,6 +105,11 @@ class Objective(nn.Module, ABC):
     @property
     def rewarded_views(self) -> tuple[str, ...]:
         """The views whose rewards ``Outcome.view_rewards`` holds; the metrics judge them too."""
+        return ()
+
+    @property
+    def stats(self) -> tuple[MetricInfo, ...]:
+        """What the numbers in ``Outcome.stats`` are, for tables and dashboards: by default there are none."""
         return ()
 
     def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.objectives.base import Needs, Objective
 from pl_prefopt.objectives.comparisons import Comparisons
 from pl_prefopt.objectives.links import LOGISTIC, Link
@@ -19,6 +20,8 @@ from pl_prefopt.objectives.scores import Score
 from pl_prefopt.objectives.structures import MEAN_OF_PAIRS, Structure
 from pl_prefopt.objectives.terms import Term
 from pl_prefopt.types import Outcome, ScoredBatch, ViewLogProbs
+
+PAGE = "methods/compose.md"
 
 _Scored = TypeVar("_Scored", ScoredBatch, ViewLogProbs)
 
@@ -98,6 +101,11 @@ class Compose(Objective):
         """What the parts must be given, and two responses."""
         parts: tuple[_Needing, ...] = (self.score, *self.offsets, *self.weights, *self.terms)
         return Needs.of_all(Needs(min_responses=2), *(part.needs for part in parts))
+
+    @property
+    def stats(self) -> tuple[MetricInfo, ...]:
+        """Those of the score and of the terms."""
+        return (*self.score.stats, *(term.info for term in self.terms))
 
     @property
     def rewarded_views(self) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from pl_prefopt.objectives.scores import LogRatio, MeanLogRatio
 from pl_prefopt.objectives.structures import MeanOfPairs
 from pl_prefopt.pairing import ALL_PAIRS, Pairing
 
+PAGE = "methods/dpo.md"
+
 
 class DPO(Compose, ReferenceObjective):
     """Direct preference optimisation: −(1 − ε) log σ(βh) − ε log σ(−βh), h the margin of log-ratios.

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from pl_prefopt import functional
 from pl_prefopt.errors import ContractError
+from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.objectives.base import Needs, ReferenceObjective
 from pl_prefopt.objectives.checks import non_negative, positive
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import Outcome, ScoredBatch, ViewLogProbs
 from pl_prefopt.views import Mismatched
+
+PAGE = "methods/kto.md"
 
 MISMATCHED = "mismatched"
 """The name of the view on which the reference point is estimated."""
@@ -38,6 +41,15 @@ class KTO(ReferenceObjective):
     Raises:
         ConfigError: if a setting is out of range.
     """
+
+    stats = (
+        MetricInfo(
+            name="kl",
+            help="KTO's reference point z: mean log-ratio on mismatched prompts and responses, at least 0.",
+            range=(0.0, math.inf),
+            unit="nats",
+        ),
+    )
 
     def __init__(
         self,

@@ -26,6 +26,8 @@ from pl_prefopt.objectives.structures import (
 from pl_prefopt.pairing import BEST_AGAINST_EACH, known
 from pl_prefopt.types import Outcome, ScoredBatch
 
+PAGE = "methods/mppo.md"
+
 LOWEST_SCORE, HIGHEST_SCORE = 0.1, 1.0
 """The paper's scale: grades from 1 to 10, divided by 10."""
 

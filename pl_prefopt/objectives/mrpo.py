@@ -18,12 +18,14 @@ from pl_prefopt.objectives.mixture import (
     Clip,
     Weights,
 )
-from pl_prefopt.objectives.pair_references import VirtualReference, mix
+from pl_prefopt.objectives.pair_references import MIXTURE_STATS, VirtualReference, mix
 from pl_prefopt.objectives.pairs import mean_over_pairs
 from pl_prefopt.objectives.scores import VirtualLogRatio
 from pl_prefopt.objectives.structures import MeanOfPairs
 from pl_prefopt.pairing import ALL_PAIRS, Pairing
 from pl_prefopt.types import Outcome, ScoredBatch
+
+PAGE = "methods/mrpo.md"
 
 
 class MultiReferenceObjective(Objective):
@@ -95,6 +97,8 @@ class MultiDPO(MultiReferenceObjective):
     Raises:
         ConfigError: if a setting is out of range.
     """
+
+    stats = MIXTURE_STATS
 
     def __init__(
         self,

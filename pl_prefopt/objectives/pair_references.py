@@ -6,6 +6,7 @@ pairs. Log-probs of references therefore come as grids [B, R, R], winner by row 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pl_prefopt import functional
+from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.objectives.mixture import (
     ADAPTIVE_CLIP,
     ADAPTIVE_WEIGHTS,
@@ -22,6 +24,8 @@ from pl_prefopt.objectives.mixture import (
     Clip,
     Weights,
 )
+
+PAGE = "methods/mrpo.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,11 @@ class PairReference(ABC):
     @abstractmethod
     def num_references(self) -> tuple[int, int | None]:
         """The fewest and the most references that it takes; ``None`` for any number."""
+
+    @property
+    def stats(self) -> tuple[MetricInfo, ...]:
+        """What the numbers in ``ReferenceGrid.stats`` are: by default there are none."""
+        return ()
 
     @abstractmethod
     def __call__(self, references: Tensor, present: Tensor, wins: Tensor) -> ReferenceGrid:
@@ -79,6 +88,44 @@ SINGLE_REFERENCE = SingleReference()
 """The default of objectives that take one reference or several."""
 
 
+MIXTURE_STATS = (
+    MetricInfo(
+        name="alpha_{k}",
+        help="Mean over pairs of the weight of reference k; they add up to 1.",
+        range=(0.0, 1.0),
+        plot="weight of each reference",
+    ),
+    MetricInfo(
+        name="epsilon",
+        help="Mean of the clip's ε over both responses of all pairs.",
+        range=(0.0, math.inf),
+        plot="clipping and disagreement of references",
+    ),
+    MetricInfo(
+        name="clip_rate",
+        help="Share of the log-probs of references 1 and above that the clip changes.",
+        range=(0.0, 1.0),
+        unit="%",
+        plot="clipping and disagreement of references",
+    ),
+    MetricInfo(
+        name="reference_disagreement",
+        help="Share of pairs that not all references order alike.",
+        range=(0.0, 1.0),
+        unit="%",
+        plot="clipping and disagreement of references",
+    ),
+)
+"""What ``Mixture.stats`` holds."""
+
+REFERENCE_ACCURACY = MetricInfo(
+    name="reference_accuracy",
+    help="Share of pairs that the virtual reference orders right; ties count as 0.5.",
+    range=(0.0, 1.0),
+    unit="%",
+)
+
+
 @dataclass(frozen=True)
 class VirtualReference(PairReference):
     """MRPO's virtual reference (Le et al., arXiv 2405.16388), made of any number of references.
@@ -89,6 +136,7 @@ class VirtualReference(PairReference):
         aggregate: the mean that is taken.
     """
 
+    stats = (*MIXTURE_STATS, REFERENCE_ACCURACY)
     weights: Weights = ADAPTIVE_WEIGHTS
     clip: Clip = ADAPTIVE_CLIP
     aggregate: Aggregate = HARMONIC
@@ -181,7 +229,7 @@ def mean_over_others(values: Tensor, present: Tensor) -> Tensor:
 
 
 def share_won(margins: Tensor, wins: Tensor) -> Tensor:
-    """Return the share of pairs with a margin above 0, a draw counting one half; one half without pairs."""
+    """Return the share of pairs with a margin above 0; ties count as 0.5, and so do batches without pairs."""
     return _mean((margins.sign() + 1) / 2, wins, 0.5)
 
 

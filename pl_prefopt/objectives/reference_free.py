@@ -15,6 +15,8 @@ from pl_prefopt.objectives.terms import NegativeLogLikelihood
 from pl_prefopt.pairing import ALL_PAIRS, Pairing
 from pl_prefopt.types import Outcome, ScoredBatch
 
+PAGE = "methods/simpo_orpo.md"
+
 
 class SimPO(Compose, ReferenceFreeObjective):
     """Simple preference optimisation: −log σ(βℓ̄_w − βℓ̄_l − γ), ℓ̄ the log-prob per token.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pl_prefopt.functional import log1mexp
+from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import positive
 from pl_prefopt.objectives.divergences import REVERSE_KL, Divergence
@@ -63,6 +64,11 @@ class Score(ABC):
     def needs(self) -> Needs:
         """What the score must be given: by default the policy alone."""
         return Needs()
+
+    @property
+    def stats(self) -> tuple[MetricInfo, ...]:
+        """What the numbers in ``Rewards.stats`` are: by default there are none."""
+        return ()
 
     @abstractmethod
     def __call__(self, scored: Scored, present: Tensor, pairs: Tensor) -> Rewards:
@@ -166,6 +172,11 @@ class VirtualLogRatio(Score):
         """As many references as π̃ is made of."""
         fewest, most = self.reference.num_references
         return Needs(min_references=fewest, max_references=most)
+
+    @property
+    def stats(self) -> tuple[MetricInfo, ...]:
+        """Those of π̃."""
+        return self.reference.stats
 
     def __call__(self, scored: Scored, present: Tensor, pairs: Tensor) -> Rewards:
         policy, grid = scored.policy.sum, self.reference(scored.references, present, pairs)

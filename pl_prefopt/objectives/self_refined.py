@@ -13,6 +13,8 @@ from pl_prefopt.objectives.structures import MeanOfPairs
 from pl_prefopt.pairing import ALL_PAIRS, Pairing
 from pl_prefopt.views import View
 
+PAGE = "methods/sr_dpo.md"
+
 
 class SelfRefinedObjective(Objective):
     """The family that scores pairs a second time, under a prompt that asks for quality: Sr-DPO, Sr-IPO."""

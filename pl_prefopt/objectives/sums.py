@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.objectives.base import Needs, Objective
 from pl_prefopt.objectives.checks import non_negative
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import Outcome, ScoredBatch
+
+PAGE = "methods/compose.md"
 
 
 class Sum(Objective):
@@ -68,6 +72,11 @@ class Sum(Objective):
         """Those of the first part."""
         return self._first.rewarded_views
 
+    @property
+    def stats(self) -> tuple[MetricInfo, ...]:
+        """The loss of each part, and what the parts log, after their names."""
+        return tuple(info for name, part in self._objectives.items() for info in _of_part(name, part))
+
     def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
         """Refuse rows that any of the parts refuses."""
         for part in self._objectives.values():
@@ -96,3 +105,14 @@ class Sum(Objective):
         return Outcome(
             loss=loss, counted=counted, reward=first.reward, stats=stats, view_rewards=first.view_rewards
         )
+
+
+def _of_part(part: str, objective: Objective) -> Iterator[MetricInfo]:
+    yield MetricInfo(
+        name=f"{part}_loss",
+        help="Mean over prompts of the loss of this part of the objective, without its weight.",
+        better="lower",
+        plot="loss of each part",
+    )
+    for info in objective.stats:
+        yield dataclasses.replace(info, name=f"{part}_{info.name}", plot=info.plot and f"{part}: {info.plot}")

@@ -8,10 +8,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import non_negative
 from pl_prefopt.objectives.comparisons import Comparisons
 from pl_prefopt.objectives.structures import mean_over
+
+PAGE = "methods/compose.md"
 
 
 class Term(ABC):
@@ -19,6 +22,11 @@ class Term(ABC):
 
     name: ClassVar[str]
     """Under which it is logged: ``train/<name>``."""
+
+    @property
+    def info(self) -> MetricInfo:
+        """What the logged number is."""
+        return MetricInfo(name=self.name, help="Mean over prompts of a term of the loss.", better="lower")
 
     @property
     def needs(self) -> Needs:
@@ -44,6 +52,12 @@ class NegativeLogLikelihood(Term):
     """
 
     name = "nll"
+    info = MetricInfo(
+        name="nll",
+        help="Mean over prompts of the loss of fine-tuning on the winners, with its weight.",
+        unit="nats",
+        better="lower",
+    )
     weight: float = 1.0
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pl_prefopt.errors import DataError
+from pl_prefopt.metric_info import current_name
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -80,5 +81,5 @@ def _read_part(path: Path) -> dict[str, list[tuple[float, float]]]:
                     f"expected numbers by step in {path}, line {number}, got: {error}; move the file away"
                 ) from error
             for name, value in values.items():
-                curves.setdefault(name, []).append((step, value))
+                curves.setdefault(current_name(name), []).append((step, value))
     return curves

@@ -98,7 +98,7 @@ def _card(subject: Subject) -> Card:
     names = [name for name in _KPIS if stage and f"{stage}/{name}" in run.metrics]
     if stage and not names:  # unpaired rows have no pairs to be right about
         names = [name for name in ("loss", "kl_0", "length_bias") if f"{stage}/{name}" in run.metrics]
-    columns = [tables.Column(name, tables.unit_of(name), tables.help_of(name)) for name in names]
+    columns = [tables.column_of(name, run.infos) for name in names]
     cells = [(column, tables.metric_cell(run, stage or "", column.name)) for column in columns]
     one = run.evaluation(stage) if stage else None
     return Card(subject, stage, f"{one.rows_measured} · {one.weights}" if one else "", cells)

@@ -65,7 +65,7 @@ class Estimate(NamedTuple):
 
 
 def find_pairs(predictions: Sequence[Prediction]) -> Pairs:
-    """Return the pairs of the predictions, as ``ALL_PAIRS`` picks them, in the order of the prompts."""
+    """Return the pairs of the predictions, those of ``pairing.ALL_PAIRS``, in the order of the prompts."""
     found = [_pairs_among(predictions, numbers) for numbers in _of_one_size(predictions)]
     prompt, better, worse, margin, gap, graded = np.concatenate([np.empty((6, 0)), *found], axis=1)
     kept = np.isfinite(margin)

@@ -11,6 +11,8 @@ from typing import Any
 
 from pl_prefopt.errors import ConfigError, DataError, suggest
 from pl_prefopt.evaluations import Evaluation, main_evaluation, main_metrics, read_evaluations
+from pl_prefopt.metric_info import MetricInfo
+from pl_prefopt.metrics import REGISTRY
 from pl_prefopt.report.curves import Curve, read_curves
 from pl_prefopt.saved_settings import read_saved
 
@@ -45,6 +47,12 @@ class Run:
         """The objective's name."""
         objective = self.settings.get("model.init_args.objective.class_path", "")
         return objective.rsplit(".", 1)[-1]
+
+    @property
+    def infos(self) -> tuple[MetricInfo, ...]:
+        """What is known of the run's numbers."""
+        own = (info for one in self.evaluations for info in one.described)
+        return (*REGISTRY, *dict.fromkeys(own))
 
     @property
     def metrics(self) -> Mapping[str, float]:

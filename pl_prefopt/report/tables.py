@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pl_prefopt.metrics.suite import METRIC_HELP
+from pl_prefopt.metric_info import MetricInfo, find_info, grouped
+from pl_prefopt.metrics import REGISTRY
 from pl_prefopt.report.runs import Run
-
-MAIN = (
-    "accuracy",
-    "margin",
-    "pearson",
-    "spearman",
-    "kendall",
-    "ranking_accuracy",
-    "best_of_n",
-    "length_bias",
-    "kl_0",
-    "loss",
-)
-"""The metrics of the main table, where measured; all others are in the long one."""
-
-_SHARES = ("accuracy", "ranking_accuracy", "best_of_n")
-_NATS = ("margin", "reward", "logp", "kl_", "marginal_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +42,7 @@ class MetricTable:
     Attributes:
         stage: ``test`` or ``val``.
         columns: the metrics that at least one run has.
-        rows: one list of cells a run.
+        rows: one list of cells per run.
     """
 
     stage: str
@@ -69,32 +52,41 @@ class MetricTable:
 
 def metric_tables(runs: Sequence[Run], *, everything: bool = False) -> list[MetricTable]:
     """Return a table for each of test and validation that any run has numbers of."""
+    infos = tuple(dict.fromkeys(info for run in runs for info in run.infos))
     tables = []
     for stage in ("test", "val"):
         measured = {name.removeprefix(f"{stage}/") for run in runs for name in _of_stage(run, stage)}
-        rest = sorted(name for name in measured - set(MAIN) if not name.endswith(("_low", "_high")))
-        names = [name for name in MAIN if name in measured] + (rest if everything else [])
+        values = {name for name in measured if not name.endswith(("_low", "_high"))}
+        names = _ordered(values, infos, everything=everything)
         if names:
-            columns = [Column(name, unit_of(name), help_of(name)) for name in names]
+            columns = [column_of(name, infos) for name in names]
             rows = [[metric_cell(run, stage, name) for name in names] for run in runs]
             tables.append(MetricTable(stage, columns, rows))
     return tables
 
 
+def _ordered(names: Iterable[str], infos: Sequence[MetricInfo], *, everything: bool) -> list[str]:
+    """Return the metrics of the main table, where measured, and of the long one all others after them."""
+    ordered = [name for members in grouped(names, infos).values() for name in members]
+    found = {name: find_info(name, infos) for name in ordered}
+    main = [name for name, info in found.items() if info is not None and info.headline]
+    return main + ([name for name in ordered if name not in main] if everything else [])
+
+
 def metric_cell(run: Run, stage: str, name: str) -> Cell:
     """Return a run's metric with its interval, where it has them."""
-    return _cell(run.metrics, stage, name)
+    return _cell(run.metrics, stage, column_of(name, run.infos))
 
 
-def _cell(metrics: Mapping[str, float], stage: str, name: str) -> Cell:
+def _cell(metrics: Mapping[str, float], stage: str, column: Column) -> Cell:
+    name, unit = column.name, column.unit
     value, low, high = (metrics.get(f"{stage}/{name}{end}") for end in ("", "_low", "_high"))
     if value is None or not math.isfinite(value):
         return Cell()
     interval = ""
     if low is not None and high is not None:
-        interval = f"{_number(name, low)} to {_number(name, high)}"
-    unit = " %" if unit_of(name) == "%" else ""
-    return Cell(_number(name, value) + unit, interval, repr(value))
+        interval = f"{_number(unit, low)} to {_number(unit, high)}"
+    return Cell(_number(unit, value) + (" %" if unit == "%" else ""), interval, repr(value))
 
 
 def best_stage(run: Run) -> str | None:
@@ -122,7 +114,7 @@ class EvaluationRow:
     numbers: Sequence[Cell]
 
 
-EVALUATED = ("loss", "accuracy", "margin")
+EVALUATED = tuple(info.name for info in REGISTRY if info.progress_bar)
 """The metrics in the table of all evaluations."""
 
 
@@ -135,7 +127,7 @@ def evaluations(runs: Sequence[Run]) -> list[EvaluationRow]:
             one.rows_measured,
             one.weights,
             one.date or "–",
-            [_cell(one.metrics, one.stage, name) for name in EVALUATED],
+            [_cell(one.metrics, one.stage, column_of(name, run.infos)) for name in EVALUATED],
         )
         for run in runs
         for one in run.evaluations
@@ -153,26 +145,20 @@ def differing(rows: Iterable[SettingRow]) -> list[SettingRow]:
     return [row for row in rows if len(set(row.values)) > 1]
 
 
-def unit_of(name: str) -> str:
-    """Return a metric's unit: per cent, nats, or nothing for a correlation."""
-    if name.startswith(_SHARES):
-        return "%"
-    return "nats" if any(part in name for part in _NATS) else ""
-
-
-def help_of(name: str) -> str:
-    """Return the sentence that explains a metric; nothing for one that an objective adds."""
-    if name == "loss":
-        return "Mean over prompts of the objective's loss."
-    known = METRIC_HELP.get(name) or METRIC_HELP.get(re.sub(r"_\d+$", "_k", name))
-    return known or METRIC_HELP.get(re.sub(r"^(accuracy|margin)_\w+$", r"\1_v", name), "")
+def column_of(name: str, infos: Sequence[MetricInfo]) -> Column:
+    """Return the column of a metric; one that nothing is known of has a name alone."""
+    info = find_info(name, infos)
+    if info is None:
+        return Column(name, "", "")
+    better = "" if info.better == "none" else f" {info.better.capitalize()} is better."
+    return Column(name, info.unit, info.help + better)
 
 
 def _of_stage(run: Run, stage: str) -> list[str]:
     return [name for name in run.metrics if name.startswith(f"{stage}/")]
 
 
-def _number(name: str, value: float) -> str:
-    if unit_of(name) == "%":
+def _number(unit: str, value: float) -> str:
+    if unit == "%":
         return f"{100 * value:.1f}"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"

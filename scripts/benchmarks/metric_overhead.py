@@ -70,7 +70,6 @@ class Steps(Callback):
         """Put the stopwatch around what serves the eyes."""
         around = self.stopwatch.around
         around(pl_module.suites["train_stage"], "update", "metrics: update")
-        around(pl_module.losses["train_stage"], "update", "metrics: update")
         around(pl_module, "on_train_batch_end", "metrics: compute and log")
         for callback in trainer.callbacks:
             if isinstance(callback, Throughput | ProgressBar):

@@ -37,7 +37,7 @@ from pl_prefopt.references import AdapterOff, FrozenModel, Reference
 
 COLUMNS = {
     "accuracy": "accuracy",
-    "marginal_0": "marginal",
+    "log_ratio_margin_0": "marginal",
     "own_accuracy": "accuracy, own reward",
     "own_margin": "margin, own reward",
     "ranking_accuracy": "accuracy by log π",
@@ -193,14 +193,14 @@ def questions(study: Study, second: Metrics, results: Results) -> list[Question]
         return shared.compare(results, metric, first, other)
 
     stronger = second["ranking_accuracy"] - second["untuned_ranking_accuracy"]
-    strays = shared.compare(results, "marginal_0", name(0), "DPO")
+    strays = shared.compare(results, "log_ratio_margin_0", name(0), "DPO")
     own = shared.compare(results, "own_accuracy", published, "DPO")
     unclipped = lead(published, "loss_max", name(max(study["epsilon_max"])))
     return [
         ("reference 2 is stronger by log-ratio (accuracy − ½)", [second["accuracy"] - 0.5]),
         ("reference 2 is stronger by log π (accuracy − reference 1's)", [stronger]),
         ("MRPO's accuracy beats DPO's (MRPO − DPO)", lead("DPO")),
-        ("MRPO's marginal beats DPO's (MRPO − DPO)", lead("DPO", "marginal_0")),
+        ("MRPO's marginal beats DPO's (MRPO − DPO)", lead("DPO", "log_ratio_margin_0")),
         ("MRPO's accuracy beats DPO's, own rewards (MRPO − DPO)", own),
         ("Multi-DPO's accuracy beats DPO's (Multi-DPO − DPO)", lead("DPO", first="Multi-DPO")),
         ("MRPO's accuracy beats Multi-DPO's (MRPO − Multi-DPO)", lead("Multi-DPO")),
@@ -230,7 +230,7 @@ def hump(study: Study, results: Results) -> list[float]:
 
 def draw(path: Path, study: Study, results: Results) -> None:
     """Draw accuracy and marginal, by DPO's reward: against ε_max with DPO as a line, and a point a method."""
-    panels = {"accuracy": "accuracy", "marginal_0": "marginal"}
+    panels = {"accuracy": "accuracy", "log_ratio_margin_0": "marginal"}
     epsilons = study["epsilon_max"]
     methods = [method for method in results if method not in map(name, epsilons)]
     methods.insert(min(2, len(methods)), name(study["published"]))

@@ -30,7 +30,7 @@ from pl_prefopt.references import AdapterOff
 CORRELATIONS = ("pearson", "spearman", "kendall")
 COLUMNS = {
     "accuracy": "accuracy",
-    "marginal_0": "marginal",
+    "log_ratio_margin_0": "marginal",
     "pearson": "Pearson",
     "spearman": "Spearman",
     "kendall": "Kendall",
@@ -84,10 +84,10 @@ def questions(study: Study, results: Results) -> list[Question]:
         for metric in (*CORRELATIONS, "accuracy"):
             title = f"{family}: {metric.capitalize()} rises with λ (slope)"
             asked.append((title, slopes(study, results, family, metric)))
-        fallen = [-slope for slope in slopes(study, results, family, "marginal_0")]
+        fallen = [-slope for slope in slopes(study, results, family, "log_ratio_margin_0")]
         asked.append((f"{family}: the marginal falls with λ (−slope)", fallen))
         where = f"{family}: where accuracy is about λ = 0's,"
-        lower = [-change for change in at_equal_accuracy(study, results, family, "marginal_0")]
+        lower = [-change for change in at_equal_accuracy(study, results, family, "log_ratio_margin_0")]
         asked.append((f"{where} the marginal is lower (λ = 0 − mean)", lower))
         higher = at_equal_accuracy(study, results, family, "kendall")
         asked.append((f"{where} Kendall is higher (mean − λ = 0)", higher))
@@ -126,7 +126,12 @@ def at_equal_accuracy(study: Study, results: Results, family: str, metric: str) 
 
 def draw(path: Path, study: Study, results: Results) -> None:
     """Draw correlations, marginal and accuracy against λ, a line a family, with the spread over the seeds."""
-    panels = {"pearson": "Pearson", "kendall": "Kendall", "marginal_0": "marginal", "accuracy": "accuracy"}
+    panels = {
+        "pearson": "Pearson",
+        "kendall": "Kendall",
+        "log_ratio_margin_0": "marginal",
+        "accuracy": "accuracy",
+    }
     strengths: Sequence[float] = study["strengths"]
     with shared.drawn(path, 2, 2, size=3.0) as (figure, axes):
         for axis, (metric, title) in zip(axes.flat, panels.items(), strict=True):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
+from lightning.pytorch.callbacks import EarlyStopping
 
 from pl_prefopt.callbacks import BestCheckpoint, ReferenceEnsemble
 from pl_prefopt.errors import ConfigError
@@ -14,10 +16,10 @@ from pl_prefopt.references import InitialPolicy
 from tests.runs import lora_spec, make_datamodule, make_trainer, scored_rows
 
 
-def fit(folder, tiny_model, monitor, rows=None, **settings):
-    best = BestCheckpoint(str(folder), filename="best", monitor=monitor)
-    references = ReferenceEnsemble([InitialPolicy()])
-    trainer = make_trainer(folder, references, best, enable_checkpointing=True, **settings)
+def fit(folder, tiny_model, monitor, rows=None, *, mode="min", stopping=None, **settings):
+    best = BestCheckpoint(str(folder), filename="best", monitor=monitor, mode=mode)
+    callbacks = [ReferenceEnsemble([InitialPolicy()]), best, *([stopping] if stopping else [])]
+    trainer = make_trainer(folder, *callbacks, enable_checkpointing=True, **settings)
     data = make_datamodule(folder, rows or scored_rows(4))
     trainer.fit(DPOModule(lora_spec(tiny_model), KTO(undesirable_weight=0.0)), datamodule=data)
     return (folder / "best.ckpt").exists()
@@ -25,10 +27,35 @@ def fit(folder, tiny_model, monitor, rows=None, **settings):
 
 def test_a_metric_of_one_reference_need_not_be_measured_at_once(tmp_path, tiny_model):
     rows = [{"prompt": f"Why {n}?", "completion": "So.", "label": True} for n in range(2)]
-    with pytest.warns(UserWarning, match="'val/marginal_0' was not measured"):
-        assert not fit(tmp_path, tiny_model, "val/marginal_0", rows, num_sanity_val_steps=1)
-    with pytest.raises(ConfigError, match="did you mean 'val/marginal_0'"):
-        fit(tmp_path, tiny_model, "val/marginal_k", rows, num_sanity_val_steps=1)
+    settings = {"mode": "max", "num_sanity_val_steps": 1}
+    with pytest.warns(UserWarning, match="'val/log_ratio_margin_0' was not measured"):
+        assert not fit(tmp_path, tiny_model, "val/log_ratio_margin_0", rows, **settings)
+    with pytest.raises(ConfigError, match="did you mean 'val/log_ratio_margin_0'"):
+        fit(tmp_path, tiny_model, "val/log_ratio_margin_k", rows, **settings)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "said"),
+    [
+        (
+            "val/marginal_0",
+            "max",
+            "BestCheckpoint.monitor: the metric 'val/marginal_0' is called 'val/log_ratio_margin_0' now",
+        ),
+        ("val/loss", "max", "lower values of val/loss are better, but `mode` is max: set it to min"),
+        ("val/accuracy", "min", "higher values of val/accuracy are better, but `mode` is min"),
+        ("val/accuracy_low", "max", "'val/accuracy_low' is measured by `prefopt test` alone"),
+        ("train/kendall", "max", "'train/kendall' is not measured in training: set it to 'val/kendall'"),
+    ],
+)
+def test_what_is_monitored_exists_and_is_better_in_that_direction(
+    tmp_path, tiny_model, monitor, mode, said, monkeypatch
+):
+    monkeypatch.setattr(DPOModule, "load", None)  # before any model is loaded
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        fit(tmp_path, tiny_model, monitor, mode=mode)
+    with pytest.raises(ConfigError, match=r"EarlyStopping\.monitor: .*log_ratio_margin_1"):
+        fit(tmp_path, tiny_model, "val/loss", stopping=EarlyStopping("val/marginal_1"))
 
 
 def test_before_the_first_validation_nothing_is_missed(tmp_path, tiny_model):

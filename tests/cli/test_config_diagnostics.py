@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import itertools
+import re
 import typing
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers import SchedulerType
 
 import pl_prefopt.objectives
+from pl_prefopt.cli import known_metrics
 from pl_prefopt.cli.app import PrefOptCLI
 from pl_prefopt.cli.class_sources import (
     ABSENT,
@@ -319,3 +321,48 @@ def test_a_class_without_its_module_is_refused_only_where_every_such_class_is_kn
         for name, one in vars(importlib.import_module(package)).items():
             if inspect.isclass(one) and issubclass(one, made(base)) and "_graveyard" not in one.__module__:
                 assert name in known or inspect.isabstract(one) or one is made(base), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["--best.monitor", "val/loss"], "best.monitor: lower values of val/loss are better, but "
+         "`best.mode` is max: set it to min."),
+        (["--best.monitor", "val/marginal_0"], "'val/marginal_0' is called 'val/log_ratio_margin_0' now"),
+        (["-c", "stopping.yaml"], "stopping.yaml: trainer.callbacks.0.init_args.monitor: the metric "
+         "'val/marginal_1' is called 'val/log_ratio_margin_1' now."),
+        (["--best.monitor", "val/my_own", "--best.mode", "min"], None),
+        (["--best.monitor", "val/kl_0", "--best.mode", "min"], None),
+    ],
+)  # fmt: skip
+def test_monitored_metrics_are_those_of_the_registry(settings, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("stopping.yaml").write_text(
+        "trainer:\n  callbacks:\n    - class_path: lightning.pytorch.callbacks.EarlyStopping\n"
+        "      init_args: {monitor: val/marginal_1}\n"
+    )
+    settings = ["--model.objective", "pl_prefopt.objectives.DPO", *settings]
+    if said is None:
+        check_command("fit", settings)
+        return
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        check_command("fit", settings)
+
+
+def test_metrics_read_from_source_are_those_that_python_has():
+    import pl_prefopt.metrics
+
+    text = (
+        "name",
+        "help",
+        "range",
+        "unit",
+        "better",
+        "logged",
+        "interval",
+        "plot",
+        "headline",
+        "progress_bar",
+    )
+    read = [[getattr(info, name) for name in text] for info in known_metrics.registered()]
+    assert read == [[getattr(info, name) for name in text] for info in pl_prefopt.metrics.REGISTRY]

@@ -24,6 +24,8 @@ said = []
 for folder, words in json.load(sys.stdin):
     os.chdir(folder)
     sys.path[:] = [entry for entry in sys.path if not entry.startswith(str(Path(folder).parent))]
+    if list(Path().glob("*.py")):  # modules of the same name in several folders
+        class_sources._parse.cache_clear()
     sys.argv = ["prefopt", *words]
     status, told = None, io.StringIO()
     with contextlib.redirect_stderr(told), contextlib.suppress(SystemExit):

@@ -21,6 +21,7 @@ import yaml
 import pl_prefopt.functional
 import pl_prefopt.objectives
 import pl_prefopt.pairing
+from pl_prefopt.cli.plugins import KINDS
 from pl_prefopt.data.formats import to_row
 from tests.cli.interrupted import Runs
 from tests.docs.pages import ADDING, PAGES, ROOT, Block, blocks, first, name_of, reads_a_column
@@ -153,6 +154,8 @@ class Folder:
             **vars(pl_prefopt.objectives),
             **vars(pl_prefopt.pairing),
         }
+        if (file := re.match(r"# (\w+\.py)\n", block.text)) is not None:
+            (self.folder / file[1]).write_text(block.text, encoding="utf-8")
         code = self.localised(block.text).replace("MODEL", str(self.tiny_model))
         exec(code.replace("DATA", "preferences.jsonl"), names)
 
@@ -171,6 +174,11 @@ class Folder:
         written = json.loads((self.folder / "shown/predictions.jsonl").read_text().splitlines()[0])
         assert set(shown) == set(written)
         assert set(shown["responses"][0]) == set(written["responses"][0])
+
+    def run_toml(self, block: Block) -> None:
+        """A package's entry points are of groups that are looked for."""
+        groups = tomllib.loads(block.text)["project"]["entry-points"]
+        assert set(groups) <= {f"pl_prefopt.{kind}" for kind in KINDS}
 
     def run_text(self, block: Block) -> None:
         """What a program prints; test_pages compares it."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
+from pl_prefopt.pairing import rankable
 from pl_prefopt.types import ResponseLogProbs
 from tests.objectives.batches import random_batch
 
@@ -22,6 +25,8 @@ def inputs(reward, scores, *, policy=None, references=None, length=None, present
         "scores": scores,
         "present": torch.ones(shape, dtype=torch.bool) if present is None else torch.as_tensor(present),
         "graded": torch.ones(shape[0], dtype=torch.bool) if graded is None else torch.as_tensor(graded),
+        "loss": torch.full(shape[:1], 0.25),
+        "counted": rankable(scores, torch.ones(shape, dtype=torch.bool)),
     }
 
 
@@ -50,5 +55,10 @@ def join(*batches):
         length=torch.cat([batch["policy"].length for batch in batches]),
     )
     references = torch.cat([batch["references"] for batch in batches], dim=1)
-    names = ("reward", "scores", "present", "graded")
+    names = ("reward", "scores", "present", "graded", "loss", "counted")
     return {"policy": policy, "references": references, **{name: cat(name) for name in names}}
+
+
+def read_by(metric, batch):
+    """Those of a batch's arguments that a metric's `update` asks for."""
+    return {name: batch[name] for name in inspect.signature(metric.update).parameters if name in batch}

@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 
 from pl_prefopt.metrics import METRIC_HELP, BootstrapIntervals, bootstrap, build_suite
-from tests.metrics.inputs import inputs, join, random_inputs
+from tests.metrics.inputs import inputs, join, random_inputs, read_by
 
 CORRELATIONS = {
     "pearson": (bootstrap.weighted_pearson, scipy.stats.pearsonr),
@@ -30,7 +30,7 @@ def scored(count, *, responses=3, seed=0, slope=0.3, grades=11):
 def read(*batches, **settings):
     metric = BootstrapIntervals(**settings)
     for batch in batches:
-        metric.update(**batch)
+        metric.update(**read_by(metric, batch))
     return {name: value.item() for name, value in metric.compute().items()}
 
 
@@ -153,16 +153,16 @@ def test_bare_orders_have_no_correlation():
 
 def test_thousands_of_pairs_take_seconds():
     metric = BootstrapIntervals()
-    metric.update(**scored(700, responses=4, grades=10))
+    metric.update(**read_by(metric, scored(700, responses=4, grades=10)))
     start = time.perf_counter()
     metric.compute()
     assert time.perf_counter() - start < 20
 
 
-# --- marginals and views
+# --- log-ratio margins and views
 
 
-def test_marginals_and_views_by_hand():
+def test_log_ratio_margins_and_views_by_hand():
     # Row 0: log-ratios to reference 0 are 2 and −1, to reference 1 −1 and 1; row 1: 0 and 1, 3 and 1.
     batch = inputs(
         [[0.2, -0.1], [0.0, 0.1]],
@@ -174,11 +174,11 @@ def test_marginals_and_views_by_hand():
     suite = build_suite("test", 2, ["quality"])
     suite.update(**batch)
     values = {name.removeprefix("test/"): value.item() for name, value in suite.compute().items()}
-    assert values["marginal_0"] == pytest.approx((3 - 1) / 2)
-    assert values["marginal_1"] == pytest.approx((-2 + 2) / 2)
+    assert values["log_ratio_margin_0"] == pytest.approx((3 - 1) / 2)
+    assert values["log_ratio_margin_1"] == pytest.approx((-2 + 2) / 2)
     assert values["accuracy_quality"] == 1.0
     assert values["margin_quality"] == pytest.approx((0.5 + 1.5) / 2)
-    for name in ("marginal_0", "marginal_1", "accuracy_quality", "margin_quality"):
+    for name in ("log_ratio_margin_0", "log_ratio_margin_1", "accuracy_quality", "margin_quality"):
         assert values[f"{name}_low"] <= values[name] <= values[f"{name}_high"]
 
 
@@ -197,7 +197,7 @@ def test_intervals_are_for_tests_only_and_cover_what_the_page_says():
     assert {f"{name}_high" for name in ends} == {name for name in names if name.endswith("_high")}
     assert ends == {
         *("accuracy", "margin", "pearson", "spearman", "kendall"),
-        *("marginal_0", "accuracy_quality", "margin_quality"),
+        *("log_ratio_margin_0", "accuracy_quality", "margin_quality"),
     }
     assert ends <= names
     assert {"X_low", "X_high"} <= set(METRIC_HELP)

@@ -14,18 +14,26 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
-from pl_prefopt.metrics import METRIC_HELP, build_suite
+from pl_prefopt import metrics
+from pl_prefopt.metrics import (
+    INPUTS,
+    METRIC_HELP,
+    REGISTRY,
+    BootstrapIntervals,
+    build_suite,
+    find_info,
+)
 from pl_prefopt.types import ResponseLogProbs
 from tests.metrics.inputs import inputs, join, random_inputs
 from tests.objectives.batches import NAN
 
 STAGE = "val/"
-PATTERNS = {"kl_k", "marginal_k", "accuracy_v", "margin_v", "X_low", "X_high"}
+PATTERNS = {info.label for info in REGISTRY if info.label != info.name} | {"X_low", "X_high"}
 
 
 def documented(num_references):
     """The names of a validation with so many references and no second view."""
-    numbered = {f"{name}_{k}" for name in ("kl", "marginal") for k in range(num_references)}
+    numbered = {f"{name}_{k}" for name in ("kl", "log_ratio_margin") for k in range(num_references)}
     return METRIC_HELP.keys() - PATTERNS | numbered
 
 
@@ -203,6 +211,12 @@ def test_nothing_counted_is_nan_without_warnings():
         assert math.isnan(constant[name])
 
 
+def test_two_pairs_agree_or_not():
+    batch = inputs([[1.0, 0.0], [3.0, 0.0]], [[2.0, 0.0], [1.0, 0.0]])
+    assert read(batch)["kendall"] == read(batch)["pearson"] == -1
+    assert read(batch, stage="test")["kendall"] == -1  # also where the bootstrap takes one pair twice
+
+
 def test_single_pair_has_no_correlation():
     assert math.isnan(read(inputs([[1.0, 0.0]], [[1.0, 0.0]]))["pearson"])
 
@@ -255,7 +269,15 @@ def test_a_suite_reset_in_inference_mode_still_updates_in_training():
 
 
 def test_train_has_the_cheap_means_only():
-    expected = {"accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"}
+    expected = {
+        "loss",
+        "accuracy",
+        "margin",
+        "chosen_reward",
+        "rejected_reward",
+        "chosen_logp",
+        "rejected_logp",
+    }
     assert set(build_suite("train", 2)) == {f"train/{name}" for name in expected}
 
 
@@ -271,13 +293,58 @@ def test_every_name_is_documented():
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     names, *_ = page.split("\n## ")
     table = [line for line in names.splitlines() if line.startswith("| `")]
-    documented = {line.split("`")[1]: line.split("|")[2].strip() for line in table}
-    assert documented == METRIC_HELP
+    assert table == [documented_as(info) for info in REGISTRY]
+
+
+def documented_as(info):
+    """The line of the page about metrics."""
+    low, high = info.range
+    values = f"{low:.0f} to {high:.0f}" if math.isfinite(high) else "any"
+    stages = "all stages" if info.logged == "train" else "validation, test"
+    better = "" if info.better == "none" else info.better
+    kind = getattr(info.build, "func", info.build).__name__
+    interval = "yes" if info.interval else ""
+    cells = (f"`{info.label}`", info.help, values, better, stages, interval, f"`{kind}`")
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_values_lie_within_the_ranges_that_the_registry_names(seed):
+    suite = build_suite("test", 1, ["quality"])
+    batch = random_inputs(seed, prompts=9)
+    suite.update(**batch, view_rewards={"quality": batch["reward"]})
+    for name, value in suite.compute().items():
+        low, high = find_info(name.removeprefix("test/"), REGISTRY).range
+        assert math.isnan(value) or low <= value <= high, name
+
+
+def test_intervals_are_those_that_the_registry_names():
+    measured = set(BootstrapIntervals(num_references=2, views=["quality"]).compute())
+    named = {
+        f"{name}_{end}"
+        for entry in REGISTRY
+        if entry.interval
+        for name, _ in entry.built(2, ["quality"])
+        for end in ("low", "high")
+    }
+    assert measured == named
+    assert find_info("log_ratio_margin_1_low", REGISTRY).label == "log_ratio_margin_k"
+    assert set(METRIC_HELP) == {info.label for info in REGISTRY} | {"X_low", "X_high"}
+
+
+def test_every_public_metric_stands_alone_with_an_example():
+    kinds = [one for one in vars(metrics).values() if inspect.isclass(one) and issubclass(one, Metric)]
+    for kind in kinds:
+        if "update" in vars(kind) and not inspect.isabstract(kind) and kind is not BootstrapIntervals:
+            assert ">>> metric.compute()" in kind.__doc__, kind
+    for kind in (metrics.GradePearson, metrics.GradeSpearman, metrics.GradeKendall):
+        assert ">>> metric.compute()" in kind.__doc__
 
 
 def test_every_update_asks_for_common_arguments_only():
     common = set(inputs(torch.zeros(1, 1), torch.zeros(1, 1)))
-    for metric in build_suite("val", 1).values():
+    assert common | {"view_rewards"} == set(INPUTS)
+    for metric in build_suite("val", 1, ["quality"]).values():
         assert isinstance(metric, Metric)
         assert metric.full_state_update is False
-        assert set(inspect.signature(metric.update).parameters) <= common
+        assert set(inspect.signature(metric.update).parameters) <= set(INPUTS)

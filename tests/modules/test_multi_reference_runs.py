@@ -151,7 +151,7 @@ def test_with_room_mrpo_is_another_method_and_learns(tiny_model, other_model, tm
     assert metrics["val/loss"] < 0.5
     assert metrics["val/accuracy"] > 0.9
     assert metrics["val/alpha_0"] + metrics["val/alpha_1"] == pytest.approx(1.0, abs=1e-5)
-    shown = {"kl_0", "kl_1", "marginal_1", "epsilon", "clip_rate", "reference_disagreement"}
+    shown = {"kl_0", "kl_1", "log_ratio_margin_1", "epsilon", "clip_rate", "reference_disagreement"}
     assert {f"val/{name}" for name in (*shown, "reference_accuracy")} <= metrics.keys()
 
 
@@ -231,8 +231,8 @@ def test_an_untrained_policy_has_nothing_to_refine(tiny_model, tmp_path):
     )
     assert losses[0] == expected[0] == pytest.approx(math.log(2))
     assert losses[-1] != pytest.approx(expected[-1], abs=1e-3)
-    assert {"val/accuracy_quality", "val/margin_quality", "val/marginal_0"} <= metrics.keys()
-    assert metrics["val/margin"] == pytest.approx(0.5 * metrics["val/marginal_0"].item(), rel=1e-4)
+    assert {"val/accuracy_quality", "val/margin_quality", "val/log_ratio_margin_0"} <= metrics.keys()
+    assert metrics["val/margin"] == pytest.approx(0.5 * metrics["val/log_ratio_margin_0"].item(), rel=1e-4)
 
 
 def test_an_empty_prompt_has_dpos_value_with_a_smaller_beta_and_a_steeper_gradient(tiny_model, tmp_path):
@@ -315,7 +315,7 @@ def test_a_test_run_writes_intervals(tiny_model, tmp_path):
     trainer = make_trainer(tmp_path, ensemble, MetricsFile(str(tmp_path)))
     trainer.test(module, make_datamodule(tmp_path, rows), verbose=False)
     metrics = metrics_of(tmp_path, "test")
-    names = ("accuracy", "margin", "marginal_0", "pearson", "spearman", "kendall")
+    names = ("accuracy", "margin", "log_ratio_margin_0", "pearson", "spearman", "kendall")
     for name in (*names, "accuracy_quality", "margin_quality"):
         low, value, high = (metrics[f"test/{name}{end}"] for end in ("_low", "", "_high"))
         assert low <= value <= high

@@ -15,7 +15,7 @@ from pl_prefopt.report.pairs import estimate, find_pairs, places_in, quantile_ed
 from pl_prefopt.report.predictions import read_predictions
 from pl_prefopt.report.runs import read_runs
 from pl_prefopt.report.subjects import make_subjects
-from tests.metrics.inputs import inputs
+from tests.metrics.inputs import inputs, read_by
 from tests.report.folders import pair_rows, ranked_rows, unpaired_rows, write_run
 
 
@@ -45,7 +45,7 @@ def test_accuracy_and_interval_are_those_of_the_metrics(tmp_path):
     given = tensors(rows)
     accuracy, intervals = PreferenceAccuracy(), BootstrapIntervals()
     accuracy.update(given["reward"], given["scores"], given["present"])
-    intervals.update(**given)
+    intervals.update(**read_by(intervals, given))
     ends = intervals.compute()
     measured = [accuracy.compute(), ends["accuracy_low"], ends["accuracy_high"]]
     assert list(found[:3]) == pytest.approx([float(value) for value in measured], abs=1e-6)

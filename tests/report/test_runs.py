@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.evaluations import Evaluation, add_evaluation
+from pl_prefopt.metric_info import MetricInfo
+from pl_prefopt.metrics import METRIC_HELP, REGISTRY
 from pl_prefopt.report.curves import read_curves
 from pl_prefopt.report.predictions import read_predictions
 from pl_prefopt.report.runs import common_stage, read_runs
-from pl_prefopt.report.tables import all_settings, differing, help_of, metric_tables, unit_of
+from pl_prefopt.report.tables import Column, all_settings, column_of, differing, metric_tables
 from tests.report.folders import pair_rows, ranked_rows, write_curves, write_run
 
 
@@ -91,8 +94,28 @@ def test_the_tables_show_what_was_measured(tmp_path):
     [("kl_1", "nats", "reference k"), ("accuracy_quality", "%", "second view"), ("ndcg", "", "gain")],
 )
 def test_metrics_have_units_and_meanings(name, unit, word):
-    assert unit_of(name) == unit
-    assert word in help_of(name)
+    column = column_of(name, REGISTRY)
+    assert column.unit == unit
+    assert word in column.help
+
+
+def test_numbers_of_an_objective_have_the_meanings_that_the_run_noted_and_old_names_are_read(tmp_path):
+    folder = write_run(tmp_path / "a", ranked_rows())
+    (folder / "metrics.json").write_text('{"val/accuracy": 0.7, "val/marginal_0": 1.5}')
+    told = MetricInfo(name="alpha_{k}", help="The weight.", unit="%", better="lower")
+    metrics = {"test/alpha_1": 0.25, "test/alpha_1_low": 0.2, "test/own": 2.0}
+    add_evaluation(folder / "metrics.json", Evaluation(metrics=metrics, described=(told,)))
+    (folder / "metrics.csv").write_text("step,val/marginal_1\n1,0.5\n")
+    (run,) = read_runs([folder])
+    assert run.metrics["val/log_ratio_margin_0"] == 1.5
+    assert run.curves["val/log_ratio_margin_1"].values.tolist() == [0.5]
+    test, validation = metric_tables([run], everything=True)
+    assert test.columns == [
+        Column("alpha_1", "%", "The weight. Lower is better."),
+        Column("own", "", ""),
+    ]
+    assert test.rows[0][0].text == "25.0 %"
+    assert validation.columns[1].help == METRIC_HELP["log_ratio_margin_k"] + " Higher is better."
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -44,7 +44,7 @@ def test_the_study_writes_its_results_and_goes_on_where_it_stopped(given, tmp_pa
     script.main(given)
     table = read_table(out / "table.csv")
     assert list(table) == ["reference 2", "DPO", "Multi-DPO", "MRPO-0", "MRPO-1e+06"]
-    mean = {name: float(row["marginal_0 mean"]) for name, row in table.items()}
+    mean = {name: float(row["log_ratio_margin_0 mean"]) for name, row in table.items()}
     assert mean["MRPO-0"] == pytest.approx(mean["DPO"], abs=1e-3)
     assert mean["MRPO-1e+06"] != pytest.approx(mean["DPO"], abs=1e-3)
     assert float(table["MRPO-1e+06"]["clip_rate mean"]) == 0
@@ -92,7 +92,7 @@ def test_a_run_that_diverged_is_reported_and_not_judged():
     assert stability == {
         "not_finite": 2.0, "loss_first": 0.7, "loss_last": 3.0, "loss_min": 0.7, "loss_max": 3.0,
     }  # fmt: skip
-    fine = {"seed": 0, "accuracy": 0.6, "marginal_0": 1.0, "own_accuracy": 0.6}
+    fine = {"seed": 0, "accuracy": 0.6, "log_ratio_margin_0": 1.0, "own_accuracy": 0.6}
     results = {"DPO": [fine, fine | {"seed": 1}], "MRPO-0.1": [fine | {"seed": 1}, {"seed": 0, **stability}]}
     second = {"accuracy": 0.7, "ranking_accuracy": 0.5, "untuned_ranking_accuracy": 0.5}
     said = script.shared.verdicts(script.questions(script.Study(CONFIG, None), second, results))

@@ -35,7 +35,7 @@ def test_the_study_writes_its_results_and_goes_on_where_it_stopped(given, tmp_pa
     table = read_table(out / "table.csv")
     assert list(table) == ["DPO", "Sr-DPO-1"]
     assert table["Sr-DPO-1"]["runs"] == "2"
-    assert table["DPO"]["marginal_0 mean"] != table["Sr-DPO-1"]["marginal_0 mean"]
+    assert table["DPO"]["log_ratio_margin_0 mean"] != table["Sr-DPO-1"]["log_ratio_margin_0 mean"]
     low, mean, high = (float(table["DPO"][f"kendall{end} mean"]) for end in ("_low", "", "_high"))
     assert low <= mean <= high
     assert 0 <= float(table["DPO"]["accuracy_quality mean"]) <= 1
@@ -69,7 +69,7 @@ def test_strength_0_is_the_family_s_namesake(given, family):
     refined = CONFIG["families"][family]
     refined = {**refined, "init_args": {**refined["init_args"], "strength": 0}}
     found = [script.train(study, described, seed=0) for described in (plain, refined)]
-    for metric in ("accuracy", "marginal_0", "pearson", "kendall_low"):
+    for metric in ("accuracy", "log_ratio_margin_0", "pearson", "kendall_low"):
         assert found[0][metric] == pytest.approx(found[1][metric], abs=1e-5)
     assert "accuracy_quality" not in found[0]
 
@@ -94,7 +94,7 @@ def test_equal_accuracy_is_a_matter_of_each_seed():
 
     def runs(*accuracies_and_marginals):
         return [
-            {"seed": seed, "accuracy": accuracy, "marginal_0": marginal}
+            {"seed": seed, "accuracy": accuracy, "log_ratio_margin_0": marginal}
             for seed, (accuracy, marginal) in enumerate(accuracies_and_marginals)
         ]
 
@@ -103,8 +103,8 @@ def test_equal_accuracy_is_a_matter_of_each_seed():
         "Sr-DPO-0.5": runs((0.7, 3.0), (0.69, 3.0), (0.5, 3.0)),
         "Sr-DPO-1": runs((0.6, 0.0), (0.71, 1.0), (0.9, 0.0)),
     }
-    assert script.at_equal_accuracy(study, results, "DPO", "marginal_0") == pytest.approx([-1, -2])
-    assert script.slopes(study, results, "DPO", "marginal_0") == pytest.approx([-4, -3, -4])
+    assert script.at_equal_accuracy(study, results, "DPO", "log_ratio_margin_0") == pytest.approx([-1, -2])
+    assert script.slopes(study, results, "DPO", "log_ratio_margin_0") == pytest.approx([-4, -3, -4])
     assert script.slopes(study, results, "DPO", "kendall") == []
     said = script.shared.verdicts(script.questions(study, results))
     assert "the marginal is lower (λ = 0 − mean) | 2 | +1.5000 ± 0.7071 | yes |" in said

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from pl_prefopt.metric_info import find_info
+from pl_prefopt.metrics import REGISTRY
 from pl_prefopt.report.curves import Curve, thinned
 from pl_prefopt.report.figures.panel import Panel, new_figure, trace_style
 from pl_prefopt.report.subjects import Subject
@@ -31,7 +33,7 @@ CURVES = {
 
 
 def learning_curves(subjects: Sequence[Subject]) -> list[Panel]:
-    """One figure a metric: a line for training, and marks for each validation."""
+    """One figure per metric: a line for training, and marks for each validation."""
     return [_learning_curve(subjects, metric) for metric in CURVES]
 
 
@@ -45,7 +47,8 @@ def _learning_curve(subjects: Sequence[Subject], metric: str) -> Panel:
             figure.add_trace(_line(subject, thinned(training), marks=False, legend=True))
         if validation is not None:
             figure.add_trace(_line(subject, thinned(validation), marks=True, legend=training is None))
-    if metric == "accuracy":
+    info = find_info(metric, REGISTRY)
+    if info is not None and info.unit == "%":
         figure.update_yaxes(tickformat=".0%")
     empty = not figure.data
     return Panel(
