@@ -21,14 +21,15 @@ from pl_prefopt.references import (
 )
 from pl_prefopt.references.precompute import Workers, fill_table
 from pl_prefopt.references.tables import TableFile, read_cached
+from pl_prefopt.scoring import at_least_float32
 from pl_prefopt.types import PreferenceBatch
 
 
 class ReferenceEnsemble(Callback, ReferenceSource):
     """Holds K >= 0 references and answers the module that asks for their numbers, batch by batch.
 
-    Answers are in member order, in float32 whatever the precision of the trainer, without gradient. Members
-    are no part of the module: they are in no checkpoint and no optimiser.
+    Answers are in member order, in float32 or better whatever the precision of the trainer, without gradient.
+    Members are no part of the module: they are in no checkpoint and no optimiser.
 
     Args:
         members: the references.
@@ -114,7 +115,9 @@ class ReferenceEnsemble(Callback, ReferenceSource):
             return token_answers(self._ready, host, batch)
         return ReferenceAnswers(
             log_probs={
-                view: torch.stack([member.log_probs(host, batch, view).float() for member in self._ready])
+                view: torch.stack(
+                    [at_least_float32(member.log_probs(host, batch, view)) for member in self._ready]
+                )
                 for view in batch.trees
             }
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pl_prefopt.references.base import PolicyHost, Reference, ReferenceAnswers
-from pl_prefopt.scoring import HiddenStates, LogProbs, Readout, Vocabulary
+from pl_prefopt.scoring import HiddenStates, LogProbs, Readout, Vocabulary, at_least_float32
 from pl_prefopt.types import PLAIN, PreferenceBatch
 
 
@@ -33,8 +33,10 @@ def token_answers(members: Sequence[Reference], host: PolicyHost, batch: Prefere
             vocabularies += [scorer.vocabulary(model, one, running) for one in states]
         tokens.append(log_probs.to(host.device).masked_fill(~tree.counted_mask, 0.0))
         for view, found in sums.items():
-            whole = view != PLAIN
-            found.append(member.log_probs(host, batch, view).float() if whole else tokens[-1].sum(dim=-1))
+            if view == PLAIN:
+                found.append(tokens[-1].sum(dim=-1))
+            else:
+                found.append(at_least_float32(member.log_probs(host, batch, view)))
     return ReferenceAnswers(
         log_probs={view: torch.stack(found) for view, found in sums.items()},
         tokens=torch.stack(tokens),

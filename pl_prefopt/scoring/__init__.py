@@ -4,7 +4,7 @@ The only room that knows a model's inputs.
 """
 
 from pl_prefopt.scoring.history import History
-from pl_prefopt.scoring.inputs import base_model, evaluating
+from pl_prefopt.scoring.inputs import at_least_float32, base_model, evaluating
 from pl_prefopt.scoring.readouts import (
     DivergingLogProbs,
     HiddenStates,
@@ -27,6 +27,7 @@ __all__ = [
     "Readout",
     "Scorer",
     "Vocabulary",
+    "at_least_float32",
     "base_model",
     "check_length",
     "divergence",

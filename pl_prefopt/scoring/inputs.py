@@ -32,14 +32,19 @@ def last_logits(model: nn.Module, count: int, **inputs: Any) -> Tensor:
     return logits[:, -count:]
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return ``values`` in float32, or in float64 if they are: sums over a vocabulary need the bits."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return log softmax(logits)[labels] in float32.
+    """Return log softmax(logits)[labels], in float32 or better.
 
     Args:
         logits: [..., V], of any float type.
         labels: int64 [...].
     """
-    logits = logits.float()
+    logits = at_least_float32(logits)
     return logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
 
 

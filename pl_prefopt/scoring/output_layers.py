@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from pl_prefopt.scoring.inputs import label_log_probs
+from pl_prefopt.scoring.inputs import at_least_float32, label_log_probs
 
 CHUNK_ELEMENTS = 2**25
 """Logits held at a time: 128 MiB in float32."""
@@ -82,7 +82,7 @@ class WholeLayer(OutputLayer):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return them in float32."""
-        return hidden.float()
+        return at_least_float32(hidden)
 
     def log_probs(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Return log π of each label, float32 [M]."""
@@ -90,7 +90,7 @@ class WholeLayer(OutputLayer):
 
     def apply(self, function: FromLogits, hidden: Tensor, *along: Tensor) -> Tensor:
         """Return ``function(logits, *along)``, float32 [M, J], at once."""
-        return function(hidden.float(), *along)
+        return function(at_least_float32(hidden), *along)
 
 
 class ChunkedLayer(OutputLayer):
@@ -113,7 +113,7 @@ class ChunkedLayer(OutputLayer):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 logits [m, V] of hidden states [m, D]."""
-        return self.transform(self.embeddings(hidden)).float()
+        return at_least_float32(self.transform(self.embeddings(hidden)))
 
     def log_probs(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Return log π of each label, float32 [M], given the hidden states [M, D] that predict them."""
@@ -157,7 +157,7 @@ class _Gathered(ChunkedLayer):
 
     def logits(self, hidden: Tensor) -> Tensor:
         weights = {name: weight.to(hidden.dtype) for name, weight in self._weights.items()}
-        return self.transform(functional_call(self.embeddings, weights, (hidden,))).float()
+        return at_least_float32(self.transform(functional_call(self.embeddings, weights, (hidden,))))
 
 
 class FusedLayer(ChunkedLayer):
@@ -228,5 +228,5 @@ class _Stored(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (gradients,) = ctx.saved_tensors
         # In float32: log-probs and divergences of opposite sign may cancel.
-        gradient = torch.einsum("mj,mjd->md", outer[0].float(), gradients.float())
+        gradient = torch.einsum("mj,mjd->md", outer[0], gradients.to(outer[0].dtype))
         return None, gradient.to(gradients.dtype), *(None,) * ctx.others

@@ -135,7 +135,9 @@ def singly(model: nn.Module, tree: TokenTree) -> Tensor:
     Raises:
         ConfigError: if the model can't be run so.
     """
-    found = torch.zeros(tree.response_ids.shape, dtype=torch.float32, device=tree.response_ids.device)
+    weight = next(weight for weight in model.parameters() if weight.is_floating_point())
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    found = torch.zeros(tree.response_ids.shape, dtype=dtype, device=tree.response_ids.device)
     for row, sizes in enumerate(tree.response_sizes):
         for number, size in enumerate(sizes):
             if size:
@@ -202,7 +204,7 @@ def _tolerance(model: nn.Module, tree: TokenTree, expected: Tensor) -> float:
 def _floor(model: nn.Module, device: torch.device) -> float:
     """Return the difference that is never more than rounding, by the type that the model computes in."""
     weight = next(weight for weight in model.parameters() if weight.is_floating_point())
-    rough = weight.dtype != torch.float32 or torch.is_autocast_enabled(device.type)
+    rough = weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(device.type)
     if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
         rough = True
     return 0.05 if rough else 1e-4

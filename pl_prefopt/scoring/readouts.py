@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.errors import ContractError
 from pl_prefopt.requests import Direction, Place
+from pl_prefopt.scoring.inputs import at_least_float32
 from pl_prefopt.scoring.output_layers import OutputLayer
 
 Positions = Literal["tokens"] | Place
@@ -91,7 +92,7 @@ class Outputs(Readout):
         """Return float32 [N, O]."""
         weight = next(self.head.parameters(), hidden)
         outputs: Tensor = self.head(hidden.to(weight.dtype))
-        return outputs.float()
+        return at_least_float32(outputs)
 
 
 @dataclass(frozen=True)

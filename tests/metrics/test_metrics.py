@@ -343,7 +343,7 @@ def test_every_public_metric_stands_alone_with_an_example():
 
 def test_every_update_asks_for_common_arguments_only():
     common = set(inputs(torch.zeros(1, 1), torch.zeros(1, 1)))
-    assert common | {"view_rewards"} == set(INPUTS)
+    assert common | {"view_rewards", "columns"} == set(INPUTS)
     for metric in build_suite("val", 1, ["quality"]).values():
         assert isinstance(metric, Metric)
         assert metric.full_state_update is False
