@@ -1,0 +1,19 @@
+"""Short seeded runs give the losses that they gave before: a refactoring changes nothing for those who train."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.frozen.numbers import NAMES
+from tests.frozen.runs import FILE, STEPS, trained
+
+FROZEN = json.loads(FILE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_gives_the_frozen_losses(name, tiny_model, tmp_path):
+    found = trained(name, tmp_path, tiny_model)
+    assert found == pytest.approx(FROZEN[name], rel=1e-8, abs=1e-8)
+    assert len({round(loss, 6) for loss in found}) == STEPS, "something is learned"
