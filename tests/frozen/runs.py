@@ -1,7 +1,7 @@
 """The losses of short seeded runs of every method, on a tiny model in float64.
 
-`python -m tests.frozen.runs` writes the file that `test_runs.py` compares with. A number in it changes only in a
-commit that names the fault it corrects and shows the right value independently.
+`python -m tests.frozen.runs` writes the file that `test_runs.py` compares with. A number in it changes only
+in a commit that names the fault it corrects and shows the right value independently.
 """
 
 from __future__ import annotations

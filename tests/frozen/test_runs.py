@@ -1,4 +1,4 @@
-"""Short seeded runs give the losses that they gave before: a refactoring changes nothing for those who train."""
+"""Short seeded runs give the losses that they gave before: nothing changes for those who train."""
 
 from __future__ import annotations
 
