@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.modules import DPOModule, ReferenceFreeModule
+from pl_prefopt.policies import FourBit
 from pl_prefopt.references import AdapterOff, PrecomputedTable
 from tests.cli import plugins
 from tests.cli.test_commands import CONFIGS
@@ -113,10 +114,15 @@ def whole_logits(model, tree, row, number):
     return model(input_ids=ids[None]).logits[0, prompt - 1 : -1].double().log_softmax(-1), response
 
 
-def test_tdpo2_equals_brute_force_in_float64(folder, tiny_model):
+@pytest.mark.parametrize(
+    "policy",
+    [{}, {"four_bit": FourBit()}, {"gradient_checkpointing": True}],  # 4-bit kernels round by batch shape
+    ids=["plain", "4 bits", "checkpointed"],
+)
+def test_tdpo2_equals_brute_force_in_float64(folder, tiny_model, policy):
     """Value and gradient, on lists and trees, from the whole vocabularies of single rows."""
     objective = load(folder, "my_tdpo", "TDPO2")(beta=0.3, alpha=0.7)
-    module, keep = randomised(DPOModule(lora_spec(tiny_model), objective)), Keep()
+    module, keep = randomised(DPOModule(lora_spec(tiny_model, **policy), objective)), Keep()
     trainer = make_trainer(folder, ReferenceEnsemble([AdapterOff()]), keep, inference_mode=False)
     trainer.validate(module, make_datamodule(folder, scored_rows(4), batch_size=4), verbose=False)
     ((batch, scored, outcome),) = keep.seen
@@ -149,8 +155,9 @@ def test_tdpo2_equals_brute_force_in_float64(folder, tiny_model):
             for value in (found, expected)
         )
     assert min(d.item() for d in divergences) > 1e-3, "policy and reference differ"
-    torch.testing.assert_close(outcome.loss.double(), expected.detach(), atol=1e-6, rtol=1e-6)
-    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    close = 1e-4 if policy.get("four_bit") else 1e-6
+    torch.testing.assert_close(outcome.loss.double(), expected.detach(), atol=close, rtol=close)
+    assert (ours - theirs).abs().max() < 10 * close * theirs.abs().max()
 
 
 def test_a_table_can_not_give_a_divergence(folder, tiny_model):
