@@ -115,14 +115,14 @@ def whole_logits(model, tree, row, number):
 
 
 @pytest.mark.parametrize(
-    "policy",
+    "settings",
     [{}, {"four_bit": FourBit()}, {"gradient_checkpointing": True}],  # 4-bit kernels round by batch shape
     ids=["plain", "4 bits", "checkpointed"],
 )
-def test_tdpo2_equals_brute_force_in_float64(folder, tiny_model, policy):
+def test_tdpo2_equals_brute_force_in_float64(folder, tiny_model, settings):
     """Value and gradient, on lists and trees, from the whole vocabularies of single rows."""
     objective = load(folder, "my_tdpo", "TDPO2")(beta=0.3, alpha=0.7)
-    module, keep = randomised(DPOModule(lora_spec(tiny_model, **policy), objective)), Keep()
+    module, keep = randomised(DPOModule(lora_spec(tiny_model, **settings), objective)), Keep()
     trainer = make_trainer(folder, ReferenceEnsemble([AdapterOff()]), keep, inference_mode=False)
     trainer.validate(module, make_datamodule(folder, scored_rows(4), batch_size=4), verbose=False)
     ((batch, scored, outcome),) = keep.seen
@@ -155,7 +155,7 @@ def test_tdpo2_equals_brute_force_in_float64(folder, tiny_model, policy):
             for value in (found, expected)
         )
     assert min(d.item() for d in divergences) > 1e-3, "policy and reference differ"
-    close = 1e-4 if policy.get("four_bit") else 1e-6
+    close = 1e-4 if "four_bit" in settings else 1e-6
     torch.testing.assert_close(outcome.loss.double(), expected.detach(), atol=close, rtol=close)
     assert (ours - theirs).abs().max() < 10 * close * theirs.abs().max()
 
