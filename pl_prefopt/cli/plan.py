@@ -80,6 +80,7 @@ class PlanCLI(PrefOptCLI):
             devices=1,
             precision=asked.precision,
             accumulate_grad_batches=asked.accumulate_grad_batches,
+            callbacks=[self._get(self.config_init, "references")],
             **quiet,
         )
 

@@ -81,7 +81,7 @@ MISTAKES = {
     "too long": (["--data.max_prompt_length", "4096"], "takes at most 512 tokens"),
     "references": (["--references.members", "[]"], "DPO needs exactly 1 reference"),
     "responses": (["--responses", "-2"], "--responses to be at least 1"),
-    "devices": (["--trainer.devices", "many"], "trainer.devices to be a number"),
+    "devices": (["--trainer.devices", "many"], "trainer.devices: expected a whole number"),
     "sizes": (["-c", FSDP2, "--trainer.devices", "4"], "to be the number of processes"),
     "split 4 bits": (["-c", FSDP2, *FOUR_BIT], "four_bit weights can't be split"),
     "model": (["--model.init_args.policy.name", "nope/nothing"], "'nope/nothing'"),

@@ -14,7 +14,7 @@ from pl_prefopt.callbacks import MetricsFile, PredictionWriter, ReferenceEnsembl
 from pl_prefopt.data import datamodule_of
 from pl_prefopt.errors import ContractError, DataError
 from pl_prefopt.evaluations import read_evaluations
-from pl_prefopt.metrics import build_suite
+from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.metrics.states import Mean
 from pl_prefopt.modules import DPOModule, PreferenceModule
 from pl_prefopt.modules import base as module_base
@@ -81,29 +81,23 @@ class WeightedLength(Mean):
     """A metric that reads a column."""
 
     columns = ("weight",)
+    info = MetricInfo(name="weighted_length", help="A length.", logged="evaluation")
 
     def update(self, policy, present, columns):
         self.add(columns["weight"][:, None] * policy.length, present)
 
 
-def with_metric(stage, num_references, views=()):
-    suite = build_suite(stage, num_references, views)
-    if stage != "train":
-        suite.add_metrics({"weighted_length": WeightedLength()})
-    return suite
-
-
-def test_a_metric_gets_the_columns_that_it_asks_for(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(module_base, "build_suite", with_metric)
+def test_a_metric_gets_the_columns_that_it_asks_for(tiny_model, tmp_path):
+    module = DPOModule(lora_spec(tiny_model), DPO(), metrics=[WeightedLength()])
     data = make_datamodule(tmp_path, voted())
     trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]))
-    (measured,) = trainer.validate(DPOModule(lora_spec(tiny_model), DPO()), data, verbose=False)
+    (measured,) = trainer.validate(module, data, verbose=False)
     batch = data.datasets["val"].batch(range(6))
     lengths = batch.trees["plain"].counted_mask.sum(-1)[batch.present].double()
     weights = batch.columns["weight"][:, None].expand(batch.present.shape)[batch.present]
     assert measured["val/weighted_length"] == pytest.approx((weights * lengths).mean().item(), rel=1e-6)
     with pytest.raises(ContractError, match="WeightedLength needs the column 'weight', but val"):
-        trainer.validate(DPOModule(lora_spec(tiny_model), DPO()), make_datamodule(tmp_path), verbose=False)
+        trainer.validate(module, make_datamodule(tmp_path), verbose=False)
 
 
 def test_the_needs_of_parts_add_up():
