@@ -15,7 +15,7 @@ from pl_prefopt.references import InitialPolicy
 from tests.cli.test_commands import axes
 from tests.runs import metrics_of, pair_rows, write_rows
 
-RUN_FILES = {"config.yaml", "metrics.json", "checkpoints", ".lock"}
+RUN_FILES = {"config.yaml", "metrics.json", "checkpoints", ".lock", ".metrics.json.lock"}
 
 
 class Nowhere(Logger):
