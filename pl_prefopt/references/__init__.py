@@ -7,7 +7,6 @@ from pl_prefopt.references.base import (
     Reference,
     ReferenceAnswers,
     ReferenceSource,
-    Running,
 )
 from pl_prefopt.references.frozen import FrozenModel
 from pl_prefopt.references.initial import InitialPolicy
@@ -25,6 +24,5 @@ __all__ = [
     "Reference",
     "ReferenceAnswers",
     "ReferenceSource",
-    "Running",
     "token_answers",
 ]
