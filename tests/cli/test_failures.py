@@ -399,6 +399,6 @@ def test_minutes_below_zero_are_refused():
 
 def test_a_strategy_that_saves_over_what_it_saved_before_is_warned_of(tiny_model):
     module = DPOModule(PolicySpec(name=str(tiny_model)), DPO())
-    module.trainer = SimpleNamespace(strategy=ModelParallelStrategy())
+    module.trainer = SimpleNamespace(strategy=ModelParallelStrategy(), callbacks=[])
     with pytest.warns(UserWarning, match=r"pl_prefopt\.modules\.FSDP2Strategy"), pytest.raises(ContractError):
         module.setup("fit")  # which then finds no references
