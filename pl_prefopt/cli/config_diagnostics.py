@@ -255,7 +255,9 @@ class _Walk:
 
     def _class(self, value: Any, kinds: Kinds, key: Key) -> Iterator[Mistake]:
         bases = [*kinds.classes, *kinds.makers]
-        if not bases or kinds.anything or (isinstance(value, str) and _names_something_else(value, kinds)):
+        # A later `auto` over an earlier class reads as a class of that name, with the settings of that one.
+        named = value if isinstance(value, str) else value.get("class_path")
+        if not bases or kinds.anything or (isinstance(named, str) and _names_something_else(named, kinds)):
             return
         spec = {"class_path": value} if isinstance(value, str) else value
         is_of_trainer = key[0] == "trainer" and len(key) == 2  # whose classes have no default

@@ -366,3 +366,15 @@ def test_metrics_read_from_source_are_those_that_python_has():
     )
     read = [[getattr(info, name) for name in text] for info in known_metrics.registered()]
     assert read == [[getattr(info, name) for name in text] for info in pl_prefopt.metrics.REGISTRY]
+
+
+def test_a_word_may_take_the_place_of_a_class(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("split.yaml").write_text(
+        "trainer:\n  strategy:\n    class_path: pl_prefopt.modules.FSDP2Strategy\n"
+        "    init_args: {data_parallel_size: 2}\n"
+    )
+    settings = ["--model.objective", "pl_prefopt.objectives.DPO", "-c", "split.yaml"]
+    check_command("validate", [*settings, "--trainer.strategy", "auto"])
+    with pytest.raises(ConfigError, match="dpp"):
+        check_command("validate", [*settings, "--trainer.strategy", "dpp"])
