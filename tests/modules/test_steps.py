@@ -375,6 +375,8 @@ def test_second_views_read_what_the_first_pass_left_and_change_nothing(objective
     trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), limit_train_batches=1)
     trainer.fit(module, datamodule=datamodule)
     batch, computed, scored = datamodule.datasets["train"].batch([0, 2, 4]), [], []
+    with torch.no_grad():
+        module.score(batch)  # which keeps what the reference answers
     module.policy.get_input_embeddings().register_forward_hook(lambda *seen: computed.append(seen[1][0]))
     for module.scorer._remembers in (True, False):
         with torch.no_grad():
