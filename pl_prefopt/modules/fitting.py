@@ -109,7 +109,7 @@ def check_batch(batch: PreferenceBatch, needs: Needs, needed_by: Callable[[str],
 
 
 def tell_what_is_not_checked(objective: Objective) -> None:
-    """Warn that training goes on without a look at all rows."""
+    """Warn that the training rows are not checked as a whole."""
     rank_zero_warn(
         "The training batches come from a loader and not from a PreferenceDataModule: it isn't checked "
         f"whether {type(objective).__name__} can learn anything from the rows, and the loss of a batch is "
