@@ -11,7 +11,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch.distributed.tensor import DTensor
 
 from pl_prefopt.errors import RunError
-from pl_prefopt.files import replacing
+from pl_prefopt.files import atomic_write
 from pl_prefopt.modules.checkpoint_files import read_checkpoint
 from pl_prefopt.modules.plain_files import reason
 
@@ -40,7 +40,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             checkpoint = {"state_dict": checkpoint, _BARE: True}
         check_finite(checkpoint, path)
         try:
-            with replacing(Path(path)) as draft, draft.open("wb") as file:
+            with atomic_write(Path(path)) as draft, draft.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch wraps what the file system says
             raise unwritable(path, error) from error

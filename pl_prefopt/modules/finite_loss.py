@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pl_prefopt.data.formats import as_fields
 from pl_prefopt.errors import RunError
-from pl_prefopt.files import replacing
+from pl_prefopt.files import atomic_write
 from pl_prefopt.types import PreferenceBatch
 
 _ROWS_NAMED = 5
@@ -95,7 +95,7 @@ def _in_any_process(bad: Tensor) -> Tensor:
 
 def _write(batch: PreferenceBatch, path: Path) -> Path:
     lines = [json.dumps(as_fields(row), ensure_ascii=False) + "\n" for row in batch.rows]
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text("".join(lines), encoding="utf-8")
     return path
 

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimi
 from torch.optim import Optimizer
 
 from pl_prefopt.errors import RunError
-from pl_prefopt.files import bring_back, discard, publish_folder, stepping_aside
+from pl_prefopt.files import discard, publish_folder, restore_backup, swap_directory
 from pl_prefopt.modules.checkpoint_files import check_sums, is_sharded
 from pl_prefopt.modules.checkpoint_io import check_finite, unwritable
 from pl_prefopt.modules.plain_files import unreadable
@@ -77,7 +77,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             ConfigError: if it is damaged, or holds anything else.
         """
         del weights_only
-        self._first_only(bring_back, Path(checkpoint_path))
+        self._first_only(restore_backup, Path(checkpoint_path))
         path = Path(self.broadcast(checkpoint_path))
         if is_sharded(path):
             check_shards(path)
@@ -108,7 +108,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return checkpoint
 
     def _write_file(self, checkpoint: dict[str, Any], path: Path, storage_options: Any | None) -> None:
-        with stepping_aside(path) if path.is_dir() else nullcontext():
+        with swap_directory(path) if path.is_dir() else nullcontext():
             self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options)
 
     def _first_only(self, work: Callable[..., object], *arguments: Any) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pl_prefopt.data import PreferenceDataset
 from pl_prefopt.errors import DataError
-from pl_prefopt.files import replacing
+from pl_prefopt.files import atomic_write
 from pl_prefopt.types import PLAIN
 from pl_prefopt.views import View
 
@@ -121,7 +121,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str])
     """Write a safetensors file that is either whole or absent, whatever interrupts."""
     notes = notes | {_CHECKSUM: _checksum(tensors)}
     # Two runs may fill the same table, so each has a draft of its own.
-    with replacing(path, owner=f".{os.getpid()}") as draft:
+    with atomic_write(path, owner=f".{os.getpid()}") as draft:
         # Not by `save_file`, whose error on a full disk is no OSError and names no file.
         draft.write_bytes(save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata=notes))
 
