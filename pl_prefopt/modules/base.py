@@ -68,9 +68,9 @@ from pl_prefopt.references import ReferenceAnswers, ReferenceSource
 from pl_prefopt.requests import TokenRequest
 from pl_prefopt.scoring import (
     HeadName,
-    History,
     LayoutName,
     Outputs,
+    PrefixCache,
     Readout,
     Scorer,
     evaluating,
@@ -324,12 +324,12 @@ class PreferenceModule(LightningModule):
 
     def score_beside(self, batch: PreferenceBatch, answers: ReferenceAnswers) -> ScoredBatch:
         """Return what the objective asked for, with the references' ``answers``."""
-        history = self.scorer.history(self.policy, batch.index.device) if self.views else None
+        prefix_cache = self.scorer.prefix_cache(self.policy, batch.index.device) if self.views else None
         heads = self.objective.needs.heads
         readouts: list[Readout] = [Outputs(self.heads[name], head.at) for name, head in heads.items()]
         tree = batch.trees[PLAIN]
         log_probs, *outputs = self.scorer.read(
-            self.policy, tree, [token_readout(self.tokens, answers), *readouts], history
+            self.policy, tree, [token_readout(self.tokens, answers), *readouts], prefix_cache
         )
         numbers = log_probs.unsqueeze(-1) if log_probs.dim() == 3 else log_probs
         return ScoredBatch(
@@ -338,7 +338,7 @@ class PreferenceModule(LightningModule):
             scores=batch.scores,
             present=batch.present,
             graded=batch.graded,
-            views={name: self._score_view(batch, name, history) for name in self.views},
+            views={name: self._score_view(batch, name, prefix_cache) for name in self.views},
             tokens=None if self.tokens is None else token_numbers(numbers, tree, self.tokens, answers),
             outputs=dict(zip(heads, outputs, strict=True)),
             columns={name: batch.columns[name] for name in self.needs.columns if name in batch.columns},
@@ -441,7 +441,9 @@ class PreferenceModule(LightningModule):
                 self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=True)
         return scored, outcome
 
-    def _score_view(self, batch: PreferenceBatch, name: str, history: History | None) -> ViewLogProbs:
+    def _score_view(
+        self, batch: PreferenceBatch, name: str, prefix_cache: PrefixCache | None
+    ) -> ViewLogProbs:
         tree = batch.trees[name]
         present = tree.response_mask.any(dim=-1) & batch.present.any(dim=-1, keepdim=True)
         references = batch.references.get(name, batch.scores.new_empty((0, *present.shape)))
@@ -449,7 +451,7 @@ class PreferenceModule(LightningModule):
             log_probs = self.scorer(self.policy, tree)  # a prefix cache has no gradient
         else:
             with torch.no_grad(), evaluating(self.policy):  # an offset should not depend on dropout
-                log_probs = self.scorer(self.policy, tree, history)
+                log_probs = self.scorer(self.policy, tree, prefix_cache)
         return ViewLogProbs(policy=log_probs, references=references, present=present)
 
     def _log_metrics(self, stage: str, others: Mapping[str, Tensor] = _NOTHING) -> None:

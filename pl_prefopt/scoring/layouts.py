@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pl_prefopt.scoring.heads import Head, Reading
-from pl_prefopt.scoring.history import History
 from pl_prefopt.scoring.inputs import laid_out, on_device, response_tokens, without_first
 from pl_prefopt.scoring.masks import Branches, MaskKind, for_model
 from pl_prefopt.scoring.packing import pack, pack_behind
+from pl_prefopt.scoring.prefix_cache import PrefixCache
 from pl_prefopt.scoring.readouts import LogProbs, Positions, Readout, Tokens
 from pl_prefopt.types import TokenTree
 
@@ -164,8 +164,8 @@ class TreeLayout(Layout):
     Args:
         masks: which masks the model is given.
 
-    After a history, the tokens that each prompt is known to begin with are not computed: their keys and
-    values stand in front of the row.
+    With a filled prefix cache, the tokens that prompts share with their plain ones are not computed again:
+    their cached keys and values are prepended to the row.
     """
 
     def __init__(self, masks: MaskKind = "full") -> None:
@@ -177,7 +177,7 @@ class TreeLayout(Layout):
         tree: TokenTree,
         head: Head,
         readouts: Sequence[Readout],
-        history: History | None = None,
+        prefix_cache: PrefixCache | None = None,
     ) -> list[Tensor]:
         """Run ``model`` and return what each readout gives.
 
@@ -186,20 +186,20 @@ class TreeLayout(Layout):
             tree: B prompts and their responses.
             head: how the model's states are read.
             readouts: what to read.
-            history: written if nothing is in it; else read, as ``tree.known`` tells.
+            prefix_cache: filled if it is empty; else the first ``tree.known`` tokens are read from it.
         """
-        return read_laid_out(model, tree, head, readouts, self.lay_out(model, tree, history))
+        return read_laid_out(model, tree, head, readouts, self.lay_out(model, tree, prefix_cache))
 
-    def lay_out(self, model: nn.Module, tree: TokenTree, history: History | None = None) -> LaidOut:
+    def lay_out(self, model: nn.Module, tree: TokenTree, prefix_cache: PrefixCache | None = None) -> LaidOut:
         """Return the model's input."""
-        stood = None if history is None else history.places
+        stood = None if prefix_cache is None else prefix_cache.places
         places = Places.of(tree, read=stood is not None and _pays(tree))
         branches = places.branches(tree)
         inputs: dict[str, Any] = {}
-        if history is not None and stood is None:
-            inputs["past_key_values"] = history.written_at(places.prompt)
-        elif history is not None and stood is not None and places.read:
-            inputs["past_key_values"] = history.read_at(places.recalled(stood))
+        if prefix_cache is not None and stood is None:
+            inputs["past_key_values"] = prefix_cache.written_at(places.prompt)
+        elif prefix_cache is not None and stood is not None and places.read:
+            inputs["past_key_values"] = prefix_cache.read_at(places.recalled(stood))
         return LaidOut(
             inputs={
                 "input_ids": places.spread(tree.prompt_ids, tree.response_ids, padding=0)[:, places.read :],
@@ -214,7 +214,7 @@ class TreeLayout(Layout):
 
 
 def _pays(tree: TokenTree) -> bool:
-    """Tell whether more tokens are saved by reading what is known than by sharing what is common."""
+    """Tell whether the prefix cache saves more tokens than the prefix that all prompts share."""
     return sum(tree.known) > tree.common * (len(tree.prompt_lengths) - 1)
 
 
@@ -228,7 +228,7 @@ class Places:
         prompt_end: int64 [B], each prompt's last token.
         rows: N.
         width: L.
-        read: the number of each row's first columns whose keys and values are read from a history.
+        read: the number of each row's first columns whose keys and values are read from a prefix cache.
         common: how many first tokens of all prompts stand once a row.
     """
 

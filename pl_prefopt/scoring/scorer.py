@@ -16,11 +16,11 @@ from torch.distributed.fsdp import FSDPModule
 
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.scoring.heads import ChunkedHead, FusedHead, Head, SplitHead, WholeLogits
-from pl_prefopt.scoring.history import History, can_leave
 from pl_prefopt.scoring.inputs import accepts, base_model, longest_row
 from pl_prefopt.scoring.layouts import Layout, PlainLayout, SingleLayout, TreeLayout
 from pl_prefopt.scoring.lengths import GroupedLayout, thresholds
 from pl_prefopt.scoring.masks import FORMS, FULL, SLIDING, layer_kinds, mask_kinds
+from pl_prefopt.scoring.prefix_cache import PrefixCache, can_reuse
 from pl_prefopt.scoring.probe import Probe, probing
 from pl_prefopt.scoring.readouts import LogProbs, Readout, Vocabulary
 from pl_prefopt.types import ResponseLogProbs, TokenTree
@@ -66,27 +66,33 @@ class Scorer:
         self._head: Head | None = None
         self._remembers: bool | None = None
 
-    def __call__(self, model: nn.Module, tree: TokenTree, history: History | None = None) -> ResponseLogProbs:
+    def __call__(
+        self, model: nn.Module, tree: TokenTree, prefix_cache: PrefixCache | None = None
+    ) -> ResponseLogProbs:
         """Return the log-probs of each response of ``tree``, float32 [B, R], with gradient if enabled.
 
         Args:
             model: the policy or a reference.
             tree: B prompts and their responses.
-            history: what ``history`` returned. A first pass, over the rows' plain trees, writes it; later
-                ones by the same model don't compute again what ``tree.known`` says that prompts begin with.
+            prefix_cache: returned by ``Scorer.prefix_cache``. A first pass over the rows' plain trees fills it;
+                later passes of the same model read the first ``tree.known`` tokens of each prompt from it.
         """
-        (log_probs,) = self.read(model, tree, [LogProbs()], history)
+        (log_probs,) = self.read(model, tree, [LogProbs()], prefix_cache)
         return summed(log_probs, tree)
 
     def read(
-        self, model: nn.Module, tree: TokenTree, readouts: Sequence[Readout], history: History | None = None
+        self,
+        model: nn.Module,
+        tree: TokenTree,
+        readouts: Sequence[Readout],
+        prefix_cache: PrefixCache | None = None,
     ) -> list[Tensor]:
         """Run ``model`` on ``tree`` and return what each readout gives, see ``Layout.read``."""
         check_length(model, tree)
         head = self._head or self._decide(model, tree.prompt_ids.device)
-        if self._shared is None or history is None:
+        if self._shared is None or prefix_cache is None:
             return (self._grouped or self._shared or self._plain).read(model, tree, head, readouts)
-        return self._shared.read(model, tree, head, readouts, history)
+        return self._shared.read(model, tree, head, readouts, prefix_cache)
 
     def vocabulary(self, model: nn.Module, states: Tensor, running: Running) -> Vocabulary:
         """Return a reference's distributions over the vocabulary, from what ``HiddenStates`` read.
@@ -100,15 +106,15 @@ class Scorer:
         layer = self._head.layer(model)
         return Vocabulary(states=states, layer=layer, running=running if layer.adapted else nullcontext)
 
-    def history(self, model: nn.Module, device: torch.device) -> History | None:
-        """Return a history yet to be written, or ``None`` where a second pass computes everything again.
+    def prefix_cache(self, model: nn.Module, device: torch.device) -> PrefixCache | None:
+        """Return an empty prefix cache, or ``None`` where later passes can't reuse keys and values.
 
-        That is so where layouts are plain, with dropout, with gradient checkpointing, where rows are scored
-        in groups by their length, and where a probe finds that the model's second pass would give other
-        numbers.
+        They can't with one row per response, with dropout, with gradient checkpointing, where rows are scored
+        in groups by length, and where a probe finds that a pass from cached keys and values gives other
+        log-probs.
         """
         head = self._head or self._decide(model, device)
-        if self._shared is None or self._grouped is not None or not can_leave(model):
+        if self._shared is None or self._grouped is not None or not can_reuse(model):
             return None
         if self._remembers is None:
             with probing(model, device) as probe:
@@ -117,7 +123,7 @@ class Scorer:
             self._remembers = obstacle is None
             if obstacle:
                 warnings.warn(f"A second view is computed from its start, because {obstacle}.", stacklevel=3)
-        return History() if self._remembers else None
+        return PrefixCache() if self._remembers else None
 
     def presume(self, model: nn.Module) -> None:
         """Decide without a probe, for a model without numbers: as if all ways always agreed.
@@ -198,10 +204,10 @@ class _Continued(Layout):
     def read(
         self, model: nn.Module, tree: TokenTree, head: Head, readouts: Sequence[Readout]
     ) -> list[Tensor]:
-        layout, history = self._layout, History()
-        layout.read(model, tree, head, readouts, history)
+        layout, prefix_cache = self._layout, PrefixCache()
+        layout.read(model, tree, head, readouts, prefix_cache)
         known = tuple(length - 1 for length in tree.prompt_lengths)
-        return layout.read(model, dataclasses.replace(tree, known=known), head, readouts, history)
+        return layout.read(model, dataclasses.replace(tree, known=known), head, readouts, prefix_cache)
 
 
 def summed(log_probs: Tensor, tree: TokenTree) -> ResponseLogProbs:
