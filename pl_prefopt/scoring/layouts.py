@@ -153,13 +153,13 @@ class SingleLayout(Layout):
 
 
 class TreeLayout(Layout):
-    """Every token once: [common | prompt 1 | its responses ... | prompt 2 | its responses ... | ...].
+    """Prefix trees: [shared prefix | prompt 1 | its responses ... | prompt 2 | its responses ... | ...].
 
-    Trees stand side by side in few rows, without padding between them; what all prompts begin with (a system
-    prompt, say) stands in front of each row. A prompt attends to what is common and to itself, a response
-    also to its prompt, and positions count on along each such branch. For models whose attention takes a
-    mask [N, 1, L, L] and whose positions are given by ``position_ids``; layers with a sliding window get a
-    mask of their own.
+    Every token is computed once. Trees are packed into few rows, without padding between them; the prefix
+    that all prompts share (a system prompt, say) is at the start of each row. A prompt attends to the shared
+    prefix and to itself, a response also to its prompt, and position ids run along each such branch. For
+    models whose attention takes a mask [N, 1, L, L] and whose positions are given by ``position_ids``; layers
+    with a sliding window get a mask of their own.
 
     Args:
         masks: which masks the model is given.
@@ -186,7 +186,8 @@ class TreeLayout(Layout):
             tree: B prompts and their responses.
             head: how the model's states are read.
             readouts: what to read.
-            prefix_cache: filled if it is empty; else the first ``tree.known`` tokens are read from it.
+            prefix_cache: filled if it is empty; else the first ``tree.shared_with_plain`` tokens of each
+                prompt are read from it.
         """
         return read_laid_out(model, tree, head, readouts, self.lay_out(model, tree, prefix_cache))
 
@@ -215,7 +216,7 @@ class TreeLayout(Layout):
 
 def _pays(tree: TokenTree) -> bool:
     """Tell whether the prefix cache saves more tokens than the prefix that all prompts share."""
-    return sum(tree.known) > tree.common * (len(tree.prompt_lengths) - 1)
+    return sum(tree.shared_with_plain) > tree.shared_prefix * (len(tree.prompt_lengths) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +230,7 @@ class Places:
         rows: N.
         width: L.
         read: the number of each row's first columns whose keys and values are read from a prefix cache.
-        common: how many first tokens of all prompts stand once a row.
+        shared_prefix: the number of first tokens shared by all prompts, which each row has once.
     """
 
     prompt: Tensor
@@ -238,7 +239,7 @@ class Places:
     rows: int
     width: int
     read: int
-    common: int
+    shared_prefix: int
 
     @classmethod
     def of(cls, tree: TokenTree, *, read: bool = False) -> Places:
@@ -246,10 +247,10 @@ class Places:
 
         Args:
             tree: the batch.
-            read: put the tokens that are known before a row's others, to be read.
+            read: put the tokens that are read from a prefix cache before a row's others.
         """
         sizes = [sum(pair) for pair in zip(tree.prompt_lengths, tree.response_lengths, strict=True)]
-        packing = pack_behind(sizes, tree.known) if read else pack(sizes, tree.common)
+        packing = pack_behind(sizes, tree.shared_with_plain) if read else pack(sizes, tree.shared_prefix)
         firsts, behinds = (
             [row * packing.width + column for row, column in zip(packing.row, columns, strict=True)]
             for columns in (packing.head_start, packing.start)
@@ -272,7 +273,7 @@ class Places:
             rows=packing.rows,
             width=packing.width,
             read=packing.read,
-            common=0 if read else tree.common,
+            shared_prefix=0 if read else tree.shared_prefix,
         )
 
     def spread(self, prompt: Tensor, response: Tensor, *, padding: int) -> Tensor:
@@ -295,7 +296,7 @@ class Places:
         batch, responses = tree.response_ids.shape[:2]
         trunk = 1 + torch.arange(batch, device=self.prompt.device) * (responses + 1)
         number = torch.arange(tree.prompt_ids.shape[1], device=self.prompt.device)
-        prompt = torch.where(number < self.common, 0, trunk.unsqueeze(1))
+        prompt = torch.where(number < self.shared_prefix, 0, trunk.unsqueeze(1))
         own = trunk.unsqueeze(1) + torch.arange(1, responses + 1, device=trunk.device)
         shape = tree.response_ids.shape
         return Branches(
@@ -401,5 +402,5 @@ def _part(tree: TokenTree, rows: list[int], index: Tensor, chosen: Sequence[Sequ
         prompt_lengths=tuple(tree.prompt_lengths[row] for row in rows),
         response_lengths=tuple(map(sum, sizes)),
         response_sizes=sizes,
-        common=tree.common,
+        shared_prefix=tree.shared_prefix,
     )

@@ -21,7 +21,7 @@ class Packing:
         head_start: the column of each tree's first token.
         start: the column of each tree's first token behind its head.
         rows: the number of rows.
-        width: their common width, in tokens.
+        width: the width that all rows have, in tokens.
         read: how many first columns of all rows hold heads that are not computed.
     """
 
@@ -39,18 +39,18 @@ class Packing:
         return self.rows * self.width * (EVEN_WIDTH + self.width)
 
 
-def pack(lengths: Sequence[int], common: int) -> Packing:
+def pack(lengths: Sequence[int], shared_prefix: int) -> Packing:
     """Put trees side by side in as many rows as cost least.
 
     Args:
         lengths: each tree's number of tokens.
-        common: how many first tokens all trees have in common; each row holds them once, in front.
+        shared_prefix: the number of first tokens that all trees share; each row has them once, at its start.
 
-    >>> packing = pack([10, 4, 5], common=2)
+    >>> packing = pack([10, 4, 5], shared_prefix=2)
     >>> packing.row, packing.start, packing.width
     ((0, 0, 0), (2, 13, 10), 15)
     """
-    return min((_balanced(lengths, common, rows) for rows in range(1, len(lengths) + 1)), key=_by_cost)
+    return min((_balanced(lengths, shared_prefix, rows) for rows in range(1, len(lengths) + 1)), key=_by_cost)
 
 
 def pack_behind(lengths: Sequence[int], heads: Sequence[int]) -> Packing:
@@ -64,7 +64,7 @@ def pack_behind(lengths: Sequence[int], heads: Sequence[int]) -> Packing:
     >>> packing.row, packing.head_start, packing.start, packing.width
     ((0, 1, 1), (0, 0, 3), (6, 9, 6), 10)
     """
-    rests = pack([length - head for length, head in zip(lengths, heads, strict=True)], common=0)
+    rests = pack([length - head for length, head in zip(lengths, heads, strict=True)], shared_prefix=0)
     ends: Counter[int] = Counter()
     head_start = []
     for row, head in zip(rests.row, heads, strict=True):
@@ -85,12 +85,12 @@ def _by_cost(packing: Packing) -> int:
     return packing.cost
 
 
-def _balanced(lengths: Sequence[int], common: int, rows: int) -> Packing:
+def _balanced(lengths: Sequence[int], shared_prefix: int, rows: int) -> Packing:
     """Give each tree, the longest first, to the row that is the shortest so far."""
-    free = [(common, row) for row in range(rows)]
+    free = [(shared_prefix, row) for row in range(rows)]
     row, start = [0] * len(lengths), [0] * len(lengths)
     for tree in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         start[tree], row[tree] = heapq.heappop(free)
-        heapq.heappush(free, (start[tree] + lengths[tree] - common, row[tree]))
-    heads, head_starts = (common,) * len(lengths), (0,) * len(lengths)
+        heapq.heappush(free, (start[tree] + lengths[tree] - shared_prefix, row[tree]))
+    heads, head_starts = (shared_prefix,) * len(lengths), (0,) * len(lengths)
     return Packing(tuple(row), heads, head_starts, tuple(start), rows, max(end for end, _ in free))

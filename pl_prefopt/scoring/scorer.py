@@ -74,8 +74,9 @@ class Scorer:
         Args:
             model: the policy or a reference.
             tree: B prompts and their responses.
-            prefix_cache: returned by ``Scorer.prefix_cache``. A first pass over the rows' plain trees fills it;
-                later passes of the same model read the first ``tree.known`` tokens of each prompt from it.
+            prefix_cache: from ``Scorer.prefix_cache``. A first pass over the rows' plain trees fills it;
+                later passes of the same model read the first ``tree.shared_with_plain`` tokens of each
+                prompt from it.
         """
         (log_probs,) = self.read(model, tree, [LogProbs()], prefix_cache)
         return summed(log_probs, tree)
@@ -206,8 +207,10 @@ class _Continued(Layout):
     ) -> list[Tensor]:
         layout, prefix_cache = self._layout, PrefixCache()
         layout.read(model, tree, head, readouts, prefix_cache)
-        known = tuple(length - 1 for length in tree.prompt_lengths)
-        return layout.read(model, dataclasses.replace(tree, known=known), head, readouts, prefix_cache)
+        shared = tuple(length - 1 for length in tree.prompt_lengths)
+        return layout.read(
+            model, dataclasses.replace(tree, shared_with_plain=shared), head, readouts, prefix_cache
+        )
 
 
 def summed(log_probs: Tensor, tree: TokenTree) -> ResponseLogProbs:

@@ -27,7 +27,7 @@ BEFORE = "scoring all rows with the references, before training"
 LONG = full_batch(rows=4, responses=2, prompt=64, response=32, views=[])
 # A rehearsal can't see that there is no padding, where transformers does without a mask.
 LONG.trees["plain"].prompt_mask[0, -1] = False
-LONG.trees["plain"] = dataclasses.replace(LONG.trees["plain"], common=-1)
+LONG.trees["plain"] = dataclasses.replace(LONG.trees["plain"], shared_prefix=-1)
 SHORT = full_batch(rows=1, responses=2, prompt=4, response=4, views=[])
 
 

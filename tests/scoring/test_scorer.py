@@ -110,7 +110,7 @@ def test_values_and_gradients_however_trees_are_packed(name, shape, even_width, 
         found = scorer(model, tree).sum
         in_rows = rows[-1]
         torch.testing.assert_close(found, one_by_one(model, tree), atol=2e-4, rtol=1e-5)
-    assert tree.common == (common or (prompts[0] if len(prompts) == 1 else 0))
+    assert tree.shared_prefix == (common or (prompts[0] if len(prompts) == 1 else 0))
     if even_width == 10**6:
         assert in_rows == 1, "everything is in one row"
     found, expected = gradients(model, lambda: scorer(model, tree).sum, lambda: one_by_one(model, tree))
@@ -352,7 +352,7 @@ def beginning_alike(plain: TokenTree, known, *, seed: int) -> TokenTree:
     for row, length in enumerate(known):
         tree.prompt_ids[row, :length] = plain.prompt_ids[row, :length]
         tree.prompt_ids[row, length] = (plain.prompt_ids[row] + 1)[length % plain.prompt_ids.shape[1]]
-    return beside(plain, dataclasses.replace(tree, common=-1))
+    return beside(plain, dataclasses.replace(tree, shared_prefix=-1))
 
 
 @pytest.mark.parametrize("even_width", [1, 10**6], ids=["narrow rows", "one row"])
@@ -370,9 +370,12 @@ def test_a_second_view_begins_with_what_the_first_one_left(name, attention, even
         torch.testing.assert_close(
             scorer(model, view, left).sum, one_by_one(model, view), atol=2e-4, rtol=1e-5
         )
-    assert view.known == (6, 0, 4)
+    assert view.shared_with_plain == (6, 0, 4)
     if even_width == 10**6:
-        assert computed[0].shape == (1, sum(view.prompt_lengths + view.response_lengths) - sum(view.known))
+        assert computed[0].shape == (
+            1,
+            sum(view.prompt_lengths + view.response_lengths) - sum(view.shared_with_plain),
+        )
 
 
 def test_flex_attention_after_a_history():
