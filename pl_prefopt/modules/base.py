@@ -35,16 +35,16 @@ from pl_prefopt.modules.checkpoints import (
     save_description,
     trained_weights,
 )
-from pl_prefopt.modules.finite_loss import FiniteLossGuard
-from pl_prefopt.modules.fitting import (
+from pl_prefopt.modules.compatibility import (
     check_batch,
     check_references,
     check_rows,
     check_scores,
     check_strategy,
     reference_source,
-    tell_what_is_not_checked,
+    warn_unchecked_rows,
 )
+from pl_prefopt.modules.finite_loss import FiniteLossGuard
 from pl_prefopt.modules.learning_rate import base_rate, set_base_rate
 from pl_prefopt.modules.output_heads import build_heads, shard_heads
 from pl_prefopt.modules.randomness import BatchSeeds
@@ -225,7 +225,7 @@ class PreferenceModule(LightningModule):
         """Ask for the prompts per batch, fix the run's seed, and hold to the optimiser's settings."""
         source = row_source(self.trainer)
         if source is None:
-            tell_what_is_not_checked(self.objective)
+            warn_unchecked_rows(self.objective)
         self._mean.start(None if source is None else source.prompts_per_batch)
         self._seeds.start(self.trainer)
         self._forget_metrics("train")  # of steps that a tuner tried

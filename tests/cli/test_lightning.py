@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules import DPOModule
-from pl_prefopt.modules.fitting import check_strategy
+from pl_prefopt.modules.compatibility import check_strategy
 from pl_prefopt.objectives import DPO
 from tests.cli.test_commands import CONFIGS
 from tests.cli.test_two_processes import prefopt as prefopt_process
@@ -192,5 +192,5 @@ def test_strategies_and_plugins_that_cannot_work_are_refused(prefopt, settings):
     said = prefopt.fails(
         "fit", *settings, "--trainer.plugins", "lightning.pytorch.plugins.io.AsyncCheckpointIO"
     )
-    assert "Take AsyncCheckpointIO out of trainer.plugins" in said
+    assert "Remove AsyncCheckpointIO from trainer.plugins" in said
     assert "--best.save_top_k 0" in prefopt.fails("fit", *settings, "--trainer.enable_checkpointing", "false")

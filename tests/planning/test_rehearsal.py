@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pl_prefopt.data.extremes import full_batch
+from pl_prefopt.data.worst_case_batches import full_batch
 from pl_prefopt.modules import DPOModule, ReferenceFreeModule
 from pl_prefopt.objectives import DPO, KTO
 from pl_prefopt.planning import Ledger, Rehearsal, Sharing
