@@ -2,7 +2,7 @@
 
 from pl_prefopt.references.adapters import AdapterOff, NamedAdapter
 from pl_prefopt.references.base import (
-    Held,
+    Footprint,
     PolicyHost,
     Reference,
     ReferenceAnswers,
@@ -16,8 +16,8 @@ from pl_prefopt.references.tokens import token_answers
 
 __all__ = [
     "AdapterOff",
+    "Footprint",
     "FrozenModel",
-    "Held",
     "InitialPolicy",
     "NamedAdapter",
     "PolicyHost",

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from pl_prefopt.errors import ContractError, first_line
 from pl_prefopt.policies import PolicySpec, check_saved, keeps_base
-from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference, Running
+from pl_prefopt.references.base import Datasets, Footprint, PolicyHost, Reference, Running
 from pl_prefopt.scoring import evaluating
 from pl_prefopt.types import PreferenceBatch
 
@@ -31,9 +31,9 @@ class AdapterOff(Reference):
         """The base model's own."""
         return f"base-{dataclasses.replace(policy, adapter=None).fingerprint}"
 
-    def held(self, policy: PolicySpec) -> Held:
+    def footprint(self, policy: PolicySpec) -> Footprint:
         """A forward pass a batch and nothing else."""
-        return Held()
+        return Footprint()
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Nothing to do: the policy is there already."""
@@ -85,9 +85,9 @@ class NamedAdapter(Reference):
         """The base model's and the adapter's."""
         return f"adapter-{dataclasses.replace(policy, lora=None, adapter=self.folder).fingerprint}"
 
-    def held(self, policy: PolicySpec) -> Held:
+    def footprint(self, policy: PolicySpec) -> Footprint:
         """The adapter, and a forward pass a batch."""
-        return Held(adapter=self.folder)
+        return Footprint(adapter=self.folder)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Load the adapter beside the policy's own."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pl_prefopt.data import PreferenceDataset, Renderer
 from pl_prefopt.errors import ContractError, DataError
 from pl_prefopt.policies import PolicySpec, build_frozen
-from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference, Running
+from pl_prefopt.references.base import Datasets, Footprint, PolicyHost, Reference, Running
 from pl_prefopt.scoring import Scorer
 from pl_prefopt.types import PreferenceBatch, TokenTree
 
@@ -66,11 +66,11 @@ class FrozenModel(Reference):
         """The weights' and the renderer's."""
         return f"model-{self.spec.fingerprint}-{self.renderer.fingerprint[:16]}"
 
-    def held(self, policy: PolicySpec) -> Held:
+    def footprint(self, policy: PolicySpec) -> Footprint:
         """The model, unless it lives on a device of its own."""
         if self.device is not None:
-            return Held(scores=False)
-        return Held(model=self.spec, stays=not self.offload)
+            return Footprint(scores=False)
+        return Footprint(model=self.spec, resident=not self.offload)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Read the rows, if they must be read anew, and load the model onto its device."""

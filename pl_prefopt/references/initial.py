@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from pl_prefopt.errors import ContractError
 from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
 from pl_prefopt.references.adapters import AdapterOff, NamedAdapter
-from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference, Running
+from pl_prefopt.references.base import Datasets, Footprint, PolicyHost, Reference, Running
 from pl_prefopt.scoring import evaluating
 from pl_prefopt.types import PreferenceBatch
 
@@ -41,9 +41,9 @@ class InitialPolicy(Reference):
         """That of what stands for the initial policy."""
         return self._of(policy).fingerprint(policy)
 
-    def held(self, policy: PolicySpec) -> Held | None:
+    def footprint(self, policy: PolicySpec) -> Footprint | None:
         """What it takes of the policy's device, as that which stands for the initial policy does."""
-        return self._of(policy).held(policy)
+        return self._of(policy).footprint(policy)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Load what is not there already."""
@@ -91,9 +91,9 @@ class _Start(Reference):
         described = json.dumps(settings, sort_keys=True, default=str) + version("peft")
         return f"start-{policy.fingerprint}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
 
-    def held(self, policy: PolicySpec) -> Held:
+    def footprint(self, policy: PolicySpec) -> Footprint:
         """A second copy of what is trained, and a forward pass a batch."""
-        return Held(start=True)
+        return Footprint(start=True)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Copy the weights to where the policy is."""
@@ -150,9 +150,9 @@ class _Copy(Reference):
         """That of ``AdapterOff``, whose numbers are the same."""
         return AdapterOff().fingerprint(policy)
 
-    def held(self, policy: PolicySpec) -> Held:
+    def footprint(self, policy: PolicySpec) -> Footprint:
         """A second model."""
-        return Held(model=_frozen(policy), split=True)
+        return Footprint(model=_frozen(policy), split=True)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Load the model onto the policy's device."""

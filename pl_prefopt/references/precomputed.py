@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.policies import PolicySpec
-from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference
+from pl_prefopt.references.base import Datasets, Footprint, PolicyHost, Reference
 from pl_prefopt.references.tables import TableFile
 from pl_prefopt.types import PreferenceBatch
 
@@ -40,9 +40,9 @@ class PrecomputedTable(Reference):
         """The folder's name, which is the fingerprint of the reference that filled it."""
         return Path(self.folder).name
 
-    def held(self, policy: PolicySpec) -> Held:
+    def footprint(self, policy: PolicySpec) -> Footprint:
         """A few bytes a response, which don't count."""
-        return Held(scores=False)
+        return Footprint(scores=False)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Read the tables of ``datasets``; a few numbers a row, so they live on the policy's device."""
