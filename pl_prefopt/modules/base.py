@@ -61,7 +61,7 @@ from pl_prefopt.modules.schedule import Schedule, optimizer_steps
 from pl_prefopt.modules.step_mean import StepMean
 from pl_prefopt.modules.stock_callbacks import check_monitors, fit_in
 from pl_prefopt.modules.token_numbers import token_numbers, token_readout
-from pl_prefopt.modules.unfinished_step import begin_step_anew, tell_what_is_lost
+from pl_prefopt.modules.unfinished_step import restart_step, warn_lost_batches
 from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.policies import Make, PolicySpec, build_policy, check_shardable, load_split, sketch_policy
 from pl_prefopt.references import ReferenceAnswers, ReferenceSource
@@ -384,7 +384,7 @@ class PreferenceModule(LightningModule):
         save_settings(checkpoint, self._optimizer_settings)
         save_objective(checkpoint, self.objective)
         self._seeds.save(checkpoint)
-        begin_step_anew(checkpoint, self.trainer)
+        restart_step(checkpoint, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another run's checkpoint."""
@@ -395,7 +395,7 @@ class PreferenceModule(LightningModule):
             require_averaging(checkpoint, trainer.callbacks)
             compare_objective(checkpoint, self.objective)
             self._saved_settings = saved_settings(checkpoint)
-            tell_what_is_lost(checkpoint)
+            warn_lost_batches(checkpoint)
         if "state_dict" in checkpoint:
             if self._is_fitting and "optimizer_states" not in checkpoint:
                 raise ConfigError(

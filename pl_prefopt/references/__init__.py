@@ -1,4 +1,4 @@
-"""Frozen models that a policy is compared with."""
+"""References: frozen models that a policy is compared with."""
 
 from pl_prefopt.references.adapters import AdapterOff, NamedAdapter
 from pl_prefopt.references.base import (

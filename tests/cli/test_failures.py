@@ -59,7 +59,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(prefopt, sett
     elsewhere = ("--trainer.default_root_dir", "elsewhere")
     status, printed = status_and_sentence(prefopt, *settings, *explode, *flat, *elsewhere)
     assert status == 1
-    assert "not a finite number at step 1 for rows.jsonl, row " in printed
+    assert "non-finite loss (NaN or inf) at step 1 for rows.jsonl, row " in printed
     # The batch can be fed back as it was.
     bad = read(str(tmp_path / "run" / "bad_batch.jsonl"), tmp_path / "other-cache")
     whole = {
