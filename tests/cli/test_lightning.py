@@ -180,7 +180,7 @@ def test_what_cannot_work_is_refused_before_a_model_loads(name, tiny_model, tmp_
     }
     module = DPOModule(lora_spec(tiny_model), DPO())
     trainer = make_trainer(tmp_path, kind(**needed.get(name, {})))
-    with pytest.raises(ConfigError, match=rf"^Take {name} out of trainer\.callbacks\. It .*"):
+    with pytest.raises(ConfigError, match=rf"^Remove {name} from trainer\.callbacks\. It .*"):
         trainer.fit(module, datamodule=make_datamodule(tmp_path))
     assert not hasattr(module, "policy")
 
