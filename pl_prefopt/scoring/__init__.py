@@ -1,6 +1,6 @@
-"""Turning token trees into log-probs of responses, numbers per token and outputs of heads.
+"""Scoring: from token trees to log-probs of responses, per-token values and outputs of heads.
 
-The only room that knows a model's inputs.
+Only this package builds a model's inputs.
 """
 
 from pl_prefopt.scoring.inputs import at_least_float32, base_model, evaluating

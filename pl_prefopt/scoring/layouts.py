@@ -1,4 +1,4 @@
-"""How token trees are laid out in a model's input. Above this package nobody knows which layout ran."""
+"""Layouts of token trees in a model's input: prefix trees, or one row per response."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pl_prefopt.types import TokenTree
 
 @dataclass(frozen=True, kw_only=True)
 class LaidOut:
-    """A token tree as a model's input, and where its tokens stand there, as row · L + column.
+    """A token tree as a model's input, and the places of its tokens in it, as row · L + column.
 
     Attributes:
-        inputs: what the model's ``forward`` takes.
+        inputs: the arguments of the model's ``forward``.
         predicting: int64 [B, R, T], the position that predicts each response token; anything at padding.
         response_end: int64 [B, R], the last token of each response; any position where it is absent.
         prompt_end: int64 [B], the last token of each prompt.
@@ -75,7 +75,7 @@ def read_laid_out(
 
 
 def _spread(values: Tensor, at: Positions, number: Tensor, tree: TokenTree) -> Tensor:
-    """Put values [N, ...] in their places in the batch, with 0 elsewhere."""
+    """Scatter values [N, ...] to their places in the batch, with 0 elsewhere."""
     if at == "prompt":
         return values
     batch = tree.response_ids.shape[:2]
@@ -83,7 +83,7 @@ def _spread(values: Tensor, at: Positions, number: Tensor, tree: TokenTree) -> T
         absent = ~tree.response_mask.any(dim=2)
         return values.view(*batch, -1).masked_fill(absent.unsqueeze(-1), 0.0)
     shape = tree.response_ids.shape
-    # Out of place, so that a batch without any response token has a graph, too.
+    # Not in place, so that a batch without any response token has a graph, too.
     whole = values.new_zeros(shape.numel(), *values.shape[1:])
     return whole.index_copy(0, number, values).view(*shape, *values.shape[1:])
 
@@ -91,8 +91,8 @@ def _spread(values: Tensor, at: Positions, number: Tensor, tree: TokenTree) -> T
 class PlainLayout(Layout):
     """One row per response: [prompt | response | padding].
 
-    The model is given token ids and nothing else, as for a single sequence: it chooses its own positions and
-    masks, and a causal model can't see padding that follows.
+    The model gets token ids only, as for a single sequence: it computes positions and masks itself, and in a
+    causal model no token attends to the padding that follows.
     """
 
     def read(
@@ -123,7 +123,7 @@ class PlainLayout(Layout):
         )
         last = min(prompt for prompt, _ in lengths) - 1
         there = first.squeeze(-1) >= 0
-        # A prompt without responses stands nowhere; what is read in its place counts nowhere.
+        # A prompt without responses has no row; the value read in its place is masked.
         prompt_end = (behind - 1).where(there, -1).amax(dim=1).clamp(min=last)
         return LaidOut(
             inputs={"input_ids": ids},
@@ -221,7 +221,7 @@ def _pays(tree: TokenTree) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where each token of a tree stands in N rows of L columns, as row · L + column; padding is at N · L.
+    """The place of each token of a tree in N rows of L columns, as row · L + column; padding is at N · L.
 
     Attributes:
         prompt: int64 [B, P].
@@ -243,7 +243,7 @@ class Places:
 
     @classmethod
     def of(cls, tree: TokenTree, *, read: bool = False) -> Places:
-        """Pack the trees of a batch; the host knows their sizes, so no GPU is asked for anything.
+        """Pack the trees of a batch, by sizes known on the CPU, without synchronising with a GPU.
 
         Args:
             tree: the batch.
@@ -277,16 +277,16 @@ class Places:
         )
 
     def spread(self, prompt: Tensor, response: Tensor, *, padding: int) -> Tensor:
-        """Put values of prompt tokens [B, P] and response tokens [B, R, T] to their places in [N, L]."""
+        """Scatter values of prompt tokens [B, P] and response tokens [B, R, T] to their places in [N, L]."""
         places = torch.cat([self.prompt.flatten(), self.response.flatten()])
         return self._laid(places, torch.cat([prompt.flatten(), response.flatten()]), padding)
 
     def computed(self, place: Tensor) -> Tensor:
-        """Return where these places are among the columns that are computed, row · (L - read) + column."""
+        """Return the places among the computed columns, as row · (L - read) + column."""
         return without_first(place, self.read, self.width)
 
     def recalled(self, stood: Tensor) -> Tensor:
-        """Return where the tokens that are read stood, int64 [N, read], if each prompt's stood at [B, P]."""
+        """Return the cached tokens' places in the first pass, int64 [N, read], given its places [B, P]."""
         both = min(self.prompt.shape[1], stood.shape[1])
         source = self._laid(self.prompt[:, :both].flatten(), stood[:, :both].flatten(), 0)
         return source[:, : self.read]
@@ -325,7 +325,7 @@ def _predicting(tree: TokenTree, places: Places) -> Tensor:
 
 
 def _last(tree: TokenTree, places: Places) -> Tensor:
-    """Return the place of each response's last token, [B, R]; the prompt's where it is absent."""
+    """Return the place of each response's last token, [B, R]; the prompt's last token where it is absent."""
     step = (tree.response_mask.sum(dim=2, keepdim=True) - 1).clamp(min=0)
     there = tree.response_mask.any(dim=2)
     return places.response.gather(2, step).squeeze(2).where(there, places.prompt_end.unsqueeze(1))
@@ -336,7 +336,7 @@ def _token_counts(tree: TokenTree) -> tuple[int, int]:
 
 
 def _present(tree: TokenTree) -> list[tuple[int, int]]:
-    """Return the prompt and the number of each response that is there; the first one if none is."""
+    """Return (prompt, response) indices of all present responses; the first pair if none is present."""
     places = [(row, number) for row, sizes in enumerate(tree.response_sizes) for number in range(len(sizes))]
     return [(row, number) for row, number in places if tree.response_sizes[row][number]] or places[:1]
 
