@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pl_prefopt.files import changing, replacing
+from pl_prefopt.files import atomic_write, changing
 from pl_prefopt.metric_info import MetricInfo, current_name
 
 STAGES = ("val", "test")
@@ -115,7 +115,7 @@ def _add(path: Path, new: Evaluation) -> None:
         earlier = []
     kept = [one for one in earlier if not new.replaces(one)]
     text = json.dumps({"evaluations": [_written(one) for one in [*kept, new]]}, indent=2)
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(text + "\n", encoding="utf-8")
 
 

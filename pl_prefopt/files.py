@@ -1,4 +1,4 @@
-"""Writing files that are whole or absent, whatever interrupts."""
+"""Atomic writes of files and directories, which survive kills and full disks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-"""What a file system answers that knows no locks."""
+"""Error numbers of file systems that don't support locks."""
 _PATIENCE = 60.0
 
 
 def without_dots(path: Path) -> Path:
-    """Return a path to write to without ``..``, whose folders before that need not exist then."""
+    """Return an equivalent of ``path`` without ``..``, so that the folders before it need not exist."""
     if ".." not in path.parts:
         return path
     place, here = path.resolve(), Path.cwd()  # a link may lead to another parent than the one named
@@ -25,41 +25,41 @@ def without_dots(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path, *, owner: str = "") -> Iterator[Path]:
-    """Yield a draft to write, which takes the place of ``path`` at once when the block ends.
+def atomic_write(path: Path, *, owner: str = "") -> Iterator[Path]:
+    """Yield a temporary path to write to, which atomically replaces ``path`` when the block ends.
 
-    A kill, a full disk or an error leaves ``path`` as it was. The draft lies beside it, since a file can be
-    renamed at once within one file system only, and reaches the disk before the name does, so that not even
-    a power cut leaves an empty file under a good name.
+    A kill, a full disk or an error leaves ``path`` unchanged. The temporary file is in the same folder, since
+    renaming is atomic only within a file system, and is flushed to disk before it is renamed, so that even a
+    power cut leaves no empty file under the final name.
 
     Args:
-        path: the file to write or replace; its folder is made.
-        owner: where several processes may write the same file, a name for this one's draft. Without one, the
-            draft that a killed process left is overwritten by the next.
+        path: the file to write or replace; its folder is created.
+        owner: a suffix for the temporary file, distinct per process where several may write the same file.
+            Without one, the temporary file of a killed process is overwritten by the next.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}{owner}.tmp")
     try:
-        with naming(path, instead_of=draft):
+        with name_os_errors(path, instead_of=draft):
             yield draft
             _flush(draft)
             draft.replace(path)
             _flush(path.parent)
     except BaseException:
-        with suppress(OSError):  # where nothing can be written, nothing can be removed, which is not the news
+        with suppress(OSError):  # a failed removal must not hide the error itself
             draft.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def changing(path: Path) -> Iterator[None]:
-    """Let no other process or thread change ``path`` while the block reads it and writes it again.
+    """Lock ``path`` against other processes and threads while the block reads and rewrites it.
 
-    Whoever changes it has to do so in such a block. A file system without locks, or another process that
-    holds the lock for a minute, is no reason not to write.
+    The lock is advisory: every writer has to use this context. Where the file system doesn't support locks,
+    or the lock isn't free within a minute, the block runs without it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A soft lock is a mere file, which a killed process would leave behind.
+    # A soft lock is a plain file, which a killed process would leave behind.
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=_PATIENCE, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -75,8 +75,8 @@ def changing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def naming(path: Path, *, instead_of: Path | None = None) -> Iterator[None]:
-    """Let what the file system refuses in the block name ``path``: of writing, it doesn't say where."""
+def name_os_errors(path: Path, *, instead_of: Path | None = None) -> Iterator[None]:
+    """Set ``path`` as the file name of ``OSError``s in the block: failed writes come without one."""
     try:
         yield
     except OSError as error:
@@ -87,9 +87,9 @@ def naming(path: Path, *, instead_of: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a draft of a folder, which gets its name when the block ends. An error leaves nothing."""
+    """Yield a temporary folder, renamed to ``path`` when the block ends and removed on an error."""
     draft = path.with_name(f".{path.name}.tmp")
-    discard(draft)  # what a kill left
+    discard(draft)  # left by a killed process
     try:
         yield draft
         publish_folder(draft, path)
@@ -100,56 +100,56 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def publish_folder(draft: Path, path: Path) -> None:
-    """Put a finished folder in the place of ``path``, a folder or a file."""
+    """Replace ``path``, a folder or a file, by a finished folder."""
     for file in draft.iterdir():
         _flush(file)
     _flush(draft)
-    with stepping_aside(path):
+    with swap_directory(path):
         draft.rename(path)
 
 
 @contextmanager
-def stepping_aside(path: Path) -> Iterator[None]:
-    """Move what is at ``path`` beside it while the block puts a folder there, or a file in a folder's place.
+def swap_directory(path: Path) -> Iterator[None]:
+    """Back up ``path`` while the block writes a folder there, or a file in a folder's place.
 
-    A folder can't be renamed over another. If the block fails, what was there comes back; if it is killed,
-    ``bring_back`` finds it. When the block ends, it is removed.
+    A folder can't be renamed over another. If the block fails, the backup is restored; if the process is
+    killed, ``restore_backup`` restores it. When the block ends, the backup is removed.
     """
-    aside = _aside(path)
+    backup = _backup_of(path)
     if path.exists():
-        discard(aside)
-        path.rename(aside)
+        discard(backup)
+        path.rename(backup)
     try:
         yield
         _flush(path.parent)
     except BaseException:
-        bring_back(path)
+        restore_backup(path)
         raise
-    discard(aside)
+    discard(backup)
 
 
-def bring_back(path: Path) -> None:
-    """If ``path`` is missing because a kill came while something stepped aside for it, put that back."""
-    aside = _aside(path)
-    if not path.exists() and aside.exists():
+def restore_backup(path: Path) -> None:
+    """Restore the backup of ``path`` if a process was killed inside ``swap_directory``."""
+    backup = _backup_of(path)
+    if not path.exists() and backup.exists():
         with suppress(FileNotFoundError):  # another process was faster
-            aside.rename(path)
+            backup.rename(path)
 
 
 def discard(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _aside(path: Path) -> Path:
+def _backup_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.earlier")
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    """Flush a file's content, or a folder's entries, to disk."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders

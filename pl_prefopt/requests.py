@@ -1,4 +1,4 @@
-"""What an objective may ask for beyond one log-prob per response: numbers per token, and outputs of heads."""
+"""Requests of objectives beyond one log-prob per response: per-token values and outputs of heads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Place = Literal["response", "prompt"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRequest:
-    """Numbers for each response token, on the rows as they are.
+    """A request for values per response token of the plain view.
 
     Attributes:
         kl: the KL divergences between the policy's and each reference's distribution over the vocabulary,
@@ -35,10 +35,10 @@ class TokenRequest:
 
 
 class OutputHead(ABC):
-    """A head on the policy's hidden states, trained along with the policy and kept in its checkpoints.
+    """A head on the policy's hidden states, trained with the policy and saved in its checkpoints.
 
     Attributes:
-        at: where it reads.
+        at: the tokens whose hidden states it reads.
     """
 
     at: Place
@@ -53,7 +53,7 @@ class LinearHead(OutputHead):
     """A linear map, initialised with a standard deviation of 1/√(D + 1), D the hidden size.
 
     Args:
-        outputs: O, the numbers at each place.
+        outputs: O, the number of outputs per place.
         at: the last token of each ``response``, or of each ``prompt``.
 
     Raises:

@@ -40,9 +40,9 @@ class TokenTree:
             the host to avoid waiting for a GPU.
         response_lengths: each prompt's number of response tokens, over all its responses together.
         response_sizes: each prompt's number of tokens of each of its R responses, 0 where one is absent.
-        common: with how many of the same tokens all B prompts begin.
-        known: with how many tokens of its row's plain prompt each prompt begins, never all of its own;
-            empty in a plain tree.
+        shared_prefix: the number of first tokens that all B prompts share.
+        shared_with_plain: the number of first tokens that each prompt shares with its row's plain prompt, at
+            most all of its own but one; empty in a plain tree.
     """
 
     prompt_ids: Tensor
@@ -53,16 +53,16 @@ class TokenTree:
     prompt_lengths: tuple[int, ...] = ()
     response_lengths: tuple[int, ...] = ()
     response_sizes: tuple[tuple[int, ...], ...] = ()
-    common: int = -1
-    known: tuple[int, ...] = ()
+    shared_prefix: int = -1
+    shared_with_plain: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.common < 0:
+        if self.shared_prefix < 0:
             self.prompt_lengths = tuple(self.prompt_mask.sum(dim=1).tolist())
             self.response_sizes = tuple(map(tuple, self.response_mask.sum(dim=2).tolist()))
             self.response_lengths = tuple(map(sum, self.response_sizes))
             same = (self.prompt_ids == self.prompt_ids[0]) & self.prompt_mask
-            self.common = int(same.all(dim=0).cumprod(dim=0).sum())
+            self.shared_prefix = int(same.all(dim=0).cumprod(dim=0).sum())
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenTree:
         """Return a copy on ``device``."""

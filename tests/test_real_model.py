@@ -57,7 +57,7 @@ def test_bfloat16_is_no_reason_to_compute_prompts_again(spec):
     scorer, half = Scorer(), build_frozen(dataclasses.replace(spec, dtype="bfloat16"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert scorer.history(half, torch.device("cpu")) is not None
+        assert scorer.prefix_cache(half, torch.device("cpu")) is not None
     assert isinstance(scorer._shared, TreeLayout)
 
 

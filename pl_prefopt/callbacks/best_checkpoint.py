@@ -12,18 +12,18 @@ from pl_prefopt.errors import ConfigError, suggest
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's ``ModelCheckpoint``, which stops no run because its metric is missing.
+    """Lightning's ``ModelCheckpoint``, which warns instead of raising if its metric is missing.
 
-    Nothing is measured where nothing was counted, such as the accuracy over pairs of rows with one response
-    each: then a warning says so, and no best checkpoint is chosen. A misspelt name is refused after the
-    sanity check. That is one that nothing logged there, that is none of our metrics, of which some need more
-    rows, and that resembles a known one: a callback of your own may log any other later on.
+    A metric isn't logged where it has nothing to count, such as the accuracy over pairs in rows with one
+    response each: then a warning says so, and no best checkpoint is chosen. A misspelt name is refused after
+    the sanity check: one that wasn't logged there, isn't in the registry (whose metrics may need more rows),
+    and resembles a known one. Any other name may be logged by a custom callback later.
     """
 
     _warned = False
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise a ``ConfigError`` that names the nearest metric."""
+        """Raise a ``ConfigError`` that suggests the closest metric if the name is misspelt."""
         if self.monitor is None or self.monitor.startswith("train/"):  # which nobody has logged yet
             return
         module: Any = pl_module
@@ -36,12 +36,12 @@ class BestCheckpoint(ModelCheckpoint):
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose after a validation."""
+        """Update the best checkpoint after a validation."""
         if trainer.sanity_checking or self._is_measured(trainer):
             super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose at an epoch's end, if set so; without a warning before the first validation."""
+        """Update at an epoch's end, if configured; without a warning before the first validation."""
         waits = str(self.monitor).startswith("val/")
         validated = any(name.startswith("val/") for name in trainer.callback_metrics)
         if (validated or not waits) and self._is_measured(trainer):

@@ -1,4 +1,4 @@
-"""What the policy writes, before training and now."""
+"""Sample generations of the policy, before training and now."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 
 
 class Generations(Callback):
-    """Logs, at each validation of a ``fit``, greedy answers to fixed prompts beside those before training.
+    """Logs greedy answers to fixed prompts at each validation of a ``fit``, next to those before training.
 
-    What was written before training is kept in checkpoints, so that a resumed run still has it. Training is
-    not changed by a bit: random numbers and every part's mode are put back. With several processes the
-    first one writes while the others wait. Where none of them has all the weights (FSDP, DeepSpeed, tensor
-    parallelism) nothing is written, which is said once.
+    The answers from before training are saved in checkpoints, so that a resumed run still has them. Training
+    isn't affected: random numbers and the mode of every submodule are restored. With several ranks, rank 0
+    generates while the others wait. With sharded weights (FSDP, DeepSpeed, tensor parallelism) nothing is
+    generated, and a message says so once.
 
     Args:
-        prompts: what a user says; by default the first prompts of the validation rows.
-        held_out: how many of the validation rows' prompts to take where ``prompts`` is not set.
-        max_new_tokens: the most tokens of an answer.
+        prompts: the texts of a user turn; by default the first prompts of the validation rows.
+        held_out: the number of prompts to take from the validation rows where ``prompts`` is not set.
+        max_new_tokens: the maximum number of tokens per answer.
 
     Raises:
         ConfigError: if a number is below 1.
@@ -52,7 +52,7 @@ class Generations(Callback):
         self._writes = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what can't work before any model loads."""
+        """Check for a data module and whole weights before any model loads."""
         if stage != "fit":
             return
         if not isinstance(_datamodule(trainer), PreferenceDataModule):
@@ -69,7 +69,7 @@ class Generations(Callback):
         self._writes = trainer.is_global_zero and not sharded
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the answers before training, unless a checkpoint brought them."""
+        """Generate the answers before training, unless they were loaded from a checkpoint."""
         if not self._writes or not trainer.enable_validation or "val" not in _datamodule(trainer).datasets:
             return
         dialogues = self._dialogues(trainer)
@@ -81,7 +81,7 @@ class Generations(Callback):
         self._before |= self._answers(trainer, pl_module, missing)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write and log the answers now."""
+        """Generate and log the current answers."""
         if not self._writes or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         now = self._answers(trainer, pl_module, self._dialogues(trainer))
@@ -90,11 +90,11 @@ class Generations(Callback):
             publish_table(logger, "generations", table, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was written before training, by prompt."""
+        """Return the answers from before training, by prompt."""
         return {"before": self._before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what was written before training."""
+        """Load the answers from before training."""
         self._before = dict(state_dict["before"])
 
     def _dialogues(self, trainer: Trainer) -> dict[str, tuple[Message, ...]]:
@@ -156,7 +156,7 @@ def _room(policy: Any, new: int) -> int:
 
 @contextmanager
 def _undisturbed(policy: nn.Module, device: torch.device) -> Iterator[None]:
-    """Leave modes and random numbers as they were."""
+    """Restore modes and random number states on exit."""
     own = [device] if device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=own), evaluating(policy):
         yield

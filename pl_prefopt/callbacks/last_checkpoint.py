@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from."""
+"""The checkpoint that a run is resumed from."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from pl_prefopt.errors import ConfigError
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps the newest state of the run in ``last.ckpt``, and saves it before the run stops when asked to.
+    """Keeps the latest state of the run in ``last.ckpt``, and saves it before a run is stopped by a signal.
 
-    It is written every so many minutes, after each validation and at the end of each epoch, and only where a
-    run that goes on from it is the same, bit by bit, as one that never stopped: between two optimiser steps,
-    never among the batches of one, and not where a validation is due that Lightning would then leave out.
-    A SIGTERM, a Ctrl-C or SLURM's warning is obeyed at the next such place, or during a validation at once;
-    the validation then begins anew.
+    It is written every ``minutes``, after each validation and at the end of each epoch, and only where
+    resuming is exact, bit for bit: between two optimiser steps, never between the batches that one step
+    accumulates, and not where a validation is due that Lightning would then skip. After SIGTERM, Ctrl-C or
+    SLURM's warning signal, the run saves and stops at the next such point, or during a validation at once;
+    the validation is then repeated.
 
-    With several processes they agree on saving once an optimiser step, which is one small collective call.
+    Ranks agree on saving once per optimiser step, by one small collective call.
 
     Args:
         dirpath: the folder; the command line sets it to the run's ``checkpoints``.
-        minutes: how long training goes on without saving: the work that a crash can lose. The time since the
-            last writing counts.
+        minutes: the longest time between two checkpoints, and so the work that a crash can lose.
     """
 
     def __init__(self, dirpath: str | None = None, minutes: float = 10.0) -> None:
@@ -43,32 +42,32 @@ class LastCheckpoint(Checkpoint):
         self._stops = False  # as soon as the step is done
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """From here on a signal stops the run with a sentence."""
+        """Install the signal handlers, which stop the run with a message."""
         self.dirpath = self.dirpath or str(Path(trainer.default_root_dir) / "checkpoints")
         self.signals.install(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave signals alone again."""
+        """Remove the signal handlers."""
         self.signals.remove()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave signals alone again."""
+        """Remove the signal handlers."""
         self.signals.remove()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count the minutes."""
+        """Start the clock."""
         self._saved, self._saved_at_time, self._stops = None, time.monotonic(), False
         self.signals.install(trainer)
         self.signals.may_wait = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nobody looks for signals any more."""
+        """Let signals stop the run at once from here on."""
         self.signals.may_wait = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time to, the run's last step, or the run was asked to stop."""
+        """Save if ``minutes`` have passed, after the last step, or if a signal was received."""
         self._finish_step(trainer)
         if not _between_steps(trainer) or _more_is_due(trainer):
             return
@@ -79,7 +78,7 @@ class LastCheckpoint(Checkpoint):
             self._stop_if_asked(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the validation isn't done."""
+        """Record that a validation is running."""
         self._validating = True
         self._listen(trainer, pl_module)
 
@@ -97,16 +96,16 @@ class LastCheckpoint(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Save and stop if asked to."""
+        """Save and stop if a signal was received."""
         if not trainer.sanity_checking and self.signals.may_wait and _between_steps(trainer):
             self._stop_if_asked(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the validation is done, before anybody saves at its end."""
+        """Record that the validation is done, before any callback saves at its end."""
         self._validating = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was validated; at an epoch's end only after the best checkpoint has been chosen there."""
+        """Save the validated state; at an epoch's end only after the best checkpoint has been chosen."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self._finish_step(trainer)
@@ -117,20 +116,20 @@ class LastCheckpoint(Checkpoint):
             self._stop_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the epoch's end."""
+        """Save at the end of an epoch."""
         self._save(trainer)
         self._stop_if_asked(trainer)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let a run that resumes from the middle of a validation or an epoch do the rest of it.
+        """Correct the progress counters of checkpoints within a validation or an epoch.
 
-        The counts of a validation are in no checkpoint, so to resume in its middle would measure the rest of
-        the rows only. Lightning repeats it from the first batch if that was started and not processed.
+        Metric states of a validation aren't saved, so resuming within it would measure the remaining rows
+        only. Lightning repeats it from the first batch if that was started and not processed.
 
-        An epoch in which a callback such as ``Timer`` stopped training ends for Lightning like any other, and
-        the resumed run would leave out its other batches.
+        An epoch in which a callback such as ``Timer`` stopped training counts as completed for Lightning, and
+        the resumed run would skip its remaining batches.
         """
         loops = checkpoint["loops"]["fit_loop"]
         if self._validating:
@@ -150,14 +149,14 @@ class LastCheckpoint(Checkpoint):
         if settings.fast_dev_run or state == self._saved:
             return
         for logger in trainer.loggers:
-            logger.save()  # what was measured until here would not be measured again
+            logger.save()  # a resumed run doesn't log these values again
         trainer.save_checkpoint(self._path, weights_only=False)
         self._saved, self._saved_at_time = state, time.monotonic()
 
     def _finish_step(self, trainer: Trainer) -> None:
-        """Let a callback that stops training, such as ``Timer``, do so only between two steps.
+        """Defer stops by callbacks such as ``Timer`` to the end of the optimiser step.
 
-        The batches of a step that is not finished would be lost: their gradients are in no checkpoint.
+        The batches of an unfinished step would be lost: their gradients aren't saved.
         """
         if _between_steps(trainer):
             trainer.should_stop |= self._stops
@@ -170,14 +169,14 @@ class LastCheckpoint(Checkpoint):
             return
         self._save(trainer)
         step, of = trainer.global_step, trainer.estimated_stepping_batches
-        self.signals.stop(f"step {step} of {of} is saved in {self._path}; go on with `--ckpt_path last`")
+        self.signals.stop(f"step {step} of {of} is saved in {self._path}; resume with `--ckpt_path last`")
 
     @property
     def _path(self) -> Path:
         return Path(str(self.dirpath)) / "last.ckpt"
 
     def _agreed(self, trainer: Trainer, mine: bool) -> bool:
-        """Whether any process wants to."""
+        """Whether ``mine`` is true on any rank."""
         return bool(trainer.strategy.reduce_boolean_decision(mine, all=False))
 
 
@@ -186,7 +185,7 @@ def _between_steps(trainer: Trainer) -> bool:
 
 
 def _more_is_due(trainer: Trainer) -> bool:
-    """Whether a validation or the epoch's end comes before the next batch; those save by themselves."""
+    """Whether a validation or the epoch's end comes before the next batch; those hooks save."""
     fetcher: Any = trainer.fit_loop._data_fetcher
     loop = trainer.fit_loop.epoch_loop
     return loop._num_ready_batches_reached() or loop._should_check_val_fx(fetcher)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from pl_prefopt.files import naming, replacing
+from pl_prefopt.files import atomic_write, name_os_errors
 from pl_prefopt.rows import Message, PreferenceRow
 from pl_prefopt.types import Outcome, PreferenceBatch, ScoredBatch
 
@@ -66,7 +66,7 @@ class PredictionWriter(Callback):
             return
         scored, outcome = outputs
         part = _part(self._path, trainer.global_rank)
-        with naming(part), part.open("a", encoding="utf-8") as file:
+        with name_os_errors(part), part.open("a", encoding="utf-8") as file:
             for line in _lines(batch, scored, outcome):
                 if self._most is None or line["index"] < self._most:
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -82,7 +82,7 @@ class PredictionWriter(Callback):
         # Not `splitlines`, which also splits at separators that JSON leaves as they are.
         lines = [line for part in parts for line in part.read_text(encoding="utf-8").split("\n") if line]
         lines.sort(key=lambda line: json.loads(line)["index"])
-        with replacing(self._path) as draft:
+        with atomic_write(self._path) as draft:
             draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         for part in parts:
             part.unlink()

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from pl_prefopt.files import naming
+from pl_prefopt.files import name_os_errors
 
 Values: TypeAlias = npt.NDArray[np.float32]
 Layout: TypeAlias = Mapping[str, Mapping[str, Sequence[str]]]
@@ -155,7 +155,7 @@ def _append(logger: CSVLogger, name: str, heading: Iterable[str], rows: Iterable
     path = Path(logger.log_dir) / f"{_file_name(name)}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
-    with naming(path), path.open("a", encoding="utf-8", newline="") as file:
+    with name_os_errors(path), path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         if is_new:
             writer.writerow(heading)

@@ -18,7 +18,7 @@ from pl_prefopt.cli.export_check import compare, score, trial_rows, unit_of
 from pl_prefopt.cli.parser import Parser, RefusedError
 from pl_prefopt.cli.plain_parser import PlainParser
 from pl_prefopt.errors import ConfigError, first_line
-from pl_prefopt.files import bring_back, new_folder, without_dots
+from pl_prefopt.files import new_folder, restore_backup, without_dots
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
 from pl_prefopt.modules.checkpoints import check_description, describe
 from pl_prefopt.policies import PolicySpec, alters_base, build_frozen, build_policy, merged
@@ -69,7 +69,7 @@ def export_policy(
     out = _checked_out(out)
     _check_is_checkpoint(ckpt_path)
     config_path = Path(config) if config else ckpt_path.resolve().parent.parent / FILE_NAME
-    bring_back(ckpt_path)
+    restore_backup(ckpt_path)
     if not ckpt_path.exists():
         raise ConfigError(f"Expected a checkpoint, but {ckpt_path} is missing.")
     spec = read_policy_spec(config_path)

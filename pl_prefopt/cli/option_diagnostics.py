@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pl_prefopt.errors import ConfigError, suggest
-from pl_prefopt.files import bring_back
+from pl_prefopt.files import restore_backup
 
 
 def check_options(command: str, arguments: Sequence[str]) -> None:
@@ -24,7 +24,7 @@ def check_options(command: str, arguments: Sequence[str]) -> None:
     if not set(arguments) & {"-h", "--help"}:
         paths = list(_positional(arguments, known))
         for path in paths:
-            bring_back(path)
+            restore_backup(path)
             if not path.exists():
                 raise ConfigError(_missing(command, path))
         # A report passes over what is no run, if there is a run at all.

@@ -14,10 +14,10 @@ from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.cli.app import PrefOptCLI
 from pl_prefopt.cli.trainer import PrefOptTrainer
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.planning import Plan, Rehearsal, device_of, sharing_of
+from pl_prefopt.planning import DryRun, Plan, device_of, sharing_of
 from pl_prefopt.planning.devices import COMFORTABLE, GIB, Device
 from pl_prefopt.policies import PolicySpec, check_splittable
-from pl_prefopt.references import Held
+from pl_prefopt.references import Footprint
 from pl_prefopt.types import PLAIN, PreferenceBatch
 
 _QUIET = (
@@ -107,13 +107,13 @@ class PlanCLI(PrefOptCLI):
         self._connect(model, datamodule, references)
         read = "train" in datamodule.sources and not limits
         batch = _longest_rows(datamodule) if read else datamodule.full_batch(responses or _fewest(model))
-        held, unknown = _held(references, model.policy_spec)
+        footprints, unknown = _footprints(references, model.policy_spec)
         precision = self.trainer.precision_plugin
-        plan = Rehearsal(
+        plan = DryRun(
             module=model,
             batch=batch,
-            references=[] if references.precompute else held,
-            precomputed=held if references.precompute else [],
+            references=[] if references.precompute else footprints,
+            precomputed=footprints if references.precompute else [],
             precision=precision,
             compute=torch.bfloat16 if isinstance(precision, MixedPrecision) else None,
             sharing=sharing,
@@ -150,11 +150,11 @@ def _fewest(model: Any) -> int:
     return int(model.objective.needs.min_responses)
 
 
-def _held(references: ReferenceEnsemble, policy: PolicySpec) -> tuple[list[Held], list[str]]:
-    """Return what the members hold, and the names of those that don't say."""
-    said = {member: member.held(policy) for member in references.members}
-    unknown = [type(member).__name__ for member, held in said.items() if held is None]
-    return [held for held in said.values() if held is not None], unknown
+def _footprints(references: ReferenceEnsemble, policy: PolicySpec) -> tuple[list[Footprint], list[str]]:
+    """Return the members' footprints, and the names of those that don't state theirs."""
+    stated = {member: member.footprint(policy) for member in references.members}
+    unknown = [type(member).__name__ for member, footprint in stated.items() if footprint is None]
+    return [footprint for footprint in stated.values() if footprint is not None], unknown
 
 
 def _count(devices: Any) -> int:

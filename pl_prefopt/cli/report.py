@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pl_prefopt.cli.plain_parser import PlainParser
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.files import replacing, without_dots
+from pl_prefopt.files import atomic_write, without_dots
 from pl_prefopt.report import build_report, find_config, read_runs, write_figures
 
 
@@ -55,7 +55,7 @@ def write_report(folders: list[Path], out: Path | None = None, figures: Path | N
     if out.is_dir():
         raise ConfigError(f"Expected --out to be a file, but {out} is a folder: try {out / 'report.html'}.")
     made = build_report(runs)
-    with replacing(out) as draft:
+    with atomic_write(out) as draft:
         draft.write_text(made.html, encoding="utf-8")
     print(f"Wrote {out}")
     if figures is not None:

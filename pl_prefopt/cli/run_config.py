@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from pl_prefopt.files import replacing
+from pl_prefopt.files import atomic_write
 from pl_prefopt.saved_settings import FILE_NAME, portable
 
 
@@ -41,7 +41,7 @@ class RunConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             folder = Path(str(trainer.log_dir))
             settings: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-            with replacing(folder / FILE_NAME) as draft:
+            with atomic_write(folder / FILE_NAME) as draft:
                 text = yaml.safe_dump(portable(settings, folder), sort_keys=False, allow_unicode=True)
                 draft.write_text(text, encoding="utf-8")
         self.already_saved = True

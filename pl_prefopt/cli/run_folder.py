@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.files import bring_back, without_dots
+from pl_prefopt.files import restore_backup, without_dots
 from pl_prefopt.saved_settings import FILE_NAME
 
 METRICS = "metrics.csv"
@@ -75,7 +75,7 @@ def find_checkpoint(asked: str | None, folder: Path, *, may_be_missing: bool) ->
     if not asked:
         raise ConfigError("Expected --ckpt_path to be a checkpoint, 'last' or 'best', got nothing.")
     path = folder / "checkpoints" / f"{asked}.ckpt" if asked in ("last", "best") else Path(asked)
-    bring_back(path)
+    restore_backup(path)
     if path.exists():
         return str(path)
     if may_be_missing and asked == "last":

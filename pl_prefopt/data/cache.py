@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from pl_prefopt.errors import ConfigError, DataError, first_line
-from pl_prefopt.files import naming
+from pl_prefopt.files import name_os_errors
 
 
 class Cache:
@@ -41,7 +41,7 @@ class Cache:
             return folder
         unfinished = self._temporary()
         try:
-            with naming(self.root):
+            with name_os_errors(self.root):
                 build(unfinished)
                 _publish(unfinished, folder)
         finally:

@@ -48,7 +48,7 @@ def collate(encoded: Sequence[EncodedRow]) -> TokenTree:
 
 
 def beside(plain: TokenTree, view: TokenTree) -> TokenTree:
-    """Return ``view`` with the number of tokens that each of its prompts has in common with the plain one.
+    """Return ``view`` with the number of first tokens that each of its prompts shares with the plain one.
 
     Args:
         plain: a batch's rows as they are, on the host.
@@ -57,9 +57,9 @@ def beside(plain: TokenTree, view: TokenTree) -> TokenTree:
     both = min(plain.prompt_ids.shape[1], view.prompt_ids.shape[1])
     same = (plain.prompt_ids[:, :both] == view.prompt_ids[:, :both]) & plain.prompt_mask[:, :both]
     lengths = same.cumprod(dim=1).sum(dim=1).tolist()
-    # The last one predicts the first token of a response, so it is computed in any case.
-    known = [min(length, most - 1) for length, most in zip(lengths, view.prompt_lengths, strict=True)]
-    return dataclasses.replace(view, known=tuple(known))
+    # The last token predicts the first token of a response, so it is always computed.
+    shared = [min(length, most - 1) for length, most in zip(lengths, view.prompt_lengths, strict=True)]
+    return dataclasses.replace(view, shared_with_plain=tuple(shared))
 
 
 def _empty(*shape: int, dtype: type = np.bool_) -> npt.NDArray[Any]:

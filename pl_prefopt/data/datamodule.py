@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.contracts import RowReader, is_row_reader
 from pl_prefopt.data.dataset import PreferenceDataset
-from pl_prefopt.data.extremes import full_batch, largest_batch
 from pl_prefopt.data.renderer import Renderer, TemplateName
 from pl_prefopt.data.report import OnBadRow
 from pl_prefopt.data.required import require_columns, require_same_kinds
 from pl_prefopt.data.sampler import LengthGroupedSampler, SameOrderSampler
 from pl_prefopt.data.sources import Source, check_names
 from pl_prefopt.data.store import RowStore, split_rows, store_rows
+from pl_prefopt.data.worst_case_batches import full_batch, largest_batch
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.types import PreferenceBatch
 from pl_prefopt.views import View

@@ -1,4 +1,4 @@
-"""Lightning's weight averaging, of the trained weights and nothing else."""
+"""Lightning's weight averaging, restricted to trained weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CURRENT, _AVERAGING = "current_model_state", "averaging_state"  # Lightning's n
 
 
 class _Weights(nn.Module):
-    """Some weights as a module, which is what torch averages."""
+    """Weights as a module, since torch averages modules."""
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         super().__init__()
@@ -27,9 +27,9 @@ class _Weights(nn.Module):
 
 
 class _Average(AveragedModel):
-    """The average of a module's trained weights, kept in float32 at least.
+    """The average of a module's trained weights, in float32 or better.
 
-    In a narrower type a decay of 0.999 would be rounded away.
+    In a lower precision, updates with a decay of 0.999 would be rounded away.
     """
 
     def __init__(self, module: nn.Module, device: torch.device, **settings: Any) -> None:
@@ -46,47 +46,47 @@ class _Average(AveragedModel):
         return list(weights)
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Count the trained weights of ``model``."""
+        """Update the average with the trained weights of ``model``."""
         pairs = zip(trained_weights(model).values(), self.weights, strict=True)
         super().update_parameters(_Weights(now.detach().to(average.dtype) for now, average in pairs))
 
 
 class TrainedWeightsAveraging(WeightAveraging):
-    """What a ``WeightAveraging`` becomes in a run: it averages what is trained.
+    """Averages the trained weights; takes the place of a ``WeightAveraging`` in a run.
 
-    Lightning's own averages all that the module has. With an adapter that is a second copy of the base model,
-    which every average rounds a little away from the one that references and exports use, and a checkpoint
-    of which a run can't be resumed.
+    Lightning's own averages all of the module's weights. With an adapter that means a second copy of the base
+    model, which each average rounds slightly away from the base that references and exports use, and
+    checkpoints from which a run can't be resumed.
 
-    The averages are what is validated, what checkpoints hold as the policy's weights, and what the module has
-    after training; the weights being trained are kept beside them, for a run that resumes. Before the first
-    average, the weights being trained are used everywhere.
+    Validations use the averages, checkpoints hold them as the policy's weights, and the module has them after
+    training; checkpoints also hold the weights being trained, for resumed runs. Before the first average, the
+    weights being trained are used everywhere.
     """
 
     _average_model: _Average | None
     _current: list[Tensor] | None = None  # the weights being trained, while the module has the averages
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin anew."""
+        """Reset the averages."""
         self._average_model = self._current = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with the weights as they are, unless a checkpoint brought averages."""
+        """Start from the current weights, unless averages were loaded from a checkpoint."""
         if self._average_model is None:
             self._average_model = _Average(
                 pl_module, torch.device(self._device or trainer.strategy.root_device), **self._kwargs
             )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the averages."""
+        """Swap in the averages for a validation."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._use_averages(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the averages in place for callbacks that look at the policy after a validation."""
+        """Do nothing, so that callbacks see the averages after a validation."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the weights being trained."""
+        """Restore the weights being trained."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._use_current(pl_module)
 
@@ -95,13 +95,13 @@ class TrainedWeightsAveraging(WeightAveraging):
         self._use_averages(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the weights being trained, wherever it happened."""
+        """Restore the weights being trained."""
         self._use_current(pl_module)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save the averages as the policy's weights, and those being trained beside them."""
+        """Save the averages as the policy's weights, and the weights being trained separately."""
         average = self._average_model
         if average is None or not average.n_averaged:
             return
@@ -118,7 +118,7 @@ class TrainedWeightsAveraging(WeightAveraging):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take up the averages, and train on from the weights beside them."""
+        """Load the averages, and the weights being trained."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         self._average_model = None
@@ -150,15 +150,15 @@ class TrainedWeightsAveraging(WeightAveraging):
 
 
 def require_averaging(checkpoint: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
-    """Raise a ``ConfigError`` if ``checkpoint`` holds averages and no callback takes them for such.
+    """Raise a ``ConfigError`` if ``checkpoint`` holds averages and no callback loads them.
 
     Args:
-        checkpoint: of a run that is to be resumed.
-        callbacks: the trainer's.
+        checkpoint: the checkpoint of a run to resume.
+        callbacks: the trainer's callbacks.
     """
     if _AVERAGING in checkpoint and not any(isinstance(one, WeightAveraging) for one in callbacks):
         raise ConfigError(
-            "The checkpoint holds averaged weights, which are not those that its run was training: resume it "
-            "with the WeightAveraging or EMAWeightAveraging that it had in trainer.callbacks, or start a new "
-            "run from what `prefopt export` makes of it."
+            "The checkpoint holds averaged weights, not the weights being trained: resume it with its run's "
+            "WeightAveraging or EMAWeightAveraging in trainer.callbacks, or start a new run from the model "
+            "that `prefopt export` writes."
         )

@@ -1,4 +1,4 @@
-"""The whole step, shared by all families."""
+"""The base of all modules: scoring, loss, metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from pl_prefopt.modules.checkpoints import (
     save_description,
     trained_weights,
 )
-from pl_prefopt.modules.finite_loss import FiniteLossGuard
-from pl_prefopt.modules.fitting import (
+from pl_prefopt.modules.compatibility import (
     check_batch,
     check_references,
     check_rows,
     check_scores,
     check_strategy,
     reference_source,
-    tell_what_is_not_checked,
+    warn_unchecked_rows,
 )
+from pl_prefopt.modules.finite_loss import FiniteLossGuard
 from pl_prefopt.modules.learning_rate import base_rate, set_base_rate
 from pl_prefopt.modules.output_heads import build_heads, shard_heads
 from pl_prefopt.modules.randomness import BatchSeeds
@@ -61,16 +61,16 @@ from pl_prefopt.modules.schedule import Schedule, optimizer_steps
 from pl_prefopt.modules.step_mean import StepMean
 from pl_prefopt.modules.stock_callbacks import check_monitors, fit_in
 from pl_prefopt.modules.token_numbers import token_numbers, token_readout
-from pl_prefopt.modules.unfinished_step import begin_step_anew, tell_what_is_lost
+from pl_prefopt.modules.unfinished_step import restart_step, warn_lost_batches
 from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.policies import Make, PolicySpec, build_policy, check_shardable, load_split, sketch_policy
 from pl_prefopt.references import ReferenceAnswers, ReferenceSource
 from pl_prefopt.requests import TokenRequest
 from pl_prefopt.scoring import (
     HeadName,
-    History,
     LayoutName,
     Outputs,
+    PrefixCache,
     Readout,
     Scorer,
     evaluating,
@@ -84,24 +84,24 @@ _NOTHING: Mapping[str, Tensor] = {}
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW at the low learning rate that preference optimisation of all weights wants."""
+    """Return AdamW with the low learning rate that preference optimisation of all weights needs."""
     return torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0)
 
 
 class PreferenceModule(LightningModule):
-    """Trains one policy by one objective. Families differ in the objectives that they accept.
+    """Trains one policy with one objective. Subclasses differ in the objectives that they accept.
 
     Args:
         policy: the model to train.
         objective: the loss and the reward.
-        optimizer: makes the optimiser from the trainable parameters.
-        schedule: the learning rate's course.
+        optimizer: creates the optimiser from the trainable parameters.
+        schedule: the learning rate schedule.
         layout: how prompts and their responses are laid out in the model's input, see ``Scorer``.
         head: how hidden states become log-probs, see ``Scorer``.
-        metrics: metrics of one's own, to measure beside those of ``pl_prefopt.metrics.REGISTRY``.
+        metrics: custom metrics, in addition to those of ``pl_prefopt.metrics.REGISTRY``.
 
     Attributes:
-        needs: what objective and metrics must be given; the data module reads it.
+        needs: the inputs that objective and metrics need; the data module reads it.
     """
 
     policy: nn.Module
@@ -126,26 +126,26 @@ class PreferenceModule(LightningModule):
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.scorer = Scorer(layout, head)
-        self.run_folder: Path | None = None  # the command line's, whatever the trainer's root is
-        self._references: ReferenceSource | None = None  # kept: a tuner replaces the trainer's callbacks
-        self.restored_from: str | None = None  # the command line knows it before Lightning does
-        self.restored_step: int | None = None  # the optimiser steps behind the checkpoint that was read
-        # Checkpoints hold only what is trained; on_load_checkpoint counts that nothing of it is missing.
+        self.run_folder: Path | None = None  # set by the command line, independent of the trainer's root
+        self._references: ReferenceSource | None = None  # cached: a tuner replaces the trainer's callbacks
+        self.restored_from: str | None = None  # set by the command line, before Lightning knows it
+        self.restored_step: int | None = None  # the optimiser step of the checkpoint that was loaded
+        # Checkpoints hold trained weights only; on_load_checkpoint checks that none of them is missing.
         self.strict_loading = False
         self._base_identity, self._adapter_identity = "", ""
         self.start: dict[str, Tensor] = {}
-        self._own_weights: set[str] = set()  # of the policy, without adapters that references add to it
+        self._own_weights: set[str] = set()  # the policy's, without adapters that references add
         self._metrics_logged_at = 0
         self._stats: Mapping[str, Tensor] = {}
         self._optimizer_settings: Settings = []
         self._saved_settings: Settings | None = None  # of the optimiser in the checkpoint
         self._found_lr: float | None = None
         self._trying = False
-        self._knows_rows = True  # whether a data module of ours has them, which were looked at then
+        self._knows_rows = True  # whether a PreferenceDataModule has them, so that setup checks them
         self._seeds, self._guard, self._mean = BatchSeeds(), FiniteLossGuard(), StepMean()
 
     def needed_by(self, column: str) -> str:
-        """Return who asked for a column of the rows: the objective's class, or a metric's."""
+        """Return the class that needs a column of the rows: the objective's, or a metric's."""
         if column in self.objective.needs.columns:
             return type(self.objective).__name__
         return self._columns_of_metrics[column]
@@ -156,12 +156,12 @@ class PreferenceModule(LightningModule):
 
     @property
     def views(self) -> Mapping[str, View]:
-        """The second views that the objective asked for."""
+        """The second views that the objective requests."""
         return self.objective.needs.views
 
     @property
     def tokens(self) -> TokenRequest | None:
-        """The numbers per token that the objective asked for."""
+        """The per-token values that the objective requests."""
         return self.objective.needs.tokens
 
     @property
@@ -171,7 +171,7 @@ class PreferenceModule(LightningModule):
 
     @property
     def metric_info(self) -> tuple[MetricInfo, ...]:
-        """What is known of the numbers that it logs: those of the registry, its own and the objective's."""
+        """The descriptions of all logged metrics: the registry's, the custom ones and the objective's."""
         return (*REGISTRY, *(one.info for one in self.added_metrics), *self.objective.stats)
 
     @property
@@ -184,14 +184,14 @@ class PreferenceModule(LightningModule):
         if self.schedule.name == "polynomial":
             raise ConfigError(
                 f"LearningRateFinder suggests the learning rate {rate:.6g}, but the schedule 'polynomial' "
-                "depends on the configured one: set model.init_args.optimizer.init_args.lr to it, and take "
-                "LearningRateFinder out of trainer.callbacks."
+                "depends on the configured one: set model.init_args.optimizer.init_args.lr to it, and remove "
+                "LearningRateFinder from trainer.callbacks."
             )
-        self._found_lr = rate  # used when training starts: Lightning writes over the schedule's rate next
+        self._found_lr = rate  # used when training starts: Lightning overwrites the schedule's rate next
 
     @contextmanager
     def trying(self) -> Iterator[None]:
-        """Let steps be tried whose loss may not be finite, since they are undone afterwards."""
+        """Allow non-finite losses within the context, whose steps are undone afterwards."""
         self._trying = True
         try:
             yield
@@ -199,13 +199,13 @@ class PreferenceModule(LightningModule):
             self._trying = False
 
     def configure_callbacks(self) -> list[Callback]:
-        """Look at the trainer's callbacks before anything is prepared or loaded; add none."""
+        """Check the trainer's callbacks before anything is prepared or loaded; add none."""
         fit_in(self.trainer)
         check_monitors(self.trainer, self.metric_info)
         return []
 
     def setup(self, stage: str) -> None:
-        """Check that objective, references, rows and strategy fit together, and build the metrics."""
+        """Check that objective, references, rows and strategy are compatible, and build the metrics."""
         check_strategy(self.trainer.strategy)
         self._try_optimizer()
         if self.device_mesh is not None:
@@ -222,10 +222,10 @@ class PreferenceModule(LightningModule):
         )
 
     def on_train_start(self) -> None:
-        """Ask for the prompts per batch, fix the run's seed, and hold to the optimiser's settings."""
+        """Read the prompts per batch, fix the run's seed, and apply the configured optimiser settings."""
         source = row_source(self.trainer)
         if source is None:
-            tell_what_is_not_checked(self.objective)
+            warn_unchecked_rows(self.objective)
         self._mean.start(None if source is None else source.prompts_per_batch)
         self._seeds.start(self.trainer)
         self._forget_metrics("train")  # of steps that a tuner tried
@@ -237,12 +237,12 @@ class PreferenceModule(LightningModule):
         self._take_found_lr()
 
     def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
-        """Make the batch's random numbers depend on its place in the run alone."""
+        """Seed the batch's random numbers by its position in the run."""
         self._seeds.seed(self.trainer)
         self._take_found_lr()  # of a search that begins later than the run
 
     def configure_model(self) -> None:
-        """Load the policy, once, and split it between processes if the strategy does so."""
+        """Load the policy once, and shard it if the strategy does."""
         if "policy" not in self._modules:
             self.policy = self.load(self.policy_spec, build_policy, sketch_policy)
             self._base_identity = self.policy_spec.base_identity  # now, since files may change
@@ -260,39 +260,39 @@ class PreferenceModule(LightningModule):
             self._look_into(Path(self.restored_from))
 
     def load(self, spec: PolicySpec, build: Make, sketch: Make) -> nn.Module:
-        """Return what ``build`` loads, its weights split between the processes if the strategy does so.
+        """Return the model that ``build`` loads, with sharded weights if the strategy shards.
 
         Args:
             spec: the model.
             build: loads it.
-            sketch: makes the same on the meta device.
+            sketch: creates it on the meta device.
         """
         if self.device_mesh is None:
             model = build(spec)
-            # As Lightning does with the policy: a reference in another precision would not be its start.
+            # As Lightning does with the policy: a reference in another precision would differ from its start.
             return model if self._trainer is None else self._trainer.precision_plugin.convert_module(model)
         return load_split(spec, build, sketch, self.device_mesh, precision=self.trainer.precision)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimiser over what is trained, and its schedule in optimiser steps."""
+        """Build the optimiser of the trained weights, and its schedule in optimiser steps."""
         optimizer = self.make_optimizer([weight for weight in self.parameters() if weight.requires_grad])
         scheduler = self.schedule.build(optimizer, optimizer_steps(self.trainer))
         self._optimizer_settings = settings_of(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """Return the batch's part of the loss; see ``StepMean`` for what it is divided by."""
+        """Return the batch's share of the loss; see ``StepMean`` for its divisor."""
         _, outcome = self._evaluate(batch, "train")
         self._guard.note(batch, outcome.loss)
         return self._mean.share(outcome.loss, batch, self.trainer)
 
     def on_after_backward(self) -> None:
-        """Make the gradient of a step the mean over its prompts, before anything looks at it or clips it."""
+        """Scale the gradient of a step to the mean over its prompts, before it is logged or clipped."""
         if not self.trainer.fit_loop.epoch_loop._should_accumulate():
             self._mean.scale(self.parameters(), self.trainer)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep a loss that is no number from the weights."""
+        """Raise on a non-finite loss before the weights are updated."""
         if self._trying:
             self._guard = FiniteLossGuard()
             return
@@ -303,13 +303,13 @@ class PreferenceModule(LightningModule):
     def validation_step(  # type: ignore[override]
         self, batch: PreferenceBatch, batch_idx: int
     ) -> tuple[ScoredBatch, Outcome]:
-        """Count the batch in the validation metrics; return its log-probs and rewards."""
+        """Update the validation metrics; return the batch's log-probs and rewards."""
         return self._evaluate(batch, "val")
 
     def test_step(  # type: ignore[override]
         self, batch: PreferenceBatch, batch_idx: int
     ) -> tuple[ScoredBatch, Outcome]:
-        """Count the batch in the test metrics; return its log-probs and rewards."""
+        """Update the test metrics; return the batch's log-probs and rewards."""
         return self._evaluate(batch, "test")
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> tuple[ScoredBatch, Outcome]:
@@ -319,17 +319,17 @@ class PreferenceModule(LightningModule):
         return scored, self.objective(scored)
 
     def score(self, batch: PreferenceBatch) -> ScoredBatch:
-        """Return what the objective asked for: the policy's with gradient, the references' without."""
+        """Return the values that the objective needs: the policy's with gradient, the references' without."""
         return self.score_beside(batch, self._ask_references(batch))
 
     def score_beside(self, batch: PreferenceBatch, answers: ReferenceAnswers) -> ScoredBatch:
-        """Return what the objective asked for, with the references' ``answers``."""
-        history = self.scorer.history(self.policy, batch.index.device) if self.views else None
+        """Return the values that the objective needs, given the references' ``answers``."""
+        prefix_cache = self.scorer.prefix_cache(self.policy, batch.index.device) if self.views else None
         heads = self.objective.needs.heads
         readouts: list[Readout] = [Outputs(self.heads[name], head.at) for name, head in heads.items()]
         tree = batch.trees[PLAIN]
         log_probs, *outputs = self.scorer.read(
-            self.policy, tree, [token_readout(self.tokens, answers), *readouts], history
+            self.policy, tree, [token_readout(self.tokens, answers), *readouts], prefix_cache
         )
         numbers = log_probs.unsqueeze(-1) if log_probs.dim() == 3 else log_probs
         return ScoredBatch(
@@ -338,14 +338,14 @@ class PreferenceModule(LightningModule):
             scores=batch.scores,
             present=batch.present,
             graded=batch.graded,
-            views={name: self._score_view(batch, name, history) for name in self.views},
+            views={name: self._score_view(batch, name, prefix_cache) for name in self.views},
             tokens=None if self.tokens is None else token_numbers(numbers, tree, self.tokens, answers),
             outputs=dict(zip(heads, outputs, strict=True)),
             columns={name: batch.columns[name] for name in self.needs.columns if name in batch.columns},
         )
 
     def _ask_references(self, batch: PreferenceBatch) -> ReferenceAnswers:
-        """Return the references' numbers: those that came with the batch, or what the ensemble answers."""
+        """Return the references' answers: those that came with the batch, or the ensemble's."""
         if self._references is None or (batch.references and self.tokens is None):
             return ReferenceAnswers(log_probs=batch.references)
         answers = self._references.answer(self, batch)
@@ -370,7 +370,7 @@ class PreferenceModule(LightningModule):
         self._log_metrics("test")
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return what is trained and nothing else, unless the policy's ``full_checkpoints`` asks for all."""
+        """Return the trained weights only, or the policy's frozen ones too with ``full_checkpoints``."""
         whole: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
         names = self._own_weights if self.policy_spec.full_checkpoints else trained_weights(self)
@@ -378,13 +378,13 @@ class PreferenceModule(LightningModule):
         return {key: value for key, value in whole.items() if key in kept}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the method, the base model and the optimiser."""
+        """Save the description of method, base model and optimiser, and the run's state."""
         optimizers = self.trainer.optimizers
         save_description(checkpoint, self._description() | describe_optimizer(*optimizers[:1]))
         save_settings(checkpoint, self._optimizer_settings)
         save_objective(checkpoint, self.objective)
         self._seeds.save(checkpoint)
-        begin_step_anew(checkpoint, self.trainer)
+        restart_step(checkpoint, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another run's checkpoint."""
@@ -395,18 +395,18 @@ class PreferenceModule(LightningModule):
             require_averaging(checkpoint, trainer.callbacks)
             compare_objective(checkpoint, self.objective)
             self._saved_settings = saved_settings(checkpoint)
-            tell_what_is_lost(checkpoint)
+            warn_lost_batches(checkpoint)
         if "state_dict" in checkpoint:
             if self._is_fitting and "optimizer_states" not in checkpoint:
                 raise ConfigError(
-                    "The checkpoint holds weights only, and no optimiser to go on with: name another one, "
-                    "such as last.ckpt."
+                    "The checkpoint holds weights only, without the optimiser states to resume from: name "
+                    "another one, such as last.ckpt."
                 )
             self._check(checkpoint, {name: weight.shape for name, weight in checkpoint["state_dict"].items()})
             return
-        # Split weights have been read already, passing over what isn't in the checkpoint.
+        # Sharded weights have been loaded already, skipping those that aren't in the checkpoint.
         self._look_into(Path(str(self.trainer.ckpt_path)))
-        # The batches stand already, too, in the order of a first epoch: Lightning shall ask for them again.
+        # The data loader exists already, in the order of a first epoch: make Lightning set it up again.
         self.trainer.fit_loop._combined_loader = None
 
     def _evaluate(self, batch: PreferenceBatch, stage: str) -> tuple[ScoredBatch, Outcome]:
@@ -431,8 +431,8 @@ class PreferenceModule(LightningModule):
         for name in outcome.stats:
             if f"{stage}/{name}" in suite:
                 raise ContractError(
-                    f"{type(self.objective).__name__} logs '{name}', which is the name of a metric: give its "
-                    "number another name."
+                    f"{type(self.objective).__name__} logs '{name}', which is the name of a metric: rename "
+                    "it in the objective's stats."
                 )
         if stage == "train":
             self._stats = outcome.stats
@@ -441,7 +441,9 @@ class PreferenceModule(LightningModule):
                 self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=True)
         return scored, outcome
 
-    def _score_view(self, batch: PreferenceBatch, name: str, history: History | None) -> ViewLogProbs:
+    def _score_view(
+        self, batch: PreferenceBatch, name: str, prefix_cache: PrefixCache | None
+    ) -> ViewLogProbs:
         tree = batch.trees[name]
         present = tree.response_mask.any(dim=-1) & batch.present.any(dim=-1, keepdim=True)
         references = batch.references.get(name, batch.scores.new_empty((0, *present.shape)))
@@ -449,17 +451,17 @@ class PreferenceModule(LightningModule):
             log_probs = self.scorer(self.policy, tree)  # a prefix cache has no gradient
         else:
             with torch.no_grad(), evaluating(self.policy):  # an offset should not depend on dropout
-                log_probs = self.scorer(self.policy, tree, history)
+                log_probs = self.scorer(self.policy, tree, prefix_cache)
         return ViewLogProbs(policy=log_probs, references=references, present=present)
 
     def _log_metrics(self, stage: str, others: Mapping[str, Tensor] = _NOTHING) -> None:
-        """Log what was counted; a value that nothing was counted for is NaN, and no number is better."""
+        """Log the metrics' values, leaving out NaN, which means that nothing was counted."""
         suite: Any = self.suites[_key(stage)]
         values: dict[str, Tensor] = {**suite.compute(), **others}
         self._forget_metrics(stage)
         shown = {f"{stage}/{info.name}" for info in self.metric_info if info.progress_bar}
-        # Lightning reads what the progress bar shows at every step, even when nothing is new. On a GPU it
-        # would wait each time, so all values leave the device here, at once.
+        # Lightning reads the progress bar's values at every step, even when they haven't changed. On a GPU it
+        # would synchronise each time, so all values are copied to the CPU here, at once.
         numbers = torch.stack([value.float() for value in values.values()]).cpu()
         for name, number in zip(values, numbers, strict=True):
             if not torch.isnan(number):
@@ -476,7 +478,7 @@ class PreferenceModule(LightningModule):
         suite.reset()
 
     def _look_into(self, path: Path) -> None:
-        """Refuse a checkpoint that doesn't fit before Lightning reads it into split weights by itself."""
+        """Refuse an incompatible checkpoint before Lightning loads it into sharded weights by itself."""
         if self.device_mesh is None:
             refuse_shards(path)
             return
@@ -492,7 +494,7 @@ class PreferenceModule(LightningModule):
         check_fits(checkpoint, shapes, description, trained=trained, known=known)
 
     def _try_optimizer(self) -> torch.optim.Optimizer:
-        """Make an optimiser of one weight: what it refuses is told before a model is loaded."""
+        """Create the optimiser for a dummy weight, so that wrong settings fail before a model is loaded."""
         try:
             return self.make_optimizer([nn.Parameter(torch.zeros(1, 1))])
         except (TypeError, ValueError) as error:
@@ -500,7 +502,7 @@ class PreferenceModule(LightningModule):
 
     @property
     def _is_fitting(self) -> bool:
-        """Whether an optimiser goes on: to validate or predict, weights are enough."""
+        """Whether the optimiser is needed: to validate or predict, weights suffice."""
         return self.trainer.state.fn == TrainerFn.FITTING
 
     def _description(self) -> dict[str, str]:

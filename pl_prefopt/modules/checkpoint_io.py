@@ -1,4 +1,4 @@
-"""Reading and writing checkpoint files, so that a good one is never lost and a bad one never trusted."""
+"""Safe reading and writing of checkpoint files: atomic writes, and no code from files is executed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch.distributed.tensor import DTensor
 
 from pl_prefopt.errors import RunError
-from pl_prefopt.files import replacing
+from pl_prefopt.files import atomic_write
 from pl_prefopt.modules.checkpoint_files import read_checkpoint
 from pl_prefopt.modules.plain_files import reason
 
@@ -19,10 +19,10 @@ _BARE = "pl_prefopt_bare_weights"
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written whole or not at all, and read without running code from them.
+    """Writes Lightning's checkpoint files atomically, and reads them without executing code from them.
 
-    Lightning's own plugin writes to the system's temporary folder and moves the file from there, which on
-    another file system is a copy that can break off half way.
+    Lightning's own plugin writes to the system's temporary folder and moves the file from there, which across
+    file systems is a copy that can be interrupted half way.
     """
 
     def save_checkpoint(
@@ -31,7 +31,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint, or bare weights, as a process that ``ddp_spawn`` started does for its parent.
 
         Raises:
-            RunError: if it can't be written or its weights aren't finite; an earlier one stays as it was.
+            RunError: if it can't be written or its weights aren't finite; an earlier one is left unchanged.
         """
         if "://" in str(path):  # an object store, where a file appears at once anyway
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -40,7 +40,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             checkpoint = {"state_dict": checkpoint, _BARE: True}
         check_finite(checkpoint, path)
         try:
-            with replacing(Path(path)) as draft, draft.open("wb") as file:
+            with atomic_write(Path(path)) as draft, draft.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch wraps what the file system says
             raise unwritable(path, error) from error
@@ -48,7 +48,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read what was saved; whatever is asked, only tensors and plain values are taken from it."""
+        """Read a checkpoint, always restricted to tensors and plain values, whatever ``weights_only`` is."""
         del weights_only
         checkpoint = read_checkpoint(Path(path), map_location)
         weights: dict[str, Any] = checkpoint["state_dict"]
@@ -58,15 +58,15 @@ class SafeCheckpointIO(TorchCheckpointIO):
 def unwritable(path: str | Path, error: BaseException) -> RunError:
     """Return the error for a checkpoint that can't be written."""
     return RunError(
-        f"the checkpoint {path} can't be written ({reason(error)}): the one before it, if any, is as it was; "
-        "make room or name another --run_dir, and go on with `--ckpt_path last`"
+        f"the checkpoint {path} can't be written ({reason(error)}): the previous one, if any, is unchanged; "
+        "free disk space or name another --run_dir, and resume with `--ckpt_path last`"
     )
 
 
 def check_finite(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse to put weights that are no numbers in the place of good ones.
+    """Refuse to overwrite a checkpoint with non-finite weights.
 
-    Of weights that are split between processes, this looks at the process's own part.
+    Of sharded weights, the rank's own shard is checked.
 
     Raises:
         RunError: naming the weight.
@@ -76,6 +76,6 @@ def check_finite(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         if not torch.isfinite(held).all():
             raise RunError(
                 f"the weight '{name}' is not finite at step {checkpoint.get('global_step')}, so {path} was "
-                "not written, and the checkpoint before it, if any, is as it was: lower the learning rate "
-                "and go on from there with `--ckpt_path last`"
+                "not written, and the previous checkpoint, if any, is unchanged: lower the learning rate "
+                "and resume from it with `--ckpt_path last`"
             )

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and when it is refused."""
+"""The contents of checkpoints, and the checks that refuse one that doesn't fit a run."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def trained_weights(module: nn.Module) -> dict[str, nn.Parameter]:
 def describe(
     method: str, policy: PolicySpec, base_identity: str, adapter_identity: str = ""
 ) -> dict[str, str]:
-    """Return what a checkpoint says of its run beside the weights.
+    """Return the description of a run that is saved with its weights.
 
-    A base is known by its weights, so that its folder may move, and so is an adapter that training started
-    from. Settings of an adapter such as ``lora_alpha`` decide what its weights mean, though not their shapes;
-    its dropout does not. Where PEFT writes to the base, its version decides what the base is.
+    A base is identified by its weights, so that its folder may move, and so is an adapter that training
+    started from. Settings of an adapter such as ``lora_alpha`` determine what its weights mean, though not
+    their shapes; its dropout doesn't. Where PEFT writes to the base, its version determines the base.
     """
     described = {"method": method, "base": policy.name, _IDENTITY: base_identity}
     if policy.lora is not None:
@@ -46,7 +46,7 @@ def describe(
 
 
 def describe_optimizer(optimizer: Optimizer | None = None) -> dict[str, str]:
-    """Return what a checkpoint says of its optimiser, if there is one: another couldn't use its states."""
+    """Return the description of the optimiser, if there is one: another class couldn't use its states."""
     if optimizer is None:
         return {}
     kind = type(optimizer)
@@ -59,13 +59,13 @@ def save_description(checkpoint: dict[str, Any], description: dict[str, str]) ->
 
 
 def refuse_shards(path: Path) -> None:
-    """Raise a ``ConfigError`` if ``path`` is a checkpoint that only a run with split weights can read."""
+    """Raise a ``ConfigError`` if ``path`` is a checkpoint that only a run with sharded weights can read."""
     if is_sharded(path):
         raise ConfigError(
-            f"{path} holds the shards of a run whose weights were split between processes, and this run's "
-            "are not: use the same hardware configuration and as many processes as you like, or get the "
-            f"model with `prefopt export {path} --out FOLDER` and name it in policy.adapter or policy.name; "
-            "an adapter becomes a part of the model with `--merge true --dtype float32`."
+            f"{path} is the checkpoint of a run with sharded weights, and this run's weights aren't sharded: "
+            "use the same hardware configuration, with any number of processes, or get the model with "
+            f"`prefopt export {path} --out FOLDER` and name it in policy.adapter or policy.name; an adapter "
+            "is merged into the model with `--merge true --dtype float32`."
         )
 
 
@@ -74,11 +74,11 @@ def check_description(checkpoint: Mapping[str, Any], description: Mapping[str, s
 
     Args:
         checkpoint: as Lightning read it.
-        description: of the run that is asked for.
-        else_: what else to do than to use that run's settings.
+        description: of the current run.
+        else_: the alternative to using the checkpoint's settings, for the message.
 
     Raises:
-        ConfigError: saying what differs.
+        ConfigError: naming the difference.
     """
     found = checkpoint.get(_KEY, {})
     if _IDENTITY in found and _IDENTITY in description:
@@ -105,17 +105,17 @@ def check_fits(
     trained: Mapping[str, Tensor],
     known: Collection[str],
 ) -> None:
-    """Refuse a checkpoint of another method or base, or one whose weights wouldn't be used.
+    """Refuse a checkpoint of another method or base, or one with missing or unused weights.
 
     Args:
         checkpoint: as Lightning read it.
-        shapes: of the weights in it, by name.
-        description: of the run that wants to load it.
-        trained: the parameters that it must hold, by name.
-        known: the names of all weights that it may hold.
+        shapes: the shapes of its weights, by name.
+        description: of the run that loads it.
+        trained: the parameters that it must contain, by name.
+        known: the names of all weights that it may contain.
 
     Raises:
-        ConfigError: saying what differs.
+        ConfigError: naming the difference.
     """
     check_description(checkpoint, description, else_="start without ckpt_path")
     unused = [name for name in shapes if name not in known]

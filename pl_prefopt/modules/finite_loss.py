@@ -1,4 +1,4 @@
-"""Stopping at a loss that is no number, before it reaches the weights."""
+"""Stopping at a non-finite loss (NaN or inf) before it reaches the weights."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from pl_prefopt.data.formats import as_fields
 from pl_prefopt.errors import RunError
-from pl_prefopt.files import replacing
+from pl_prefopt.files import atomic_write
 from pl_prefopt.types import PreferenceBatch
 
 _ROWS_NAMED = 5
 
 
 class _Noted(NamedTuple):
-    """A batch and what is wrong with it.
+    """A batch and the flags of its non-finite losses.
 
     Attributes:
         batch: the batch.
-        flags: bool [B + 1] on the CPU: which of its prompts' losses are no numbers, and whether any prompt's
-            is in any process.
-        known: when the flags have arrived.
+        flags: bool [B + 1] on the CPU: whether each prompt's loss is non-finite, and whether any prompt's is
+            on any rank.
+        known: the event after which the flags can be read; ``None`` if they can be read at once.
     """
 
     batch: PreferenceBatch
@@ -34,21 +34,21 @@ class _Noted(NamedTuple):
 
 
 class FiniteLossGuard:
-    """Looks at every prompt's loss once an optimiser step, after the backward pass and before the update.
+    """Checks every prompt's loss once per optimiser step, after the backward pass and before the update.
 
-    On a GPU the flags travel to page-locked memory while the backward pass is queued behind them. Waiting for
-    them therefore waits for the forward pass only, with the backward pass still to run: the GPU doesn't go
-    idle, and accumulated batches are looked at together.
+    On a GPU the flags are copied to page-locked memory before the backward pass in the stream. Waiting for
+    them therefore waits for the forward pass only, with the backward pass still queued: the GPU doesn't go
+    idle, and accumulated batches are checked together.
 
-    Several processes tell one another on the device, before the flags travel, so that all of them stop at the
-    same step. One that stopped alone would leave the others waiting for its gradients.
+    Ranks combine their flags on the device before the copy, so that all of them stop at the same step. A rank
+    that stopped alone would leave the others waiting for its gradients.
     """
 
     def __init__(self) -> None:
         self._noted: list[_Noted] = []
 
     def note(self, batch: PreferenceBatch, loss: Tensor) -> None:
-        """Remember a training batch and its unreduced loss [B]."""
+        """Record a training batch and its unreduced loss [B]."""
         bad = ~torch.isfinite(loss.detach())
         flags = torch.cat([bad, _in_any_process(bad)])
         if not flags.is_cuda:
@@ -61,15 +61,15 @@ class FiniteLossGuard:
         self._noted.append(_Noted(batch, arriving, known))
 
     def check(self, folder: Path, *, step: int, rank: int) -> None:
-        """Raise if a loss noted since the last check is NaN or infinite, in this process or another.
+        """Raise if a loss recorded since the last check is NaN or infinite, on any rank.
 
         Args:
-            folder: where the batch's rows are written then, as ``bad_batch.jsonl``.
+            folder: the folder to write the batch's rows to, as ``bad_batch.jsonl``.
             step: the optimiser step, for the message.
-            rank: this process's number.
+            rank: this process's rank.
 
         Raises:
-            RunError: naming the rows, in the process that has them.
+            RunError: on every rank; it names the rows on the rank that has them.
         """
         noted, self._noted = self._noted, []
         for item in noted:
@@ -80,12 +80,12 @@ class FiniteLossGuard:
                 raise RunError(_sentence(item, _write(item.batch, path), step))
             if item.flags[-1]:
                 raise RunError(
-                    f"the loss is not a finite number at step {step} in another process, which names the rows"
+                    f"non-finite loss at step {step} on another rank, whose message names the rows"
                 )
 
 
 def _in_any_process(bad: Tensor) -> Tensor:
-    """Return bool [1], whether one of ``bad`` is true in any process; the host doesn't wait for it."""
+    """Return bool [1], whether one of ``bad`` is true on any rank, without synchronising with the device."""
     found = bad.any().reshape(1)
     if dist.is_available() and dist.is_initialized():
         found = found.int()
@@ -95,7 +95,7 @@ def _in_any_process(bad: Tensor) -> Tensor:
 
 def _write(batch: PreferenceBatch, path: Path) -> Path:
     lines = [json.dumps(as_fields(row), ensure_ascii=False) + "\n" for row in batch.rows]
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text("".join(lines), encoding="utf-8")
     return path
 
@@ -106,7 +106,7 @@ def _sentence(item: _Noted, path: Path, step: int) -> str:
     ]
     more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
     return (
-        f"the loss is not a finite number at step {step} for {'; '.join(rows[:_ROWS_NAMED])}{more}. The step "
-        f"was not taken, and all rows of the batch are in {path}: lower the learning rate, or mend or leave "
-        "out these rows, and go on from the last checkpoint with `--ckpt_path last`"
+        f"non-finite loss (NaN or inf) at step {step} for {'; '.join(rows[:_ROWS_NAMED])}{more}. The step "
+        f"was not taken, and all rows of the batch are in {path}: lower the learning rate, or correct or "
+        "remove these rows, and resume from the last checkpoint with `--ckpt_path last`"
     )

@@ -1,4 +1,4 @@
-"""FSDP2 whose checkpoints are never half there, and never trusted."""
+"""FSDP2 with atomic checkpoints, read without executing code from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimi
 from torch.optim import Optimizer
 
 from pl_prefopt.errors import RunError
-from pl_prefopt.files import bring_back, discard, publish_folder, stepping_aside
+from pl_prefopt.files import discard, publish_folder, restore_backup, swap_directory
 from pl_prefopt.modules.checkpoint_files import check_sums, is_sharded
 from pl_prefopt.modules.checkpoint_io import check_finite, unwritable
 from pl_prefopt.modules.plain_files import unreadable
@@ -24,20 +24,20 @@ from pl_prefopt.policies import check_sizes
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Lightning's ``ModelParallelStrategy``, with checkpoints that survive a kill and run no code when read.
+    """Lightning's ``ModelParallelStrategy``, with checkpoints that survive a kill and are read safely.
 
-    Lightning writes shards over those of the checkpoint before, so that a kill meanwhile leaves neither, and
-    reads them with pickle. Here all processes write a folder beside the earlier one, which it replaces once
-    they are done. Both are on the disk for that time. What fails in one process, all of them say.
+    Lightning overwrites the shards of the previous checkpoint, so that a kill meanwhile destroys both, and
+    reads them with pickle. Here all ranks write to a temporary folder, which replaces the previous one when
+    it is complete; until then both are on disk. An error on one rank is raised on all ranks.
 
     It takes the same settings.
     """
 
     def setup_environment(self) -> None:
-        """Connect the processes.
+        """Set up the process group.
 
         Raises:
-            ConfigError: if the sizes don't go with their number.
+            ConfigError: if the mesh sizes don't match the number of processes.
         """
         processes = self.num_nodes * self.num_processes
         check_sizes(self._data_parallel_size, self._tensor_parallel_size, processes=processes)
@@ -49,8 +49,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Write a checkpoint.
 
         Raises:
-            RunError: in all processes, if one can't write or its weights aren't finite; an earlier checkpoint
-                stays as it was.
+            RunError: on all ranks, if one can't write or its weights aren't finite; an earlier checkpoint is
+                left unchanged.
         """
         path = Path(self.broadcast(filepath))
         if not self._save_distributed_checkpoint:
@@ -59,7 +59,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         draft = path.with_name(f".{path.name}.tmp")
         write = super().save_checkpoint
         try:
-            self._in_all(path, lambda: self._first_only(discard, draft))  # what a killed run left
+            self._in_all(path, lambda: self._first_only(discard, draft))  # left by a killed run
             self._in_all(path, lambda: _begin(checkpoint, path, draft))
             self._in_all(path, lambda: write(checkpoint, draft, storage_options))
             self._in_all(path, lambda: self._first_only(publish_folder, draft, path))
@@ -71,13 +71,13 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint; whatever is asked, only tensors and plain values are taken from it.
+        """Read a checkpoint, always restricted to tensors and plain values, whatever ``weights_only`` is.
 
         Raises:
-            ConfigError: if it is damaged, or holds anything else.
+            ConfigError: if it is damaged, or contains anything else.
         """
         del weights_only
-        self._first_only(bring_back, Path(checkpoint_path))
+        self._first_only(restore_backup, Path(checkpoint_path))
         path = Path(self.broadcast(checkpoint_path))
         if is_sharded(path):
             check_shards(path)
@@ -88,10 +88,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         return self._load_file(path)
 
     def _load_file(self, path: Path) -> dict[str, Any]:
-        """Read a file, whichever strategy wrote it.
+        """Read a checkpoint file, whichever strategy wrote it.
 
-        In a file from one process or DDP an optimiser's states are numbered by what it trains. Lightning
-        takes the numbers for those of all weights, which under an adapter are other ones.
+        In a file from one process or DDP, optimiser states are numbered by trained weight. Lightning takes
+        the numbers for those of all weights, which with an adapter are different.
         """
         check_sums(path)
         optimizers, self.optimizers = self.optimizers, []
@@ -108,7 +108,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return checkpoint
 
     def _write_file(self, checkpoint: dict[str, Any], path: Path, storage_options: Any | None) -> None:
-        with stepping_aside(path) if path.is_dir() else nullcontext():
+        with swap_directory(path) if path.is_dir() else nullcontext():
             self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options)
 
     def _first_only(self, work: Callable[..., object], *arguments: Any) -> None:
@@ -116,7 +116,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             work(*arguments)
 
     def _in_all(self, path: Path, work: Callable[[], object]) -> None:
-        """Do a part of saving and wait until every process has; if one failed, raise in each."""
+        """Run ``work`` on every rank and wait for all of them; if it failed on one, raise on all."""
         said = None
         try:
             work()
@@ -134,12 +134,12 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def by_name(state: dict[str, Any], optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:
-    """Return an optimiser's saved state with its weights' names in place of the numbers it was saved with.
+    """Return an optimiser's state dict with parameter names in place of parameter numbers.
 
     Args:
-        state: as ``Optimizer.state_dict`` gives it.
-        optimizer: of the same weights, in the same order.
-        module: which has them.
+        state: from ``Optimizer.state_dict``.
+        optimizer: an optimiser of the same weights, in the same order.
+        module: the module that has the weights.
     """
     names = {weight: name for name, weight in module.named_parameters()}
     numbers = [number for group in state["param_groups"] for number in group["params"]]
@@ -156,5 +156,5 @@ def by_name(state: dict[str, Any], optimizer: Optimizer, module: nn.Module) -> d
 
 def _begin(checkpoint: dict[str, Any], path: Path, draft: Path) -> None:
     check_finite(checkpoint, path)
-    # Once writing has begun, the processes wait for one another: none may fail before.
+    # Writing is collective: errors on a single rank have to be raised before it.
     draft.mkdir(parents=True, exist_ok=True)

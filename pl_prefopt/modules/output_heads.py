@@ -1,4 +1,4 @@
-"""Heads on the policy's hidden states: trained, checkpointed and sharded along with the policy."""
+"""Heads on the policy's hidden states, trained, checkpointed and sharded with the policy."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pl_prefopt.scoring import base_model
 
 
 def build_heads(heads: Mapping[str, OutputHead], policy: nn.Module) -> nn.ModuleDict:
-    """Build the heads that an objective asked for, by name, on the policy's device."""
+    """Build the heads that an objective requests, by name, on the policy's device."""
     size = base_model(policy).config.get_text_config().hidden_size
     device = next(policy.parameters()).device
     return nn.ModuleDict({name: head.build(size).to(device) for name, head in heads.items()})
 
 
 def shard_heads(heads: nn.ModuleDict, mesh: DeviceMesh, *, precision: str) -> None:
-    """Leave each rank its shard of every head, of the one that rank 0 initialised.
+    """Shard every head, with rank 0's initial values.
 
     Args:
-        heads: by name.
-        mesh: over which the policy is sharded.
-        precision: the trainer's.
+        heads: the heads by name.
+        mesh: the mesh that the policy is sharded over.
+        precision: the trainer's precision.
     """
     for head in heads.values():
         for weight in head.parameters():

@@ -1,4 +1,4 @@
-"""Random numbers that depend on where training is, and not on how it got there."""
+"""Random numbers that depend on the position in training only, also in resumed runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _KEY = "pl_prefopt_seed"
 
 
 class BatchSeeds:
-    """Seeds each training batch anew, from the run's seed, the batch's number and the rank.
+    """Seeds each training batch from the run's seed, the batch's number and the rank.
 
-    Dropout then draws the same numbers whether or not the run was interrupted before: generator states would
-    have to be kept for every rank, and what happens between batches (a validation, a new iterator of the
-    data) would have to draw the same numbers again. Ranks draw different numbers. Seeding takes microseconds
-    and doesn't wait for a GPU.
+    Dropout masks are then the same whether or not the run was interrupted before. Saved generator states
+    would be needed for every rank, and depend on random numbers used between batches (a validation, a new
+    data iterator). Random numbers differ between ranks. Seeding takes microseconds and doesn't synchronise
+    with a GPU.
     """
 
     def __init__(self) -> None:
@@ -26,12 +26,12 @@ class BatchSeeds:
         self._loaded: int | None = None
 
     def start(self, trainer: Trainer) -> None:
-        """Take the seed of the checkpoint that the run goes on from, or of this process, rank 0's for all."""
+        """Use the seed of the checkpoint to resume from, or this process's; rank 0's on all ranks."""
         mine = torch.initial_seed() if self._loaded is None else self._loaded
         self._run_seed, self._loaded = int(trainer.strategy.broadcast(mine)), None
 
     def seed(self, trainer: Trainer) -> None:
-        """Seed torch on all devices, numpy and ``random`` for the training batch that is about to be used."""
+        """Seed torch on all devices, numpy and ``random`` for the next training batch."""
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress.total
         done = int(batches.processed)
         assert self._run_seed is not None, "training has not started"
@@ -42,9 +42,9 @@ class BatchSeeds:
         random.seed(for_others)
 
     def save(self, checkpoint: dict[str, Any]) -> None:
-        """Note the run's seed, if it has started."""
+        """Save the run's seed, if the run has started."""
         checkpoint[_KEY] = self._run_seed
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the seed that ``save`` noted."""
+        """Load the seed that ``save`` saved."""
         self._loaded = checkpoint.get(_KEY)

@@ -1,4 +1,4 @@
-"""Settings where a run goes on: this run's, not those that the checkpoint was made with."""
+"""Settings of resumed runs: the configuration's, in place of those in the checkpoint."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ def settings_of(optimizer: Optimizer) -> Settings:
 
 
 def save_settings(checkpoint: dict[str, Any], settings: Settings) -> None:
-    """Note ``settings_of`` the optimiser before its first step."""
+    """Save ``settings_of`` the optimiser before its first step."""
     checkpoint[_OPTIMIZER] = settings
 
 
 def saved_settings(checkpoint: Mapping[str, Any]) -> Settings:
-    """Return what ``save_settings`` noted; nothing in a checkpoint of an earlier version."""
+    """Return what ``save_settings`` saved; an empty list for a checkpoint of an earlier version."""
     settings: Settings = checkpoint.get(_OPTIMIZER, [])
     return settings
 
 
 def keep_settings(optimizer: Optimizer, scheduler: LRScheduler, wanted: Settings, saved: Settings) -> None:
-    """Give an optimiser that a checkpoint was read into the settings that the configuration asks for.
+    """Apply the configuration's settings to an optimiser that was loaded from a checkpoint.
 
-    torch reads them from the checkpoint along with the moments, so that a lower learning rate, which is what
-    a run that went astray needs, would be passed over without a word. What the configuration left as it was
-    stays the checkpoint's: some optimisers count among their settings.
+    torch loads settings from the checkpoint along with the moments, so that a lower learning rate, which a
+    diverged run needs, would silently be ignored. Settings that the configuration didn't change remain the
+    checkpoint's: some optimisers keep counters among their settings.
 
     Args:
-        optimizer: as the checkpoint left it.
-        scheduler: likewise.
-        wanted: ``settings_of`` the optimiser before.
+        optimizer: as loaded from the checkpoint.
+        scheduler: as loaded from the checkpoint.
+        wanted: ``settings_of`` the optimiser before it was loaded.
         saved: ``saved_settings`` of the checkpoint.
     """
     saved = saved or settings_of(optimizer)
@@ -66,12 +66,12 @@ def keep_settings(optimizer: Optimizer, scheduler: LRScheduler, wanted: Settings
 
 
 def save_objective(checkpoint: dict[str, Any], objective: Objective) -> None:
-    """Note the objective's plain settings, such as its β."""
+    """Save the objective's plain settings, such as its β."""
     checkpoint[_OBJECTIVE] = plain_settings(objective)
 
 
 def compare_objective(checkpoint: Mapping[str, Any], objective: Objective) -> None:
-    """Warn of each setting that ``save_objective`` noted otherwise."""
+    """Warn of each setting that differs from what ``save_objective`` saved."""
     had = checkpoint.get(_OBJECTIVE, {})
     for name, value in plain_settings(objective).items():
         if had.get(name, value) != value:

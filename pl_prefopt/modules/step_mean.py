@@ -1,4 +1,4 @@
-"""The gradient of an optimiser step as the mean over all prompts that it saw."""
+"""Scaling the gradient of an optimiser step to the mean over its prompts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from pl_prefopt.types import PreferenceBatch
 
 
 class StepMean:
-    """Makes every optimiser step the mean over its prompts, whatever batches and ranks they fall into.
+    """Scales the gradient of every optimiser step to the mean over its prompts, across batches and ranks.
 
     Lightning divides each batch's loss by ``accumulate_grad_batches``, and the strategy averages gradients
     over ranks, as if all batches had the same number of prompts and all windows of accumulated batches were
-    complete. The last window of an epoch often isn't, batches that a limit of tokens cuts differ in size, and
-    one rank may have more prompts than another. How many prompts a window has is known at its end only: a
-    loader may be of any kind, and a run may stop or resume anywhere. So the sum of each batch's losses is
+    complete. The last window of an epoch often isn't, batches under a token limit differ in size, and one
+    rank may have more prompts than another. The number of prompts in a window is known at its end only, since
+    any data loader may be used, and a run may stop or resume anywhere. So the sum of each batch's losses is
     divided by a constant, and the gradient of the window is scaled once, by the ratio of that constant times
-    the batches of a whole window to the prompts that there were. For whole windows of whole batches it is 1.
+    the number of batches of a complete window to the actual number of prompts. For complete windows of full
+    batches the ratio is 1.
 
-    The counts stay on the device: the host waits for nothing.
+    The counts remain on the device, so that the CPU never waits for a GPU.
     """
 
     def __init__(self) -> None:
@@ -32,21 +33,21 @@ class StepMean:
         self._prompts: Tensor | None = None
 
     def start(self, prompts_per_batch: float | None) -> None:
-        """Begin a run.
+        """Start a run.
 
         Args:
-            prompts_per_batch: training prompts per batch and device as a rule, the same number on all ranks;
-                ``None`` for those of rank 0's first batch.
+            prompts_per_batch: the usual number of training prompts per batch and device, the same on all
+                ranks; ``None`` to use that of rank 0's first batch.
         """
         self._prompts_per_batch, self._prompts = prompts_per_batch, None
 
     def share(self, loss: Tensor, batch: PreferenceBatch, trainer: Trainer) -> Tensor:
-        """Return the part of a batch in its step's loss, before ``scale``.
+        """Return a batch's share of its step's loss, before ``scale``.
 
         Args:
-            loss: [B], one loss per prompt; rows that only even out the ranks have 0.
+            loss: [B], one loss per prompt; 0 for rows that only pad a rank's last batch.
             batch: the training batch.
-            trainer: who trains.
+            trainer: the trainer.
         """
         if self._prompts_per_batch is None:
             self._prompts_per_batch = float(trainer.strategy.broadcast(len(batch)))
@@ -56,7 +57,7 @@ class StepMean:
 
     @torch.no_grad()
     def scale(self, weights: Iterable[nn.Parameter], trainer: Trainer) -> None:
-        """Turn the gradients of a finished window, averaged over ranks, into the mean over its prompts."""
+        """Scale the gradients of a finished window, averaged over ranks, to the mean over its prompts."""
         assert self._prompts is not None
         assert self._prompts_per_batch is not None
         prompts, self._prompts, ranks = self._prompts.float(), None, 1

@@ -1,4 +1,4 @@
-"""Lightning's own callbacks in a run that trains an adapter beside references."""
+"""Checks and adaptations of Lightning's own callbacks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ REFUSED: dict[type[Callback], str] = {
         "lightning.pytorch.callbacks.WeightAveraging or EMAWeightAveraging"
     ),
 }
-"""What is refused, and what to use instead."""
+"""Callbacks that are refused, with the reason and what to use instead."""
 
 _ADAPTED: dict[type[Callback], type[Callback]] = {
     LearningRateFinder: RememberedLearningRate,
@@ -54,10 +54,10 @@ _SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 def fit_in(trainer: Any) -> None:
-    """Refuse the trainer's callbacks that can't work, and adapt those that need it.
+    """Refuse incompatible callbacks of the trainer, and adapt those that need it.
 
-    Adapted ones stay the same objects, since a caller may hold them: only their class becomes a subclass of
-    what it was. They then run after all others but checkpoints.
+    Adapted callbacks remain the same objects, since the caller may have references to them: their class
+    becomes a subclass of the original one. They run after all others but checkpoints.
 
     Raises:
         ConfigError: saying what to use instead.
@@ -65,7 +65,7 @@ def fit_in(trainer: Any) -> None:
     for callback in trainer.callbacks:
         for kind, reason in REFUSED.items():
             if isinstance(callback, kind):
-                raise ConfigError(f"Take {type(callback).__name__} out of trainer.callbacks. It {reason}.")
+                raise ConfigError(f"Remove {type(callback).__name__} from trainer.callbacks. It {reason}.")
         for kind, adapted in _ADAPTED.items():
             if isinstance(callback, kind) and not isinstance(callback, adapted):
                 _refuse_sharding(trainer, callback)
@@ -75,7 +75,7 @@ def fit_in(trainer: Any) -> None:
 
 
 def check_monitors(trainer: Any, infos: Sequence[MetricInfo]) -> None:
-    """Refuse callbacks that monitor a metric by a former name, or take its worst value for the best.
+    """Refuse callbacks that monitor a metric by a former name, or with the wrong mode.
 
     Raises:
         ConfigError: saying what to set instead.

@@ -1,4 +1,4 @@
-"""What an objective gets per token: from readouts of the policy and answers of the references."""
+"""An objective's per-token inputs, from readouts of the policy and answers of the references."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pl_prefopt.types import TokenNumbers, TokenTree
 
 
 def token_readout(request: TokenRequest | None, answers: ReferenceAnswers) -> Readout:
-    """Return what is read at each position of the policy that predicts a response token."""
+    """Return the readout for the policy's positions that predict response tokens."""
     if request is None or not request.kl or not answers.vocabularies:
         return LogProbs()
     return DivergingLogProbs(answers.vocabularies, request.kl)
@@ -20,13 +20,13 @@ def token_readout(request: TokenRequest | None, answers: ReferenceAnswers) -> Re
 def token_numbers(
     values: Tensor, tree: TokenTree, request: TokenRequest, answers: ReferenceAnswers
 ) -> TokenNumbers:
-    """Name the numbers of a readout, with 0 at tokens that don't count.
+    """Return a readout's values as ``TokenNumbers``, with 0 at tokens that don't count.
 
     Args:
         values: [B, R, T, 1 + K · directions].
-        tree: the rows as they are.
-        request: what the objective asked for.
-        answers: what the references gave.
+        tree: the plain view's tokens.
+        request: the objective's request.
+        answers: the references' answers.
     """
     values = values.masked_fill(~tree.counted_mask.unsqueeze(-1), 0.0)
     shape = (*values.shape[:3], len(answers.vocabularies), len(request.kl))

@@ -1,4 +1,4 @@
-"""Checkpoints amid the batches of an optimiser step, whose gradients are in none: the step begins anew."""
+"""Checkpoints between accumulated batches, whose gradients aren't saved: the optimiser step is repeated."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pl_prefopt.data import PreferenceDataModule, batches_since_step, datamodule
 _KEY = "pl_prefopt_unfinished_step"
 
 
-def begin_step_anew(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Set a checkpoint's counts back to where its last optimiser step was taken.
+def restart_step(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Reset a checkpoint's counters to its last optimiser step.
 
-    The data module does the same in its part of the checkpoint. Other loaders can't be set back: the batches
-    whose gradients are lost are noted, for ``tell_what_is_lost``.
+    The data module does the same with its own state. Other loaders can't be reset: the number of batches
+    whose gradients are lost is saved, for ``warn_lost_batches``.
     """
     batches = batches_since_step(trainer)
     if not batches:
@@ -25,7 +25,7 @@ def begin_step_anew(checkpoint: dict[str, Any], trainer: Trainer) -> None:
         checkpoint[_KEY] = batches
         return
     fit_loop = checkpoint["loops"]["fit_loop"]
-    # As Lightning leaves them in on_train_batch_end of the batch that stepped: it then goes on without
+    # As Lightning leaves them in on_train_batch_end of the batch that stepped: it then continues without
     # another validation, and counts that step itself.
     progress = fit_loop["epoch_loop.batch_progress"]
     for counts in (progress["total"], progress["current"]):
@@ -34,8 +34,8 @@ def begin_step_anew(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
-def tell_what_is_lost(checkpoint: dict[str, Any]) -> None:
-    """Warn where the first step after resuming will miss batches."""
+def warn_lost_batches(checkpoint: dict[str, Any]) -> None:
+    """Warn if the first step after resuming will lack batches."""
     if batches := checkpoint.get(_KEY):
         rank_zero_warn(
             f"The checkpoint was saved {batches} batches after an optimiser step, and their gradients are "

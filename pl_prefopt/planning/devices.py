@@ -1,4 +1,4 @@
-"""How much memory there is to fill."""
+"""The memory of the device to plan for."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _GPUS = {
     "H200": 141,
     "B200": 180,
 }
-"""GiB, as their makers name them; what CUDA can give is a few percent less, which ``COMFORTABLE`` leaves."""
+"""Nominal GiB; CUDA can allocate a few percent less, for which ``COMFORTABLE`` leaves room."""
 
 COMFORTABLE = 0.9
-"""The share of a device that a plan may fill: the rest is for CUDA's own and for gaps between tensors."""
+"""The share of a device that a plan may fill: the rest is for the CUDA context and fragmentation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,8 @@ class Device:
     """A device to plan for.
 
     Attributes:
-        name: what a person calls it.
-        memory: its bytes.
+        name: its display name.
+        memory: its size in bytes.
     """
 
     name: str
@@ -49,14 +49,14 @@ class Device:
 
 
 def device_of(*, gpu: str | None, memory: str | None) -> Device | None:
-    """Return the device that is asked for, or the CUDA device that is here, or nothing.
+    """Return the requested device, else the first CUDA device of this machine, else ``None``.
 
     Args:
         gpu: a name such as ``A100-80G``.
         memory: an amount such as ``24GiB``.
 
     Raises:
-        ConfigError: if there is no such GPU, the amount isn't one, or both are given.
+        ConfigError: if the GPU is unknown, the amount can't be parsed, or both are given.
     """
     if gpu is not None and memory is not None:
         raise ConfigError("Expected --gpu or --memory, got both: leave one of them out.")

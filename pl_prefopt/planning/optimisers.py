@@ -1,4 +1,4 @@
-"""What an optimiser holds, on weights without numbers."""
+"""Optimiser states on fake weights."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch.optim import Optimizer
 
 
 def make_states(optimizer: Optimizer) -> int:
-    """Give every weight its states, by a first step where the optimiser can take one.
+    """Create the states of every weight, by a first step where the optimiser can take one.
 
     Returns:
-        The bytes of those states that may move to main memory.
+        The bytes of the states that may be paged to main memory.
     """
     if not _has_own_kernels(optimizer):
         optimizer.step()
         return 0
     made: Any = optimizer
-    # Paged memory would come from CUDA; what is asked of it is the same size.
+    # Paged memory is allocated through CUDA; unpaged states have the same size.
     paged, made.is_paged = made.is_paged, False
     for number, group in enumerate(made.param_groups):
         for place, weight in enumerate(group["params"]):
@@ -29,18 +29,18 @@ def make_states(optimizer: Optimizer) -> int:
 
 
 def take_step(optimizer: Optimizer) -> None:
-    """Step, unless the optimiser's kernels need real numbers: those change states in place."""
+    """Step, unless the optimiser's kernels need real values: those update states in place."""
     if not _has_own_kernels(optimizer):
         optimizer.step()
 
 
-def go_over_all_weights_at_once(optimizer: Optimizer) -> None:
-    """Let a torch optimiser work as it does on a GPU, where it holds temporaries of all weights."""
+def use_foreach(optimizer: Optimizer) -> None:
+    """Make a torch optimiser update all weights at once, as on a GPU, with temporaries of all of them."""
     for group in optimizer.param_groups:
         if group.get("foreach", True) is None and not group.get("fused"):
             group["foreach"] = True
 
 
 def _has_own_kernels(optimizer: Optimizer) -> bool:
-    """Whether states are made apart from the step, as bitsandbytes does."""
+    """Whether states are created separately from the step, as in bitsandbytes."""
     return hasattr(optimizer, "init_state")

@@ -1,4 +1,4 @@
-"""What a device's memory goes to, and how a tensor shows to which part it belongs."""
+"""The parts of a device's memory, and how tensors are assigned to them by shape."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_prefopt.planning.ledger import Classify
+from pl_prefopt.planning.memory_tracker import Classify
 from pl_prefopt.planning.sharing import Sharing
 from pl_prefopt.policies import layers_of
 
@@ -19,7 +19,7 @@ GRADIENTS = "gradients"
 BUCKETS = "gradients sent between devices"
 OPTIMISER = "optimiser states"
 REFERENCES = "reference models"
-SPLIT_REFERENCES = "reference models, divided"
+SPLIT_REFERENCES = "reference models, sharded"
 ACTIVATIONS = "activations"
 MASKS = "attention masks and scores"
 LOGITS = "logits"
@@ -30,13 +30,14 @@ PARTS = (
 
 
 def by_shape(policy: Any) -> Classify:
-    """Return what names the part of a tensor that a step makes, from its shape.
+    """Return a function that assigns a tensor created by a step to a part, by its shape.
 
-    A matrix that is shaped like a weight and of another type is a weight cast to the type of computation, or
-    de-quantised for it; what ends in the vocabulary is logits; what ends in a square is attention's.
+    A matrix with the shape of a weight and another dtype is a weight cast to the compute dtype, or
+    de-quantised to it; a last dimension of vocabulary size means logits; two equal last dimensions mean an
+    attention mask or attention scores.
 
     Args:
-        policy: the model before it has fake tensors.
+        policy: the model, before its tensors are replaced by fake ones.
     """
     stored = {
         tuple(weight.shape): None if hasattr(weight, "quant_type") else weight.dtype
@@ -57,34 +58,34 @@ def by_shape(policy: Any) -> Classify:
 
 
 def shares_of(sharing: Sharing) -> dict[str, float]:
-    """Return the share of each part that one device holds."""
+    """Return the fraction of each part that one device holds."""
     if sharing.shards == 1:
         return {GATHERED: 0}
-    # Sharded weights are gathered in the type of computation, and so never cast.
+    # Sharded weights are gathered in the compute dtype, and so never cast.
     divided = (WEIGHTS, GRADIENTS, OPTIMISER, SPLIT_REFERENCES)
     return {CASTS: 0, **dict.fromkeys(divided, 1 / sharing.shards)}
 
 
 def gathered_layers(model: Any, compute: torch.dtype | None) -> int:
-    """Return the bytes of layers and gradients that a device holds whole at a time of a sharded model.
+    """Return the bytes of a sharded model's layers and gradients that a device holds unsharded at a time.
 
-    These are two layers, one of them gathered ahead, and one layer's gradients.
+    These are two layers, one of them prefetched, and one layer's gradients.
 
     Args:
         model: with or without fake tensors.
-        compute: the type of gathered weights; their own by default.
+        compute: the dtype of gathered weights; their own by default.
     """
     return max((_layer(layer, compute) for layer in layers_of(model)), default=0)
 
 
 def gathered_once(model: Any, compute: torch.dtype | None) -> int:
-    """Return the bytes of a sharded model's weights outside its layers, which stay whole once gathered.
+    """Return the bytes of a sharded model's weights outside its layers, which remain gathered.
 
-    Their gradients stay whole to the backward pass's end and are counted, too.
+    Their gradients remain unsharded until the end of the backward pass and are included.
 
     Args:
         model: with or without fake tensors.
-        compute: the type of gathered weights; their own by default.
+        compute: the dtype of gathered weights; their own by default.
     """
     inside = {id(weight) for layer in layers_of(model) for weight in layer.parameters()}
     outside = [weight for weight in model.parameters() if id(weight) not in inside]

@@ -1,4 +1,4 @@
-"""What a rehearsal found."""
+"""The result of a dry run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pl_prefopt.planning.parts import PARTS
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a step takes of one device.
+    """The memory that a training step needs on one device.
 
     Attributes:
-        parameters: of the policy, with its adapter.
-        trained: of these.
-        phases: by phase of a step, the bytes of each part when they are most together.
-        paged: bytes of optimiser states that may move to main memory; ``phases`` counts them too.
+        parameters: the number of the policy's parameters, its adapter's included.
+        trained: the number of trained parameters among them.
+        phases: by phase of a step, the bytes of each part at the phase's peak.
+        paged: bytes of optimiser states that may be paged to main memory; ``phases`` includes them.
     """
 
     parameters: int
@@ -25,7 +25,7 @@ class Plan:
 
     @property
     def fullest(self) -> str:
-        """The phase that takes most."""
+        """The phase with the highest peak."""
         return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
 
     @property
@@ -36,5 +36,5 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes at the highest peak."""
+        """The bytes of the highest peak."""
         return sum(self.parts.values())

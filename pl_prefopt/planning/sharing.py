@@ -1,4 +1,4 @@
-"""What a device holds of a run that several of them share."""
+"""How a strategy divides a run's memory between devices."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pl_prefopt.policies import check_sizes
 
 @dataclass(frozen=True, kw_only=True)
 class Sharing:
-    """How devices divide weights, gradients and optimiser states.
+    """How weights, gradients and optimiser states are divided between devices.
 
     Attributes:
-        shards: devices among which they are divided; 1 where each device has all of them.
-        buckets: whether gradients are copied into buckets to be summed between devices.
+        shards: the number of devices that they are sharded over; 1 where each device has all of them.
+        buckets: whether gradients are copied into buckets for the all-reduce.
     """
 
     shards: int = 1
@@ -34,12 +34,12 @@ def sharing_of(strategy: Strategy | str, *, devices: int, nodes: int) -> Sharing
     """Return how a strategy divides a run.
 
     Args:
-        strategy: what ``trainer.strategy`` says.
-        devices: on each node.
-        nodes: machines.
+        strategy: the value of ``trainer.strategy``.
+        devices: devices per node.
+        nodes: the number of nodes.
 
     Raises:
-        ConfigError: if it is none that this project runs with, or its sizes don't fit the devices.
+        ConfigError: if the strategy isn't supported, or its mesh sizes don't match the devices.
     """
     if strategy == "auto":
         strategy = "ddp" if devices * nodes > 1 else SingleDeviceStrategy()

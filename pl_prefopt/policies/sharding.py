@@ -1,4 +1,4 @@
-"""Splitting a model's weights between processes: FSDP2."""
+"""Sharding a model's weights with FSDP2."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _COMPUTED_IN = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def check_shardable(spec: PolicySpec, mesh: DeviceMesh) -> None:
-    """Raise a ``ConfigError`` if the policy can't be split over ``mesh``; no model is loaded yet."""
+    """Raise a ``ConfigError`` if the policy can't be sharded over ``mesh``; no model is loaded yet."""
     check_sizes(mesh["data_parallel"].size(), mesh["tensor_parallel"].size(), processes=mesh.size())
     check_splittable(spec)
 
 
 def check_sizes(data_parallel: int | str, tensor_parallel: int | str, *, processes: int) -> None:
-    """Raise a ``ConfigError`` if a strategy's sizes don't go with the number of processes.
+    """Raise a ``ConfigError`` if a strategy's mesh sizes don't match the number of processes.
 
     Args:
-        data_parallel: the strategy's; ``auto`` is not looked at.
-        tensor_parallel: likewise.
-        processes: on all machines.
+        data_parallel: the strategy's ``data_parallel_size``; ``auto`` is always accepted.
+        tensor_parallel: the strategy's ``tensor_parallel_size``; likewise.
+        processes: the world size.
     """
     if isinstance(tensor_parallel, int) and tensor_parallel > 1:
         raise ConfigError(
@@ -43,41 +43,42 @@ def check_sizes(data_parallel: int | str, tensor_parallel: int | str, *, process
 
 
 def check_splittable(spec: PolicySpec) -> None:
-    """Raise a ``ConfigError`` if the policy's weights can't be split between processes."""
+    """Raise a ``ConfigError`` if the policy's weights can't be sharded."""
     if spec.four_bit is not None:
         raise ConfigError(
-            "policy.four_bit weights can't be split between processes: use trainer.strategy ddp, or load the "
-            "base in bfloat16 (policy.four_bit: null, policy.dtype: bfloat16). What learned on 4 bits goes "
-            "on with policy.name FOLDER after `prefopt export CHECKPOINT --out FOLDER --merge true "
-            "--dtype float32`."
+            "policy.four_bit weights can't be sharded: use trainer.strategy ddp, or load the base in "
+            "bfloat16 (policy.four_bit: null, policy.dtype: bfloat16). To continue training from an adapter "
+            "on 4-bit weights, set policy.name FOLDER after `prefopt export CHECKPOINT --out FOLDER --merge "
+            "true --dtype float32`."
         )
     if spec.lora is not None and not keeps_base(spec.lora):
         raise ConfigError(
             "policy.lora with init_lora_weights, bias or layer_replication that change the base can't be "
-            "split between processes: use trainer.strategy ddp, or plain settings of LoRA."
+            "sharded: use trainer.strategy ddp, or plain LoRA settings."
         )
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, *, precision: str) -> None:
-    """Leave each process its part of every weight; a layer is gathered while it is computed.
+    """Shard every weight of a model; a layer is gathered while it is computed.
 
-    ``model`` becomes the FSDP root. What belongs to no layer - embeddings, last norm, head - is gathered at
-    its first use in a step and split again after the backward pass.
+    ``model`` becomes the FSDP root. Weights outside the layers - embeddings, last norm, head - are gathered
+    at their first use in a step and sharded again after the backward pass.
 
     Args:
-        model: a model of transformers, perhaps inside a PEFT wrapper, not on any GPU yet.
-        mesh: with a dimension ``data_parallel``.
-        precision: the trainer's. In mixed precision weights travel in the lower one, gradients in float32.
+        model: a transformers model, with or without a PEFT wrapper, not on any GPU yet.
+        mesh: a mesh with a dimension ``data_parallel``.
+        precision: the trainer's. In mixed precision weights are gathered in the lower precision, and
+            gradients reduced in float32.
 
     Raises:
-        ConfigError: if it is unknown which parts of the model are its layers.
+        ConfigError: if the model's class doesn't name its layers.
     """
     settings = _settings(mesh, precision)
     layers = layers_of(model)
     if not layers:
         raise ConfigError(
-            f"{type(_base(model)).__name__} doesn't say which of its modules are layers (_no_split_modules), "
-            "so its weights can't be split between processes: use `-c hardware/lora_ddp`."
+            f"{type(_base(model)).__name__} doesn't name its layers (_no_split_modules), so its weights "
+            "can't be sharded: use `-c hardware/lora_ddp`."
         )
     for layer in layers:
         fully_shard(layer, **settings)
@@ -85,11 +86,11 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, precision: str) -> None:
 
 
 def shard_whole(module: nn.Module, mesh: DeviceMesh, *, precision: str) -> None:
-    """Leave each process its part of every weight of a small module, which is gathered when it is called.
+    """Shard every weight of a small module, which is gathered when it is called.
 
     Args:
-        module: such as a head.
-        mesh: with a dimension ``data_parallel``.
+        module: a module, such as a head.
+        mesh: a mesh with a dimension ``data_parallel``.
         precision: the trainer's.
     """
     fully_shard(module, **_settings(mesh, precision))
@@ -104,7 +105,7 @@ def _settings(mesh: DeviceMesh, precision: str) -> dict[str, Any]:
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """Return the parts that are gathered one at a time: what the model's class says not to split further."""
+    """Return the modules that are gathered one at a time: those in the class's ``_no_split_modules``."""
     kinds = set(getattr(_base(model), "_no_split_modules", None) or ())
     return [part for part in model.modules() if type(part).__name__ in kinds]
 

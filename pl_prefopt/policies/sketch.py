@@ -1,4 +1,4 @@
-"""Models without their weights: every tensor is on the meta device, with a shape, a type, and no numbers."""
+"""Models without their weights: every tensor is on the meta device, with a shape and a dtype."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sketch_frozen(spec: PolicySpec) -> nn.Module:
 
 
 def sketch_second_adapter(policy: Any, folder: str) -> None:
-    """Put a frozen adapter beside the policy's own, as ``NamedAdapter`` does.
+    """Add a frozen adapter alongside the policy's own, as ``NamedAdapter`` does.
 
     Args:
         policy: what ``sketch_policy`` returned.

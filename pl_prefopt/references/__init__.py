@@ -1,8 +1,8 @@
-"""Frozen models that a policy is compared with."""
+"""References: frozen models that a policy is compared with."""
 
 from pl_prefopt.references.adapters import AdapterOff, NamedAdapter
 from pl_prefopt.references.base import (
-    Held,
+    Footprint,
     PolicyHost,
     Reference,
     ReferenceAnswers,
@@ -15,8 +15,8 @@ from pl_prefopt.references.tokens import token_answers
 
 __all__ = [
     "AdapterOff",
+    "Footprint",
     "FrozenModel",
-    "Held",
     "InitialPolicy",
     "NamedAdapter",
     "PolicyHost",

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from pl_prefopt.errors import ContractError, first_line
 from pl_prefopt.policies import PolicySpec, check_saved, keeps_base
-from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference, Running
+from pl_prefopt.references.base import Datasets, Footprint, PolicyHost, Reference, Running
 from pl_prefopt.scoring import evaluating
 from pl_prefopt.types import PreferenceBatch
 
@@ -28,15 +28,15 @@ class AdapterOff(Reference):
         _require_adapter(policy, "AdapterOff")
 
     def fingerprint(self, policy: PolicySpec) -> str:
-        """The base model's own."""
+        """Return the base model's fingerprint."""
         return f"base-{dataclasses.replace(policy, adapter=None).fingerprint}"
 
-    def held(self, policy: PolicySpec) -> Held:
-        """A forward pass a batch and nothing else."""
-        return Held()
+    def footprint(self, policy: PolicySpec) -> Footprint:
+        """Return the footprint of one forward pass per batch."""
+        return Footprint()
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
-        """Nothing to do: the policy is there already."""
+        """Do nothing: the policy is already loaded."""
 
     def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
         """Return float32 [B, R] sums of log-probs."""
@@ -45,24 +45,24 @@ class AdapterOff(Reference):
 
     @contextmanager
     def running(self, host: PolicyHost) -> Iterator[Running]:
-        """Switch the adapter off meanwhile."""
+        """Disable the adapter within the context."""
         policy: Any = host.policy
         trained = _trained(policy)
         with evaluating(policy), policy.disable_adapter():
-            # PEFT also marks the adapter as frozen meanwhile. FSDP2 looks at these marks when it first runs,
-            # and would take the adapter for frozen ever after.
+            # PEFT also sets requires_grad=False on the adapter meanwhile. FSDP2 reads it on its first run,
+            # and would treat the adapter as frozen from then on.
             _mark(trained)
             yield Running(policy, host.scorer)
 
     def release(self) -> None:
-        """Nothing to free."""
+        """Do nothing: there is no memory to free."""
 
 
 class NamedAdapter(Reference):
     """Another PEFT adapter on the policy's base model, for instance the SFT adapter training started from.
 
     Args:
-        folder: where PEFT saved the adapter.
+        folder: a folder with an adapter saved by PEFT.
     """
 
     live = True
@@ -82,25 +82,25 @@ class NamedAdapter(Reference):
             )
 
     def fingerprint(self, policy: PolicySpec) -> str:
-        """The base model's and the adapter's."""
+        """Return a fingerprint of base model and adapter."""
         return f"adapter-{dataclasses.replace(policy, lora=None, adapter=self.folder).fingerprint}"
 
-    def held(self, policy: PolicySpec) -> Held:
-        """The adapter, and a forward pass a batch."""
-        return Held(adapter=self.folder)
+    def footprint(self, policy: PolicySpec) -> Footprint:
+        """Return the footprint of the adapter and one forward pass per batch."""
+        return Footprint(adapter=self.folder)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
-        """Load the adapter beside the policy's own."""
+        """Load the adapter alongside the policy's own."""
         policy: Any = host.policy
         if isinstance(policy, FSDPModule):
             raise ContractError(
-                "The reference NamedAdapter can't join a policy whose weights are split between processes: "
-                f"use trainer.strategy ddp, or pl_prefopt.references.FrozenModel with model.adapter "
-                f"'{self.folder}'; or train on from the adapter merged into its base, by `prefopt export "
-                "CHECKPOINT --out FOLDER --merge true --dtype float32` and policy.name FOLDER."
+                "The reference NamedAdapter can't be added to a policy with sharded weights: use "
+                "trainer.strategy ddp, or pl_prefopt.references.FrozenModel with model.adapter "
+                f"'{self.folder}'; or continue training from the adapter merged into its base, by `prefopt "
+                "export CHECKPOINT --out FOLDER --merge true --dtype float32` and policy.name FOLDER."
             )
         if self.name not in policy.peft_config:
-            # PEFT leaves all parts in evaluation mode, and its older versions the policy's adapter frozen.
+            # PEFT leaves the model in evaluation mode, and older versions leave the policy's adapter frozen.
             trained = _trained(policy)
             try:
                 with evaluating(policy):
@@ -119,16 +119,16 @@ class NamedAdapter(Reference):
 
     @contextmanager
     def running(self, host: PolicyHost) -> Iterator[Running]:
-        """Put the adapter in the place of the policy's meanwhile."""
+        """Activate the adapter in place of the policy's own within the context."""
         with evaluating(host.policy), self._active(host.policy):
             yield Running(host.policy, host.scorer)
 
     def release(self) -> None:
-        """Nothing to free: the adapter stays with the policy, frozen, and is saved nowhere."""
+        """Do nothing: the adapter remains in the policy, frozen, and isn't saved in checkpoints."""
 
     @contextmanager
     def _active(self, policy: Any) -> Iterator[None]:
-        # set_adapter decides anew which parameters train, so what they were is kept and put back.
+        # set_adapter changes requires_grad of parameters, so their values are saved and restored.
         own = policy.active_adapter
         trained = _trained(policy)
         policy.set_adapter(self.name)
@@ -149,7 +149,7 @@ def _mark(trained: dict[Any, bool]) -> None:
 
 
 def _require_adapter(policy: PolicySpec, reference: str) -> None:
-    """Refuse a policy that doesn't have its plain base at hand, under an adapter that can be switched off."""
+    """Refuse a policy that isn't its plain base when its adapter is disabled."""
     settings = policy.adapter_settings()
     if settings is None:
         raise ContractError(

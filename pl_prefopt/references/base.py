@@ -1,4 +1,4 @@
-"""What every reference is: something frozen that gives each response a log-prob."""
+"""The interface of references: frozen distributions that give each response a log-prob."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ Datasets = Mapping[str, PreferenceDataset]
 
 
 class PolicyHost(Protocol):
-    """What a reference may use of the module that is trained."""
+    """The attributes of the trained module that a reference may use."""
 
     policy: nn.Module
     policy_spec: PolicySpec
     scorer: Scorer
     start: dict[str, Tensor]
-    """Trained weights before the first step, by name; empty where the adapter switched off is that start."""
+    """Trained weights before the first step, by name; empty where disabling the adapter restores them."""
 
     @property
     def device(self) -> torch.device:
-        """Where the policy lives."""
+        """The policy's device."""
 
     def load(self, spec: PolicySpec, build: Make, sketch: Make) -> nn.Module:
-        """Return what ``build`` loads, its weights split between the processes if the policy's are."""
+        """Return the model that ``build`` loads, sharded if the policy is."""
 
     @property
     def views(self) -> Mapping[str, View]:
-        """The second views that are scored beside the plain one."""
+        """The second views, scored in addition to the plain one."""
 
     @property
     def tokens(self) -> TokenRequest | None:
-        """The numbers per token that the objective asked for."""
+        """The per-token values that the objective requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceAnswers:
-    """What K references give for a batch, without gradient.
+    """The answers of K references for a batch, without gradient.
 
     Attributes:
         log_probs: float32 [K, B, R] sums of log-probs per view.
-        tokens: float32 [K, B, R, T], log-probs of the response tokens, if the objective asked for tokens.
-        vocabularies: each reference's distributions over the vocabulary, if it asked for KL divergences.
+        tokens: float32 [K, B, R, T], log-probs of the response tokens, if the objective requests tokens.
+        vocabularies: each reference's distributions over the vocabulary, if it requests KL divergences.
     """
 
     log_probs: Mapping[str, Tensor]
@@ -63,46 +63,46 @@ class ReferenceAnswers:
 
 
 class ReferenceSource(ABC):
-    """What a module pulls its references' numbers from; found among the trainer's callbacks."""
+    """The interface through which a module queries its references; one of the trainer's callbacks."""
 
     @property
     @abstractmethod
     def num_references(self) -> int:
-        """K."""
+        """K, the number of references."""
 
     @abstractmethod
     def answer(self, host: PolicyHost, batch: PreferenceBatch) -> ReferenceAnswers:
-        """Return what the references give for ``batch``; load them if that has not been done.
+        """Return the references' answers for ``batch``; load the references on the first call.
 
         Args:
-            host: the module, whose ``views`` and ``tokens`` say what is asked for.
+            host: the module, whose ``views`` and ``tokens`` are the request.
             batch: the rows.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
-    """What a reference takes of the policy's device while the policy trains.
+class Footprint:
+    """A reference's memory footprint on the policy's device during training.
 
     Attributes:
-        model: a model of its own that lives there.
-        adapter: the folder of an adapter that lives there, beside the policy's own.
-        start: whether a second copy of what the policy trains lives there.
-        stays: whether ``model`` or ``start`` stays between batches.
-        split: whether processes divide ``model`` where they divide the policy.
-        scores: whether every batch costs a forward pass there.
+        model: a model of its own on that device.
+        adapter: the folder of an adapter loaded alongside the policy's own.
+        start: whether it holds a second copy of the policy's trained weights.
+        resident: whether ``model`` or ``start`` remains on the device between batches.
+        split: whether ``model`` is sharded where the policy is.
+        scores: whether every batch takes a forward pass there.
     """
 
     model: PolicySpec | None = None
     adapter: str | None = None
     start: bool = False
-    stays: bool = True
+    resident: bool = True
     split: bool = False
     scores: bool = True
 
 
 class Running(NamedTuple):
-    """A reference's model and what scores with it."""
+    """A reference's model and the scorer to run it with."""
 
     model: nn.Module
     scorer: Scorer
@@ -112,27 +112,27 @@ class Reference(ABC):
     """A frozen distribution over responses."""
 
     precomputable: ClassVar[bool] = True
-    """Whether its log-probs may be computed once and kept; false where they are kept already."""
+    """Whether its log-probs may be precomputed; false where they already are."""
     live: ClassVar[bool] = False
-    """Whether it is a model on the policy's tokens, which ``running`` hands out for numbers per token."""
+    """Whether it is a model on the policy's tokens, available through ``running`` for per-token values."""
 
     needs_rows: ClassVar[bool] = False
-    """Whether ``prepare`` must see all rows that ``log_probs`` is asked for later."""
+    """Whether ``prepare`` needs all rows that ``log_probs`` will be called with."""
 
     def check(self, policy: PolicySpec) -> None:  # noqa: B027 - most references work with every policy
-        """Raise an error if this reference can't work beside ``policy``; no model is loaded yet."""
+        """Raise an error if this reference is incompatible with ``policy``; no model is loaded yet."""
 
     @abstractmethod
     def fingerprint(self, policy: PolicySpec) -> str:
-        """A string that differs whenever the log-probs may."""
+        """Return a string that differs whenever the log-probs may differ."""
 
-    def held(self, policy: PolicySpec) -> Held | None:
-        """What it takes of the policy's device; ``None`` if nobody said, and `prefopt plan` says so."""
+    def footprint(self, policy: PolicySpec) -> Footprint | None:
+        """Return its memory footprint on the policy's device; ``None`` if it states none."""
         return None
 
     @abstractmethod
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
-        """Make ready to score the rows of ``datasets`` (by split) on the policy's device. May be repeated."""
+        """Prepare to score the rows of ``datasets`` (by split). May be called repeatedly."""
 
     @abstractmethod
     def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
@@ -142,10 +142,12 @@ class Reference(ABC):
         """Return a context in which the reference's model can be run on the policy's tokens.
 
         Raises:
-            ContractError: if it is not ``live``.
+            ContractError: if it isn't ``live``.
         """
-        raise ContractError(f"{type(self).__name__} gives one log-prob per response, and nothing per token.")
+        raise ContractError(
+            f"{type(self).__name__} gives one log-prob per response, and no per-token values."
+        )
 
     @abstractmethod
     def release(self) -> None:
-        """Free the memory that ``prepare`` took."""
+        """Free the memory that ``prepare`` allocated."""

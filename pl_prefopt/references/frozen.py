@@ -1,4 +1,4 @@
-"""A reference that is a model of its own, perhaps with another architecture and tokeniser."""
+"""A reference with a model of its own, of the policy's or another architecture and tokeniser."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from pl_prefopt.data import PreferenceDataset, Renderer
 from pl_prefopt.errors import ContractError, DataError
 from pl_prefopt.policies import PolicySpec, build_frozen
-from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference, Running
+from pl_prefopt.references.base import Datasets, Footprint, PolicyHost, Reference, Running
 from pl_prefopt.scoring import Scorer
 from pl_prefopt.types import PreferenceBatch, TokenTree
 
 _SETTING = "references.members.init_args.template"
 _NAMED = 5
-"""Rows that a message names."""
+"""The number of rows that a message names."""
 
 
 class FrozenModel(Reference):
@@ -32,8 +32,8 @@ class FrozenModel(Reference):
     Args:
         model: the model.
         template: how its prompts are rendered, as ``data.template``.
-        device: where it lives, such as ``cuda:1``; the policy's device by default.
-        offload: keep it in main memory between batches, which is slow and saves the device's memory.
+        device: its device, such as ``cuda:1``; the policy's device by default.
+        offload: keep it in main memory between batches, which is slower and saves device memory.
     """
 
     live = True
@@ -57,23 +57,23 @@ class FrozenModel(Reference):
 
     @property
     def renderer(self) -> Renderer:
-        """How this model reads a row."""
+        """The renderer of this model's tokeniser and template."""
         if self._renderer is None:
             self._renderer = Renderer(self.spec.load_tokenizer(), template=self.template, setting=_SETTING)
         return self._renderer
 
     def fingerprint(self, policy: PolicySpec) -> str:
-        """The weights' and the renderer's."""
+        """Return a fingerprint of weights and renderer."""
         return f"model-{self.spec.fingerprint}-{self.renderer.fingerprint[:16]}"
 
-    def held(self, policy: PolicySpec) -> Held:
-        """The model, unless it lives on a device of its own."""
+    def footprint(self, policy: PolicySpec) -> Footprint:
+        """Return the footprint of the model, unless it is on a device of its own."""
         if self.device is not None:
-            return Held(scores=False)
-        return Held(model=self.spec, stays=not self.offload)
+            return Footprint(scores=False)
+        return Footprint(model=self.spec, resident=not self.offload)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
-        """Read the rows, if they must be read anew, and load the model onto its device."""
+        """Tokenise the rows, if this model needs its own tokens, and load the model onto its device."""
         if host.tokens is not None and not datasets:
             raise ContractError(
                 "FrozenModel compares its tokeniser with that of the datamodule, and there is none: train "
@@ -81,7 +81,7 @@ class FrozenModel(Reference):
             )
         if host.tokens is not None and host.tokens.kl and self.offload:
             raise ContractError(
-                f"A KL divergence needs the reference '{self.spec.name}' on its device all along: set "
+                f"A KL divergence needs the reference '{self.spec.name}' resident on its device: set "
                 "references.members.init_args.offload to false."
             )
         foreign = {split: rows for split, rows in datasets.items() if not self._reads_as(rows.renderer)}
@@ -107,7 +107,7 @@ class FrozenModel(Reference):
 
     @contextmanager
     def running(self, host: PolicyHost) -> Iterator[Running]:
-        """Have the model on its device meanwhile."""
+        """Move the model to its device within the context."""
         if self.model is None:
             raise ContractError("FrozenModel.prepare must run before log_probs.")
         if self.offload:
@@ -139,7 +139,7 @@ class FrozenModel(Reference):
         return batch.trees[view] if own is None else own.batch(batch.index.tolist(), views=[view]).trees[view]
 
     def _read(self, rows: PreferenceDataset) -> PreferenceDataset:
-        """Read the rows in this model's own tokens, or say which it can't."""
+        """Tokenise the rows for this model, or raise an error that names those that it can't take."""
         name, cut = self.spec.name, rows.summary.truncated_responses
         if cut:
             raise ContractError(
@@ -157,10 +157,10 @@ class FrozenModel(Reference):
             raise DataError(
                 f"The reference '{name}' takes at most {limit} tokens, but {len(long)} of the {len(own)} "
                 f"{rows.split} rows have a prompt and a response of more, the first of them: "
-                f"{'; '.join(named)}. Take them out of the data, or use another reference."
+                f"{'; '.join(named)}. Remove them from the data, or use another reference."
             )
         return own
 
     def _reads_as(self, renderer: Renderer) -> bool:
-        """Whether the policy's tokens are this model's too; the length limits are the policy's alone."""
+        """Whether this model reads the policy's tokens; length limits are the policy's only."""
         return self.renderer.limited_as(renderer).fingerprint == renderer.fingerprint

@@ -1,4 +1,4 @@
-"""The usual reference, whatever part of the policy is trained."""
+"""The default reference: the policy as it was before training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from pl_prefopt.errors import ContractError
 from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
 from pl_prefopt.references.adapters import AdapterOff, NamedAdapter
-from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference, Running
+from pl_prefopt.references.base import Datasets, Footprint, PolicyHost, Reference, Running
 from pl_prefopt.scoring import evaluating
 from pl_prefopt.types import PreferenceBatch
 
@@ -34,19 +34,19 @@ class InitialPolicy(Reference):
         self._chosen: Reference | None = None
 
     def check(self, policy: PolicySpec) -> None:
-        """Raise if what stands for the initial policy can't work beside ``policy``."""
+        """Raise if the chosen implementation is incompatible with ``policy``."""
         self._of(policy).check(policy)
 
     def fingerprint(self, policy: PolicySpec) -> str:
-        """That of what stands for the initial policy."""
+        """Return the fingerprint of the chosen implementation."""
         return self._of(policy).fingerprint(policy)
 
-    def held(self, policy: PolicySpec) -> Held | None:
-        """What it takes of the policy's device, as that which stands for the initial policy does."""
-        return self._of(policy).held(policy)
+    def footprint(self, policy: PolicySpec) -> Footprint | None:
+        """Return the footprint of the chosen implementation."""
+        return self._of(policy).footprint(policy)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
-        """Load what is not there already."""
+        """Load the copy, if one is needed."""
         self._of(host.policy_spec).prepare(host, datasets)
 
     def log_probs(self, host: PolicyHost, batch: PreferenceBatch, view: str) -> Tensor:
@@ -54,7 +54,7 @@ class InitialPolicy(Reference):
         return self._of(host.policy_spec).log_probs(host, batch, view)
 
     def running(self, host: PolicyHost) -> AbstractContextManager[Running]:
-        """Run what stands for the initial policy."""
+        """Return the context of the chosen implementation."""
         return self._of(host.policy_spec).running(host)
 
     def release(self) -> None:
@@ -84,23 +84,23 @@ class _Start(Reference):
         policy.adapter_settings()
 
     def fingerprint(self, policy: PolicySpec) -> str:
-        """The base's, and that of the adapter's folder or settings."""
+        """Return a fingerprint of the base and of the adapter's folder or settings."""
         if policy.adapter is not None:
             return NamedAdapter(policy.adapter).fingerprint(policy)
         settings = {key: value for key, value in (policy.lora or {}).items() if key != "lora_dropout"}
         described = json.dumps(settings, sort_keys=True, default=str) + version("peft")
         return f"start-{policy.fingerprint}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
 
-    def held(self, policy: PolicySpec) -> Held:
-        """A second copy of what is trained, and a forward pass a batch."""
-        return Held(start=True)
+    def footprint(self, policy: PolicySpec) -> Footprint:
+        """Return the footprint of a copy of the trained weights and one forward pass per batch."""
+        return Footprint(start=True)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
-        """Copy the weights to where the policy is."""
+        """Copy the weights to the policy's device."""
         if isinstance(host.policy, FSDPModule):
             raise ContractError(
-                "The reference InitialPolicy can't keep the start of this adapter where weights are split "
-                "between processes: use trainer.strategy ddp, or plain settings of LoRA."
+                "The reference InitialPolicy can't keep the start of this adapter with sharded weights: use "
+                "trainer.strategy ddp, or plain LoRA settings."
             )
         trained = dict(host.policy.named_parameters())
         self._weights = {
@@ -114,7 +114,7 @@ class _Start(Reference):
 
     @contextmanager
     def running(self, host: PolicyHost) -> Iterator[Running]:
-        """Give the policy its first weights meanwhile."""
+        """Restore the policy's initial weights within the context."""
         if not self._weights:
             raise ContractError("InitialPolicy.prepare must run before log_probs.")
         with evaluating(host.policy), self._started(host.policy):
@@ -126,7 +126,7 @@ class _Start(Reference):
 
     @contextmanager
     def _started(self, policy: nn.Module) -> Iterator[None]:
-        """Let the trained parameters have their first numbers for a while; nothing is copied."""
+        """Swap in the initial values of the trained parameters, without copying."""
         trained = {name: weight for name, weight in policy.named_parameters() if name in self._weights}
         now = {name: weight.data for name, weight in trained.items()}
         try:
@@ -139,7 +139,7 @@ class _Start(Reference):
 
 
 class _Copy(Reference):
-    """The policy's model, loaded a second time; split between processes where the policy is."""
+    """A second copy of the policy's model, sharded where the policy is."""
 
     live = True
 
@@ -147,12 +147,12 @@ class _Copy(Reference):
         self.model: nn.Module | None = None
 
     def fingerprint(self, policy: PolicySpec) -> str:
-        """That of ``AdapterOff``, whose numbers are the same."""
+        """Return the fingerprint of ``AdapterOff``, whose log-probs are the same."""
         return AdapterOff().fingerprint(policy)
 
-    def held(self, policy: PolicySpec) -> Held:
-        """A second model."""
-        return Held(model=_frozen(policy), split=True)
+    def footprint(self, policy: PolicySpec) -> Footprint:
+        """Return the footprint of a second model."""
+        return Footprint(model=_frozen(policy), split=True)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Load the model onto the policy's device."""

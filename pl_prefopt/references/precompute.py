@@ -1,4 +1,4 @@
-"""Scoring a whole dataset once, in pieces that survive a kill and are shared between processes."""
+"""Scoring a whole dataset once, in shards that survive a kill and are distributed over ranks."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor
 from pl_prefopt.references.base import PolicyHost, Reference
 from pl_prefopt.references.tables import TableFile, read_cached, read_tensors, stack_ragged, write_tensors
 
-ROWS_A_PART = 64
-"""Rows between two savings: what a kill can lose."""
+ROWS_PER_SHARD = 64
+"""Rows per shard, and so the work that a kill can lose."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """The processes that share the work.
+    """The ranks that share the work.
 
     Attributes:
-        rank: this process's number.
-        count: how many there are.
-        wait: returns when all processes have called it.
+        rank: this process's rank.
+        count: the number of ranks.
+        wait: a barrier, which returns when all ranks have called it.
     """
 
     rank: int
@@ -33,9 +33,9 @@ class Workers:
     wait: Callable[[], object]
 
     def share(self, parts: list[int]) -> list[int]:
-        """Return this process's parts, as many as each other's: the last one may be scored by several.
+        """Return this rank's parts, the same number on every rank: several may score the last part.
 
-        The processes may hold one model between them, and then must run it equally often.
+        A sharded model has to be run equally often on every rank.
         """
         fillers = parts[-1:] * (-len(parts) % self.count)
         return (parts + fillers)[self.rank :: self.count]
@@ -44,22 +44,22 @@ class Workers:
 def fill_table(
     reference: Reference, host: PolicyHost, file: TableFile, *, batch_size: int, workers: Workers
 ) -> None:
-    """Score every row of ``file.dataset`` and write the table; parts that exist already are kept.
+    """Score every row of ``file.dataset`` and write the table; existing parts are reused.
 
     Args:
         reference: a prepared reference.
-        host: the module that is trained.
+        host: the trained module.
         file: the table to fill.
-        batch_size: rows in one forward pass.
-        workers: the processes that share the work; each scores every ``count``-th part.
+        batch_size: rows per forward pass.
+        workers: the ranks that share the work; each scores every ``count``-th part.
     """
     lengths = torch.tensor(file.dataset.lengths)
-    # The longest rows first: if memory runs out, it does so at once.
+    # The longest rows first: if memory doesn't suffice, this shows at once.
     order = torch.argsort(lengths, descending=True, stable=True)
-    parts = torch.tensor_split(order, -(-len(order) // ROWS_A_PART))
+    parts = torch.tensor_split(order, -(-len(order) // ROWS_PER_SHARD))
     passes = -(-len(parts[0]) // batch_size)
     missing = [number for number, rows in enumerate(parts) if not _is_done(file.part(number), rows)]
-    workers.wait()  # every process has looked before the first one writes
+    workers.wait()  # every rank has checked for parts before one of them writes
     mine = workers.share(missing)
     for number in _shown(mine, f"{file.dataset.split} rows, view {file.view}", visible=workers.rank == 0):
         batches = torch.tensor_split(parts[number], passes)
@@ -74,7 +74,7 @@ def fill_table(
 
 
 def _is_done(part: Path, rows: Tensor) -> bool:
-    """Whether a part is there and holds these rows; one cut otherwise would leave rows without log-probs."""
+    """Whether a part exists and holds exactly these rows; another partition would leave out some."""
     # A row that filled an empty batch may follow them.
     held = read_cached(part)
     return held is not None and torch.equal(held["index"][: len(rows)], rows)

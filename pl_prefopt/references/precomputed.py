@@ -1,4 +1,4 @@
-"""A reference that is only its numbers: nothing is loaded but a table."""
+"""A reference from a table of precomputed log-probs, without a model."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.policies import PolicySpec
-from pl_prefopt.references.base import Datasets, Held, PolicyHost, Reference
+from pl_prefopt.references.base import Datasets, Footprint, PolicyHost, Reference
 from pl_prefopt.references.tables import TableFile
 from pl_prefopt.types import PreferenceBatch
 
 
 class PrecomputedTable(Reference):
-    """Log-probs that some reference's ``precompute`` wrote, here or on another machine.
+    """Log-probs that a reference's ``precompute`` wrote, on this machine or another.
 
     Args:
-        folder: one reference's folder of tables.
+        folder: the folder with one reference's tables.
     """
 
     precomputable: ClassVar[bool] = False
@@ -37,15 +37,15 @@ class PrecomputedTable(Reference):
             )
 
     def fingerprint(self, policy: PolicySpec) -> str:
-        """The folder's name, which is the fingerprint of the reference that filled it."""
+        """Return the folder's name, which is the fingerprint of the reference that wrote it."""
         return Path(self.folder).name
 
-    def held(self, policy: PolicySpec) -> Held:
-        """A few bytes a response, which don't count."""
-        return Held(scores=False)
+    def footprint(self, policy: PolicySpec) -> Footprint:
+        """Return an empty footprint: a few bytes per response are neglected."""
+        return Footprint(scores=False)
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
-        """Read the tables of ``datasets``; a few numbers a row, so they live on the policy's device."""
+        """Read the tables of ``datasets`` to the policy's device; they have a few numbers per row."""
         for split, dataset in datasets.items():
             for file in TableFile.all_of(Path(self.folder), dataset, host.views):
                 self._tables[split, file.view] = torch.nan_to_num(file.read()).to(host.device)

@@ -1,4 +1,4 @@
-"""Log-probs that were computed once: files on disk, one a reference, split and view."""
+"""Precomputed log-probs: one file per reference, split and view."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pl_prefopt.data import PreferenceDataset
 from pl_prefopt.errors import DataError
-from pl_prefopt.files import replacing
+from pl_prefopt.files import atomic_write
 from pl_prefopt.types import PLAIN
 from pl_prefopt.views import View
 
@@ -45,7 +45,7 @@ class TableFile:
 
     @classmethod
     def all_of(cls, folder: Path, dataset: PreferenceDataset, views: Mapping[str, View]) -> list[TableFile]:
-        """Return the files of ``dataset`` for the plain view and for ``views``."""
+        """Return the table files of ``dataset`` for the plain view and for ``views``."""
         renderings = {PLAIN: PLAIN} | {name: view.fingerprint for name, view in views.items()}
         return [
             cls(folder=folder, dataset=dataset, view=name, rendering=rendering)
@@ -54,12 +54,12 @@ class TableFile:
 
     @property
     def path(self) -> Path:
-        """Where the finished table is."""
+        """The path of the finished table."""
         key = hashlib.sha256(f"{self.dataset.tokens_fingerprint}|{self.rendering}".encode()).hexdigest()[:16]
         return self.folder / f"{self.dataset.split}-{self.view}-{key}.safetensors"
 
     def part(self, number: int) -> Path:
-        """Where the piece ``number`` of an unfinished table is."""
+        """Return the path of part ``number`` of an unfinished table."""
         return self.path.with_suffix(".parts") / f"{number:06d}.safetensors"
 
     def read(self) -> Tensor:
@@ -73,7 +73,7 @@ class TableFile:
                 f"Expected log-probs of these {len(self.dataset)} {self.dataset.split} rows (view "
                 f"'{self.view}') in {self.path}, but {_present(self.folder)}: data, template, tokeniser or "
                 "length limits differ from when they were computed; use the reference itself with "
-                "references.precompute: true to compute them anew."
+                "references.precompute: true to compute them again."
             )
         table = read_tensors(self.path).get("log_probs")
         if table is None or table.dim() != 2 or len(table) != len(self.dataset):
@@ -83,15 +83,15 @@ class TableFile:
 
 
 class DamagedTableError(DataError):
-    """A file of log-probs that is not as it was written."""
+    """A corrupted file of log-probs."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; of one that ``write_tensors`` wrote, look at the checksum.
+    """Read a safetensors file, and verify the checksum of one that ``write_tensors`` wrote.
 
     Raises:
-        DamagedTableError: if it is damaged.
-        DataError: if the system doesn't let it be read.
+        DamagedTableError: if it is corrupted.
+        DataError: if it can't be read.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -107,7 +107,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_cached(path: Path) -> dict[str, Tensor] | None:
-    """Read a file that can be computed again: nothing if it is missing or, with a warning, damaged."""
+    """Read a file that can be recomputed; ``None`` if it is missing or, with a warning, corrupted."""
     if not path.is_file():
         return None
     try:
@@ -118,10 +118,10 @@ def read_cached(path: Path) -> dict[str, Tensor] | None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
-    """Write a safetensors file that is either whole or absent, whatever interrupts."""
+    """Write a safetensors file atomically."""
     notes = notes | {_CHECKSUM: _checksum(tensors)}
-    # Two runs may fill the same table, so each has a draft of its own.
-    with replacing(path, owner=f".{os.getpid()}") as draft:
+    # Several runs may fill the same table, so each has its own temporary file.
+    with atomic_write(path, owner=f".{os.getpid()}") as draft:
         # Not by `save_file`, whose error on a full disk is no OSError and names no file.
         draft.write_bytes(save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata=notes))
 
@@ -136,7 +136,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def stack_ragged(parts: list[tuple[Tensor, Tensor]], rows: int) -> Tensor:
-    """Put pieces (row numbers [N], log-probs [N, R_i]) in their places in one [rows, R], NaN elsewhere.
+    """Assemble parts (row numbers [N], log-probs [N, R_i]) into one [rows, R], with NaN elsewhere.
 
     >>> second = (torch.tensor([1]), torch.tensor([[2.0, 3.0]]))
     >>> first = (torch.tensor([0]), torch.tensor([[1.0]]))

@@ -1,4 +1,4 @@
-"""References' numbers per token: log-probs, and distributions over the vocabulary."""
+"""Per-token answers of references: log-probs, and distributions over the vocabulary."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pl_prefopt.types import PLAIN, PreferenceBatch
 
 
 def token_answers(members: Sequence[Reference], host: PolicyHost, batch: PreferenceBatch) -> ReferenceAnswers:
-    """Return what live references give for each token of the plain view, and for whole responses of others.
+    """Return live references' answers per token of the plain view, and per response of the other views.
 
-    A reference that diverges from the policy is asked for hidden states: [B, R, T, D] stay until the loss is
-    computed, and logits are never held but for some positions at a time.
+    For KL divergences the references' hidden states [B, R, T, D] remain in memory until the loss is computed,
+    and logits exist for one chunk of positions at a time.
     """
     tree, tokens = batch.trees[PLAIN], []
     vocabularies: list[Vocabulary] = []

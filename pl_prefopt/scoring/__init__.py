@@ -1,10 +1,10 @@
-"""Turning token trees into log-probs of responses, numbers per token and outputs of heads.
+"""Scoring: from token trees to log-probs of responses, per-token values and outputs of heads.
 
-The only room that knows a model's inputs.
+Only this package builds a model's inputs.
 """
 
-from pl_prefopt.scoring.history import History
 from pl_prefopt.scoring.inputs import at_least_float32, base_model, evaluating
+from pl_prefopt.scoring.prefix_cache import PrefixCache
 from pl_prefopt.scoring.readouts import (
     DivergingLogProbs,
     HiddenStates,
@@ -20,10 +20,10 @@ __all__ = [
     "DivergingLogProbs",
     "HeadName",
     "HiddenStates",
-    "History",
     "LayoutName",
     "LogProbs",
     "Outputs",
+    "PrefixCache",
     "Readout",
     "Scorer",
     "Vocabulary",

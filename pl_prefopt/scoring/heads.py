@@ -1,4 +1,4 @@
-"""Running a model and reading its states: by its own forward pass, or by its parts."""
+"""Running a model and reading its hidden states: by its own forward pass, or body and head separately."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pl_prefopt.scoring.sharded import as_forward
 
 
 class Reading(NamedTuple):
-    """A readout and where it reads.
+    """A readout and the positions that it reads.
 
     Attributes:
         readout: a function of hidden states.
-        source: int64 [N], their positions, as row · L + column.
+        source: int64 [N], the positions, as row · L + column.
     """
 
     readout: Readout
@@ -35,29 +35,29 @@ class Reading(NamedTuple):
 
 
 class Head(ABC):
-    """A way of running a model and of reading its states at chosen positions."""
+    """A way of running a model and reading its hidden states at chosen positions."""
 
     @abstractmethod
     def read(
         self, model: nn.Module, readings: Sequence[Reading], tokens: Tokens, start: int, **inputs: Any
     ) -> tuple[Tensor, ...]:
-        """Run ``model`` on ``inputs`` once and return what each of ``readings`` gives.
+        """Run ``model`` on ``inputs`` once and return the values of each of ``readings``.
 
         Args:
             model: the policy or a reference.
-            readings: what to read, and where.
+            readings: the readouts and their positions.
             tokens: the response tokens.
             start: no column before this one is read.
-            inputs: what the model's ``forward`` takes, for rows of L columns.
+            inputs: the arguments of the model's ``forward``, for rows of L columns.
         """
 
     @abstractmethod
     def layer(self, model: nn.Module) -> OutputLayer:
-        """Return what turns the states that readouts are given into logits, outside the model's forward."""
+        """Return the layer that maps the readouts' hidden states to logits, outside the model's forward."""
 
 
 class WholeLogits(Head):
-    """The model's own forward pass. Works with every causal model."""
+    """Runs the model's own forward pass. Works with every causal model."""
 
     def read(
         self, model: nn.Module, readings: Sequence[Reading], tokens: Tokens, start: int, **inputs: Any
@@ -81,15 +81,15 @@ class WholeLogits(Head):
         return tuple(one.readout(values(one), WholeLayer(), tokens) for one in readings)
 
     def layer(self, model: nn.Module) -> OutputLayer:
-        """Return the layer for which logits are states."""
+        """Return the identity layer, since the readouts get logits."""
         return WholeLayer()
 
 
 class SplitHead(Head):
-    """The model's body, then its output embeddings by a way of one's own.
+    """Runs the model's body, and computes logits and log-probs from its hidden states separately.
 
     Args:
-        layer: how logits and log-probs come from hidden states.
+        layer: the output layer that computes them.
     """
 
     def __init__(self, layer: type[ChunkedLayer]) -> None:
@@ -109,7 +109,7 @@ class SplitHead(Head):
         return as_forward(model, compute)
 
     def layer(self, model: nn.Module) -> OutputLayer:
-        """Return the layer of ``model``; whole copies of its weights where they are sharded."""
+        """Return the output layer of ``model``, with gathered copies of sharded weights."""
         layer = self._of(base_model(model))
         sharded = isinstance(model, FSDPModule) and not any(w.requires_grad for w in model.parameters())
         return layer.gathered() if sharded else layer
@@ -119,14 +119,14 @@ class SplitHead(Head):
 
 
 class ChunkedHead(SplitHead):
-    """Logits of some positions at a time."""
+    """Computes logits for one chunk of positions at a time."""
 
     def __init__(self) -> None:
         super().__init__(ChunkedLayer)
 
 
 class FusedHead(SplitHead):
-    """Log-probs by a GPU kernel that never writes logits to memory."""
+    """Computes log-probs with a GPU kernel that never writes logits to memory."""
 
     def __init__(self) -> None:
         super().__init__(FusedLayer)

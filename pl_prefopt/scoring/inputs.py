@@ -1,4 +1,4 @@
-"""What every layout does to a token tree before and after the model."""
+"""Helpers of all layouts: token tensors, logits, log-probs of labels and properties of models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pl_prefopt.types import TokenTree
 
 
 def on_device(values: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Return ``values`` as int64 on ``device``, without waiting for a GPU to finish what it is at."""
+    """Return ``values`` as int64 on ``device``, without synchronising with a GPU."""
     tensor = torch.tensor(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
@@ -23,7 +23,7 @@ def on_device(values: Sequence[Sequence[int]], device: torch.device) -> Tensor:
 def last_logits(model: nn.Module, count: int, **inputs: Any) -> Tensor:
     """Run ``model`` and return the logits [N, count, V] of its last ``count`` positions.
 
-    Models that can are asked for these positions only: the others' logits would be most of the memory.
+    Models that support it compute these positions only: all logits would take most of the memory.
     """
     if accepts(model, "logits_to_keep"):
         logits: Tensor = model(**inputs, use_cache=False, logits_to_keep=count).logits
@@ -33,7 +33,7 @@ def last_logits(model: nn.Module, count: int, **inputs: Any) -> Tensor:
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Return ``values`` in float32, or in float64 if they are: sums over a vocabulary need the bits."""
+    """Return ``values`` in float32, or in float64 if they are float64, for sums over a vocabulary."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -49,9 +49,9 @@ def label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def response_tokens(tree: TokenTree) -> Tensor:
-    """Return int64 [M]: the numbers of all response tokens in [B · R · T], in order, without padding."""
+    """Return int64 [M], the indices of all response tokens in [B · R · T], in order, without padding."""
     padding = ~tree.response_mask.flatten()
-    # Their count is known on the host; asking the mask for it would wait for the device.
+    # Their number is known on the CPU; computing it from the mask would synchronise with the device.
     return padding.to(torch.uint8).argsort(stable=True)[: sum(tree.response_lengths)]
 
 
@@ -62,17 +62,17 @@ def laid_out(places: Tensor, values: Tensor, *, rows: int, width: int, padding: 
 
 
 def without_first(place: Tensor, columns: int, width: int) -> Tensor:
-    """Turn row · width + column into the place in rows that lack their first ``columns`` columns."""
+    """Convert row · width + column to the place in rows without their first ``columns`` columns."""
     return place - (place // width + 1) * columns
 
 
 def accepts(model: nn.Module, argument: str) -> bool:
-    """Tell whether the (base) model's ``forward`` names ``argument``."""
+    """Tell whether the (base) model's ``forward`` has the parameter ``argument``."""
     return argument in inspect.signature(base_model(model).forward).parameters
 
 
 def longest_row(model: nn.Module) -> int | None:
-    """Return the number of tokens that the model takes, ``None`` where its configuration has no limit."""
+    """Return the model's maximum number of tokens, ``None`` where its configuration has no limit."""
     base = base_model(model)
     limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
     return limit - _unused_positions(base) if limit is not None and limit > 0 else None
@@ -82,10 +82,10 @@ _UNUSED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 def _unused_positions(base: nn.Module) -> int:
-    """Return how many of the positions no token has.
+    """Return the number of position embeddings that no token uses.
 
-    The table of positions of RoBERTa and of the models after it has a row for padding, and the first token's
-    position is the one after it.
+    RoBERTa's and derived models' position embeddings have a row for padding, and the first token's position
+    is the one after it.
     """
     if base not in _UNUSED:
         padding = [
@@ -107,7 +107,7 @@ def base_model(model: nn.Module) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` in evaluation mode (no dropout) and every part of it back into its own."""
+    """Put ``model`` in evaluation mode (no dropout) and restore the mode of every submodule afterwards."""
     training = [part for part in model.modules() if part.training]
     model.eval()
     try:

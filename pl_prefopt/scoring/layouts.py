@@ -1,4 +1,4 @@
-"""How token trees are laid out in a model's input. Above this package nobody knows which layout ran."""
+"""Layouts of token trees in a model's input: prefix trees, or one row per response."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from pl_prefopt.scoring.heads import Head, Reading
-from pl_prefopt.scoring.history import History
 from pl_prefopt.scoring.inputs import laid_out, on_device, response_tokens, without_first
 from pl_prefopt.scoring.masks import Branches, MaskKind, for_model
 from pl_prefopt.scoring.packing import pack, pack_behind
+from pl_prefopt.scoring.prefix_cache import PrefixCache
 from pl_prefopt.scoring.readouts import LogProbs, Positions, Readout, Tokens
 from pl_prefopt.types import TokenTree
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaidOut:
-    """A token tree as a model's input, and where its tokens stand there, as row · L + column.
+    """A token tree as a model's input, and the places of its tokens in it, as row · L + column.
 
     Attributes:
-        inputs: what the model's ``forward`` takes.
+        inputs: the arguments of the model's ``forward``.
         predicting: int64 [B, R, T], the position that predicts each response token; anything at padding.
         response_end: int64 [B, R], the last token of each response; any position where it is absent.
         prompt_end: int64 [B], the last token of each prompt.
@@ -75,7 +75,7 @@ def read_laid_out(
 
 
 def _spread(values: Tensor, at: Positions, number: Tensor, tree: TokenTree) -> Tensor:
-    """Put values [N, ...] in their places in the batch, with 0 elsewhere."""
+    """Scatter values [N, ...] to their places in the batch, with 0 elsewhere."""
     if at == "prompt":
         return values
     batch = tree.response_ids.shape[:2]
@@ -83,7 +83,7 @@ def _spread(values: Tensor, at: Positions, number: Tensor, tree: TokenTree) -> T
         absent = ~tree.response_mask.any(dim=2)
         return values.view(*batch, -1).masked_fill(absent.unsqueeze(-1), 0.0)
     shape = tree.response_ids.shape
-    # Out of place, so that a batch without any response token has a graph, too.
+    # Not in place, so that a batch without any response token has a graph, too.
     whole = values.new_zeros(shape.numel(), *values.shape[1:])
     return whole.index_copy(0, number, values).view(*shape, *values.shape[1:])
 
@@ -91,8 +91,8 @@ def _spread(values: Tensor, at: Positions, number: Tensor, tree: TokenTree) -> T
 class PlainLayout(Layout):
     """One row per response: [prompt | response | padding].
 
-    The model is given token ids and nothing else, as for a single sequence: it chooses its own positions and
-    masks, and a causal model can't see padding that follows.
+    The model gets token ids only, as for a single sequence: it computes positions and masks itself, and in a
+    causal model no token attends to the padding that follows.
     """
 
     def read(
@@ -123,7 +123,7 @@ class PlainLayout(Layout):
         )
         last = min(prompt for prompt, _ in lengths) - 1
         there = first.squeeze(-1) >= 0
-        # A prompt without responses stands nowhere; what is read in its place counts nowhere.
+        # A prompt without responses has no row; the value read in its place is masked.
         prompt_end = (behind - 1).where(there, -1).amax(dim=1).clamp(min=last)
         return LaidOut(
             inputs={"input_ids": ids},
@@ -153,19 +153,19 @@ class SingleLayout(Layout):
 
 
 class TreeLayout(Layout):
-    """Every token once: [common | prompt 1 | its responses ... | prompt 2 | its responses ... | ...].
+    """Prefix trees: [shared prefix | prompt 1 | its responses ... | prompt 2 | its responses ... | ...].
 
-    Trees stand side by side in few rows, without padding between them; what all prompts begin with (a system
-    prompt, say) stands in front of each row. A prompt attends to what is common and to itself, a response
-    also to its prompt, and positions count on along each such branch. For models whose attention takes a
-    mask [N, 1, L, L] and whose positions are given by ``position_ids``; layers with a sliding window get a
-    mask of their own.
+    Every token is computed once. Trees are packed into few rows, without padding between them; the prefix
+    that all prompts share (a system prompt, say) is at the start of each row. A prompt attends to the shared
+    prefix and to itself, a response also to its prompt, and position ids run along each such branch. For
+    models whose attention takes a mask [N, 1, L, L] and whose positions are given by ``position_ids``; layers
+    with a sliding window get a mask of their own.
 
     Args:
         masks: which masks the model is given.
 
-    After a history, the tokens that each prompt is known to begin with are not computed: their keys and
-    values stand in front of the row.
+    With a filled prefix cache, the tokens that prompts share with their plain ones are not computed again:
+    their cached keys and values are prepended to the row.
     """
 
     def __init__(self, masks: MaskKind = "full") -> None:
@@ -177,7 +177,7 @@ class TreeLayout(Layout):
         tree: TokenTree,
         head: Head,
         readouts: Sequence[Readout],
-        history: History | None = None,
+        prefix_cache: PrefixCache | None = None,
     ) -> list[Tensor]:
         """Run ``model`` and return what each readout gives.
 
@@ -186,20 +186,21 @@ class TreeLayout(Layout):
             tree: B prompts and their responses.
             head: how the model's states are read.
             readouts: what to read.
-            history: written if nothing is in it; else read, as ``tree.known`` tells.
+            prefix_cache: filled if it is empty; else the first ``tree.shared_with_plain`` tokens of each
+                prompt are read from it.
         """
-        return read_laid_out(model, tree, head, readouts, self.lay_out(model, tree, history))
+        return read_laid_out(model, tree, head, readouts, self.lay_out(model, tree, prefix_cache))
 
-    def lay_out(self, model: nn.Module, tree: TokenTree, history: History | None = None) -> LaidOut:
+    def lay_out(self, model: nn.Module, tree: TokenTree, prefix_cache: PrefixCache | None = None) -> LaidOut:
         """Return the model's input."""
-        stood = None if history is None else history.places
+        stood = None if prefix_cache is None else prefix_cache.places
         places = Places.of(tree, read=stood is not None and _pays(tree))
         branches = places.branches(tree)
         inputs: dict[str, Any] = {}
-        if history is not None and stood is None:
-            inputs["past_key_values"] = history.written_at(places.prompt)
-        elif history is not None and stood is not None and places.read:
-            inputs["past_key_values"] = history.read_at(places.recalled(stood))
+        if prefix_cache is not None and stood is None:
+            inputs["past_key_values"] = prefix_cache.written_at(places.prompt)
+        elif prefix_cache is not None and stood is not None and places.read:
+            inputs["past_key_values"] = prefix_cache.read_at(places.recalled(stood))
         return LaidOut(
             inputs={
                 "input_ids": places.spread(tree.prompt_ids, tree.response_ids, padding=0)[:, places.read :],
@@ -214,13 +215,13 @@ class TreeLayout(Layout):
 
 
 def _pays(tree: TokenTree) -> bool:
-    """Tell whether more tokens are saved by reading what is known than by sharing what is common."""
-    return sum(tree.known) > tree.common * (len(tree.prompt_lengths) - 1)
+    """Tell whether the prefix cache saves more tokens than the prefix that all prompts share."""
+    return sum(tree.shared_with_plain) > tree.shared_prefix * (len(tree.prompt_lengths) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where each token of a tree stands in N rows of L columns, as row · L + column; padding is at N · L.
+    """The place of each token of a tree in N rows of L columns, as row · L + column; padding is at N · L.
 
     Attributes:
         prompt: int64 [B, P].
@@ -228,8 +229,8 @@ class Places:
         prompt_end: int64 [B], each prompt's last token.
         rows: N.
         width: L.
-        read: the number of each row's first columns whose keys and values are read from a history.
-        common: how many first tokens of all prompts stand once a row.
+        read: the number of each row's first columns whose keys and values are read from a prefix cache.
+        shared_prefix: the number of first tokens shared by all prompts, which each row has once.
     """
 
     prompt: Tensor
@@ -238,18 +239,18 @@ class Places:
     rows: int
     width: int
     read: int
-    common: int
+    shared_prefix: int
 
     @classmethod
     def of(cls, tree: TokenTree, *, read: bool = False) -> Places:
-        """Pack the trees of a batch; the host knows their sizes, so no GPU is asked for anything.
+        """Pack the trees of a batch, by sizes known on the CPU, without synchronising with a GPU.
 
         Args:
             tree: the batch.
-            read: put the tokens that are known before a row's others, to be read.
+            read: put the tokens that are read from a prefix cache before a row's others.
         """
         sizes = [sum(pair) for pair in zip(tree.prompt_lengths, tree.response_lengths, strict=True)]
-        packing = pack_behind(sizes, tree.known) if read else pack(sizes, tree.common)
+        packing = pack_behind(sizes, tree.shared_with_plain) if read else pack(sizes, tree.shared_prefix)
         firsts, behinds = (
             [row * packing.width + column for row, column in zip(packing.row, columns, strict=True)]
             for columns in (packing.head_start, packing.start)
@@ -272,20 +273,20 @@ class Places:
             rows=packing.rows,
             width=packing.width,
             read=packing.read,
-            common=0 if read else tree.common,
+            shared_prefix=0 if read else tree.shared_prefix,
         )
 
     def spread(self, prompt: Tensor, response: Tensor, *, padding: int) -> Tensor:
-        """Put values of prompt tokens [B, P] and response tokens [B, R, T] to their places in [N, L]."""
+        """Scatter values of prompt tokens [B, P] and response tokens [B, R, T] to their places in [N, L]."""
         places = torch.cat([self.prompt.flatten(), self.response.flatten()])
         return self._laid(places, torch.cat([prompt.flatten(), response.flatten()]), padding)
 
     def computed(self, place: Tensor) -> Tensor:
-        """Return where these places are among the columns that are computed, row · (L - read) + column."""
+        """Return the places among the computed columns, as row · (L - read) + column."""
         return without_first(place, self.read, self.width)
 
     def recalled(self, stood: Tensor) -> Tensor:
-        """Return where the tokens that are read stood, int64 [N, read], if each prompt's stood at [B, P]."""
+        """Return the cached tokens' places in the first pass, int64 [N, read], given its places [B, P]."""
         both = min(self.prompt.shape[1], stood.shape[1])
         source = self._laid(self.prompt[:, :both].flatten(), stood[:, :both].flatten(), 0)
         return source[:, : self.read]
@@ -295,7 +296,7 @@ class Places:
         batch, responses = tree.response_ids.shape[:2]
         trunk = 1 + torch.arange(batch, device=self.prompt.device) * (responses + 1)
         number = torch.arange(tree.prompt_ids.shape[1], device=self.prompt.device)
-        prompt = torch.where(number < self.common, 0, trunk.unsqueeze(1))
+        prompt = torch.where(number < self.shared_prefix, 0, trunk.unsqueeze(1))
         own = trunk.unsqueeze(1) + torch.arange(1, responses + 1, device=trunk.device)
         shape = tree.response_ids.shape
         return Branches(
@@ -324,7 +325,7 @@ def _predicting(tree: TokenTree, places: Places) -> Tensor:
 
 
 def _last(tree: TokenTree, places: Places) -> Tensor:
-    """Return the place of each response's last token, [B, R]; the prompt's where it is absent."""
+    """Return the place of each response's last token, [B, R]; the prompt's last token where it is absent."""
     step = (tree.response_mask.sum(dim=2, keepdim=True) - 1).clamp(min=0)
     there = tree.response_mask.any(dim=2)
     return places.response.gather(2, step).squeeze(2).where(there, places.prompt_end.unsqueeze(1))
@@ -335,7 +336,7 @@ def _token_counts(tree: TokenTree) -> tuple[int, int]:
 
 
 def _present(tree: TokenTree) -> list[tuple[int, int]]:
-    """Return the prompt and the number of each response that is there; the first one if none is."""
+    """Return (prompt, response) indices of all present responses; the first pair if none is present."""
     places = [(row, number) for row, sizes in enumerate(tree.response_sizes) for number in range(len(sizes))]
     return [(row, number) for row, number in places if tree.response_sizes[row][number]] or places[:1]
 
@@ -401,5 +402,5 @@ def _part(tree: TokenTree, rows: list[int], index: Tensor, chosen: Sequence[Sequ
         prompt_lengths=tuple(tree.prompt_lengths[row] for row in rows),
         response_lengths=tuple(map(sum, sizes)),
         response_sizes=sizes,
-        common=tree.common,
+        shared_prefix=tree.shared_prefix,
     )

@@ -1,4 +1,4 @@
-"""The one path by which the policy and every reference score responses."""
+"""The scorer, with which the policy and every reference compute log-probs of responses."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch.distributed.fsdp import FSDPModule
 
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.scoring.heads import ChunkedHead, FusedHead, Head, SplitHead, WholeLogits
-from pl_prefopt.scoring.history import History, can_leave
 from pl_prefopt.scoring.inputs import accepts, base_model, longest_row
 from pl_prefopt.scoring.layouts import Layout, PlainLayout, SingleLayout, TreeLayout
 from pl_prefopt.scoring.lengths import GroupedLayout, thresholds
 from pl_prefopt.scoring.masks import FORMS, FULL, SLIDING, layer_kinds, mask_kinds
+from pl_prefopt.scoring.prefix_cache import PrefixCache, can_reuse
 from pl_prefopt.scoring.probe import Probe, probing
 from pl_prefopt.scoring.readouts import LogProbs, Readout, Vocabulary
 from pl_prefopt.types import ResponseLogProbs, TokenTree
@@ -42,20 +42,21 @@ class Scorer:
     forward passes of unpadded rows.
 
     Args:
-        layout: ``tree`` computes each prompt once for all its responses; ``plain`` once per response;
-            ``auto`` takes the tree where it gives the model's own log-probs.
-        head: ``chunked`` computes logits of some positions at a time; ``fused`` asks a GPU kernel of the
-            package cut-cross-entropy. Where a probe finds either to be off, the model's own head is run.
+        layout: ``tree`` computes each prompt once for all its responses, on prefix trees; ``plain`` has one
+            row per response; ``auto`` uses prefix trees where they give the model's own log-probs.
+        head: ``chunked`` computes the logits of a chunk of positions at a time; ``fused`` uses a GPU kernel
+            of the package cut-cross-entropy. Where a probe finds other log-probs, the model's own head is
+            run.
 
     Raises:
         ConfigError: if ``head`` is ``fused`` and the package is missing; on the first call, if the model is
-            no causal language model, or ``layout`` is ``tree`` and the tree gives other numbers.
+            not a causal language model, or ``layout`` is ``tree`` and gives other log-probs.
     """
 
     def __init__(self, layout: LayoutName = "auto", head: HeadName = "chunked") -> None:
         if head == "fused" and importlib.util.find_spec("cut_cross_entropy") is None:
             raise ConfigError(
-                "model.head is 'fused', but the package cut-cross-entropy is not there: "
+                "model.head is 'fused', but the package cut-cross-entropy is not installed: "
                 "pip install 'pl-prefopt[fused]', or set model.head to 'chunked'."
             )
         self.layout = layout
@@ -66,49 +67,56 @@ class Scorer:
         self._head: Head | None = None
         self._remembers: bool | None = None
 
-    def __call__(self, model: nn.Module, tree: TokenTree, history: History | None = None) -> ResponseLogProbs:
+    def __call__(
+        self, model: nn.Module, tree: TokenTree, prefix_cache: PrefixCache | None = None
+    ) -> ResponseLogProbs:
         """Return the log-probs of each response of ``tree``, float32 [B, R], with gradient if enabled.
 
         Args:
             model: the policy or a reference.
             tree: B prompts and their responses.
-            history: what ``history`` returned. A first pass, over the rows' plain trees, writes it; later
-                ones by the same model don't compute again what ``tree.known`` says that prompts begin with.
+            prefix_cache: from ``Scorer.prefix_cache``. A first pass over the rows' plain trees fills it;
+                later passes of the same model read the first ``tree.shared_with_plain`` tokens of each
+                prompt from it.
         """
-        (log_probs,) = self.read(model, tree, [LogProbs()], history)
+        (log_probs,) = self.read(model, tree, [LogProbs()], prefix_cache)
         return summed(log_probs, tree)
 
     def read(
-        self, model: nn.Module, tree: TokenTree, readouts: Sequence[Readout], history: History | None = None
+        self,
+        model: nn.Module,
+        tree: TokenTree,
+        readouts: Sequence[Readout],
+        prefix_cache: PrefixCache | None = None,
     ) -> list[Tensor]:
         """Run ``model`` on ``tree`` and return what each readout gives, see ``Layout.read``."""
         check_length(model, tree)
         head = self._head or self._decide(model, tree.prompt_ids.device)
-        if self._shared is None or history is None:
+        if self._shared is None or prefix_cache is None:
             return (self._grouped or self._shared or self._plain).read(model, tree, head, readouts)
-        return self._shared.read(model, tree, head, readouts, history)
+        return self._shared.read(model, tree, head, readouts, prefix_cache)
 
     def vocabulary(self, model: nn.Module, states: Tensor, running: Running) -> Vocabulary:
-        """Return a reference's distributions over the vocabulary, from what ``HiddenStates`` read.
+        """Return a reference's distributions over the vocabulary, from its hidden states.
 
         Args:
             model: the reference.
-            states: [B, R, T, D].
-            running: enters whatever makes a shared model the reference.
+            states: [B, R, T, D], from the readout ``HiddenStates``.
+            running: returns a context in which a model shared with the policy is the reference.
         """
         assert self._head is not None, "`read` comes first"
         layer = self._head.layer(model)
         return Vocabulary(states=states, layer=layer, running=running if layer.adapted else nullcontext)
 
-    def history(self, model: nn.Module, device: torch.device) -> History | None:
-        """Return a history yet to be written, or ``None`` where a second pass computes everything again.
+    def prefix_cache(self, model: nn.Module, device: torch.device) -> PrefixCache | None:
+        """Return an empty prefix cache, or ``None`` where later passes can't reuse keys and values.
 
-        That is so where layouts are plain, with dropout, with gradient checkpointing, where rows are scored
-        in groups by their length, and where a probe finds that the model's second pass would give other
-        numbers.
+        They can't with one row per response, with dropout, with gradient checkpointing, where rows are scored
+        in groups by length, and where a probe finds that a pass from cached keys and values gives other
+        log-probs.
         """
         head = self._head or self._decide(model, device)
-        if self._shared is None or self._grouped is not None or not can_leave(model):
+        if self._shared is None or self._grouped is not None or not can_reuse(model):
             return None
         if self._remembers is None:
             with probing(model, device) as probe:
@@ -117,12 +125,12 @@ class Scorer:
             self._remembers = obstacle is None
             if obstacle:
                 warnings.warn(f"A second view is computed from its start, because {obstacle}.", stacklevel=3)
-        return History() if self._remembers else None
+        return PrefixCache() if self._remembers else None
 
     def presume(self, model: nn.Module) -> None:
-        """Decide without a probe, for a model without numbers: as if all ways always agreed.
+        """Choose layout and head without a probe, for fake tensors: as if all log-probs agreed.
 
-        A fused head is presumed to be the chunked one, which takes more.
+        A fused head is taken for the chunked one, which needs more memory.
         """
         self._head, self._remembers = ChunkedHead(), True
         if self.layout == "tree" or (self.layout == "auto" and _obstacle(model) is None):
@@ -143,11 +151,11 @@ class Scorer:
                 f"responses: a probe found the log-probs of single rows, up to {probe.tolerance:.1g}."
             )
         self._group(model)
-        self._head = head  # last, so that a refusal is repeated
+        self._head = head  # last, so that an error is raised again by the next call
         return head
 
     def _decide_rows(self, probe: Probe) -> Head:
-        """Choose how a row per response is scored."""
+        """Choose how one row per response is scored."""
         heads: tuple[Head, Head] = (self._split_head(), WholeLogits())
         obstacle = probe.obstacle(self._plain, heads[0], "its head run by itself")
         if obstacle is None:
@@ -168,7 +176,7 @@ class Scorer:
         )
 
     def _decide_tree(self, probe: Probe, head: Head) -> str | None:
-        """Take the first masks that give the model's own numbers; return what is wrong if there are none."""
+        """Choose the first masks that give the model's own log-probs; return the obstacle if none do."""
         name = type(base_model(probe.model)).__name__
         if isinstance(self._plain, SingleLayout):
             return f"{name} scores one row at a time"
@@ -190,7 +198,7 @@ class Scorer:
 
 
 class _Continued(Layout):
-    """A pass that begins with what another one left, of all prompt tokens but the last."""
+    """A pass that reads all prompt tokens but the last from the prefix cache of another pass."""
 
     def __init__(self, layout: TreeLayout) -> None:
         self._layout = layout
@@ -198,14 +206,16 @@ class _Continued(Layout):
     def read(
         self, model: nn.Module, tree: TokenTree, head: Head, readouts: Sequence[Readout]
     ) -> list[Tensor]:
-        layout, history = self._layout, History()
-        layout.read(model, tree, head, readouts, history)
-        known = tuple(length - 1 for length in tree.prompt_lengths)
-        return layout.read(model, dataclasses.replace(tree, known=known), head, readouts, history)
+        layout, prefix_cache = self._layout, PrefixCache()
+        layout.read(model, tree, head, readouts, prefix_cache)
+        shared = tuple(length - 1 for length in tree.prompt_lengths)
+        return layout.read(
+            model, dataclasses.replace(tree, shared_with_plain=shared), head, readouts, prefix_cache
+        )
 
 
 def summed(log_probs: Tensor, tree: TokenTree) -> ResponseLogProbs:
-    """Add up the log-probs [B, R, T] of the tokens that count."""
+    """Sum the log-probs [B, R, T] over the tokens that count."""
     counted = tree.counted_mask
     return ResponseLogProbs(
         sum=log_probs.masked_fill(~counted, 0.0).sum(dim=-1),
@@ -214,13 +224,13 @@ def summed(log_probs: Tensor, tree: TokenTree) -> ResponseLogProbs:
 
 
 def check_length(model: nn.Module, tree: TokenTree) -> None:
-    """Refuse a prompt and a response that are longer together than the model takes.
+    """Refuse a prompt and a response that together exceed the model's context length.
 
     Raises:
         DataError: naming both lengths and the limit.
     """
     limit = longest_row(model)
-    # The shapes cost nothing to look at, but the longest prompt and response may be of different rows.
+    # Checking shapes is free, but the longest prompt and response may be of different rows.
     if limit is None or tree.prompt_ids.shape[1] + tree.response_ids.shape[2] <= limit:
         return
     prompts, responses = tree.prompt_mask.sum(dim=1), tree.response_mask.sum(dim=2).amax(dim=1)

@@ -1,4 +1,4 @@
-"""What FSDP2 needs to know of a model that is not run by its ``forward``."""
+"""Support of FSDP2 for models that are not run by their ``forward``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _Result = TypeVar("_Result")
 def as_forward(model: nn.Module, compute: Callable[[], _Result]) -> _Result:
     """Return ``compute()``, which uses parts of ``model``, run as if it were the model's ``forward``.
 
-    The weights that belong to no layer are the FSDP root's, whole only from its ``forward`` to the end of
-    the backward pass. Gathering them once for all that is computed also keeps the processes in step: each
-    may cut its tokens into as many pieces as it likes.
+    Weights outside the layers belong to the FSDP root, and are gathered from its ``forward`` to the end of
+    the backward pass only. Gathering them once for the whole computation also keeps collectives in step:
+    ranks may split their tokens into different numbers of chunks.
     """
     if not isinstance(model, FSDPModule):
         return compute()

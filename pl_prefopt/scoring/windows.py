@@ -1,4 +1,4 @@
-"""Sliding windows of a model, shortened while a probe of a few tokens looks at them."""
+"""Shortening a model's sliding windows, so that a probe of a few tokens exceeds them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from transformers import PretrainedConfig
 from pl_prefopt.scoring.inputs import base_model
 
 _LIMITS = re.compile(r"window(?!.*(layers|pattern))|chunk(?!.*feed_forward)|local_attention$|index_topk$")
-"""Settings that may limit how far a token sees, or change what it sees once rows are longer."""
+"""Settings that may limit a token's attention span, or change attention in longer rows."""
 
 SHORT = 3
 """The length of a shortened window."""
 
 
 def window_settings(model: nn.Module) -> dict[str, int]:
-    """Return the settings of a model that may be lengths of windows, those longer than a short one."""
+    """Return the settings of a model that may be window lengths above ``SHORT``."""
     found: dict[str, int] = {}
     for holder in _holders(model):
         for name, value in _limits(holder):
@@ -31,7 +31,7 @@ def window_settings(model: nn.Module) -> dict[str, int]:
 
 @contextmanager
 def shortened(model: nn.Module, names: Mapping[str, int]) -> Iterator[None]:
-    """Shorten windows wherever the model keeps them: in configurations, layers, and masks that are buffers.
+    """Shorten windows in the model's configurations, its layers, and masks that are buffers.
 
     Args:
         model: the policy or a reference.

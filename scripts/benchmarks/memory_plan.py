@@ -136,14 +136,14 @@ def train(case: dict[str, Any], model: str, folder: str) -> int:
 
 def plan(case: dict[str, Any], folder: str) -> dict[str, Any]:
     """Return what is planned for the case."""
-    from pl_prefopt.planning import Rehearsal
+    from pl_prefopt.planning import DryRun
 
     planned_for = module(case, MODEL)
-    held = [member.held(planned_for.policy_spec) for member in members(case, MODEL)]
-    planned = Rehearsal(
+    footprints = [member.footprint(planned_for.policy_spec) for member in members(case, MODEL)]
+    planned = DryRun(
         module=planned_for,
         batch=data(folder).full_batch(2),
-        references=[one for one in held if one is not None],
+        references=[one for one in footprints if one is not None],
         precision=trainer(case, []).precision_plugin,
         on_cpu=True,
     ).run()

@@ -51,7 +51,7 @@ def measure(way: str) -> dict[str, float]:
     base = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=8192, **sizes))
     model = get_peft_model(base, LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
     tree, scorer = two_responses(), Scorer()
-    scorer.history(model, torch.device("cpu"))  # probes now
+    scorer.prefix_cache(model, torch.device("cpu"))  # probes now
     before, start = peak(), time.perf_counter()
     if way == "whole logits":
         ids = torch.cat([tree.prompt_ids.expand(2, -1), tree.response_ids[0]], dim=1)

@@ -224,7 +224,7 @@ class Counting(Reference):
 
 
 def test_a_killed_precomputation_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(precompute_module, "ROWS_A_PART", 2)
+    monkeypatch.setattr(precompute_module, "ROWS_PER_SHARD", 2)
     module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
     killed = Counting(fatal=4)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -308,7 +308,7 @@ def test_a_damaged_table_is_made_anew_unless_it_was_named(tiny_model, tmp_path, 
 
 
 def test_a_damaged_part_of_a_table_is_scored_again(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(precompute_module, "ROWS_A_PART", 2)
+    monkeypatch.setattr(precompute_module, "ROWS_PER_SHARD", 2)
     module = ReferenceFreeModule(lora_spec(tiny_model), SimPO())
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         gather(tmp_path, module, ensemble_with_cache(tmp_path, Counting(fatal=4)))

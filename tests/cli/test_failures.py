@@ -24,7 +24,7 @@ from pl_prefopt.cli.run_folder import find_checkpoint
 from pl_prefopt.data import Cache, PreferenceDataset, Renderer
 from pl_prefopt.data.store import split_rows
 from pl_prefopt.errors import ConfigError, ContractError, DataError, RunError
-from pl_prefopt.files import discard, publish_folder, replacing
+from pl_prefopt.files import atomic_write, discard, publish_folder
 from pl_prefopt.modules import DPOModule, FSDP2Strategy, SafeCheckpointIO, read_checkpoint
 from pl_prefopt.modules.checkpoint_files import read_weights
 from pl_prefopt.modules.checkpoints import check_fits, describe, refuse_shards
@@ -59,7 +59,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(prefopt, sett
     elsewhere = ("--trainer.default_root_dir", "elsewhere")
     status, printed = status_and_sentence(prefopt, *settings, *explode, *flat, *elsewhere)
     assert status == 1
-    assert "not a finite number at step 1 for rows.jsonl, row " in printed
+    assert "non-finite loss (NaN or inf) at step 1 for rows.jsonl, row " in printed
     # The batch can be fed back as it was.
     bad = read(str(tmp_path / "run" / "bad_batch.jsonl"), tmp_path / "other-cache")
     whole = {
@@ -194,7 +194,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "folder" / "file"
 
     def write(text, error=None):
-        with replacing(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text(text)
             if error is not None:
                 raise error

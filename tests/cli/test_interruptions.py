@@ -18,7 +18,7 @@ STEP = "pl_prefopt.modules.base:PreferenceModule.on_train_batch_end"
 VALIDATION = "pl_prefopt.modules.base:PreferenceModule.validation_step"
 FLUSH = "pl_prefopt.files:_flush"
 PART = "pl_prefopt.references.precompute:write_tensors"
-SMALL_PARTS = {"pl_prefopt.references.precompute:ROWS_A_PART": 2}
+SMALL_PARTS = {"pl_prefopt.references.precompute:ROWS_PER_SHARD": 2}
 
 
 @pytest.fixture(scope="module")

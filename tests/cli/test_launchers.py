@@ -74,7 +74,7 @@ def test_two_machines_that_torchrun_starts_split_one_model(tmp_path, prefopt, ti
     assert AutoModelForCausalLM.from_pretrained("exported").config.vocab_size > 300
     alone = {"--trainer.strategy": "auto", "--trainer.num_nodes": 1, "--ckpt_path": "last"}
     words = [str(part) for setting in alone.items() for part in setting]
-    assert "holds the shards" in prefopt.fails("validate", "-c", run / "config.yaml", *words)
+    assert "of a run with sharded weights" in prefopt.fails("validate", "-c", run / "config.yaml", *words)
 
 
 def test_the_slurm_script_hands_its_arguments_to_every_task(tmp_path):

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules import DPOModule
-from pl_prefopt.modules.fitting import check_strategy
+from pl_prefopt.modules.compatibility import check_strategy
 from pl_prefopt.objectives import DPO
 from tests.cli.test_commands import CONFIGS
 from tests.cli.test_two_processes import prefopt as prefopt_process
@@ -180,7 +180,7 @@ def test_what_cannot_work_is_refused_before_a_model_loads(name, tiny_model, tmp_
     }
     module = DPOModule(lora_spec(tiny_model), DPO())
     trainer = make_trainer(tmp_path, kind(**needed.get(name, {})))
-    with pytest.raises(ConfigError, match=rf"^Take {name} out of trainer\.callbacks\. It .*"):
+    with pytest.raises(ConfigError, match=rf"^Remove {name} from trainer\.callbacks\. It .*"):
         trainer.fit(module, datamodule=make_datamodule(tmp_path))
     assert not hasattr(module, "policy")
 
@@ -192,5 +192,5 @@ def test_strategies_and_plugins_that_cannot_work_are_refused(prefopt, settings):
     said = prefopt.fails(
         "fit", *settings, "--trainer.plugins", "lightning.pytorch.plugins.io.AsyncCheckpointIO"
     )
-    assert "Take AsyncCheckpointIO out of trainer.plugins" in said
+    assert "Remove AsyncCheckpointIO from trainer.plugins" in said
     assert "--best.save_top_k 0" in prefopt.fails("fit", *settings, "--trainer.enable_checkpointing", "false")

@@ -83,7 +83,7 @@ MISTAKES = {
     "responses": (["--responses", "-2"], "--responses to be at least 1"),
     "devices": (["--trainer.devices", "many"], "trainer.devices: expected a whole number"),
     "sizes": (["-c", FSDP2, "--trainer.devices", "4"], "to be the number of processes"),
-    "split 4 bits": (["-c", FSDP2, *FOUR_BIT], "four_bit weights can't be split"),
+    "split 4 bits": (["-c", FSDP2, *FOUR_BIT], "four_bit weights can't be sharded"),
     "model": (["--model.init_args.policy.name", "nope/nothing"], "'nope/nothing'"),
 }
 

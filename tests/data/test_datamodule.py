@@ -197,7 +197,7 @@ def test_a_full_batch_needs_no_data_and_keeps_the_limits(make, limit, rows):
     assert tree.prompt_ids.shape == (rows, 10)
     assert tree.response_ids.shape == (rows, 3, 7)
     assert tree.response_lengths == (21,) * rows
-    assert rows == 1 or tree.common == 0
+    assert rows == 1 or tree.shared_prefix == 0
 
 
 def test_a_full_batch_without_limits_is_refused(make):

@@ -236,7 +236,7 @@ def work(rank: int, port: int, folder: Path, tiny_model: str) -> None:
     torch.set_num_threads(1)
     # Unequal numbers of pieces and parts: whatever is gathered must be so equally often.
     output_layers.CHUNK_ELEMENTS = 400 * (5 + 20 * rank)
-    precompute.ROWS_A_PART = 4
+    precompute.ROWS_PER_SHARD = 4
     results = {name: run(name, folder, tiny_model, processes=2) for name in CASES}
     results["loaded"] = loaded(folder, tiny_model)
     results["step means"] = step_means(folder, tiny_model)

@@ -171,11 +171,11 @@ def test_a_plain_loader_trains_as_the_data_module_does(tiny_model, tmp_path, obj
         )
         data = prepared(tmp_path, tiny_model, rows)
         if plain:
-            with pytest.warns(UserWarning, match="come from a loader and not from a PreferenceDataModule"):
+            with pytest.warns(UserWarning, match="come from a data loader, not from a PreferenceDataModule"):
                 trainer.fit(module, loader_of(data))
         else:
             with warnings.catch_warnings():
-                warnings.filterwarnings("error", "The training batches come from a loader")
+                warnings.filterwarnings("error", "The training batches come from a data loader")
                 trainer.fit(module, data)
         losses.append(record.losses)
         weights.append(module.state_dict())

@@ -18,7 +18,7 @@ from tests.modules.faults import SAVED, contents
 from tests.modules.strategy_runs import CASES, ROWS, run, work
 from tests.runs import scored_rows
 
-UNTOLD = "RunError: The first process could not load the model: "
+UNTOLD = "RunError: Rank 0 could not load the model: "
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +125,8 @@ def test_rows_on_both_sides_of_a_threshold_are_scored_as_single_ones_by_a_sharde
 
 def test_a_loss_that_is_no_number_in_one_process_stops_both(together):
     folder, ranks = together
-    assert "not a finite number at step 0 in another process" in ranks[0]["faults"]["loss"]
-    assert "not a finite number at step 0 for rows.jsonl, row" in ranks[1]["faults"]["loss"]
+    assert "non-finite loss at step 0 on another rank" in ranks[0]["faults"]["loss"]
+    assert "non-finite loss (NaN or inf) at step 0 for rows.jsonl, row" in ranks[1]["faults"]["loss"]
     assert (folder / "bad_batch.1.jsonl").is_file()
     assert not (folder / "bad_batch.jsonl").exists()
 

@@ -145,7 +145,7 @@ def test_a_base_that_is_not_plain_is_no_reference_and_is_not_split(model, tmp_pa
     for member in (AdapterOff(), NamedAdapter(str(tmp_path / "plain"))):
         with pytest.raises(ContractError, match=r"needs the plain base .* use .*InitialPolicy"):
             member.check(spec)
-    with pytest.raises(ConfigError, match="can't be split"):
+    with pytest.raises(ConfigError, match="can't be sharded"):
         check_splittable(spec)
 
 

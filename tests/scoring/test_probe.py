@@ -74,7 +74,7 @@ def test_windows_are_as_long_after_a_probe_as_before(name):
     before = copy.deepcopy((model.config.to_dict(), dict(model.named_buffers())))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        Scorer().history(model, CPU)
+        Scorer().prefix_cache(model, CPU)
     assert model.config.to_dict() == before[0]
     for key, buffer in model.named_buffers():
         assert torch.equal(buffer, before[1][key])

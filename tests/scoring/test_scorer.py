@@ -24,7 +24,7 @@ from transformers import (
 
 from pl_prefopt.data.collate import beside
 from pl_prefopt.errors import ConfigError, DataError
-from pl_prefopt.scoring import Scorer, heads, history, output_layers, packing
+from pl_prefopt.scoring import Scorer, heads, output_layers, packing, prefix_cache
 from pl_prefopt.scoring.layouts import TreeLayout
 from pl_prefopt.types import TokenTree
 from tests.scoring.architectures import CONFIGS, ODD, VOCABULARY, build
@@ -110,7 +110,7 @@ def test_values_and_gradients_however_trees_are_packed(name, shape, even_width, 
         found = scorer(model, tree).sum
         in_rows = rows[-1]
         torch.testing.assert_close(found, one_by_one(model, tree), atol=2e-4, rtol=1e-5)
-    assert tree.common == (common or (prompts[0] if len(prompts) == 1 else 0))
+    assert tree.shared_prefix == (common or (prompts[0] if len(prompts) == 1 else 0))
     if even_width == 10**6:
         assert in_rows == 1, "everything is in one row"
     found, expected = gradients(model, lambda: scorer(model, tree).sum, lambda: one_by_one(model, tree))
@@ -352,7 +352,7 @@ def beginning_alike(plain: TokenTree, known, *, seed: int) -> TokenTree:
     for row, length in enumerate(known):
         tree.prompt_ids[row, :length] = plain.prompt_ids[row, :length]
         tree.prompt_ids[row, length] = (plain.prompt_ids[row] + 1)[length % plain.prompt_ids.shape[1]]
-    return beside(plain, dataclasses.replace(tree, common=-1))
+    return beside(plain, dataclasses.replace(tree, shared_prefix=-1))
 
 
 @pytest.mark.parametrize("even_width", [1, 10**6], ids=["narrow rows", "one row"])
@@ -362,7 +362,7 @@ def test_a_second_view_begins_with_what_the_first_one_left(name, attention, even
     monkeypatch.setattr(packing, "EVEN_WIDTH", even_width)
     model, scorer, plain = build(name, attention), Scorer("tree"), ragged_tree([6, 4, 5], common=1)
     view = beginning_alike(plain, [6, 0, 4], seed=1)
-    left = scorer.history(model, torch.device("cpu"))
+    left = scorer.prefix_cache(model, torch.device("cpu"))
     scorer(model, plain, left)  # with a graph, as in training
     computed = []
     model.get_input_embeddings().register_forward_hook(lambda *seen: computed.append(seen[1][0]))
@@ -370,16 +370,19 @@ def test_a_second_view_begins_with_what_the_first_one_left(name, attention, even
         torch.testing.assert_close(
             scorer(model, view, left).sum, one_by_one(model, view), atol=2e-4, rtol=1e-5
         )
-    assert view.known == (6, 0, 4)
+    assert view.shared_with_plain == (6, 0, 4)
     if even_width == 10**6:
-        assert computed[0].shape == (1, sum(view.prompt_lengths + view.response_lengths) - sum(view.known))
+        assert computed[0].shape == (
+            1,
+            sum(view.prompt_lengths + view.response_lengths) - sum(view.shared_with_plain),
+        )
 
 
 def test_flex_attention_after_a_history():
     plain, scorer, model = ragged_tree([6, 4, 5]), Scorer(), build("gemma3_window_4", "flex_attention")
     view = beginning_alike(plain, [6, 0, 4], seed=1)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
-        left = scorer.history(model, torch.device("cpu"))
+        left = scorer.prefix_cache(model, torch.device("cpu"))
         scorer(model, plain, left)
         found = scorer(model, view, left).sum
     assert left is not None
@@ -405,16 +408,16 @@ def with_checkpointing(model):
 @pytest.mark.parametrize("change", [with_dropout, with_attention_dropout, with_checkpointing])
 def test_nothing_is_left_in_training_that_would_differ_or_is_not_kept(change):
     model, scorer, device = change(build("llama")), Scorer(), torch.device("cpu")
-    assert scorer.history(model.train(), device) is None
-    assert scorer.history(model.eval(), device) is not None
+    assert scorer.prefix_cache(model.train(), device) is None
+    assert scorer.prefix_cache(model.eval(), device) is not None
 
 
 def test_a_model_that_would_not_read_its_history_says_so(monkeypatch):
-    monkeypatch.setattr(history._Reader, "update", lambda self, keys, values, *others: (keys, values))
+    monkeypatch.setattr(prefix_cache._Reader, "update", lambda self, keys, values, *others: (keys, values))
     scorer, device = Scorer(), torch.device("cpu")
     with pytest.warns(UserWarning, match="from its start, because LlamaForCausalLM refuses keys and values"):
-        assert scorer.history(build("llama"), device) is None
-    assert scorer.history(build("llama"), device) is None, "asked once"
+        assert scorer.prefix_cache(build("llama"), device) is None
+    assert scorer.prefix_cache(build("llama"), device) is None, "asked once"
 
 
 @pytest.mark.filterwarnings("ignore:All logits of a batch are held at once")

@@ -1,4 +1,4 @@
-"""The batches that take most memory."""
+"""Batches that need the most memory, for ``prefopt plan``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pl_prefopt.types import PLAIN, PreferenceBatch, TokenTree
 
 
 def largest_batch(dataset: PreferenceDataset, batches: Iterable[Sequence[int]]) -> PreferenceBatch:
-    """Return the one of ``batches`` with the most tokens, each prompt's counted once.
+    """Return the batch with the most tokens, prompt tokens counted once per prompt.
 
     Args:
         dataset: the rows.
@@ -24,14 +24,14 @@ def largest_batch(dataset: PreferenceDataset, batches: Iterable[Sequence[int]]) 
 def full_batch(
     *, rows: int, responses: int, prompt: int, response: int, views: Iterable[str]
 ) -> PreferenceBatch:
-    """Return a batch in which everything is as long as may be, and prompts have nothing in common.
+    """Return a batch in which every sequence has the maximum length, and prompts share no prefix.
 
     Args:
         rows: B prompts.
-        responses: R responses to each.
-        prompt: tokens of each prompt.
-        response: tokens of each response.
-        views: the views that it has besides the plain one.
+        responses: R responses per prompt.
+        prompt: tokens per prompt.
+        response: tokens per response.
+        views: the batch's views besides the plain one.
     """
     tree = TokenTree(
         prompt_ids=torch.arange(rows).unsqueeze(1).expand(rows, prompt).contiguous(),

@@ -1,4 +1,4 @@
-"""A rehearsed step holds what a real one holds."""
+"""A dry run has the memory footprint of a real step."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ import torch
 from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pl_prefopt.data.extremes import full_batch
+from pl_prefopt.data.worst_case_batches import full_batch
 from pl_prefopt.modules import DPOModule, ReferenceFreeModule
 from pl_prefopt.objectives import DPO, KTO
-from pl_prefopt.planning import Ledger, Rehearsal, Sharing
-from pl_prefopt.planning.fakes import batch_of_fakes, model_of_fakes, untraced
+from pl_prefopt.planning import DryRun, MemoryTracker, Sharing
+from pl_prefopt.planning.fake_tensors import untraced, with_fake_values, with_fake_weights
 from pl_prefopt.policies import FourBit, PolicySpec, build_policy, sketch_policy
-from pl_prefopt.references import AdapterOff, FrozenModel, Held, InitialPolicy, NamedAdapter, PrecomputedTable
+from pl_prefopt.references import (
+    AdapterOff,
+    Footprint,
+    FrozenModel,
+    InitialPolicy,
+    NamedAdapter,
+    PrecomputedTable,
+)
 from tests.cli import plugins
 from tests.cli.plugins import defined
 from tests.runs import LORA
@@ -25,9 +32,9 @@ STEP = "forward and backward pass"
 REFERENCE = "scoring with the references"
 BEFORE = "scoring all rows with the references, before training"
 LONG = full_batch(rows=4, responses=2, prompt=64, response=32, views=[])
-# A rehearsal can't see that there is no padding, where transformers does without a mask.
+# A dry run can't see that there is no padding, where transformers omits the mask.
 LONG.trees["plain"].prompt_mask[0, -1] = False
-LONG.trees["plain"] = dataclasses.replace(LONG.trees["plain"], common=-1)
+LONG.trees["plain"] = dataclasses.replace(LONG.trees["plain"], shared_prefix=-1)
 SHORT = full_batch(rows=1, responses=2, prompt=4, response=4, views=[])
 
 
@@ -41,7 +48,7 @@ def make_module(name, *, optimizer=adamw, layout="auto", objective=None, **polic
 
 
 def plan(module, batch=SHORT, **settings):
-    return Rehearsal(module=module, batch=batch, on_cpu=True, **settings).run()
+    return DryRun(module=module, batch=batch, on_cpu=True, **settings).run()
 
 
 def storages(tensors):
@@ -96,21 +103,21 @@ def test_four_bit_weights_are_as_large_as_those_of_bitsandbytes(tiny_model):
 
 def kept_by_a_step(module, batch):
     """The bytes that a forward pass leaves, the most in the backward pass, and those saved for it."""
-    saved, ledger = [], Ledger(lambda tensor: "all")
+    saved, tracker = [], MemoryTracker(lambda tensor: "all")
 
     def pack(tensor):
         saved.append(weakref.ref(tensor.untyped_storage()))
         return tensor
 
-    with ledger:
+    with tracker:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             scored = module.score(batch)
         kept = {place._cdata: place.nbytes() for place in (found() for found in saved) if place is not None}
         weights = {tensor.untyped_storage()._cdata for tensor in held_by(module.policy)}
-        left = ledger.parts["all"]
-        with ledger.phase("backward"):
+        left = tracker.parts["all"]
+        with tracker.phase("backward"):
             scored.policy.sum.sum().backward()
-    return left, ledger.peaks["backward"]["all"], sum(kept[place] for place in kept.keys() - weights)
+    return left, tracker.peaks["backward"]["all"], sum(kept[place] for place in kept.keys() - weights)
 
 
 def held_by(model):
@@ -119,7 +126,7 @@ def held_by(model):
 
 @pytest.mark.parametrize("layout", ["tree", "plain"])
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-def test_a_rehearsed_pass_keeps_to_the_byte_what_a_real_one_keeps(tiny_model, policy, layout):
+def test_a_dry_run_keeps_to_the_byte_what_a_real_pass_keeps(tiny_model, policy, layout):
     real = make_module(tiny_model, layout=layout, **policy)
     real.policy = build_policy(real.policy_spec)
     real.scorer.presume(real.policy)
@@ -131,8 +138,8 @@ def test_a_rehearsed_pass_keeps_to_the_byte_what_a_real_one_keeps(tiny_model, po
     sketch.policy = sketch_policy(sketch.policy_spec)
     sketch.scorer.presume(sketch.policy)
     with FakeTensorMode(), untraced():
-        model_of_fakes(sketch.policy)
-        assert kept_by_a_step(sketch, batch_of_fakes(LONG)) == (left, most, saved)
+        with_fake_weights(sketch.policy)
+        assert kept_by_a_step(sketch, with_fake_values(LONG)) == (left, most, saved)
 
 
 def test_what_saves_activations_does(tiny_model):
@@ -164,30 +171,32 @@ def test_references_hold_what_they_say(tiny_model):
         phases = plan(make_module(tiny_model, lora=LORA), **references).phases
         return {name: parts.get("reference models", 0) for name, parts in phases.items()}
 
-    beside = models(references=[FrozenModel(spec).held(spec)])
+    beside = models(references=[FrozenModel(spec).footprint(spec)])
     assert weights <= beside[STEP] == beside[REFERENCE] <= weights + 1024
-    offloaded = models(references=[FrozenModel(spec, offload=True).held(spec)])
+    offloaded = models(references=[FrozenModel(spec, offload=True).footprint(spec)])
     assert offloaded[STEP] == 0 < weights <= offloaded[REFERENCE]
-    once = models(precomputed=[FrozenModel(spec).held(spec)])
+    once = models(precomputed=[FrozenModel(spec).footprint(spec)])
     assert once[STEP] == once[REFERENCE] == 0 < weights <= once[BEFORE]
-    elsewhere = FrozenModel(spec, device="cuda:1").held(spec)
-    assert elsewhere == PrecomputedTable("table").held(spec) == Held(scores=False)
-    assert AdapterOff().held(spec) == Held()
+    elsewhere = FrozenModel(spec, device="cuda:1").footprint(spec)
+    assert elsewhere == PrecomputedTable("table").footprint(spec) == Footprint(scores=False)
+    assert AdapterOff().footprint(spec) == Footprint()
 
 
 def test_the_initial_policy_costs_a_model_only_where_all_weights_are_trained(tiny_model):
     whole, adapted = PolicySpec(name=str(tiny_model)), PolicySpec(name=str(tiny_model), lora=LORA)
-    assert InitialPolicy().held(whole) == Held(model=whole, split=True)
-    assert InitialPolicy().held(adapted) == Held()
+    assert InitialPolicy().footprint(whole) == Footprint(model=whole, split=True)
+    assert InitialPolicy().footprint(adapted) == Footprint()
     dora = PolicySpec(name=str(tiny_model), lora={**LORA, "use_dora": True})
-    assert InitialPolicy().held(dora) == Held(start=True)
+    assert InitialPolicy().footprint(dora) == Footprint(start=True)
 
 
 def test_a_second_adapter_counts_and_is_not_trained(tiny_model, tmp_path):
     build_policy(PolicySpec(name=str(tiny_model), lora=LORA)).save_pretrained(tmp_path / "adapter")
     alone = plan(make_module(tiny_model, lora=LORA))
-    held = [NamedAdapter(str(tmp_path / "adapter")).held(PolicySpec(name=str(tiny_model), lora=LORA))]
-    beside = plan(make_module(tiny_model, lora=LORA), references=held)
+    footprints = [
+        NamedAdapter(str(tmp_path / "adapter")).footprint(PolicySpec(name=str(tiny_model), lora=LORA))
+    ]
+    beside = plan(make_module(tiny_model, lora=LORA), references=footprints)
     assert beside.phases[STEP]["weights"] - alone.phases[STEP]["weights"] == 4 * alone.trained
     assert beside.trained == alone.trained
     started = plan(make_module(tiny_model, adapter=str(tmp_path / "adapter")))
@@ -196,10 +205,10 @@ def test_a_second_adapter_counts_and_is_not_trained(tiny_model, tmp_path):
 
 def test_a_start_that_is_kept_is_as_large_as_what_is_trained(tiny_model):
     module = make_module(tiny_model, lora={**LORA, "use_dora": True})
-    held = [InitialPolicy().held(module.policy_spec)]
+    footprints = [InitialPolicy().footprint(module.policy_spec)]
     trained = [weight for weight in build_policy(module.policy_spec).parameters() if weight.requires_grad]
-    assert plan(module, references=held).phases[STEP]["reference models"] == size(trained)
-    beforehand = plan(module, precomputed=held).phases
+    assert plan(module, references=footprints).phases[STEP]["reference models"] == size(trained)
+    beforehand = plan(module, precomputed=footprints).phases
     assert beforehand[BEFORE]["reference models"] == size(trained)
     assert beforehand[STEP].get("reference models", 0) == 0
 
@@ -217,14 +226,14 @@ def test_devices_share_weights_gradients_and_states(tiny_model):
 
 
 def test_devices_share_a_copy_of_the_policy_too_and_no_other_reference(tiny_model):
-    copy = InitialPolicy().held(PolicySpec(name=str(tiny_model)))
-    other = Held(model=PolicySpec(name=str(tiny_model)))
+    copy = InitialPolicy().footprint(PolicySpec(name=str(tiny_model)))
+    other = Footprint(model=PolicySpec(name=str(tiny_model)))
     alone = plan(make_module(tiny_model), references=[copy, other]).phases[STEP]
     bare = plan(make_module(tiny_model), sharing=Sharing(shards=2)).phases[STEP]
     halves = plan(make_module(tiny_model), references=[copy, other], sharing=Sharing(shards=2)).phases[STEP]
     assert alone["reference models"] == 2 * alone["weights"]
     assert halves["reference models"] == alone["weights"]
-    assert halves["reference models, divided"] == pytest.approx(alone["weights"] / 2, abs=64)
+    assert halves["reference models, sharded"] == pytest.approx(alone["weights"] / 2, abs=64)
     gathered = "layers gathered from other devices"
     tables = 2 * 4 * build_policy(copy.model).get_input_embeddings().weight.numel()
     norm = 4 * build_policy(copy.model).config.hidden_size
@@ -244,7 +253,7 @@ def test_optimisers_hold_what_they_keep(tiny_model):
 
 
 def test_on_a_gpu_the_optimiser_holds_temporaries_of_all_weights(tiny_model):
-    planned = Rehearsal(module=make_module(tiny_model), batch=SHORT).run()
+    planned = DryRun(module=make_module(tiny_model), batch=SHORT).run()
     # Two moments and a temporary, in float32.
     states = planned.phases["optimiser step"]["optimiser states"]
     assert states == pytest.approx(3 * 4 * planned.trained, rel=0.01)
@@ -273,7 +282,7 @@ def test_hidden_states_of_references_and_heads_count(tiny_model):
     tokens = 4 * 2 * 32
     size = build_policy(PolicySpec(name=str(tiny_model))).config.hidden_size
     plain, divergent = (
-        plan(make_module(tiny_model, lora=LORA, objective=objective), LONG, references=[Held()])
+        plan(make_module(tiny_model, lora=LORA, objective=objective), LONG, references=[Footprint()])
         for objective in (DPO(), defined(plugins.TDPO2, "TDPO2")())
     )
     more = sum(divergent.phases[STEP].values()) - sum(plain.phases[STEP].values())

@@ -1,4 +1,4 @@
-"""From the meta device to fake tensors: they say that they are on the CPU, so kernels are chosen as there."""
+"""Conversion of meta tensors to fake CPU tensors, for which torch chooses the kernels of a CPU."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from pl_prefopt.types import PreferenceBatch, TokenTree
 _Fake = Callable[[Tensor], Tensor]
 
 
-def model_of_fakes(model: nn.Module) -> nn.Module:
-    """Replace the meta tensors of ``model`` in place; inside a ``FakeTensorMode``, tied weights stay tied.
+def with_fake_weights(model: nn.Module) -> nn.Module:
+    """Replace the meta tensors of ``model`` in place by fake ones, inside a ``FakeTensorMode``.
 
-    4-bit layers get their packed weight and its statistics, as bitsandbytes keeps them.
+    Tied weights remain tied. 4-bit layers get their packed weight and its statistics, as bitsandbytes stores
+    them.
     """
     made: dict[int, Tensor] = {}
-    # Held until the end, so that no two of them have the same id.
+    # Kept alive until the end, so that no two of them have the same id.
     outlines = [*model.parameters(), *model.buffers()]
 
     def fake(tensor: Tensor) -> Tensor:
@@ -42,9 +43,9 @@ def model_of_fakes(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def untraced() -> Iterator[None]:
-    """Let transformers build masks as for real tensors.
+    """Make transformers build masks as for real tensors.
 
-    It takes fake ones for a trace, and then makes a mask where SDPA needs none.
+    It takes fake tensors for a trace, and then builds a mask where SDPA needs none.
     """
     before = masking_utils.is_tracing
     masking_utils.is_tracing = lambda tensor=None: False
@@ -54,8 +55,8 @@ def untraced() -> Iterator[None]:
         masking_utils.is_tracing = before
 
 
-def batch_of_fakes(batch: PreferenceBatch) -> PreferenceBatch:
-    """Return a batch of the same shapes; inside a ``FakeTensorMode``."""
+def with_fake_values(batch: PreferenceBatch) -> PreferenceBatch:
+    """Return a fake batch of the same shapes, inside a ``FakeTensorMode``."""
 
     def fake(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype)
@@ -81,7 +82,7 @@ def _packed(weight: Any) -> Tensor:
 
 
 def _statistics(weight: Any) -> Any:
-    """Return the scales of a weight's blocks, which are quantised in blocks of 256 in their turn if asked."""
+    """Return the scales of a weight's blocks, quantised in blocks of 256 with double quantisation."""
     from bitsandbytes.functional import QuantState
 
     blocks = -(-weight.numel() // weight.blocksize)

@@ -1,4 +1,4 @@
-"""Whether objective, references, rows and strategy fit together: looked at before a model loads."""
+"""Checks, before a model loads, that objective, references, rows and strategy are compatible."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from pl_prefopt.types import PreferenceBatch
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Refuse a strategy whose checkpoints are no good; warn of one in whose place there is a safer one.
+    """Refuse strategies whose checkpoints can't be used; warn where a safer strategy exists.
 
     Raises:
         ConfigError: saying what to use instead.
     """
     if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
         raise ConfigError(
-            f"{type(strategy).__name__} can't save what is trained only: to shard weights, set "
+            f"{type(strategy).__name__} can't save the trained weights alone: to shard weights, set "
             "trainer.strategy.class_path to pl_prefopt.modules.FSDP2Strategy."
         )
     if isinstance(strategy.checkpoint_io, AsyncCheckpointIO):
         raise ConfigError(
-            "Take AsyncCheckpointIO out of trainer.plugins. It writes after a run has said that it is saved, "
-            "and runs whatever code is in a checkpoint: the default does neither."
+            "Remove AsyncCheckpointIO from trainer.plugins. It reports a checkpoint as saved before it is "
+            "written, and executes code in checkpoints that it reads: the default does neither."
         )
     if type(strategy) is ModelParallelStrategy:
         rank_zero_warn(
-            "With Lightning's ModelParallelStrategy a kill while saving loses the checkpoint before, too: "
-            "set trainer.strategy.class_path to pl_prefopt.modules.FSDP2Strategy, the settings are the same."
+            "With Lightning's ModelParallelStrategy, a run killed while saving loses the previous checkpoint "
+            "too: set trainer.strategy.class_path to pl_prefopt.modules.FSDP2Strategy, which takes the same "
+            "settings."
         )
 
 
 def reference_source(trainer: Any) -> ReferenceSource | None:
-    """Return the callback that answers for the references, ``None`` if there is none.
+    """Return the callback that serves the references, ``None`` if there is none.
 
     Raises:
         ConfigError: if there are several.
@@ -56,7 +57,7 @@ def reference_source(trainer: Any) -> ReferenceSource | None:
 
 
 def check_references(objective: Objective, count: int) -> None:
-    """Raise a ``ContractError`` if the objective can't work with this number of references."""
+    """Raise a ``ContractError`` if the objective doesn't take this number of references."""
     needs, name = objective.needs, type(objective).__name__
     most = needs.max_references
     if count < needs.min_references or (most is not None and count > most):
@@ -68,15 +69,15 @@ def check_references(objective: Objective, count: int) -> None:
 
 
 def check_rows(objective: Objective, datasets: Mapping[str, Any]) -> None:
-    """Check that the objective can use the rows.
+    """Check that the objective can be computed on the rows.
 
     Args:
-        objective: what is trained.
+        objective: the objective.
         datasets: the rows of each split.
 
     Raises:
-        ContractError: if it can learn nothing from the training rows, or a view of it needs a second prompt.
-        DataError: naming a score that it doesn't take.
+        ContractError: if the training rows give no gradient, or one of its views needs a second prompt.
+        DataError: if a score is out of the objective's range.
     """
     for split, rows in datasets.items():
         if split == "train":
@@ -88,12 +89,12 @@ def check_rows(objective: Objective, datasets: Mapping[str, Any]) -> None:
 
 
 def check_batch(batch: PreferenceBatch, needs: Needs, needed_by: Callable[[str], str]) -> None:
-    """Raise a ``ContractError`` if a batch, of whatever loader, lacks a view or a column.
+    """Raise a ``ContractError`` if a batch, from any data loader, lacks a view or a column.
 
     Args:
         batch: the batch.
-        needs: what objective and metrics must be given.
-        needed_by: says who asked for a column.
+        needs: the inputs of objective and metrics.
+        needed_by: returns the class that asked for a column.
     """
     for name in needs.views.keys() - batch.trees.keys():
         raise ContractError(
@@ -108,13 +109,13 @@ def check_batch(batch: PreferenceBatch, needs: Needs, needed_by: Callable[[str],
             )
 
 
-def tell_what_is_not_checked(objective: Objective) -> None:
-    """Warn that the training rows are not checked as a whole."""
+def warn_unchecked_rows(objective: Objective) -> None:
+    """Warn that the training rows can't be checked before training."""
     rank_zero_warn(
-        "The training batches come from a loader and not from a PreferenceDataModule: it isn't checked "
+        "The training batches come from a data loader, not from a PreferenceDataModule: it isn't checked "
         f"whether {type(objective).__name__} can learn anything from the rows, and the loss of a batch is "
-        "its sum over prompts divided by the number of prompts in the first batch. Each optimiser step is "
-        "the mean over its prompts all the same."
+        "its sum over prompts divided by the number of prompts in the first batch. The gradient of each "
+        "optimiser step is the mean over its prompts all the same."
     )
 
 
@@ -128,7 +129,7 @@ def _check_comparable(objective: Objective, summary: RowsSummary) -> None:
 
 
 def _check_prompts(objective: Objective, split: str, rows: Sequence[PreferenceRow]) -> None:
-    """Look for a second prompt where a view of the objective puts one prompt's responses to another."""
+    """Check for a second prompt where a view pairs one prompt's responses with another prompt."""
     if all(view.min_prompts < 2 for view in objective.needs.views.values()):
         return
     first = rows[0].prompt
@@ -140,14 +141,14 @@ def _check_prompts(objective: Objective, split: str, rows: Sequence[PreferenceRo
 
 
 def check_scores(objective: Objective, batch: PreferenceBatch) -> None:
-    """Raise a ``DataError`` at a score that the objective doesn't take, for rows not checked before."""
+    """Raise a ``DataError`` if a score is out of range, for rows that weren't checked at start-up."""
     allowed = objective.needs.score_range
     if allowed is None:
         return
     wrong = ((batch.scores < allowed[0]) | (batch.scores > allowed[1])).nonzero().tolist()
     for place, response in wrong:
         origin = batch.rows[place].origin if batch.rows else ""
-        score = float(f"{batch.scores[place, response]:.7g}")  # as written, which float32 is not
+        score = float(f"{batch.scores[place, response]:.7g}")  # as in the data, without float32's rounding
         _refuse_score(objective, score, origin, batch.split)
 
 

@@ -1,4 +1,4 @@
-"""What one pass over prompts leaves for another over prompts that begin alike: keys and values."""
+"""KV cache of prompts, reused by later passes over prompts with the same beginning."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pl_prefopt.scoring.inputs import accepts, base_model
 _KeysAndValues = tuple[Tensor, Tensor]
 
 
-class History:
-    """Keys and values of every prompt token in every layer, without gradient, from one pass of one model.
+class PrefixCache:
+    """Keys and values of every prompt token in every layer, detached, from one pass of one model.
 
-    Kept as the model made them, they cost next to nothing: the backward pass keeps them too.
+    They need hardly any memory of their own, since the backward pass keeps the same tensors.
 
     Attributes:
-        places: int64 [B, P], where each prompt token stood, as row · L + column; none before the pass.
+        places: int64 [B, P], the place of each prompt token, as row · L + column; ``None`` before the pass.
     """
 
     def __init__(self) -> None:
@@ -27,28 +27,28 @@ class History:
         self._layers: dict[int, _KeysAndValues] = {}
 
     def written_at(self, places: Tensor) -> Cache:
-        """Return a cache that fills this history while the model runs; attention sees nothing of it."""
+        """Return a transformers cache that records keys and values and leaves attention unchanged."""
         self.places = places
         return _Writer(self._layers)
 
     def read_at(self, source: Tensor) -> Cache:
-        """Return a cache that puts what stood at ``source``, int64 [N, E], before each row's own tokens."""
+        """Return a transformers cache that prepends the tokens at ``source``, int64 [N, E], to each row."""
         return _Reader(self._layers, source)
 
 
-class _Untold(Cache):  # type: ignore[misc]
-    """A cache that a model only ever updates: positions and masks are given to it."""
+class _UpdateOnly(Cache):  # type: ignore[misc]
+    """A cache of which a model calls ``update`` only: positions and masks are passed explicitly."""
 
     def __init__(self, layers: dict[int, _KeysAndValues]) -> None:
         super().__init__(layers=[])
         self._kept = layers
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return 0: whatever a model would count from here is given to it."""
+        """Return 0: positions and masks don't depend on it."""
         return 0
 
 
-class _Writer(_Untold):
+class _Writer(_UpdateOnly):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> _KeysAndValues:
@@ -56,7 +56,7 @@ class _Writer(_Untold):
         return key_states, value_states
 
 
-class _Reader(_Untold):
+class _Reader(_UpdateOnly):
     def __init__(self, layers: dict[int, _KeysAndValues], source: Tensor) -> None:
         super().__init__(layers)
         self._source = source
@@ -69,15 +69,15 @@ class _Reader(_Untold):
 
 
 def _taken(kept: Tensor, source: Tensor) -> Tensor:
-    """Take places [N, E] of keys or values [N', heads, L, D]; return [N, heads, E, D]."""
+    """Gather keys or values [N', heads, L, D] at places [N, E]; return [N, heads, E, D]."""
     by_place = kept.transpose(1, 2).flatten(0, 1)
     return by_place[source].transpose(1, 2)
 
 
-def can_leave(model: nn.Module) -> bool:
-    """Tell whether a pass of ``model`` leaves keys and values that another pass would compute again.
+def can_reuse(model: nn.Module) -> bool:
+    """Tell whether later passes of ``model`` may reuse the keys and values of a first one.
 
-    With dropout they would differ; a checkpointed layer keeps none.
+    With dropout they would differ, and a checkpointed layer doesn't keep them.
     """
     base = base_model(model)
     if not accepts(base.base_model, "past_key_values"):

@@ -1,4 +1,4 @@
-"""Who holds how much memory: counted tensor by tensor while a step runs, whether or not its numbers exist."""
+"""Memory by purpose, counted tensor by tensor while a step runs, on real or fake tensors."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from torch.utils._pytree import tree_leaves
 Classify = Callable[[Tensor], str]
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of every storage that operations make, from its making until nothing holds it.
+class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of every storage that operations create, until it is freed.
 
-    Inside a ``FakeTensorMode`` this is the memory that the step would take, without its numbers. Where a
-    step asks a fake tensor for a number, it is told 1.
+    Inside a ``FakeTensorMode`` this is the memory that a real step would take. A fake tensor has no values:
+    ``item()`` returns 1.
 
     Args:
-        classify: names the part that a new tensor counts to, unless ``making`` does.
-        shares: the share of a part that one device holds; all of it where nothing is said.
+        classify: returns the part that a new tensor is counted in, outside of ``making``.
+        shares: the fraction of a part that one device holds, by part; 1 by default.
 
     Attributes:
-        peaks: by phase, one device's bytes of each part when they were most together.
+        peaks: by phase, one device's bytes of each part at the phase's peak.
     """
 
     def __init__(self, classify: Classify, shares: Mapping[str, float] | None = None) -> None:
@@ -42,12 +42,12 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def parts(self) -> dict[str, int]:
-        """One device's bytes of each part now."""
+        """The current bytes of each part on one device."""
         return dict(+self._parts)
 
     @contextmanager
     def making(self, part: str) -> Iterator[None]:
-        """Count what is made meanwhile to ``part``."""
+        """Count tensors created in this context in ``part``."""
         before, self._classify = self._classify, lambda _: part
         try:
             yield
@@ -56,7 +56,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Note the peak of what happens meanwhile under ``name``."""
+        """Record the peak within this context under ``name``."""
         self._phase, self._most = name, -1
         self._note_peak()
         try:
@@ -65,7 +65,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._phase = None
 
     def move(self, tensor: Tensor, part: str) -> None:
-        """Count a tensor to another part from now on."""
+        """Count a tensor in another part from now on."""
         key = tensor.untyped_storage()._cdata
         if key in self._held:
             self._add(*self._held[key], sign=-1)
@@ -73,7 +73,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._add(*self._held[key])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count what it made."""
+        """Run an operation and count the tensors that it created."""
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return _one(args[0].dtype)
         made = func(*args, **(kwargs or {}))
