@@ -442,8 +442,8 @@ def test_a_run_without_checkpoints_is_refused(prefopt, settings):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("", "expected preference rows in other.jsonl, got none that is usable, it is empty"),
-        ("\n \n", "expected preference rows in other.jsonl, got none that is usable, it is empty"),
+        ("", "expected preference rows in other.jsonl, got no usable one, it is empty"),
+        ("\n \n", "expected preference rows in other.jsonl, got no usable one, it is empty"),
         ('{"path": "rows.jsonl"}\n', "other.jsonl, row 1: expected the keys of one of the layouts"),
     ],
     ids=["empty", "blank", "settings"],

@@ -274,7 +274,7 @@ def test_a_damaged_cache_says_what_to_delete(tmp_path, name, content):
     load()
     file = next((tmp_path / "cache").rglob(name))
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"is damaged .* delete the folder"):
+    with pytest.raises(DataError, match=r"is corrupt .* delete the folder"):
         load()
     for left in file.parent.iterdir():
         left.unlink()
