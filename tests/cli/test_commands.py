@@ -162,11 +162,11 @@ def test_a_stopped_run_goes_on_with_the_same_command(prefopt, settings):
 
 def test_a_second_run_in_the_same_folder_is_refused(run, prefopt, settings):
     said = prefopt.fails("fit", *axes(), *settings, "--run_dir", "run")
-    assert "holds a run already" in said
+    assert "already contains a run" in said
     assert "--ckpt_path last" in said
     shutil.copytree(run, "other")
     another = ["--run_dir", "run", "--ckpt_path", "other/checkpoints/last.ckpt"]
-    assert "holds a run already" in prefopt.fails("fit", *axes(), *settings, *another)
+    assert "already contains a run" in prefopt.fails("fit", *axes(), *settings, *another)
 
 
 def test_a_run_that_may_not_go_on_keeps_its_settings(run, prefopt, settings):
@@ -408,7 +408,7 @@ def test_precompute_scores_and_leaves_only_the_tables(prefopt, settings, tiny_mo
 def test_what_lightning_refuses_is_said_in_a_sentence(settings, prefopt):
     bars = ["--trainer.callbacks+", "TQDMProgressBar", "--trainer.callbacks+", "RichProgressBar"]
     said = prefopt.fails("fit", *axes(), *settings, *bars)
-    assert "Lightning refuses the trainer's settings: You added multiple progress bar callbacks" in said
+    assert "Lightning rejects the trainer's settings: You added multiple progress bar callbacks" in said
 
 
 @pytest.mark.parametrize(("asked", "meant"), [("val/acc", "val/accuracy"), ("loss", "val/loss")])
@@ -436,7 +436,7 @@ def test_switches_of_the_trainer_win_over_configured_callbacks(prefopt, settings
 
 def test_a_run_without_checkpoints_is_refused(prefopt, settings):
     said = prefopt.fails("fit", *axes(), *settings, "--trainer.enable_checkpointing", "false")
-    assert "`trainer.enable_checkpointing: false` would leave nothing of a run" in said
+    assert "`trainer.enable_checkpointing: false` would discard the trained policy" in said
 
 
 @pytest.mark.parametrize(

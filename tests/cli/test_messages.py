@@ -19,7 +19,7 @@ HEAVY = ("torch", "lightning", "transformers", "datasets", "peft", "pandas", "pl
 SCRIPT = """
 import contextlib, io, json, os, sys
 from pathlib import Path
-from pl_prefopt.cli import main
+from pl_prefopt.cli import class_sources, main
 said = []
 for folder, words in json.load(sys.stdin):
     os.chdir(folder)
