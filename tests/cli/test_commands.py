@@ -87,7 +87,7 @@ def test_testing_adds_to_the_metrics(run, prefopt):
 
 def test_validating_without_a_checkpoint_says_what_it_measures(run, prefopt):
     printed = prefopt("validate", "-c", run / "config.yaml", "--run_dir", "untrained")
-    assert "as it is before training" in printed
+    assert "evaluating the policy before training" in printed
     assert metrics_of("untrained")["val/margin"] == 0
 
 
@@ -306,7 +306,7 @@ def test_help_and_unknown_commands(prefopt):
     assert "usage: prefopt" in prefopt()
     assert "export" in prefopt("--help")
     assert "did you mean 'fit'" in prefopt.fails("fitt")
-    assert "needs to know what to train" in prefopt.fails("fit")
+    assert "needs a configuration, a model and rows" in prefopt.fails("fit")
 
 
 def test_export_says_what_it_misses(prefopt, run):
@@ -335,7 +335,7 @@ def test_export_says_what_is_damaged_or_does_not_fit(prefopt, run):
         return said
 
     for damaged in (b"", b"a: [", b"\xff\xfe", b"model: {init_args: {}}", b"model: 3"):
-        assert "no configuration that `prefopt fit` wrote" in said(lambda _, damaged=damaged: damaged)
+        assert "was not written by `prefopt fit`" in said(lambda _, damaged=damaged: damaged)
     assert "made with policy.lora" in said(lambda before: before.replace(b" r: 16", b" r: 2"))
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     del checkpoint["pl_prefopt"]  # as an earlier version left it
