@@ -1,4 +1,4 @@
-"""The errors a user can cause, each one sentence: what was expected, what came, what to type next."""
+"""Errors that users can cause, each in one sentence: what was expected, what was found, what to type."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import ClassVar
 
 
 class PrefOptError(Exception):
-    """A mistake in the user's input; the command line prints it without a traceback.
+    """An error in the user's input; the command line prints it without a traceback.
 
     Attributes:
-        exit_status: what the command line exits with.
+        exit_status: the exit status of the command line.
     """
 
     exit_status: ClassVar[int] = 2
@@ -30,22 +30,22 @@ class ContractError(PrefOptError):
 
 
 class RunError(PrefOptError):
-    """A run that can't go on although its input was in order: no memory, a full disk, a loss that is NaN."""
+    """A run that can't continue although its input is valid: no memory, a full disk, a non-finite loss."""
 
     exit_status: ClassVar[int] = 1
 
 
 class StoppedError(BaseException):
-    """A run that a signal stopped, after it saved where it was.
+    """A run that was stopped by a signal, after saving a checkpoint.
 
-    It can come from anywhere, so it is no ``Exception``: nobody who catches those on the way may go on.
+    It can be raised anywhere, so it is not an ``Exception``: handlers of those must not swallow it.
     """
 
-    exit_status: ClassVar[int] = 143  # what a shell reports of a process that SIGTERM ended
+    exit_status: ClassVar[int] = 143  # as a shell reports for a process ended by SIGTERM
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the first line of what ``error`` says, or its kind if it says nothing.
+    r"""Return the first line of an error's message, or the name of its class if it has none.
 
     Examples:
         >>> first_line(ValueError("it is broken\nin many ways"))
@@ -60,8 +60,8 @@ def closest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str | 
     """Return the choice most similar to ``word``, or ``None``.
 
     Args:
-        word: what was written.
-        choices: what could have been meant.
+        word: the word given.
+        choices: the valid words.
         cutoff: how similar the two words must be, from 0 to 1, as in ``difflib``.
 
     Examples:
@@ -73,11 +73,11 @@ def closest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str | 
 
 
 def suggest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return ``"; did you mean 'x'?"`` for the choice most similar to ``word``, or nothing.
+    """Return ``"; did you mean 'x'?"`` for the choice most similar to ``word``, or an empty string.
 
     Args:
-        word: what was written.
-        choices: what could have been meant.
+        word: the word given.
+        choices: the valid words.
         cutoff: how similar the two words must be, from 0 to 1, as in ``difflib``.
 
     Examples:
@@ -91,11 +91,11 @@ def suggest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str:
 
 
 def printable(name: str, *, limit: int = 60) -> str:
-    r"""Return a name from a file as a message shows it: on one line, without control characters, cut.
+    r"""Return a name from a file for a message: on one line, without control characters, truncated.
 
     Args:
         name: any text.
-        limit: the most characters.
+        limit: the maximum number of characters.
 
     Examples:
         >>> printable("annotator"), printable("a\nb"), printable("x" * 9, limit=4)
@@ -106,11 +106,11 @@ def printable(name: str, *, limit: int = 60) -> str:
 
 
 def listed(names: Iterable[str], *, most: int = 20) -> str:
-    """Return names from a file as a message lists them.
+    """Return names from a file as a list for a message.
 
     Args:
         names: any texts.
-        most: how many are written out.
+        most: how many to write out.
 
     Examples:
         >>> listed(["a", "b", "c"], most=2), listed([])

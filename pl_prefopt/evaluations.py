@@ -1,4 +1,4 @@
-"""``metrics.json``: what was measured, on which rows, of which weights, and when."""
+"""``metrics.json``: evaluations with their rows, checkpoint and date."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ STAGES = ("val", "test")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The numbers of one evaluation. What a file of an earlier version doesn't say is ``None``.
+    """The results of one evaluation. Fields missing in files of earlier versions are ``None``.
 
     Attributes:
-        metrics: the numbers by name, all of one stage: ``{"val/accuracy": 0.8}``.
+        metrics: the values by name, all of one stage: ``{"val/accuracy": 0.8}``.
         command: ``fit``, ``validate`` or ``test``.
         data: the path or hub name of the rows.
-        held_out: whether the rows were held out from those of ``data``, the training rows.
-        rows: how many there are.
-        part: ``"2 of 10 batches"`` where not all of them were measured.
-        fingerprint: of the rows and their tokens.
-        checkpoint: its path, from the run's folder if it lies in there. ``None`` for the weights that ``fit``
-            was training, and for the policy before training.
-        step: the optimiser steps behind the weights; 0 before training.
+        held_out: whether the rows were held out from ``data``, the training rows.
+        rows: the number of rows.
+        part: ``"2 of 10 batches"`` if not all of them were evaluated.
+        fingerprint: the fingerprint of the rows and their tokens.
+        checkpoint: its path, relative to the run folder if it is in there. ``None`` for the weights that
+            ``fit`` was training, and for the policy before training.
+        step: the number of optimiser steps of the weights; 0 before training.
         method: the objective with its settings: ``"DPO(beta=0.1)"``.
-        described: what the numbers are that the objective or the run's own metrics add.
-        date: when, as ``2026-01-31T12:00:00+00:00``.
+        described: descriptions of the metrics that the objective or the user adds.
+        date: date and time, as ``2026-01-31T12:00:00+00:00``.
     """
 
     metrics: Mapping[str, float]
@@ -54,7 +54,7 @@ class Evaluation:
 
     @property
     def rows_measured(self) -> str:
-        """Which rows were measured, for people."""
+        """A readable description of the rows."""
         if self.data is None:
             return "rows that were not recorded"
         name = f"rows held out from {self.data}" if self.held_out else self.data
@@ -63,7 +63,7 @@ class Evaluation:
 
     @property
     def weights(self) -> str:
-        """What was measured, for people."""
+        """A readable description of the weights."""
         if self.step == 0:
             return "the policy before training"
         if self.step is None:
@@ -71,7 +71,7 @@ class Evaluation:
         return f"{self.checkpoint or 'training'}, step {self.step:,}"
 
     def replaces(self, other: Evaluation) -> bool:
-        """Whether ``other`` measured the same before; of a run's own validations the last one is kept."""
+        """Whether this repeats ``other``; of the validations within ``fit``, only the last one is kept."""
         same = all(getattr(self, name) == getattr(other, name) for name in _SAME)
         within_fit = self.command == other.command == "fit"
         return same and (within_fit or (self.checkpoint, self.step) == (other.checkpoint, other.step))
@@ -81,10 +81,10 @@ _SAME = ("stage", "fingerprint", "part", "method")
 
 
 def read_evaluations(path: Path) -> list[Evaluation]:
-    """Read ``metrics.json``, the oldest evaluation first; nothing if there is no such file.
+    """Read ``metrics.json``, oldest evaluation first; an empty list if there is no such file.
 
     Raises:
-        ValueError: if it is damaged.
+        ValueError: if it is corrupt.
     """
     if not path.is_file():
         return []
@@ -93,15 +93,15 @@ def read_evaluations(path: Path) -> list[Evaluation]:
         if "evaluations" in found:
             return [_parsed(entry) for entry in found["evaluations"]]
         return _of_an_earlier_version(found)
-    except (TypeError, AttributeError, KeyError) as error:  # JSON of another form
+    except (TypeError, AttributeError, KeyError) as error:  # JSON with a different structure
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def add_evaluation(path: Path, new: Evaluation) -> None:
-    """Write ``new`` beside what ``metrics.json`` holds, in place of an earlier one of the same.
+    """Add ``new`` to ``metrics.json``, replacing an earlier evaluation of the same kind.
 
-    Commands that evaluate the same run at the same time wait for each other. A damaged file is set aside,
-    since a run needn't end for it.
+    Commands that evaluate the same run at the same time wait for each other. A corrupt file is renamed rather
+    than ending the run.
     """
     with changing(path):
         _add(path, new)
@@ -120,34 +120,34 @@ def _add(path: Path, new: Evaluation) -> None:
 
 
 def main_evaluation(evaluations: Sequence[Evaluation], stage: str) -> Evaluation | None:
-    """Return the evaluation of ``stage`` that stands for a run: the newest on the run's own validation rows.
+    """Return the evaluation of ``stage`` that represents a run: the newest on the run's own validation rows.
 
-    Those are the ones that ``fit`` measured on, with the objective that it trained. One of all rows comes
-    before one of a part, and one of trained weights before one of the policy before training.
+    Those are the rows that ``fit`` validated on, with the objective that it trained. An evaluation of all
+    rows takes precedence over one of a part, and trained weights over the policy before training.
     """
     own = {(one.fingerprint, one.method) for one in evaluations if one.command == "fit"}
     candidates = [one for one in evaluations if one.stage == stage]
     ranked = sorted(
         candidates, key=lambda one: ((one.fingerprint, one.method) in own, one.part is None, one.step != 0)
     )
-    return ranked[-1] if ranked else None  # the sort keeps the order of those that rank alike
+    return ranked[-1] if ranked else None  # the sort is stable
 
 
 def main_metrics(evaluations: Sequence[Evaluation]) -> dict[str, float]:
-    """Return the numbers that stand for a run, by name: those of its ``main_evaluation`` of each stage."""
+    """Return the metrics that represent a run, by name: those of its ``main_evaluation`` of each stage."""
     found = (main_evaluation(evaluations, stage) for stage in STAGES)
     return {name: value for one in found if one is not None for name, value in one.metrics.items()}
 
 
 def _of_an_earlier_version(found: Mapping[str, Any]) -> list[Evaluation]:
-    """Read numbers by name: those of the last validation and of the last test, nobody knows on what."""
+    """Read the metrics of the last validation and test, whose rows were not recorded."""
     numbers = _numbers(found.items())
     stages = [{name: numbers[name] for name in numbers if name.startswith(f"{stage}/")} for stage in STAGES]
     return [Evaluation(metrics=metrics) for metrics in stages if metrics]
 
 
 def _parsed(entry: Mapping[str, Any]) -> Evaluation:
-    known = {field.name for field in fields(Evaluation)}  # a later version may write more
+    known = {field.name for field in fields(Evaluation)}  # later versions may write more fields
     settings = {name: value for name, value in entry.items() if name in known}
     settings["described"] = tuple(_described(one) for one in entry.get("described", ()))
     return Evaluation(**{**settings, "metrics": _numbers(entry["metrics"].items())})

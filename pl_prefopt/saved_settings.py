@@ -1,8 +1,9 @@
-"""A run's ``config.yaml``: written and read so that the run may be moved, copied and used from any folder.
+"""Reading and writing a run's ``config.yaml`` so that the run can be moved, copied and used from any folder.
 
-A run is the folder that its ``config.yaml`` lies in. Paths inside it are written relative to the file. Other
-relative paths, such as those of data and models, stay as typed; ``paths_from`` notes the folder that they
-start from: relative to the file, for a project that is moved as a whole, and in full, for a run moved alone.
+A run is the folder of its ``config.yaml``. Paths inside it are written relative to the file. Other relative
+paths, such as those of data and models, are written as given; ``paths_from`` records the folder that they are
+relative to, both relative to the file, for a project that is moved as a whole, and as an absolute path, for a
+run that is moved by itself.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ _PLACES = {
     *("data.tokenizer", "data.cache_dir", "references.cache_dir"),
     *("policy.name", "policy.adapter", "model.name", "model.adapter", "init_args.folder"),
 }
-"""Settings that name a file or folder, by their last two keys; elsewhere a slash tells a path from a word."""
+"""Settings that name a file or folder, by their last two keys; elsewhere, a slash indicates a path."""
 
 
 def portable(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return settings as they are written to ``folder``.
+    """Return settings in the form in which they are written to ``folder``.
 
     Args:
-        settings: what a command ran with; relative paths start from the working directory.
-        folder: where the file goes: the run's folder or, of an evaluation, one below it.
+        settings: the settings of a command; relative paths are relative to the working directory.
+        folder: the folder of the file: the run folder or, for an evaluation, a subfolder.
     """
     here, folder, run = Path.cwd(), folder.resolve(), Path(settings["run_dir"]).resolve()
     saved = copy.deepcopy({key: value for key, value in settings.items() if key not in (ORIGINS, "run_dir")})
@@ -45,14 +46,14 @@ def portable(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         inside = place.is_relative_to(run)
         owner[key] = os.path.relpath(place, folder) if inside else str(place)
         if inside and key == "ckpt_path" and folder == run:
-            owner[key] = None  # to resume a run is no part of how to repeat it
-    # The first and the last key: a file that was cut off lacks the last one.
+            owner[key] = None  # resuming is not part of how to repeat the run
+    # The first and the last key: a truncated file lacks the last one.
     origins = {ORIGINS: [os.path.relpath(here, folder), str(here)]}
     return {**origins, **saved, "run_dir": os.path.relpath(run, folder)}
 
 
 def is_saved(file: Path) -> bool:
-    """Tell whether ``file`` holds, or is in the place of, settings that a run wrote."""
+    """Return whether ``file`` is, or is in the place of, a run's ``config.yaml``."""
     if file.name != FILE_NAME or not file.is_file():
         return False
     if file.read_bytes().startswith(f"{ORIGINS}:".encode()):
@@ -62,17 +63,17 @@ def is_saved(file: Path) -> bool:
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """Return what stands in a run's ``config.yaml``.
+    """Return the contents of a run's ``config.yaml``.
 
     Raises:
-        ConfigError: if it is damaged.
+        ConfigError: if it is corrupt.
     """
     try:
         settings = read_yaml(file)
     except ConfigError as error:
         raise _damaged(file, str(error).removeprefix(str(file)).lstrip(",: ").rstrip(".")) from error
     if not isinstance(settings, dict):
-        raise _damaged(file, "it is empty" if settings is None else "it holds no settings by name")
+        raise _damaged(file, "it is empty" if settings is None else "it is not a mapping of settings")
     if ORIGINS in settings or is_saved(file):
         missing = [name for name in _SECTIONS if settings.get(name) is None]
         if missing:
@@ -83,10 +84,10 @@ def read_settings(file: Path) -> dict[str, Any]:
 def read_saved(file: Path) -> dict[str, Any]:
     """Return a run's settings with paths that work from the working directory.
 
-    ``run_dir`` is the folder that the file lies in now, or the one above that of an evaluation.
+    ``run_dir`` is the current folder of the file, or its parent for an evaluation.
 
     Raises:
-        ConfigError: if the file is damaged.
+        ConfigError: if the file is corrupt.
     """
     settings = read_settings(file)
     origins = settings.pop(ORIGINS, None)
@@ -100,7 +101,7 @@ def _of_now(settings: dict[str, Any], file: Path, origins: Sequence[str]) -> dic
 
 
 def _of_an_earlier_version(settings: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Earlier versions wrote all paths as typed, ``run_dir`` among them."""
+    """Read a file of an earlier version, which wrote all paths as given, including ``run_dir``."""
     if not settings.get("run_dir"):
         return settings
     before, run = Path(os.path.normpath(settings["run_dir"])), _run_of(file)
@@ -114,7 +115,7 @@ def _of_an_earlier_version(settings: dict[str, Any], file: Path) -> dict[str, An
 
 
 def _outputs(settings: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """Return which settings name a place in the run's folder or another one to write to: owner and key."""
+    """Return the settings that name an output folder, each as the mapping that has it and its key."""
     owners = [(settings.get(section), key) for section, key in _IN_RUN]
     places = [*owners, (settings, "ckpt_path")]
     return [(owner, key) for owner, key in places if isinstance(owner, dict) and owner.get(key)]
@@ -132,7 +133,7 @@ def _resolved(settings: dict[str, Any], origins: Sequence[Path]) -> dict[str, An
 
 
 def _places(value: Any, name: str) -> Iterator[tuple[Any, Any]]:
-    """Yield where relative paths may stand: the mapping or list, and the key in it."""
+    """Yield the places where relative paths may occur: the mapping or list, and the key in it."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         if not isinstance(item, str):
@@ -142,7 +143,7 @@ def _places(value: Any, name: str) -> Iterator[tuple[Any, Any]]:
 
 
 def _found(path: str, origins: Sequence[Path]) -> str:
-    """Return the path from the first of ``origins`` that has it; as it is if none has it, as a hub's name."""
+    """Return the path relative to the first of ``origins`` where it exists; unchanged if there is none."""
     for origin in origins:
         place = origin / path
         if place.exists():
@@ -153,6 +154,6 @@ def _found(path: str, origins: Sequence[Path]) -> str:
 
 def _damaged(file: Path, reason: str) -> ConfigError:
     return ConfigError(
-        f"{file} is damaged, or no configuration that `prefopt fit` wrote ({reason}): put back a "
-        "whole copy, or give the files and arguments that the run was started with and its --run_dir."
+        f"{file} is damaged, or was not written by `prefopt fit` ({reason}): restore a complete copy, or "
+        "pass the files and arguments that the run was started with, and its --run_dir."
     )

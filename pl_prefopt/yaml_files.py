@@ -1,4 +1,4 @@
-"""Reading YAML that may be anything: settings, or one sentence on what is wrong with the file."""
+"""Reading untrusted YAML files, with one-sentence errors."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MOST_BYTES = 1 << 20
 MOST_LEVELS = 30
 MOST_VALUES = 20_000
 
-# libyaml's parser where PyYAML was built with it: ten times as fast.
+# libyaml's parser, if PyYAML was built with it, is ten times as fast.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# A time such as 10:00:00 would be one number of seconds, and 01:00:00 text.
+# YAML 1.1 reads a time such as 10:00:00 as a number, but 01:00:00 as text.
 _BASE_60 = re.compile(r"[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 _PLAIN_TAGS = (
     "!",
@@ -28,23 +28,23 @@ _PLAIN_TAGS = (
 
 
 def read_yaml(file: Path) -> Any:
-    """Return what a YAML file holds: mappings, lists, text, numbers, ``None``.
+    """Return the contents of a YAML file: mappings, lists, text, numbers, ``None``.
 
-    Nothing is constructed before the whole file was looked at, in time and memory that grow with its size
-    only: an alias can stand for a billion values, and nesting can be deeper than Python's stack.
+    Nothing is constructed before the whole file has been checked, in time and memory linear in its size:
+    aliases can expand to a billion values, and nesting can be deeper than Python's stack.
 
     Raises:
-        ConfigError: if the file can't be read, is no YAML, or can't be a configuration.
+        ConfigError: if the file can't be read, is not valid YAML, or can't be a configuration.
     """
     return load_yaml(_read_text(file), str(file))
 
 
 def load_yaml(text: str, origin: str) -> Any:
-    """Return what YAML text means.
+    """Return the contents of YAML text.
 
     Args:
         text: the YAML.
-        origin: the file's name, or another for messages.
+        origin: the name of the file or other origin, for messages.
 
     Raises:
         ConfigError: as ``read_yaml``.
@@ -55,16 +55,16 @@ def load_yaml(text: str, origin: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line if error.problem_mark else 0
         raise ConfigError(f"{origin}, line {line + 1}: {_problem(error, text, line)}") from error
-    except (yaml.YAMLError, ValueError) as error:  # such as an integer of thousands of digits
-        raise ConfigError(f"{origin}: {' '.join(str(error).split())}: this is no YAML.") from error
+    except (yaml.YAMLError, ValueError) as error:  # for example, an integer with thousands of digits
+        raise ConfigError(f"{origin}: {' '.join(str(error).split())}: this is not valid YAML.") from error
 
 
 def _problem(error: yaml.MarkedYAMLError, text: str, line: int) -> str:
     lines = text.splitlines()
     indent = lines[line][: len(lines[line]) - len(lines[line].lstrip())] if line < len(lines) else ""
     if "\t" in indent:
-        return "the line starts with a tab: indent it with spaces, as YAML wants."
-    return f"{error.problem}: this is no YAML."
+        return "the line starts with a tab: YAML requires spaces for indentation."
+    return f"{error.problem}: this is not valid YAML."
 
 
 def _read_text(file: Path) -> str:
@@ -74,8 +74,8 @@ def _read_text(file: Path) -> str:
         raise ConfigError(_unreadable(file, error)) from error
     if stat.S_ISDIR(status.st_mode):
         raise ConfigError(f"{file} is a folder: expected a YAML file.")
-    if not stat.S_ISREG(status.st_mode):  # to open a pipe could wait for ever
-        raise ConfigError(f"{file} is no regular file: expected a YAML file.")
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe could block forever
+        raise ConfigError(f"{file} is not a regular file: expected a YAML file.")
     if status.st_size > MOST_BYTES:
         raise ConfigError(
             f"{file} is larger than {MOST_BYTES >> 20} MiB: expected a YAML file with settings."
@@ -104,20 +104,20 @@ def _decoded(content: bytes, file: Path) -> str:
     except UnicodeDecodeError as error:
         line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
         raise ConfigError(
-            f"{file}, line {line}: the byte 0x{byte:02x} is no UTF-8: save the file as UTF-8."
+            f"{file}, line {line}: the byte 0x{byte:02x} is not UTF-8: save the file as UTF-8."
         ) from error
     for number, line_text in enumerate(text.split("\n"), start=1):
         strange = next((char for char in line_text if ord(char) < 32 and char not in "\t\r"), None)
         if strange is not None:
             raise ConfigError(
-                f"{file}, line {number}: the character 0x{ord(strange):02x} can't be in YAML: remove it."
+                f"{file}, line {number}: the character 0x{ord(strange):02x} is not valid in YAML: remove it."
             )
     return text
 
 
 @dataclass
 class _Open:
-    """A collection that has begun: how many values it stands for so far, and a mapping's keys."""
+    """An open collection: the number of values in it so far, and the keys of a mapping."""
 
     anchor: str | None
     keys: dict[str, int] | None = None
@@ -127,20 +127,20 @@ class _Open:
 
 @dataclass
 class _Survey:
-    """Follows a parser's events and refuses what would be no settings, or too many of them."""
+    """Checks the events of a YAML parser and rejects what can't be settings, or is too large."""
 
     origin: str
     documents: int = 0
     stack: list[_Open] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
-    """How many values each anchor stands for, the aliases in it counted in full."""
+    """The number of values of each anchor, with its aliases expanded."""
 
     def check(self, events: Iterator[yaml.Event]) -> None:
         for event in events:
             if isinstance(event, yaml.DocumentStartEvent):
                 self.documents += 1
                 if self.documents > 1:
-                    self._refuse(event, "a second document starts here: a file holds one.")
+                    self._refuse(event, "a second document starts here: expected one per file.")
             elif isinstance(event, yaml.CollectionStartEvent):
                 self._begin(event)
             elif isinstance(event, yaml.CollectionEndEvent):
@@ -153,9 +153,9 @@ class _Survey:
     def _begin(self, event: Any) -> None:
         self._check_tag(event)
         if self.stack and self.stack[-1].keys is not None and self.stack[-1].key_is_next:
-            self._refuse(event, "a list or mapping can't be a key: put text in braces into quotes.")
+            self._refuse(event, "a list or mapping can't be a key: quote text in braces.")
         if len(self.stack) == MOST_LEVELS:
-            self._refuse(event, f"more than {MOST_LEVELS} levels of lists and mappings in one another.")
+            self._refuse(event, f"lists and mappings are nested more than {MOST_LEVELS} levels deep.")
         keys: dict[str, int] | None = {} if isinstance(event, yaml.MappingStartEvent) else None
         self.stack.append(_Open(event.anchor, keys))
 
@@ -168,7 +168,7 @@ class _Survey:
     def _scalar(self, event: Any) -> None:
         self._check_tag(event)
         if event.implicit[0] and _BASE_60.fullmatch(event.value):
-            self._refuse(event, f"YAML takes {event.value} for a number to base 60: put it in quotes.")
+            self._refuse(event, f"YAML reads {event.value} as a base-60 number: quote it.")
         if event.anchor is not None:
             self.sizes[event.anchor] = 1
         within = self.stack[-1] if self.stack else None
@@ -176,7 +176,7 @@ class _Survey:
             line = event.start_mark.line + 1
             if event.value in within.keys and event.value != "<<":
                 where = within.keys[event.value]
-                self._refuse(event, f"'{event.value}' is there twice, also in line {where}: remove one.")
+                self._refuse(event, f"'{event.value}' occurs twice, also in line {where}: remove one.")
             within.keys[event.value] = line
         self._count(event, 1)
 
@@ -192,12 +192,14 @@ class _Survey:
         within.size += size
         within.key_is_next = not within.key_is_next
         if within.size > MOST_VALUES:
-            self._refuse(event, f"more than {MOST_VALUES:,} values, with aliases written out.")
+            self._refuse(event, f"more than {MOST_VALUES:,} values, with aliases expanded.")
 
     def _check_tag(self, event: Any) -> None:
         if event.tag is not None and event.tag not in _PLAIN_TAGS:
             name = event.tag.replace("tag:yaml.org,2002:", "!!")
-            self._refuse(event, f"the tag {name} is refused: values are text, numbers, lists and mappings.")
+            self._refuse(
+                event, f"the tag {name} is not allowed: values are text, numbers, lists and mappings."
+            )
 
     def _refuse(self, event: Any, what: str) -> None:
         raise ConfigError(f"{self.origin}, line {event.start_mark.line + 1}: {what}")

@@ -150,7 +150,7 @@ def test_code_in_a_cached_choice_is_not_run(harm, tmp_path):
     from pl_prefopt.data.store import _read_choice
 
     np.save(tmp_path / "held_out.npy", np.array([Payload(harm)], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match="is corrupt"):
         _read_choice(tmp_path / "held_out.npy", 1)
     assert not harm.exists()
 

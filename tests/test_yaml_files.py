@@ -18,46 +18,49 @@ LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 REFUSED = {
     "Latin-1": (
         "a: 1\nname: café\n".encode("latin-1"),
-        ", line 2: the byte 0xe9 is no UTF-8: save the file as UTF-8.",
+        ", line 2: the byte 0xe9 is not UTF-8: save the file as UTF-8.",
     ),
     "UTF-16": ("a: 1\n".encode("utf-16"), " is UTF-16: save it as UTF-8."),
-    "a NUL": (b"a: 1\nb: \x00\n", ", line 2: the character 0x00 can't be in YAML: remove it."),
-    "a tab": (b"a:\n\tb: 1\n", ", line 2: the line starts with a tab: indent it with spaces, as YAML wants."),
+    "a NUL": (b"a: 1\nb: \x00\n", ", line 2: the character 0x00 is not valid in YAML: remove it."),
+    "a tab": (b"a:\n\tb: 1\n", ", line 2: the line starts with a tab: YAML requires spaces for indentation."),
     "an alias to itself": (b"a: 1\nb: &b [1, *b]\n", ", line 2: the alias *b contains itself."),
     "an alias to its mapping": (b"a: &a\n  b:\n    <<: *a\n", ", line 3: the alias *a contains itself."),
-    "an unknown alias": (b"a: *nowhere\n", ", line 1: found undefined alias: this is no YAML."),
-    "a billion laughs": (LAUGHS.encode(), ", line 5: more than 20,000 values, with aliases written out."),
+    "an unknown alias": (b"a: *nowhere\n", ", line 1: found undefined alias: this is not valid YAML."),
+    "a billion laughs": (LAUGHS.encode(), ", line 5: more than 20,000 values, with aliases expanded."),
     "many levels": (
         b"a: " + b"[" * 40 + b"]" * 40,
-        ", line 1: more than 30 levels of lists and mappings in one another.",
+        ", line 1: lists and mappings are nested more than 30 levels deep.",
     ),
     "many mappings": (
         b"{a: " * 40,
-        ", line 1: more than 30 levels of lists and mappings in one another.",
+        ", line 1: lists and mappings are nested more than 30 levels deep.",
     ),
     "a key twice": (
         b"a: 1\nb:\n  c: 1\n  c: 2\n",
-        ", line 4: 'c' is there twice, also in line 3: remove one.",
+        ", line 4: 'c' occurs twice, also in line 3: remove one.",
     ),
     "a list as a key": (
         b"[a, b]: 1\n",
-        ", line 1: a list or mapping can't be a key: put text in braces into quotes.",
+        ", line 1: a list or mapping can't be a key: quote text in braces.",
     ),
     "a template": (
         b"a: {{ x }}\n",
-        ", line 1: a list or mapping can't be a key: put text in braces into quotes.",
+        ", line 1: a list or mapping can't be a key: quote text in braces.",
     ),
     "an object": (
         b"a: 1\nb: !!python/object/apply:os.mkdir [harm]\n",
-        ", line 2: the tag !!python/object/apply:os.mkdir is refused: values are text, numbers, lists and "
-        "mappings.",
+        ", line 2: the tag !!python/object/apply:os.mkdir is not allowed: values are text, numbers, lists "
+        "and mappings.",
     ),
     "a date": (
         b"a: !!timestamp 2026-01-01\n",
-        ", line 1: the tag !!timestamp is refused: values are text, numbers, lists and mappings.",
+        ", line 1: the tag !!timestamp is not allowed: values are text, numbers, lists and mappings.",
     ),
-    "two documents": (b"a: 1\n---\nb: 2\n", ", line 2: a second document starts here: a file holds one."),
-    "no YAML": (b"a: [1\nb: 2\n", ", line 2: did not find expected ',' or ']': this is no YAML."),
+    "two documents": (
+        b"a: 1\n---\nb: 2\n",
+        ", line 2: a second document starts here: expected one per file.",
+    ),
+    "no YAML": (b"a: [1\nb: 2\n", ", line 2: did not find expected ',' or ']': this is not valid YAML."),
     "a huge number": (b"a: " + b"9" * 5000, ": Exceeds the limit"),
     "rows": (b"a" * ((1 << 20) + 1), " is larger than 1 MiB: expected a YAML file with settings."),
 }
@@ -88,7 +91,7 @@ def test_what_is_no_file_is_one_sentence(tmp_path):
     (tmp_path / "demo.yaml").touch()
     for name, sentence in (
         ("folder", "folder is a folder: expected a YAML file."),
-        ("pipe", "pipe is no regular file: expected a YAML file."),
+        ("pipe", "pipe is not a regular file: expected a YAML file."),
         ("dmeo.yaml", "there is no file {}; did you mean '{}'?"),
         ("nowhere/demo.yaml", "there is no file {}: the folder {} doesn't exist."),
         ("demo.yaml/x", "x can't be read: Not a directory."),

@@ -1,4 +1,4 @@
-"""LightningCLI with references, a run folder, and errors for people."""
+"""LightningCLI with references, a run folder, and readable errors."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class PrefOptCLI(LightningCLI):
     trained_by: ClassVar[type[PrefOptTrainer]] = PrefOptTrainer
 
     def __init__(self, args: list[str] | None = None) -> None:
-        self.keeps = False  # whether the command leaves a run's files
+        self.keeps = False  # whether the command writes a run's files
         self.entered = False
         with ExitStack() as self.held:  # until the command ends
             super().__init__(
@@ -82,7 +82,7 @@ class PrefOptCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The stages, and the arguments of each that the command line does not offer."""
+        """Return the stages, each with the arguments that the command line does not expose."""
         stages = LightningCLI.subcommands()
         # Predictions go to a file; keeping them in memory as well would not scale.
         stages["predict"] = stages["predict"] | {"return_predictions"}
@@ -103,20 +103,20 @@ class PrefOptCLI(LightningCLI):
             "--run_dir",
             type=str | None,
             default=None,
-            help="The run's folder: config, metrics, events, checkpoints. Default: runs/<objective>-<time>.",
+            help="The run folder: config, metrics, events, checkpoints. Default: runs/<objective>-<time>.",
         )
         parser.add_argument(
             "--default_callbacks",
             type=bool | dict[str, bool],
             default=True,
-            help=f"Which default callbacks to have beside trainer.callbacks: {', '.join(CALLBACKS)}. "
-            "`--default_callbacks.Generations false` leaves one out, `false` all.",
+            help=f"Which default callbacks to use in addition to trainer.callbacks: {', '.join(CALLBACKS)}. "
+            "`--default_callbacks.Generations false` disables one, `false` all.",
         )
-        # A run's config.yaml notes here where its relative paths start.
+        # In a run's config.yaml: the folder that its relative paths are relative to.
         parser.add_argument(f"--{ORIGINS}", type=list[str] | None, default=None, help=SUPPRESS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; of what the parser refuses, say in which file and under which key it stands."""
+        """Parse the arguments; errors name the file and the key of the rejected value."""
         try:
             super().parse_arguments(parser, args)
         except RefusedError as refused:
@@ -126,10 +126,10 @@ class PrefOptCLI(LightningCLI):
         _find_example_rows(self.config[self.config.subcommand].data)
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the configuration alone: Lightning would let a checkpoint's own settings override it."""
+        """Do nothing: Lightning would let settings in the checkpoint override the configuration."""
 
     def before_instantiate_classes(self) -> None:
-        """Decide on the run's folder before anything is built or loaded."""
+        """Choose the run folder before anything is built or loaded."""
         config = self.config[self.subcommand]
         _check_sections(config)
         method = str(config.model.init_args.objective.class_path).rsplit(".", 1)[-1]
@@ -141,7 +141,7 @@ class PrefOptCLI(LightningCLI):
         if asked in ("last", "best"):
             require_run_folder(asked, config.run_dir)
         self.run_folder = choose_run_folder(asked=config.run_dir, ckpt_path=asked, method=method)
-        # Only training writes at the top: evaluating later must not mix its curves into training's.
+        # Only training writes to the top folder, so that later evaluations don't mix with its curves.
         self.logs = self.run_folder if training else self.run_folder / str(self.subcommand)
         self.keeps = not (config.trainer.fast_dev_run or (training and config.trainer.barebones))
         if not self.keeps:
@@ -153,10 +153,10 @@ class PrefOptCLI(LightningCLI):
         config.ckpt_path = find_checkpoint(asked, self.run_folder, may_be_missing=training)
         config.run_dir = str(self.run_folder)
         if training and not _validates(config):
-            # Without validation there is no best; with a monitor Lightning would stop at the epoch's end.
+            # Without validation there is no best checkpoint, and Lightning would fail on the monitor.
             config.best.monitor, config.best.save_top_k = None, 0
         files = [MetricsFile(config.run_dir), PredictionWriter(config.run_dir)] if self.keeps else []
-        # With `true` there is Lightning's table, and `barebones` allows neither.
+        # `true` prints Lightning's table, and `barebones` allows neither.
         counts = config.trainer.enable_model_summary is None and not config.trainer.barebones
         summary = [ParameterCount()] if counts else []
         self.trainer_defaults["callbacks"] = [*files, ResultsTable(), *summary]
@@ -164,10 +164,10 @@ class PrefOptCLI(LightningCLI):
     def _say_that_nothing_is_kept(self, trainer: Any) -> None:
         self.save_config_callback = None
         if trainer.barebones and is_first_process():
-            print("`trainer.barebones`: neither checkpoints nor metrics of this run are kept.")
+            print("`trainer.barebones`: this run writes neither checkpoints nor metrics.")
 
     def _prepare_precompute(self, config: Any) -> None:
-        """Leave nothing behind but the tables."""
+        """Disable all output but the tables."""
         config.references.precompute = True
         config.trainer.logger = False
         config.trainer.num_sanity_val_steps = 0
@@ -177,7 +177,7 @@ class PrefOptCLI(LightningCLI):
         self.run_folder = self.logs = Path(config.run_dir or config.references.cache_dir)
 
     def instantiate_classes(self) -> None:
-        """Build what the settings describe; what is missing or refused is a mistake in the settings."""
+        """Build the configured classes; failures are reported as errors in the settings."""
         try:
             super().instantiate_classes()
         except Exception as error:
@@ -186,24 +186,24 @@ class PrefOptCLI(LightningCLI):
             missing = _missing_package(error)
             if missing is not None:
                 raise ConfigError(
-                    f"The configuration names a class that needs a package: {missing}. Those of loggers "
-                    "come with `pip install 'pl-prefopt[loggers]'`."
+                    f"The configuration names a class that needs a missing package: {missing}. The packages "
+                    "of loggers are installed by `pip install 'pl-prefopt[loggers]'`."
                 ) from error
             raise ConfigError(
                 f"the settings of {_being_built(error)} don't work: {error or type(error).__name__}"
             ) from error
 
     def after_instantiate_classes(self) -> None:
-        """Name the checkpoint to the module, which looks into it once it has weights to compare with."""
+        """Pass the checkpoint's path to the module, which checks it once the policy is loaded."""
         self.model.restored_from = self.config[self.subcommand].get("ckpt_path")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer with its files in the run's folder."""
+        """Build the trainer, with its files in the run folder."""
         for key in ("best", "last"):
             checkpoint = self._get(self.config_init, key)
             checkpoint.dirpath = checkpoint.dirpath or str(self.run_folder / "checkpoints")
         asked = self._get(self.config_init, "trainer")
-        self._enter_run_folder()  # which makes a new one only now: a mistake in the settings leaves none
+        self._enter_run_folder()  # created only now, so that errors in the settings leave no folder
         callbacks = callbacks_of_run(
             asked["callbacks"], self._get(self.config_init, "default_callbacks"), asked
         )
@@ -211,7 +211,7 @@ class PrefOptCLI(LightningCLI):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.run_folder / "checkpoints")
         if not has_progress_bar(callbacks):
-            kwargs["enable_progress_bar"] = False  # or Lightning would add its own
+            kwargs["enable_progress_bar"] = False  # otherwise Lightning adds its own
         if asked["barebones"]:
             kwargs["log_every_n_steps"] = 0
         trainer: Any = super().instantiate_trainer(
@@ -223,19 +223,19 @@ class PrefOptCLI(LightningCLI):
         self.model.run_folder = self.run_folder
         if self.keeps:
             trainer.logs = self.logs
-        # The default is replaced; who asked for another has it.
+        # Only the default is replaced, not a plugin that was configured.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return cast(Trainer, trainer)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Leave out the two checkpoints where Lightning allows none."""
+        """Build the trainer, without the two checkpoint callbacks where Lightning forbids them."""
         if config["barebones"]:
             callbacks = [one for one in callbacks if not isinstance(one, Checkpoint)]
         return super()._instantiate_trainer(config, callbacks)
 
     def _enter_run_folder(self) -> None:
-        """Keep other runs out of a folder while training in it; let a start that fails leave nothing."""
+        """Lock the run folder while training, and clean it up if the command fails before its first step."""
         if self.entered or not self.keeps:
             return
         start = Start(self.logs)
@@ -250,11 +250,11 @@ class PrefOptCLI(LightningCLI):
         return any(isinstance(one, RunConfig) and one.already_saved for one in callbacks)
 
     def validate(self, **kwargs: Any) -> None:
-        """Run ``Trainer.validate`` without its own table."""
+        """Run ``Trainer.validate`` without Lightning's results table."""
         self.trainer.validate(verbose=False, **kwargs)
 
     def test(self, **kwargs: Any) -> None:
-        """Run ``Trainer.test`` without its own table."""
+        """Run ``Trainer.test`` without Lightning's results table."""
         self.trainer.test(verbose=False, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
@@ -262,7 +262,7 @@ class PrefOptCLI(LightningCLI):
         self.trainer.predict(return_predictions=False, **kwargs)
 
     def after_fit(self) -> None:
-        """Say where the run is and what comes next."""
+        """Print the run folder and the next commands."""
         if not (self.keeps and self.trainer.is_global_zero):
             return
         config, spec = self.config[self.subcommand], self.model.policy_spec
@@ -274,38 +274,38 @@ class PrefOptCLI(LightningCLI):
                 return
 
     def after_precompute(self) -> None:
-        """Say where the tables are."""
+        """Print the folder of the tables."""
         if self.trainer.is_global_zero:
             for folder in self._get(self.config_init, "references").tables:
                 print(f"Log-probs are in {folder}")
 
     def before_validate(self) -> None:
-        """Say so if there is nothing trained to validate."""
+        """Print a note if the untrained policy is validated."""
         self._say_untrained()
 
     def before_test(self) -> None:
-        """Say so if there is nothing trained to test."""
+        """Print a note if the untrained policy is tested."""
         self._say_untrained()
 
     def _say_untrained(self) -> None:
         if self.trainer.is_global_zero and self.config[self.subcommand].get("ckpt_path") is None:
-            print("No --ckpt_path given: this measures the policy as it is before training.")
+            print("No --ckpt_path given: evaluating the policy before training.")
 
 
 def _check_sections(config: Any) -> None:
-    """Raise a ``ConfigError`` where a single value stands for a whole section, which the parser lets pass."""
+    """Raise a ``ConfigError`` for invalid values that the parser accepts, such as a scalar for a section."""
     for name in ("trainer", "data", "references", "best", "last", "model", "model.init_args.objective"):
         if not isinstance(config.get(name), Namespace):
             raise ConfigError(f"expected `{name}` to be a section of settings, got {config.get(name)!r}.")
     if config.trainer.enable_checkpointing is False:
         raise ConfigError(
-            "`trainer.enable_checkpointing: false` would leave nothing of a run: take it out. "
-            "`--best.save_top_k 0` keeps no best checkpoint, and `--trainer.fast_dev_run true` tries a step "
+            "`trainer.enable_checkpointing: false` would discard the trained policy: remove it. "
+            "`--best.save_top_k 0` saves no best checkpoint, and `--trainer.fast_dev_run true` runs one step "
             "and writes nothing."
         )
     check_chosen(config.default_callbacks)
     batches = config.trainer.accumulate_grad_batches
-    if batches < 1:  # which Lightning divides by
+    if batches < 1:  # Lightning would divide by it
         raise ConfigError(f"expected `trainer.accumulate_grad_batches` to be at least 1, got {batches}.")
 
 
@@ -329,14 +329,14 @@ def _validates(config: Any) -> bool:
 
 
 def _missing_package(error: BaseException | None) -> ModuleNotFoundError | None:
-    """Return the error behind ``error`` that a package is missing: the parser wraps what it meets."""
+    """Return the ``ModuleNotFoundError`` in the chain of causes of ``error``, if any."""
     while error is not None and not isinstance(error, ModuleNotFoundError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _loggers(trainer: Any, folder: Path, *, keep: bool) -> list[Logger] | bool:
-    """Return the loggers asked for, by default TensorBoard, and always a CSV in ``folder``."""
+    """Return the configured loggers, TensorBoard by default, and always a CSV logger in ``folder``."""
     asked = trainer["logger"]
     if asked is False or (trainer["barebones"] and asked is None):
         return False

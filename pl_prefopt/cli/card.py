@@ -27,14 +27,14 @@ _MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a card is made from.
+    """The contents of a model card.
 
     Attributes:
         config: the run's resolved configuration.
-        evaluations: what the run measured, of any of its checkpoints.
-        data: by split, its ``rows``, ``skipped`` and ``fingerprint``, as the checkpoint has them.
-        steps: optimiser steps that the checkpoint has behind it.
-        is_adapter: whether the folder holds an adapter, not a whole model.
+        evaluations: the run's evaluations, of any checkpoint.
+        data: ``rows``, ``skipped`` and ``fingerprint`` per split, as stored in the checkpoint.
+        steps: number of optimiser steps of the checkpoint.
+        is_adapter: whether the folder has an adapter rather than a whole model.
     """
 
     config: Mapping[str, Any]
@@ -44,7 +44,7 @@ class Card:
     is_adapter: bool
 
     def write(self, folder: Path) -> None:
-        """Write ``README.md``, in place of one that is there; its tags stay."""
+        """Write ``README.md``, replacing an existing one but keeping its tags."""
         file = folder / "README.md"
         known = ModelCard.load(file).data if file.is_file() else ModelCardData()
         header = "---\n" + self._header(known).to_yaml() + "\n---\n"
@@ -68,7 +68,7 @@ class Card:
         paths = [_path(self.config["data"].get(split)) for split in _SPLITS]
         datasets = [path for path in paths if path and _is_hub_data(path)]
         return ModelCardData(
-            # The hub knows no folders of this machine.
+            # Local folders mean nothing on the hub.
             base_model=None if Path(self._base).exists() else self._base,
             datasets=sorted(set(datasets)) or None,
             library_name="peft" if self.is_adapter else "transformers",
@@ -162,12 +162,12 @@ class Card:
         return _table(("split", "source", "rows", "rows left out", "fingerprint"), rows)
 
     def _metrics(self) -> str:
-        """Return the evaluations of these weights; those of another checkpoint say nothing of them."""
+        """Return the evaluations of the exported checkpoint only."""
         own = [one for one in self.evaluations if self._is_of_these_weights(one)]
         if own:
             return "\n\n".join(_measured(one) for one in own)
-        others = "; it holds those of others" if self.evaluations else ""
-        return f"The run's folder holds no metrics of this checkpoint{others}."
+        others = ", only of others" if self.evaluations else ""
+        return f"The run folder has no metrics of this checkpoint{others}."
 
     def _is_of_these_weights(self, evaluation: Evaluation) -> bool:
         elsewhere = Path(evaluation.checkpoint or "").is_absolute()  # another run's
@@ -178,9 +178,9 @@ def read_card(config: Path, checkpoint: Mapping[str, Any], *, is_adapter: bool) 
     """Return the card of a run's checkpoint.
 
     Args:
-        config: the run's ``config.yaml``; ``metrics.json`` is looked for beside it.
-        checkpoint: as torch read it.
-        is_adapter: whether an adapter is exported, not a whole model.
+        config: the run's ``config.yaml``; ``metrics.json`` is expected in the same folder.
+        checkpoint: the loaded checkpoint.
+        is_adapter: whether an adapter is exported rather than a whole model.
 
     Raises:
         ConfigError: if ``metrics.json`` is damaged.
@@ -195,19 +195,19 @@ def read_card(config: Path, checkpoint: Mapping[str, Any], *, is_adapter: bool) 
 
 
 def _with_found_rate(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the configuration with the learning rate of the run, which a search may have found."""
+    """Return the configuration with the run's actual learning rate, which a search may have changed."""
     groups = [group for state in checkpoint.get("optimizer_states", ()) for group in state["param_groups"]]
     model = config["model"]["init_args"]
     settings = (model.get("optimizer") or {}).get("init_args") or {}
     if not groups or "lr" not in settings:
         return config
-    found = {**settings, "lr": groups[0].get("initial_lr", settings["lr"])}  # what the schedule scales
+    found = {**settings, "lr": groups[0].get("initial_lr", settings["lr"])}  # before the schedule's factor
     optimizer = {**model["optimizer"], "init_args": found}
     return {**config, "model": {**config["model"], "init_args": {**model, "optimizer": optimizer}}}
 
 
 def _measured(one: Evaluation) -> str:
-    """Return a table of numbers, below a line on what was measured on what."""
+    """Return an evaluation as a table, below a line with its rows and checkpoint."""
     rows = _public(one.data) if one.data else "rows that were not recorded"
     where = f"{_HELD_OUT}, {rows}" if one.held_out else rows
     parts = [
@@ -224,7 +224,7 @@ def _measured(one: Evaluation) -> str:
 
 
 def _numbers(one: Evaluation) -> Iterable[tuple[str, str, str]]:
-    """Yield the metrics in their groups, each with its meaning; an interval's ends come after its metric."""
+    """Yield the metrics by group, each with its meaning; an interval's ends follow their metric."""
     infos = (*REGISTRY, *one.described)
     names = {name.partition("/")[2]: name for name in one.metrics}
     for members in grouped(names, infos).values():
@@ -240,13 +240,13 @@ def _read_metrics(path: Path) -> list[Evaluation]:
         return read_evaluations(path)
     except ValueError as error:
         raise ConfigError(
-            f"{path} can't be read ({first_line(error)}): delete it; `prefopt validate` with the run's "
-            "checkpoint writes it anew."
+            f"{path} can't be read ({first_line(error)}): delete it and run `prefopt validate` with the "
+            "run's checkpoint to write a new one."
         ) from error
 
 
 def escaped(text: str) -> str:
-    r"""Return ``text`` as one line of Markdown that shows it as it is.
+    r"""Return ``text`` on one line, escaped for Markdown.
 
     >>> print(escaped("a|b <c>"))
     a\|b \<c\>
@@ -261,7 +261,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _fenced(text: str, language: str) -> str:
-    """Return a code block, whose fence is longer than any in the text."""
+    """Return a code block whose fence is longer than any in the text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
@@ -292,12 +292,12 @@ def _is_hub_data(path: str) -> bool:
 
 
 def _public(name: str) -> str:
-    """Return a hub name as it is, and a file's or folder's own name without where it lies."""
+    """Return a hub name unchanged, and only the last component of a local path."""
     return name if _is_hub_data(name) else Path(name).name
 
 
 def _without_places(value: Any) -> Any:
-    """Leave out where files and folders lie, which is nobody's business, anywhere in the settings."""
+    """Reduce all local paths in the settings to their last component, since cards are published."""
     if isinstance(value, dict):
         return {key: _without_places(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,8 +1,8 @@
-"""Classes, their bases and their settings, read from source files: nothing is imported.
+"""Classes, their bases and their settings, read from source files without importing them.
 
-To import what a configuration names takes seconds and runs the code of its modules. Most misspelt names show
-in the source files already. What these don't show for certain, such as names that are made while a module
-runs, is ``UNSURE`` here and left to the parser.
+Importing what a configuration names takes seconds and runs the code of its modules, while most misspelt names
+can be found in the source files. What can't be determined from them, such as names created at run time, is
+``UNSURE`` here and left to the parser.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from functools import cache
 from pathlib import Path
 
 MOST_BYTES = 2 << 20
-# What shows that a module has names which its statements don't.
+# Names that indicate that a module defines further names at run time.
 _DYNAMIC = ("import *", "globals()", "sys.modules", "def __getattr__", "setattr(", "__path__", "vars(")
-# Packages whose classes derive from none of other packages, among those that configurations name.
+# Packages whose classes, as far as configurations name them, derive from no class of another package.
 _BELOW = {"torch", "abc", "typing", "typing_extensions", "enum", "collections", "contextlib", "dataclasses"}
 _SUFFIXES = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 
 
 class Answer(enum.Enum):
-    """What source files say about a name other than what it is."""
+    """The result for a name that could not be resolved to a class."""
 
     ABSENT = "it doesn't exist"
     UNSURE = "it may exist"
-    OTHER = "it exists, and is no class"
+    OTHER = "it exists, and is not a class"
 
 
 ABSENT, UNSURE, OTHER = Answer.ABSENT, Answer.UNSURE, Answer.OTHER
@@ -61,7 +61,7 @@ class ClassSource:
 
     @property
     def place(self) -> tuple[str, str]:
-        """What tells the class from others."""
+        """The class's module and name, which identify it."""
         return self.module, self.node.name
 
 
@@ -95,20 +95,20 @@ Found = ClassSource | Alias | Answer
 
 
 class BrokenModuleError(Exception):
-    """A module whose source is no Python."""
+    """Raised for a module whose source is not valid Python."""
 
 
 def find_class(path: str) -> Found:
     """Return the class that a dotted path names.
 
     Raises:
-        BrokenModuleError: if the module that it is in is no Python.
+        BrokenModuleError: if the source of its module is not valid Python.
     """
     module, _, name = path.rpartition(".")
     if not module:
         return UNSURE
     if isinstance(read_module(module), Answer):
-        # A name within a class, or one that a module only has while it runs.
+        # A name within a class, or one that exists only at run time.
         outer = read_module(module.rpartition(".")[0]) if "." in module else ABSENT
         if not isinstance(outer, Answer) and module.rpartition(".")[2] in outer.bound:
             return UNSURE
@@ -197,7 +197,7 @@ def read_module(name: str) -> Module | Answer:
     """Return a module's source; ``ABSENT`` if there is no such module.
 
     Raises:
-        BrokenModuleError: if it is no Python.
+        BrokenModuleError: if it is not valid Python.
     """
     place = _place(name)
     if isinstance(place, Answer):
@@ -214,7 +214,7 @@ def read_module(name: str) -> Module | Answer:
 
 @cache
 def _parse(name: str, file: Path, folders: tuple[Path, ...], _changed: int) -> Module | Answer:
-    """Read a module's source, again only where it has changed: one process may run several commands."""
+    """Parse a module's source, cached until the file changes: one process may run several commands."""
     try:
         text = file.read_text(encoding="utf-8")
         tree = ast.parse(text)
@@ -231,7 +231,7 @@ def _parse(name: str, file: Path, folders: tuple[Path, ...], _changed: int) -> M
 
 
 def _place(name: str) -> tuple[Path | None, tuple[Path, ...]] | Answer:
-    """Return a module's source file and, of a package, its folders."""
+    """Return a module's source file and, for a package, its folders."""
     parent, _, last = name.rpartition(".")
     if not parent:
         return _top_place(name)
@@ -253,7 +253,7 @@ def _place(name: str) -> tuple[Path | None, tuple[Path, ...]] | Answer:
 
 def _top_place(name: str) -> tuple[Path | None, tuple[Path, ...]] | Answer:
     try:
-        spec = importlib.util.find_spec(name)  # of a top-level name this imports nothing
+        spec = importlib.util.find_spec(name)  # imports nothing for a top-level name
     except (ImportError, ValueError):
         return UNSURE
     if spec is None:
@@ -298,7 +298,7 @@ def _names_bound_by(statement: ast.stmt) -> Iterator[str]:
 
 
 def derives_from(source: ClassSource, target: ClassSource) -> bool | None:
-    """Tell whether a class is ``target`` or below it; ``None`` if source files don't say."""
+    """Return whether a class is ``target`` or a subclass; ``None`` if source files don't tell."""
     if source.place == target.place:
         return True
     answers = [_base_derives_from(source.module, base, target) for base in source.node.bases]
@@ -333,7 +333,7 @@ def _origin(module: str, base: ast.expr) -> str | None:
 
 
 def signature(source: ClassSource) -> Signature:
-    """Return what a class's constructor takes."""
+    """Return the parameters of a class's constructor."""
     if any(keyword.arg == "metaclass" for keyword in source.node.keywords):
         return Signature(takes_more=True)
     if any(_is_dataclass(one) for one in source.node.decorator_list):
@@ -366,7 +366,7 @@ def _dataclass_signature(source: ClassSource) -> Signature:
 
 
 def _inherited(source: ClassSource) -> Signature:
-    """Return what the first base class that is known to have a constructor takes."""
+    """Return the signature of the first base class that is known to have a constructor."""
     for base in source.node.bases:
         found = _base(source.module, base)
         if isinstance(found, ClassSource):
@@ -400,7 +400,7 @@ def _constructor_signature(source: ClassSource, constructor: ast.FunctionDef) ->
 
 
 def _passes_on(constructor: ast.FunctionDef, name: str) -> bool:
-    """Tell whether ``**name`` goes to the constructor above, and nowhere else."""
+    """Return whether ``**name`` is passed to the base class's constructor only."""
     uses = [node for node in ast.walk(constructor) if isinstance(node, ast.Name) and node.id == name]
     passed = [
         keyword
@@ -413,7 +413,7 @@ def _passes_on(constructor: ast.FunctionDef, name: str) -> bool:
 
 
 def exported(package: str) -> dict[str, ClassSource]:
-    """Return the classes that a package's ``__init__`` offers, by their path."""
+    """Return the classes that a package's ``__init__`` exports, by path."""
     source = read_module(package)
     names = source.bound if isinstance(source, Module) else {}
     found = {f"{package}.{name}": resolve(package, name) for name in names if not name.startswith("_")}
@@ -421,7 +421,7 @@ def exported(package: str) -> dict[str, ClassSource]:
 
 
 def is_abstract(source: ClassSource) -> bool:
-    """Tell whether a class is meant for others to derive from."""
+    """Return whether a class is abstract."""
     return bool(_abstract_names(source)) or _base_names(source) & {"ABC", "Protocol"} != set()
 
 
@@ -430,9 +430,10 @@ def _base_names(source: ClassSource) -> set[str]:
 
 
 def _abstract_names(source: ClassSource) -> set[str]:
-    """Return the names that are abstract wherever the class and those above it give them a value.
+    """Return the names that every definition in the class and its bases declares abstract.
 
-    One that is concrete anywhere may be so in the class: which base comes first is not looked at.
+    A name with any concrete definition is taken as concrete, since the method resolution order is not
+    computed.
     """
     abstract, concrete = set[str](), set[str]()
     below = [source]
@@ -452,7 +453,7 @@ def _decorators(member: ast.stmt) -> list[ast.expr]:
 
 
 def _bound(member: ast.stmt) -> set[str]:
-    """Return the names that a statement of a class body gives a value."""
+    """Return the names that a statement of a class body binds."""
     if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {member.name}
     nodes = ast.walk(member)

@@ -1,8 +1,8 @@
-"""What is wrong with a configuration, in one sentence, before anything heavy is imported.
+"""Checks of a configuration before anything heavy is imported, with one-sentence errors.
 
-A misspelt key would otherwise cost the seconds that it takes to import torch, and be reported as a failed
-union of types. This reads the same files and arguments, and compares them with the source files of the
-classes that they name. What those don't tell is left to the parser.
+Otherwise a misspelt key would be found only after importing torch, and reported as a failed union of types.
+This module reads the same files and arguments as the parser and compares them with the source files of the
+classes that they name. What can't be determined from those is left to the parser.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ _SPLITS = {
     "precompute": ("train", "val"),
     "plan": (),
 }
-# Settings that another package's class takes, which our class hands on.
+# Settings that our class passes on to another package's class.
 _HANDED_ON = {("PolicySpec", "lora"): "peft.LoraConfig"}
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 class Mistake(NamedTuple):
-    """A sentence on what is wrong, and the key that tells in which file.
+    """A sentence on what is wrong, and the key that determines the file to name.
 
-    On the command line the beginning of a name may stand for it: ``abbreviates`` tells that it could.
+    Options may be abbreviated on the command line: ``abbreviates`` says that this could be an abbreviation.
     """
 
     sentence: str
@@ -85,16 +85,16 @@ def _mistake(key: Key, what: str, source: Key = ()) -> Mistake:
 
 
 def check_command(command: str, arguments: Sequence[str]) -> None:
-    """Check what can be checked of a command's settings without importing what they name.
+    """Check a command's settings as far as possible without importing the classes that they name.
 
-    Plug-ins that are named by their short names are imported at the end, for the parser to find them.
+    Plug-ins named by their short names are imported at the end, so that the parser finds them.
 
     Args:
-        command: such as ``fit``.
-        arguments: those after it.
+        command: the command, such as ``fit``.
+        arguments: the arguments after it.
 
     Raises:
-        ConfigError: with the first mistake.
+        ConfigError: for the first error found.
     """
     if any(word in ("-h", "--help") or word.partition("=")[0].endswith(".help") for word in arguments):
         return
@@ -113,9 +113,9 @@ def check_command(command: str, arguments: Sequence[str]) -> None:
 
 
 def failed_import(command: str, arguments: Sequence[str]) -> str | None:
-    """Return a sentence on the first class whose module raises when it is imported; nothing if none does.
+    """Return a sentence on the first class whose module fails to import; ``None`` if all can be imported.
 
-    For settings that the parser refused, which has tried to import the same modules.
+    For settings that the parser rejected, which has tried to import the same modules.
     """
     walk = _Walk(command, merged(list(given_settings(arguments))), may_miss=True)
     list(walk.mistakes())
@@ -125,16 +125,16 @@ def failed_import(command: str, arguments: Sequence[str]) -> str | None:
         except ModuleNotFoundError as error:
             if error.name is not None and not path.startswith(error.name):
                 return f"{path} can't be imported: {error}."
-        except Exception as error:  # whatever is wrong in someone's own module
+        except Exception as error:  # a user's module can raise anything
             return f"{path} can't be imported ({type(error).__name__}: {error})."
     return None
 
 
 def make_importable(settings: Any) -> None:
-    """Let classes in the working directory be imported if ``settings`` name any that are nowhere else.
+    """Add the working directory to ``sys.path`` if ``settings`` name classes found nowhere else.
 
-    The directory comes last, so that its files shadow nothing, and only then: a folder of data that is called
-    like a package would otherwise pass for that package.
+    It is added last, so that its files shadow nothing, and only if needed: a data folder with the name of a
+    package could otherwise be taken for that package.
     """
     here = os.getcwd()
     if sys.flags.safe_path or here in sys.path:
@@ -159,12 +159,12 @@ def _texts(settings: Any) -> Iterator[str]:
 
 
 class _Walk:
-    """Looks for mistakes in all settings together."""
+    """Checks the merged settings."""
 
     def __init__(self, command: str, whole: Mapping[str, Any], *, may_miss: bool) -> None:
         self.command, self.whole, self.may_miss = command, whole, may_miss
         self.named: list[str] = []
-        """The classes that the settings name, as far as the walk came."""
+        """The classes that the settings name, collected while checking."""
 
     def mistakes(self) -> Iterator[Mistake]:
         simple = {**EVERYWHERE, **OF_COMMAND[self.command]}
@@ -183,7 +183,7 @@ class _Walk:
         yield from self._monitors()
 
     def _monitors(self) -> Iterator[Mistake]:
-        """Yield what is wrong with the metrics that ``best`` and callbacks watch."""
+        """Yield the errors in the metrics that ``best`` and callbacks monitor."""
         best = at(self.whole, ("best",))
         watching: dict[Key, dict[str, Any]] = {
             ("best",): {"mode": BEST["best.mode"], **(best if isinstance(best, Mapping) else {})}
@@ -202,7 +202,7 @@ class _Walk:
                     yield _mistake((*key, "monitor"), mistake)
 
     def _unknown(self, key: Key, known: Sequence[str], value: Any) -> Mistake:
-        """Return that there is no such setting, and the one that may have been meant."""
+        """Return the error for an unknown setting, with a suggestion."""
         *within, name = (str(part) for part in key)
         path = ".".join([*within, name])
         hint = suggest(name, [] if within else self._elsewhere(name), cutoff=0)
@@ -211,7 +211,7 @@ class _Walk:
         return Mistake(f"there is no setting '{path}'{hint}", key, abbreviates)
 
     def _elsewhere(self, name: str) -> list[str]:
-        """Return the settings of that name in other sections, the model's first."""
+        """Return the settings with that name in other sections, the model's first."""
         policy, objective = "model.init_args.policy", "model.init_args.objective"
         places = {
             policy: "pl_prefopt.policies.PolicySpec",
@@ -260,7 +260,7 @@ class _Walk:
         if not bases or kinds.anything or (isinstance(named, str) and _names_something_else(named, kinds)):
             return
         spec = {"class_path": value} if isinstance(value, str) else value
-        is_of_trainer = key[0] == "trainer" and len(key) == 2  # whose classes have no default
+        is_of_trainer = key[0] == "trainer" and len(key) == 2  # the Trainer's classes have no default
         if is_of_trainer and "class_path" not in spec and "dict" not in kinds.simple:
             yield from _without_class(spec, kinds, key)
             return
@@ -278,7 +278,7 @@ class _Walk:
         self.may_miss = may_miss
 
     def _source(self, spec: Mapping[str, Any], kinds: Kinds, key: Key) -> ClassSource | None:
-        """Return the class of a mapping, or ``None`` if it can't be told."""
+        """Return the class of a mapping, or ``None`` if it can't be determined."""
         path = spec.get("class_path")
         if path is None:
             return kinds.implied
@@ -287,7 +287,8 @@ class _Walk:
         for name in spec:
             if name not in ("class_path", "init_args", "dict_kwargs", DROPPED):
                 raise UnknownClassError(
-                    f"'{name}' can't stand beside `class_path`; settings of the class go under `init_args`."
+                    f"'{name}' is not allowed next to `class_path`; the settings of the class go under "
+                    "`init_args`."
                 )
         self.named.append(path)
         return named_class(
@@ -306,7 +307,7 @@ class _Walk:
             elif not taken.takes_more and name != DROPPED:
                 known = list(taken.settings)[
                     1 if kinds.makers else 0 :
-                ]  # without what a maker is called with
+                ]  # without the arguments that a factory is called with
                 what = f"{source.name} has no setting '{name}'{suggest(str(name), known) or '.'}"
                 yield _mistake((*key, name), f"{what} It has {', '.join(known) or 'none'}.")
         if kinds.classes:
@@ -342,12 +343,12 @@ class _Walk:
 
 
 def _is_number(kinds: Kinds) -> bool:
-    """Tell whether a setting takes a number: other annotations of other packages say less than they take."""
+    """Return whether a setting takes a number: other annotations of other packages are incomplete."""
     return bool(kinds.simple) and kinds == Kinds(simple=kinds.simple & {"int", "float"})
 
 
 def _names_something_else(text: str, kinds: Kinds) -> bool:
-    """Tell whether text is a file of settings, or for what is made later a function that makes it."""
+    """Return whether a text names a settings file, or a function where a factory is accepted."""
     if Path(text).is_file():
         read_yaml(Path(text))
         return True
@@ -357,15 +358,15 @@ def _names_something_else(text: str, kinds: Kinds) -> bool:
 
 
 def _without_class(spec: Mapping[str, Any], kinds: Kinds, key: Key) -> Iterator[Mistake]:
-    """Say how to name the class that settings are for: none can be meant by itself."""
+    """Return the error for settings without a class, with what to type."""
     option = ".".join(map(str, key))
     what = "a list" if kinds.items is not None else with_article(kinds.classes[0].name)
     for name, value in spec.items():
         words = f"--{option}{'+' if kinds.items is not None else ''}=CLASS --{option}.{name} {_shown(value)}"
         yield _mistake(
             (*key, name),
-            f"`{option}` is {what}, and nothing says which class takes '{name}': type `{words}`, or in a "
-            "file `class_path` and `init_args`.",
+            f"`{option}` is {what}, so it is unknown which class '{name}' belongs to: type `{words}`, or use "
+            "`class_path` and `init_args` in a file.",
         )
 
 
@@ -377,7 +378,7 @@ def _shown(value: Any) -> str:
 
 def _choice(value: Any, kinds: Kinds, key: Key) -> str:
     if isinstance(value, str) and "." in value and kinds.classes and kinds.texts is not None:
-        return f": a class is named by `{'.'.join(map(str, key))}.class_path`."
+        return f": name a class with `{'.'.join(map(str, key))}.class_path`."
     words = [choice for choice in kinds.choices if isinstance(choice, str)]
     words += kinds.texts.words if kinds.texts is not None else ()
     return suggest(value, words) if isinstance(value, str) else ""
@@ -406,7 +407,7 @@ def _check_files(command: str, whole: Mapping[str, Any], given: Sequence[Given])
 
 
 def _check_run(command: str, whole: Mapping[str, Any]) -> None:
-    """Check the checkpoint and the run's folder, as far as the settings name them."""
+    """Check the checkpoint and the run folder, if the settings name them."""
     asked, run_dir = whole.get("ckpt_path"), whole.get("run_dir")
     folder = without_dots(Path(run_dir)) if isinstance(run_dir, str) else None
     if isinstance(asked, str) and asked not in ("last", "best") and not Path(asked).exists():

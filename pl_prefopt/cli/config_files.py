@@ -15,7 +15,7 @@ _EXAMPLES = "scripts/demo/"
 def shipped() -> Path:
     """Return the folder of the configurations that come with the package.
 
-    A wheel has them inside the package; a checkout, also one that is installed editable, at its top.
+    A wheel has them inside the package; a checkout or editable install has them at its top level.
     """
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
@@ -34,7 +34,7 @@ def find(wanted: str) -> str:
     Raises:
         ConfigError: if there is neither.
     """
-    # A file given as a link or a pipe (`<(...)`), or settings written in place of a file's name.
+    # A link, a pipe (`<(...)`), or inline settings instead of a file name.
     if Path(wanted).exists() and not Path(wanted).is_dir():
         return wanted
     if any(sign in wanted for sign in "{\n"):
@@ -46,7 +46,7 @@ def find(wanted: str) -> str:
 
 
 def with_paths(arguments: Sequence[str]) -> list[str]:
-    """Return a command line in which every configuration is given as ``--config PATH``.
+    """Return the command line with every configuration written as ``--config PATH``.
 
     Raises:
         ConfigError: if one is missing.
@@ -55,7 +55,7 @@ def with_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def example_rows(path: str) -> str:
-    """Return where rows are: the demo's, which come with the package, also from outside a checkout."""
+    """Return the path of rows; the demo's rows, which come with the package, are found from any folder."""
     ours = shipped().parent / path
     is_ours = path.startswith(_EXAMPLES) and not Path(path).exists() and ours.is_file()
     return str(ours) if is_ours else path
@@ -69,7 +69,7 @@ def _parts(arguments: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _glued(word: str) -> str | None:
-    """Return what follows ``-c`` or ``--config=`` in the same word."""
+    """Return what follows ``-c`` or ``--config=`` in the same argument."""
     if word.startswith("--"):
         option, equals, value = word.partition("=")
         return value if option in _OPTIONS and equals else None
@@ -77,9 +77,9 @@ def _glued(word: str) -> str | None:
 
 
 def _missing(wanted: str, known: dict[str, Path]) -> str:
-    """Return a sentence on a configuration that can't be found, with what may have been meant."""
+    """Return the error for a configuration that can't be found, with a suggestion."""
     if not wanted:
-        return "expected the name of a configuration, or a file, got nothing."
+        return "expected the name of a configuration or a file, got nothing."
     path = Path(wanted)
     if path.is_dir():
         inside = path / "config.yaml"
@@ -94,7 +94,4 @@ def _missing(wanted: str, known: dict[str, Path]) -> str:
         return f"there is no file {wanted}: the folder {path.parent} doesn't exist."
     beside = [str(path.with_name(file.name)) for file in path.parent.glob("*.y*ml")]
     hint = suggest(wanted, beside) or suggest(asked, known) or "."
-    return (
-        f"there is no configuration '{wanted}', neither a file nor one of those that `prefopt configs` "
-        f"lists{hint}"
-    )
+    return f"there is no configuration '{wanted}': it is neither a file nor listed by `prefopt configs`{hint}"

@@ -1,4 +1,4 @@
-"""`prefopt configs`: what configurations come with the package, and what is in one."""
+"""`prefopt configs`: lists the configurations that come with the package, or prints one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pl_prefopt.cli.config_files import find, names
 
 
 def configs(arguments: list[str]) -> None:
-    """Run ``prefopt configs`` with the given command line arguments."""
+    """Run ``prefopt configs`` with the given command-line arguments."""
     parser = argparse.ArgumentParser(
         prog="prefopt configs", description="List the configurations that come with prefopt, or print one."
     )
@@ -25,7 +25,7 @@ def configs(arguments: list[str]) -> None:
 
 
 def _listed(files: dict[str, Path]) -> str:
-    """Return names with the first line of what each file says about itself, in the folders' groups."""
+    """Return the names with the first comment line of each file, grouped by folder."""
     width = max(map(len, files), default=0)
     lines = []
     for _, members in itertools.groupby(files.items(), key=lambda item: item[0].rpartition("/")[0]):
@@ -33,7 +33,7 @@ def _listed(files: dict[str, Path]) -> str:
     return "\n".join(
         [
             *lines,
-            "`-c NAME` uses one, later ones first; `prefopt configs NAME` prints it, to copy and change.",
+            "`-c NAME` uses one (later ones override earlier ones); `prefopt configs NAME` prints it.",
         ]
     )
 

@@ -26,4 +26,4 @@ SETTINGS: dict[str, Any] = {
 """The command line's defaults, as in the configuration ``base``."""
 
 BEST = {"best.monitor": "val/accuracy", "best.mode": "max"}
-"""Which checkpoint is the best, where nothing else is said."""
+"""The default criterion of the best checkpoint."""

@@ -17,9 +17,9 @@ class _Default(NamedTuple):
     """A callback that a run has by default.
 
     Attributes:
-        make: makes it.
-        kind: a configured callback of this class takes its place.
-        needs_logger: whether loggers are all that it writes to.
+        make: builds it.
+        kind: a configured callback of this class replaces it.
+        needs_logger: whether it writes to loggers only.
     """
 
     make: Callable[[], Callback]
@@ -35,14 +35,15 @@ CALLBACKS = {
     "MarginHistogram": _Default(MarginHistogram, MarginHistogram, needs_logger=True),
     "Generations": _Default(Generations, Generations, needs_logger=True),
 }
-"""By the name that ``default_callbacks`` uses."""
+"""The default callbacks, by their names in ``default_callbacks``."""
 
 
 def callbacks_of_run(configured: Any, chosen: bool | Mapping[str, bool], trainer: Any) -> list[Callback]:
     """Return the default callbacks, then those configured.
 
-    A configured callback takes the place of the default of its kind. What the trainer's switches exclude is
-    left out, whoever asked for it: ``logger: false``, ``enable_progress_bar: false`` and ``barebones``.
+    A configured callback replaces the default of its kind. Callbacks that the trainer's switches
+    ``logger: false``, ``enable_progress_bar: false`` and ``barebones`` exclude are left out, even if
+    configured.
 
     Args:
         configured: ``trainer.callbacks``.
@@ -66,19 +67,19 @@ def callbacks_of_run(configured: Any, chosen: bool | Mapping[str, bool], trainer
 
 
 def has_progress_bar(callbacks: Iterable[Callback]) -> bool:
-    """Tell whether there is one; without one Lightning would add its own."""
+    """Return whether there is a progress bar; without one, Lightning adds its own."""
     return any(isinstance(one, AnyProgressBar) for one in callbacks)
 
 
 def listed(asked: Any) -> list[Any]:
-    """Return the objects that a setting asks for: none, one or several."""
+    """Return the value of a setting as a list of zero, one or several objects."""
     if asked is None:
         return []
     return list(asked) if isinstance(asked, list | tuple) else [asked]
 
 
 def check_chosen(chosen: bool | Mapping[str, bool]) -> None:
-    """Raise a ``ConfigError`` if ``default_callbacks`` names one that there is not."""
+    """Raise a ``ConfigError`` if ``default_callbacks`` names an unknown callback."""
     for name in chosen if isinstance(chosen, Mapping) else ():
         if name not in CALLBACKS:
             raise ConfigError(
@@ -96,7 +97,7 @@ def _has_no_logger(trainer: Any) -> bool:
 
 
 def _excluded(trainer: Any) -> tuple[type[Callback], ...]:
-    """Return the classes that Lightning refuses beside the trainer's switches."""
+    """Return the callback classes that Lightning rejects given the trainer's switches."""
     if trainer.barebones:
         return LearningRateMonitor, AnyProgressBar, Checkpoint, Throughput
     without_logger = (LearningRateMonitor,) if trainer.logger is False else ()

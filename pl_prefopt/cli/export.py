@@ -1,4 +1,4 @@
-"""A trained policy in the formats of plain transformers and PEFT."""
+"""`prefopt export`: writes a trained policy for plain transformers and PEFT."""
 
 from __future__ import annotations
 
@@ -30,15 +30,19 @@ _PREFIX = "policy."
 
 
 def export(arguments: list[str]) -> None:
-    """Run ``prefopt export`` with the given command line arguments."""
+    """Run ``prefopt export`` with the given command-line arguments."""
     parser = PlainParser(
         prog="prefopt export", description="Write a trained policy for transformers and PEFT."
     )
     parser.add_argument("ckpt_path", type=str, help="A checkpoint of a run: runs/NAME/checkpoints/last.ckpt.")
     parser.add_argument("--out", type=str, required=True, help="The folder to write; it must not exist yet.")
     parser.add_argument("--merge", type=bool, default=False, help="Merge the adapter into the base model.")
-    parser.add_argument("--dtype", type=Dtype | None, default=None, help="A whole model's, if not the run's.")
-    parser.add_argument("--config", type=str | None, default=None, help="The run's config.yaml, if it moved.")
+    parser.add_argument(
+        "--dtype", type=Dtype | None, default=None, help="The dtype of a whole model; the run's by default."
+    )
+    parser.add_argument(
+        "--config", type=str | None, default=None, help="The run's config.yaml, if it was moved."
+    )
     settings = parser.parse_args(arguments)
     export_policy(
         Path(settings.ckpt_path),
@@ -58,10 +62,11 @@ def export_policy(
     Args:
         ckpt_path: the checkpoint.
         out: a new folder.
-        merge: merge an adapter into its base; without, it becomes a PEFT folder. A fully trained policy is a
-            whole model either way.
-        dtype: a whole model's type, the policy's by default. An adapter merged into bfloat16 is rounded.
-        config: the run's configuration, by default ``config.yaml`` of the checkpoint's run.
+        merge: merge an adapter into its base model; otherwise it is written as a PEFT folder. A fully trained
+            policy is written as a whole model in both cases.
+        dtype: the dtype of a whole model, the policy's by default. Merging an adapter into bfloat16 rounds
+            it.
+        config: the run's configuration; by default ``config.yaml`` of the checkpoint's run.
 
     Raises:
         ConfigError: if the checkpoint or its configuration is missing, or ``out`` exists.
@@ -78,7 +83,7 @@ def export_policy(
     described = describe(card.method, spec, spec.base_identity, spec.adapter_identity)
     check_description(head.rest, described, else_="name its run's config.yaml with --config")
     if merge:
-        # Merging into 4-bit weights would round the adapter away.
+        # Rounding to 4-bit weights would lose the adapter.
         spec = dataclasses.replace(spec, four_bit=None)
     whole = merge or not spec.has_adapter
     source = _Source(spec, ckpt_path, f"{ckpt_path} doesn't fit the policy of {config_path}")
@@ -93,12 +98,12 @@ def export_policy(
 
 
 class _Source(NamedTuple):
-    """Where the policy comes from.
+    """The source of the exported policy.
 
     Attributes:
         spec: the policy before training.
-        ckpt_path: what training left of it.
-        unfit: the beginning of a sentence on a checkpoint that has no place in it.
+        ckpt_path: the checkpoint.
+        unfit: the start of the error message for a checkpoint that does not match the policy.
     """
 
     spec: PolicySpec
@@ -115,13 +120,13 @@ class _Source(NamedTuple):
 
 
 class _Trial(NamedTuple):
-    """What the policy gives a few rows of tokens.
+    """The policy's log-probs of a few rows of tokens.
 
     Attributes:
         rows: the tokens.
         scores: their log-probs.
         unit: see ``unit_of``.
-        copied: whether every weight is written as it is.
+        copied: whether every weight is written unchanged.
     """
 
     rows: list[list[int]]
@@ -133,7 +138,7 @@ class _Trial(NamedTuple):
 def _write(
     draft: Path, source: _Source, rows: list[list[int]], *, whole: bool, dtype: Dtype | None
 ) -> _Trial:
-    """Write the weights; return what the policy gives ``rows``. No model is held when this ends."""
+    """Write the weights and return the policy's scores of ``rows``; the model is freed on return."""
     spec = source.spec
     converted = not whole and spec.lora is not None and alters_base(spec.lora)
     with TemporaryDirectory() as scratch:
@@ -151,7 +156,7 @@ def _write(
             policy.save_pretrained(draft)
             return trial
         try:
-            # On the plain base the adapter is what it has learned, less what was taken from the base.
+            # Relative to the plain base: the trained adapter minus the initial one, taken out of the base.
             policy.save_pretrained(draft, path_initial_model_for_weight_conversion=str(start))
         except ValueError as error:
             reason = first_line(error.__context__ or error)
@@ -162,15 +167,15 @@ def _write(
 
 
 def _write_heads(draft: Path, ckpt_path: Path) -> None:
-    """Write the heads that an objective trained along, by the names that it gave them."""
+    """Write the heads that were trained together with the policy, by name."""
     heads = _trained_weights(ckpt_path, prefix="heads.")
     if heads:
         (draft / HEADS_FILE).write_bytes(save({name: weight.contiguous() for name, weight in heads.items()}))
-        print(f"The heads that were trained along are in {HEADS_FILE}.")
+        print(f"The heads trained with the policy are in {HEADS_FILE}.")
 
 
 def _check(draft: Path, source: _Source, trial: _Trial, *, whole: bool) -> None:
-    """Load what was written as its user would, and compare it with the policy."""
+    """Load the exported files with plain libraries and compare their scores with the policy's."""
     spec = dataclasses.replace(source.spec, lora=None, adapter=None)
     if whole:
         spec = dataclasses.replace(spec, name=str(draft), revision=None, gguf_file=None, dtype="auto")
@@ -181,14 +186,14 @@ def _check(draft: Path, source: _Source, trial: _Trial, *, whole: bool) -> None:
     if not gap.is_rounding(copied=trial.copied):
         advice = "export the adapter instead, without --merge" if whole else "use --merge true"
         raise ConfigError(
-            f"Nothing was exported: loaded again, the model is not the policy. Log-probs of single tokens "
-            f"differ by up to {gap.most:.2g} ({gap.mean:.2g} in the mean, of which rounding explains "
+            f"Nothing was exported: the reloaded model differs from the policy. Log-probs per token "
+            f"differ by up to {gap.most:.2g} (RMS {gap.mean:.2g}, of which rounding explains "
             f"{gap.rounding:.2g}). If the policy has an adapter, {advice}."
         )
 
 
 def _checked_out(out: Path) -> Path:
-    """Return the folder to write, without ``..`` and links on the way to it."""
+    """Return the output folder with ``..`` and links in its path resolved."""
     if os.path.lexists(out):
         raise ConfigError(f"Expected --out to be a new folder, but {out} exists.")
     for parent in out.parents:
@@ -201,7 +206,7 @@ def _checked_out(out: Path) -> Path:
 
 
 def _check_is_checkpoint(path: Path) -> None:
-    """Raise a ``ConfigError`` with the checkpoints in ``path`` if that is a run's folder."""
+    """Raise a ``ConfigError`` if ``path`` is a folder, naming the checkpoints in it."""
     if path.suffix == ".ckpt" or not path.is_dir():
         return
     found = sorted([*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")])
@@ -213,7 +218,7 @@ def read_policy_spec(config: Path) -> PolicySpec:
     """Return the policy that a run's ``config.yaml`` describes.
 
     Raises:
-        ConfigError: if there is no such file, or it is no such configuration.
+        ConfigError: if there is no such file, or it is not a run's configuration.
     """
     if not config.is_file():
         raise ConfigError(f"Expected the run's configuration at {config}: name it with --config.")
@@ -224,14 +229,14 @@ def read_policy_spec(config: Path) -> PolicySpec:
         spec: PolicySpec = parser.instantiate_classes(parser.parse_object({"policy": described})).policy
     except (TypeError, KeyError, RefusedError) as error:
         raise ConfigError(
-            f"{config} is no configuration that `prefopt fit` wrote ({first_line(error)}): name the run's "
-            "config.yaml with --config."
+            f"{config} was not written by `prefopt fit` ({first_line(error)}): name the run's config.yaml "
+            "with --config."
         ) from error
     return spec
 
 
 def _load(policy: nn.Module, weights: Mapping[str, torch.Tensor], unfit: str) -> None:
-    """Put a checkpoint's weights into the policy; ``unfit`` begins the sentence on one that has no place."""
+    """Load a checkpoint's weights into the policy; ``unfit`` starts the error for weights that don't fit."""
     places = policy.state_dict()
     for name, weight in weights.items():
         if name not in places:

@@ -1,4 +1,4 @@
-"""What went wrong, in a sentence, for failures that no line of this package raises."""
+"""One-sentence messages for failures raised outside this package."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory"
 
 
 def failure_behind(error: BaseException | None) -> PrefOptError | StoppedError | None:
-    """Return what to tell the user of ``error``: parsers and trainers wrap what they meet.
+    """Return the error to show the user for ``error``, found in its chain of causes.
 
-    ``None`` means that it is nothing known, which is then a defect and deserves its traceback.
+    ``None`` means that it is unknown, hence a bug, and the traceback should be shown.
     """
     while error is not None:
         told = error if isinstance(error, PrefOptError | StoppedError) else _translated(error)
@@ -42,9 +42,9 @@ def failure_behind(error: BaseException | None) -> PrefOptError | StoppedError |
 
 
 def _translated(error: BaseException) -> PrefOptError | None:
-    # By its name, as below: to import Lightning for an error message would take seconds.
+    # By name, as below, since importing Lightning for an error message would take seconds.
     if type(error).__name__ == "MisconfigurationException" or _refuses_settings(error):
-        return ConfigError(f"Lightning refuses the trainer's settings: {' '.join(str(error).split())}")
+        return ConfigError(f"Lightning rejects the trainer's settings: {' '.join(str(error).split())}")
     if _is_out_of_memory(error):
         first = (str(error).strip() or "MemoryError").splitlines()[0]
         return RunError(
@@ -57,22 +57,22 @@ def _translated(error: BaseException) -> PrefOptError | None:
     lost = _LOST.search(str(error)) if _is_from_other_ranks(error) else None
     if lost is not None:
         return RunError(
-            f"another rank of this run has ended or can't be reached ({lost[0].strip()}), and its own output "
-            "says why: end the other ranks too, and start all of them anew with `--ckpt_path last`"
+            f"another rank of this run has exited or can't be reached ({lost[0].strip()}); its output says "
+            "why: stop the other ranks and restart all of them with `--ckpt_path last`"
         )
     number = _number(error)
     if number in _WRITING:
         where = os.fsdecode(getattr(error, "filename", None) or "a file of the run")
         return RunError(
-            f"{where}: {_WRITING[number]}. What was saved before is whole; make room, or set `run_dir`, "
-            "`data.cache_dir` and `references.cache_dir` to places that can be written, and go on with "
+            f"{where}: {_WRITING[number]}. What was saved before is intact; free some space, or set "
+            "`run_dir`, `data.cache_dir` and `references.cache_dir` to writable folders, and resume with "
             "`--ckpt_path last`"
         )
     return None
 
 
 def _refuses_settings(error: BaseException) -> bool:
-    """Tell whether the error is of a check by Lightning that needs the run's rows or metrics."""
+    """Return whether the error comes from a check by Lightning that needs the run's rows or metrics."""
     if not isinstance(error, ValueError | RuntimeError):
         return False
     frames = traceback.extract_tb(error.__traceback__)
@@ -80,7 +80,7 @@ def _refuses_settings(error: BaseException) -> bool:
 
 
 def _number(error: BaseException) -> int:
-    """Return the system's number for what went wrong, 0 if there is none. In Rust it is in the text only."""
+    """Return the ``errno`` of an error, 0 if there is none; errors from Rust have it only in their text."""
     if isinstance(error, OSError):
         return error.errno or 0
     found = (
@@ -90,12 +90,12 @@ def _number(error: BaseException) -> int:
 
 
 def _is_from_other_ranks(error: BaseException) -> bool:
-    """Tell whether a collective operation failed; by names, too."""
+    """Return whether a collective operation failed; by class names, too."""
     by_name = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
     return by_name or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Name no torch class: importing torch for an error message would take seconds."""
+    """Return whether memory ran out; by class names, since importing torch would take seconds."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))

@@ -1,4 +1,4 @@
-"""The settings that a command line gives: of each file and argument, and all of them together."""
+"""The settings given on a command line: per file and argument, and merged."""
 
 from __future__ import annotations
 
@@ -27,26 +27,24 @@ class Given(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A list or mapping that was written as an argument, where it may also be meant as text."""
+    """A list or mapping written as an argument, which could also be meant as text."""
 
     text: str
     value: Any
 
 
 def given_settings(arguments: Sequence[str]) -> Iterator[Given]:
-    """Yield what each file and each option sets, in their order.
+    """Yield the settings of each file and each option, in order.
 
     Raises:
-        ConfigError: if a file can't be read, an option has no value, or a word is no option.
+        ConfigError: if a file can't be read, an option has no value, or an argument is not an option.
     """
     words = list(arguments)
     while words:
         option, equals, value = words.pop(0).partition("=")
         if not option.startswith("-"):
-            hint = (
-                f": settings files are named with `-c {option}`" if option.endswith((".yaml", ".yml")) else ""
-            )
-            raise ConfigError(f"unexpected word '{option}'{hint or ', which is no option'}.")
+            hint = f": pass settings files with `-c {option}`" if option.endswith((".yaml", ".yml")) else ""
+            raise ConfigError(f"unexpected argument '{option}'{hint or ', which is not an option'}.")
         if option in _WITHOUT_VALUE:
             continue
         if not equals:
@@ -61,19 +59,19 @@ def given_settings(arguments: Sequence[str]) -> Iterator[Given]:
 
 def _file_settings(name: str) -> Mapping[str, Any]:
     if data_suffix(Path(name)) in (".jsonl", ".csv", ".parquet"):
-        raise ConfigError(f"{name} is no YAML file with settings: rows are named with `--data.train {name}`.")
+        raise ConfigError(f"{name} is not a YAML file with settings: pass rows with `--data.train {name}`.")
     file = Path(name)
     settings = read_saved(file) if is_saved(file) else read_yaml(file)
     if settings is None:
-        raise ConfigError(f"{name} is empty: expected settings, one `name: value` on each line.")
+        raise ConfigError(f"{name} is empty: expected settings, one `name: value` per line.")
     if not isinstance(settings, Mapping):
         what = "a list" if isinstance(settings, list) else f"'{settings}'"
-        raise ConfigError(f"{name} holds {what}: expected settings, one `name: value` on each line.")
+        raise ConfigError(f"{name} contains {what}: expected settings, one `name: value` per line.")
     return settings
 
 
 def _value(text: str) -> Any:
-    """Return an argument's value, by the rules of YAML."""
+    """Return an argument's value, parsed as YAML."""
     try:
         value = load_yaml(text, "an argument")
     except ConfigError:
@@ -89,10 +87,10 @@ def nested(keys: Sequence[str], value: Any) -> Any:
 
 
 def merged(given: Sequence[Given]) -> Any:
-    """Return the default settings and all that are given, later ones over earlier ones.
+    """Return the default settings merged with those given; later ones override earlier ones.
 
-    As the parser does: a mapping goes into a mapping, or into the last item of a list; settings that a class
-    got before it was replaced by another are left out, since the other need not have them.
+    This follows the parser: a mapping is merged into a mapping, or into the last item of a list. Settings of
+    a class that is later replaced by another are dropped, since the other need not have them.
     """
     whole: Any = {}
     for key, value in SETTINGS.items():
@@ -127,7 +125,7 @@ def _merge_class(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[s
 
 
 DROPPED = "\0dropped"
-"""Set in a mapping whose class took the place of another: it may have settings of that one or not."""
+"""Marks a mapping whose class replaced another; it may have settings of the replaced class."""
 
 
 def _merge_mapping(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +141,7 @@ def _merge_mapping(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict
 
 
 def at(settings: Any, key: Key) -> Any:
-    """Return the value of a key, or ``None``; shorter ways to write it count, such as ``model.policy``."""
+    """Return the value of a key, or ``None``; abbreviated keys such as ``model.policy`` count."""
     for part in key:
         if isinstance(settings, Written):
             settings = settings.value
@@ -159,7 +157,7 @@ def at(settings: Any, key: Key) -> Any:
 
 
 def origin_of(given: Sequence[Given], key: Key) -> str:
-    """Return ``"FILE: "`` for the last configuration file that sets ``key``, or nothing."""
+    """Return ``"FILE: "`` for the last configuration file that sets ``key``, or an empty string."""
     for one in reversed(given):
         if at(one.settings, key) is not None:
             return f"{one.origin}: " if one.origin else ""

@@ -1,4 +1,4 @@
-"""Which classes a setting can name, and which family of modules trains an objective."""
+"""The classes that a setting can name, and the module class that trains an objective."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pl_prefopt.cli.setting_kinds import kinds_of
 from pl_prefopt.errors import suggest
 
 _MODULE = "pl_prefopt.modules.PreferenceModule"
-# Where the classes of other packages that a setting can name are offered.
+# The packages that export the classes of other libraries that a setting can name.
 _OFFERED = {
     "Callback": ("lightning.pytorch.callbacks", "pl_prefopt.callbacks"),
     "Logger": ("lightning.pytorch.loggers",),
@@ -43,22 +43,22 @@ _MOST_LISTED = 12
 
 
 class UnknownClassError(Exception):
-    """A class that a configuration names and that can't be the one meant: why, and what to write."""
+    """Raised for a class that a setting can't name. The message says why and what to write."""
 
 
 def named_class(path: str, kinds: Sequence[ClassSource], objective: str | None = None) -> ClassSource | None:
-    """Return the class that a setting names, or ``None`` if its source files don't tell.
+    """Return the class that a setting names, or ``None`` if source files don't tell.
 
     Args:
         path: the name.
-        kinds: the classes one of which it has to derive from.
-        objective: for ``model``, the objective that is to be trained.
+        kinds: the accepted base classes.
+        objective: for ``model``, the objective to train.
 
     Raises:
-        UnknownClassError: if there is no such class, or it is of no such kind.
+        UnknownClassError: if there is no such class, or it has none of the base classes.
     """
     added = {path: one for path, one in plugin_classes().items() if any(derives_from(one, k) for k in kinds)}
-    known = {**added, **_known(tuple(kinds))}  # a short name is ours if we have it
+    known = {**added, **_known(tuple(kinds))}  # our classes take precedence for short names
     by_name = {name.rpartition(".")[2]: one for name, one in known.items()}
     if path in by_name:
         return by_name[path]
@@ -68,7 +68,9 @@ def named_class(path: str, kinds: Sequence[ClassSource], objective: str | None =
     if not isinstance(found, ClassSource):
         return None
     if all(derives_from(found, kind) is False for kind in kinds):
-        raise UnknownClassError(f"{path} is no {kinds[0].name}.{_trained_by(found)}{_listed(known)}")
+        raise UnknownClassError(
+            f"{path} is not a subclass of {kinds[0].name}.{_trained_by(found)}{_listed(known)}"
+        )
     if is_abstract(found):
         raise UnknownClassError(f"{path} is abstract: name a class that derives from it.{_listed(known)}")
     return found
@@ -81,7 +83,7 @@ def _find(path: str, kinds: Sequence[ClassSource], known: Mapping[str, ClassSour
             raise UnknownClassError(f"expected a mapping with settings such as `{first}`, got '{path}'.")
         return _relative(path, kinds)
     if path.split(".")[0] in sys.stdlib_module_names:
-        raise UnknownClassError(f"{path} is no {kinds[0].name}.{_listed(known)}")
+        raise UnknownClassError(f"{path} is not a subclass of {kinds[0].name}.{_listed(known)}")
     try:
         return find_class(path)
     except BrokenModuleError as error:
@@ -89,7 +91,7 @@ def _find(path: str, kinds: Sequence[ClassSource], known: Mapping[str, ClassSour
 
 
 def _relative(name: str, kinds: Iterable[ClassSource]) -> Found:
-    """Return the class of another kind that has this name, in the package of those asked for."""
+    """Return a class with this name but another base class, from the package of the accepted ones."""
     for kind in kinds:
         package = ".".join(kind.module.split(".")[:2])
         found = exported(package).get(f"{package}.{name}") if _ours([kind]) else None
@@ -99,7 +101,7 @@ def _relative(name: str, kinds: Iterable[ClassSource]) -> Found:
 
 
 def is_function(path: str) -> bool:
-    """Tell whether a dotted name is that of something other than a class."""
+    """Return whether a dotted name refers to something other than a class."""
     try:
         return find_class(path) is OTHER
     except BrokenModuleError:
@@ -141,20 +143,20 @@ def _unknown(
 
 
 def _listed(known: Mapping[str, ClassSource]) -> str:
-    """Return ``" Known are A, B in package; C in other."``."""
+    """Return ``" Available: A, B in package; C in other."``."""
     if not known or len(known) > _MOST_LISTED:
         return ""
     parts = sorted({name.rpartition(".")[::2] for name in known})
     packages = itertools.groupby(parts, key=lambda part: part[0])
     told = [f"{', '.join(name for _, name in those)} in {package}" for package, those in packages]
-    return f" Known are {'; '.join(told)}."
+    return f" Available: {'; '.join(told)}."
 
 
 # -- families
 
 
 def family_of(objective: ClassSource) -> str | None:
-    """Return the path of the module that trains an objective: the one that takes the fewest others."""
+    """Return the path of the most specific module class that trains an objective."""
     families = []
     for path, module in exported("pl_prefopt.modules").items():
         setting = signature(module).settings.get("objective")
@@ -174,7 +176,7 @@ def _trained_by(found: ClassSource) -> str:
 
 
 def _family_hint(path: str, objective: str | None) -> str:
-    """Return which module trains the objective in an unknown module's name, or the run's objective."""
+    """Return a hint on the module class for the objective that an unknown path or the run names."""
     by_name = {path.rpartition(".")[2]: one for path, one in _objectives().items()}
     meant = path.rpartition(".")[2].removesuffix("Module")
     wanted = by_name.get(meant) or by_name.get((objective or "").rpartition(".")[2])

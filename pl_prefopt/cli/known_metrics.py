@@ -1,4 +1,4 @@
-"""The metrics that modules declare, read from source files: nothing is imported."""
+"""The metrics that modules declare, read from source files without importing them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def registered() -> list[MetricInfo]:
 
 
 def declared_in(module: str) -> list[MetricInfo]:
-    """Return what the calls of ``MetricInfo`` in a module's source declare, in their order."""
+    """Return the metrics declared by calls of ``MetricInfo`` in a module's source, in order."""
     source = read_module(module)
     bound = source.bound.values() if isinstance(source, Module) else ()
     return list(_declared(statement for statements in bound for statement in statements))
 
 
 def declared_by(source: ClassSource) -> list[MetricInfo]:
-    """Return what the body of a class declares."""
+    """Return the metrics that the body of a class declares."""
     return list(_declared(iter([source.node])))
 
 
@@ -51,7 +51,7 @@ def _is_info(call: ast.Call) -> bool:
 
 
 def _read(call: ast.Call) -> MetricInfo:
-    """Return the entry, without what no literal says."""
+    """Return the entry; arguments that are not literals are left out."""
     settings: dict[str, Any] = {"name": "", "help": ""}
     for keyword in call.keywords:
         if keyword.arg in _FIELDS:
@@ -63,7 +63,7 @@ def _read(call: ast.Call) -> MetricInfo:
 
 
 def _literal(value: ast.expr) -> Any:
-    """Return a literal's value; of an f-string the text with the names in braces.
+    """Return a literal's value; for an f-string, its text with the names in braces.
 
     >>> _literal(ast.parse('f"{part}_loss"', mode="eval").body)
     '{part}_loss'

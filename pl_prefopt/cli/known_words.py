@@ -1,6 +1,6 @@
-"""The text that settings take which are annotated as ``str`` but don't take any text.
+"""The accepted values of settings that are annotated as ``str`` but don't accept arbitrary text.
 
-Lightning or transformers would refuse other text after all imports, or after the model has been loaded.
+Lightning or transformers would reject other values only after all imports or after loading the model.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pl_prefopt.cli.class_sources import ClassSource, find_class
 
 @dataclass(frozen=True)
 class Texts:
-    """The text that a setting takes.
+    """The text that a setting accepts.
 
     Attributes:
         words: names, compared in lower case as Lightning does.
         form: a regular expression for other text.
-        told: what stands in messages for the form.
-        paths: whether the import path of a class can stand there too, without a mapping around it.
+        told: the description of ``form`` in messages.
+        paths: whether the import path of a class is accepted too, without a mapping around it.
     """
 
     words: tuple[str, ...] = ()
@@ -30,12 +30,12 @@ class Texts:
     paths: bool = False
 
     def take(self, text: str) -> bool:
-        """Tell whether the setting takes ``text``."""
+        """Return whether the setting accepts ``text``."""
         return text.lower() in self.words or bool(self.form and re.fullmatch(self.form, text.strip()))
 
     @property
     def expected(self) -> list[str]:
-        """What messages name as expected: of many words the first ones."""
+        """The expected values for messages; the first few if there are many."""
         words = (
             self.words
             if len(self.words) <= _MOST_LISTED
@@ -63,7 +63,7 @@ _TEXTS = {
         "gradient_clip_algorithm": Texts(("norm", "value")),
         "profiler": Texts(("simple", "advanced", "pytorch", "xla"), paths=True),
         "max_time": _TIME,
-        # YAML reads 10:00:00:00 as a number to base 60, which would then be one of batches.
+        # YAML reads 10:00:00:00 as a base-60 number, which would be taken as a number of batches.
         "val_check_interval": Texts(
             form=r"0\d*:\d+:\d+:\d+", told="a time such as 00:12:00:00 or {hours: 12}"
         ),
@@ -77,11 +77,11 @@ _TEXTS = {
 
 
 def known_texts(module: str, name: str) -> Texts | None:
-    """Return the text that a setting takes; ``None`` if it takes any.
+    """Return the text that a setting accepts; ``None`` if it accepts any.
 
     Args:
-        module: where the constructor is that takes it.
-        name: its name.
+        module: the module of the constructor.
+        name: the name of the setting.
     """
     if (module, name) == ("pl_prefopt.modules.schedule", "name"):
         return _members("transformers.trainer_utils.SchedulerType")
@@ -89,7 +89,7 @@ def known_texts(module: str, name: str) -> Texts | None:
 
 
 def _members(path: str) -> Texts | None:
-    """Return the values of an enumeration of text, from its source file."""
+    """Return the values of a string enumeration, from its source file."""
     source = find_class(path)
     words = tuple(_assigned(source)) if isinstance(source, ClassSource) else ()
     return Texts(words) if words else None

@@ -1,4 +1,4 @@
-"""`prefopt list`: which objectives, metrics, references and sources there are, read from source files."""
+"""`prefopt list`: lists objectives, metrics, references and sources, read from source files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PAGES = {
 
 
 class Line(NamedTuple):
-    """What is told of one thing: its name, what it is, and where to read on."""
+    """One line of the list: a name, a description and the address of a page."""
 
     name: str
     what: str
@@ -43,14 +43,14 @@ class Line(NamedTuple):
 
 
 class LeftOutError(Exception):
-    """A plug-in that can't be used, and why."""
+    """Raised for a plug-in that can't be used. The message is the reason."""
 
 
 def list_known(arguments: list[str]) -> None:
-    """Run ``prefopt list`` with the given command line arguments."""
+    """Run ``prefopt list`` with the given command-line arguments."""
     parser = argparse.ArgumentParser(
         prog="prefopt list",
-        description="List what comes with prefopt and what installed packages add, with the page of each.",
+        description="List what prefopt and installed plug-ins provide, with the page of each.",
     )
     parser.add_argument("kind", nargs="?", help=f"One of {', '.join(KINDS)}; all by default.")
     kind = parser.parse_args(arguments).kind
@@ -65,7 +65,7 @@ def list_known(arguments: list[str]) -> None:
 
 
 def _own(kind: str) -> Iterator[Line]:
-    """Yield what comes with prefopt."""
+    """Yield the entries of prefopt itself."""
     if kind == "metrics":
         yield from (_metric_line(info, _own_page(page)) for info, page in _own_metrics())
         return
@@ -81,7 +81,7 @@ def _own(kind: str) -> Iterator[Line]:
 
 
 def _own_metrics() -> Iterator[tuple[MetricInfo, str]]:
-    """Yield the metrics of every run, then the numbers that objectives add, each with its page."""
+    """Yield the metrics of every run, then those that objectives add, each with its page."""
     yield from ((info, _PAGES["metrics"]) for info in registered())
     package = read_module("pl_prefopt.objectives")
     folders = package.folders if isinstance(package, Module) else ()
@@ -91,7 +91,7 @@ def _own_metrics() -> Iterator[tuple[MetricInfo, str]]:
 
 
 def _added(kind: str, left_out: list[str]) -> Iterator[Line]:
-    """Yield what installed packages add, and note in ``left_out`` what is wrong with others."""
+    """Yield the entries of installed plug-ins, and append errors of unusable ones to ``left_out``."""
     for plugin in installed(kind):
         try:
             yield from _plugin_lines(kind, plugin)
@@ -105,7 +105,7 @@ def _plugin_lines(kind: str, plugin: Plugin) -> Iterator[Line]:
     try:
         found = plugin.source()
     except BrokenModuleError as error:
-        raise LeftOutError(f"its module is no Python ({error})") from error
+        raise LeftOutError(f"its module is not valid Python ({error})") from error
     place = plugin.url or f"package {plugin.package}"
     if found is UNSURE:
         yield Line(plugin.name, "", place)
@@ -114,7 +114,7 @@ def _plugin_lines(kind: str, plugin: Plugin) -> Iterator[Line]:
         raise LeftOutError("there is no such class")
     base = _base(kind)
     if base is not None and derives_from(found, base) is False:
-        raise LeftOutError(f"it is no {base.name}")
+        raise LeftOutError(f"it is not a subclass of {base.name}")
     own = _page(found.module)
     place = own if "://" in own else place
     infos = declared_by(found) if kind == "metrics" else []
@@ -138,7 +138,7 @@ def _first_line(source: ClassSource) -> str:
 
 
 def _page(module: str) -> str:
-    """Return the constant ``PAGE`` of a module, or nothing."""
+    """Return the constant ``PAGE`` of a module, or an empty string."""
     source = read_module(module)
     statements = source.bound.get("PAGE", []) if isinstance(source, Module) else []
     values = [one.value for one in statements if isinstance(one, ast.Assign)]
@@ -146,7 +146,7 @@ def _page(module: str) -> str:
 
 
 def _own_page(page: str) -> str:
-    """Return the address of one of our pages: on the site, if the package names one, or in the repository."""
+    """Return the address of one of our pages: on the site if the package metadata names one, else a path."""
     site = documentation(metadata("pl-prefopt"))
     return f"{site.rstrip('/')}/{page.removesuffix('.md')}.html" if site else f"docs/{page}"
 

@@ -1,4 +1,4 @@
-"""The entry point: decides which command was meant before anything heavy is imported."""
+"""The entry point: dispatches to a command before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pl_prefopt.errors import StoppedError, suggest
 
 _COMMANDS = {
     "fit": "train a policy on preference data",
-    "validate": "measure it on the validation rows",
-    "test": "measure it on the test rows",
+    "validate": "evaluate a policy on the validation rows",
+    "test": "evaluate a policy on the test rows",
     "predict": "write each response's log-prob, reward and rank",
     "plan": "estimate the memory of a run, without loading a model",
-    "precompute": "score the rows with every reference, and train nothing",
+    "precompute": "score the rows with every reference, without training",
     "export": "write a trained policy as a PEFT folder or a merged model",
     "report": "write one HTML page that compares runs",
     "configs": "list the configurations that come with prefopt, or print one",
-    "list": "list objectives, metrics, references or sources, with those of plug-ins",
+    "list": "list objectives, metrics, references or sources, including plug-ins",
 }
 
 _HELP = """prefopt {version}: preference optimisation of language models
@@ -30,26 +30,26 @@ usage: prefopt <command> [-c NAME or FILE.yaml ...] [--key.sub value ...]
 
 {commands}
 
-Settings come from YAML files, later ones first, and from the command line:
+Settings come from YAML files and the command line; later ones override earlier ones:
   prefopt fit -c base -c methods/dpo -c hardware/cpu \\
     --data.train preferences.jsonl --model.init_args.policy.name HuggingFaceTB/SmolLM2-135M-Instruct
 `prefopt <command> --help` lists a command's settings; `--print_config` shows them resolved."""
 
 _TRAINING = """
-`prefopt {command}` needs to know what to train on which rows. A single file says it all:
+`prefopt {command}` needs a configuration, a model and rows. Use a complete configuration:
   prefopt {command} -c ready/demo
-or one file each for method and hardware, with your rows and model:
+or combine files for method and hardware with your rows and model:
   prefopt {command} -c base -c methods/dpo -c hardware/cpu \\
     --data.train preferences.jsonl --model.init_args.policy.name HuggingFaceTB/SmolLM2-135M-Instruct"""
 _TRAINED = """
-`prefopt {command}` needs a run, which `prefopt fit` makes, and its checkpoint:
+`prefopt {command}` needs a run of `prefopt fit` and its checkpoint:
   prefopt {command} -c runs/NAME/config.yaml --ckpt_path best{rows}
 `prefopt {command} --help` lists the settings."""
 _ROWS = {"validate": "", "test": " --data.test ROWS.jsonl", "predict": " --data.predict ROWS.jsonl"}
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 a mistake in the input, 143 stopped by a signal."""
+    """Run the command line and exit: 0 success, 1 failure, 2 invalid input, 143 stopped by a signal."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())

@@ -1,8 +1,8 @@
-"""Functions in a configuration: named, never called with arguments from there.
+"""Functions in a configuration: given by import path, never called with arguments from it.
 
-For an annotation such as ``Callable[[Any], int]`` jsonargparse would construct any class whose instances can
-be called, with any arguments. Here such a setting takes the import path of a function and nothing else. Where
-the annotation names the class that is made, as ``Callable[[Iterable], Optimizer]`` does, jsonargparse itself
+For an annotation such as ``Callable[[Any], int]``, jsonargparse would construct any class with callable
+instances, with any arguments. Here such a setting accepts only the import path of a function. Where the
+annotation names the class that is returned, as in ``Callable[[Iterable], Optimizer]``, jsonargparse itself
 accepts only subclasses of it.
 """
 
@@ -22,11 +22,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 
 class NamedFunction:
-    """The annotation of a setting that takes a function by its import path."""
+    """The annotation of a setting that accepts a function by its import path."""
 
 
 def without_open_callables(parser: LightningArgumentParser) -> None:
-    """Let the settings of ``parser`` that take a callable of any kind take a ``NamedFunction``."""
+    """Restrict the settings of ``parser`` that accept arbitrary callables to ``NamedFunction``."""
     actions: list[Any] = parser._actions
     for action in actions:
         if hasattr(action, "_typehint"):
@@ -34,7 +34,7 @@ def without_open_callables(parser: LightningArgumentParser) -> None:
 
 
 def _restricted(hint: Any) -> Any:
-    """Return ``hint`` with ``NamedFunction`` for each callable that doesn't name the class that it makes."""
+    """Return ``hint`` with ``NamedFunction`` for each callable that doesn't name the class it returns."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if (origin or hint) in (abc.Callable, typing.Callable):
         return hint if parts and _is_own_class(parts[-1]) else NamedFunction
@@ -59,7 +59,7 @@ def _find(path: Any) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"Expected the import path of a function, got {path!r}: {error}") from error
     if not inspect.isroutine(found):
-        raise ValueError(f"Expected the import path of a function, but {path} is none")
+        raise ValueError(f"Expected the import path of a function, but {path} is not a function")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What to do with a run that has ended, as commands to be copied."""
+"""The commands that follow a finished run, ready to be copied."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jsonargparse import Namespace
 
 
 def next_steps(folder: Path, checkpoint: Path, config: Any, *, is_adapter: bool) -> str:
-    """Return where the run is, and the commands that begin with it.
+    """Return the location of a run and the commands that use it.
 
     Args:
-        folder: the run's.
-        checkpoint: the one to go on with.
+        folder: the run folder.
+        checkpoint: the checkpoint to use.
         config: the settings of ``fit``.
-        is_adapter: whether an export of it is an adapter.
+        is_adapter: whether exporting it gives an adapter.
     """
     lines = [f"  {shlex.join(words)}" for words in _commands(folder, checkpoint, config, is_adapter)]
     return "\n".join([f"The run is in {folder}. Next, for example:", *lines])

@@ -1,4 +1,4 @@
-"""What is wrong with the arguments of ``export`` and ``report``, before anything heavy is imported."""
+"""Checks of the arguments of ``export`` and ``report`` before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pl_prefopt.files import restore_backup
 
 
 def check_options(command: str, arguments: Sequence[str]) -> None:
-    """Check the options' names and that what a command reads is there.
+    """Check that the options are known and that the inputs of a command exist.
 
     Args:
         command: ``export`` or ``report``.
-        arguments: those after it.
+        arguments: the arguments after it.
 
     Raises:
-        ConfigError: with the first mistake.
+        ConfigError: for the first error found.
     """
     known = {"-h", "--help", *_options_of(command)}
     if not set(arguments) & {"-h", "--help"}:
@@ -27,7 +27,7 @@ def check_options(command: str, arguments: Sequence[str]) -> None:
             restore_backup(path)
             if not path.exists():
                 raise ConfigError(_missing(command, path))
-        # A report passes over what is no run, if there is a run at all.
+        # A report skips what is not a run, if there is at least one run.
         if command == "report" and paths and not any(path.is_dir() for path in paths):
             raise ConfigError(f"Expected a run's folder, such as runs/NAME, but {paths[0]} is a file.")
 

@@ -1,4 +1,4 @@
-"""The argument parser, with errors of a line or two."""
+"""The argument parser, with short error messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pl_prefopt.data import PreferenceDataModule
 from pl_prefopt.errors import ConfigError, suggest
 from pl_prefopt.saved_settings import is_saved, read_saved
 
-# A default may be a kind of text of its own, as the `interval` of Lightning's Timer is.
+# A default may be a subclass of str, such as the `interval` of Lightning's Timer.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
 
 # A mapping with a class_path is then a mapping where the annotation names no kind of class, such as `Any`.
@@ -28,7 +28,7 @@ _UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option ')(
 
 
 class RefusedError(ConfigError):
-    """A configuration that the parser refused, for the setting ``key`` if that is known."""
+    """Raised for a configuration that the parser rejected, with the setting's ``key`` if known."""
 
     def __init__(self, message: str, key: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -36,14 +36,14 @@ class RefusedError(ConfigError):
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong, without the usage of two hundred settings."""
+    """A parser whose errors don't print the usage of all settings."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, add_help=False)
         self.add_argument("-h", "--help", action=SectionHelp)
 
     def add_class_arguments(self, theclass: Any, nested_key: str | None = None, **options: Any) -> Any:
-        """Take a file that a setting of the data names for rows, never for more settings."""
+        """Add the arguments of a class; files named by data settings are rows, never nested settings."""
         if theclass is PreferenceDataModule:
             options["sub_configs"] = False
         added = super().add_class_arguments(theclass, nested_key, **options)
@@ -51,7 +51,7 @@ class Parser(LightningArgumentParser):
         return added
 
     def add_function_arguments(self, function: Callable[..., Any], *_: Any, **__: Any) -> NoReturn:
-        """Refuse a function that a ``class_path`` names: it would be called with any arguments.
+        """Reject a function named by a ``class_path``, which would be called with arbitrary arguments.
 
         Raises:
             ConfigError: always.
@@ -60,13 +60,13 @@ class Parser(LightningArgumentParser):
         raise ConfigError(f"expected a `class_path` to name a class, got the function {name}.")
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Parse a file; of one that a run wrote, with paths that work from here."""
+        """Parse a file; paths in a run's config.yaml are resolved to work from the working directory."""
         if not is_saved(Path(path)):
             return super().parse_path(path, *args, **kwargs)
         return self.parse_string(yaml.safe_dump(read_saved(Path(path))), path, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise a ``RefusedError``; for an unknown setting it names the nearest one."""
+        """Raise a ``RefusedError``; for an unknown setting, with a suggestion."""
         unknown = _UNKNOWN.search(message)
         if unknown is None:
             raise RefusedError(*one_sentence(message)) from ex

@@ -1,6 +1,6 @@
-"""What jsonargparse says of a value that it refuses, in one sentence.
+"""One-sentence versions of jsonargparse's error messages.
 
-Of a setting with several types it says why each was refused, in nested lists with dumps of the values.
+For a setting with several types, jsonargparse lists why each type was rejected, with dumps of the values.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WORDS = {
 
 
 def one_sentence(message: str) -> tuple[str, tuple[str, ...]]:
-    r"""Return the sentence, and the key of the setting that it is about if there is one.
+    r"""Return the sentence, and the key of the setting that it refers to, if any.
 
     Examples:
         >>> one_sentence('Parser key "best.mode":\n  Errors:\n  - Expected a <class \'str\'>. Got value: 3')
@@ -39,12 +39,12 @@ def one_sentence(message: str) -> tuple[str, tuple[str, ...]]:
     lines = [line.strip().removeprefix("- ") for line in _KEY.sub("", message).splitlines()]
     news = [_translated(line) for line in lines if line not in ("", "-") and not _NO_NEWS.match(line)]
     told = "; ".join(dict.fromkeys(news)) or "this value can't be used"
-    key = ".init_args.".join(dict.fromkeys(keys))  # a nested key is that of a class's constructor
+    key = ".init_args.".join(dict.fromkeys(keys))  # a nested key belongs to a class's constructor
     return (f"{key}: {told}.", tuple(key.split("."))) if key else (f"{told}.", ())
 
 
 def _translated(line: str) -> str:
-    """Return a line without the value, and with types as a user would call them."""
+    """Return a line without the value, and with readable names of types."""
     line = _CALLABLE.sub("", _VALUE.sub("", line)).rstrip(".")
     typed = _TYPE.match(line)
     if typed:

@@ -1,4 +1,4 @@
-"""The arguments of the commands without a configuration, ``export`` and ``report``."""
+"""The argument parser of commands without a configuration, such as ``export`` and ``report``."""
 
 from __future__ import annotations
 

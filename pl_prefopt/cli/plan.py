@@ -1,4 +1,4 @@
-"""`prefopt plan`: what a run takes of its device's memory, before anything is loaded."""
+"""`prefopt plan`: estimates the device memory of a run before anything is loaded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _QUIET = (
 
 
 class _PlanTrainer(PrefOptTrainer):
-    """Never trains; its method's arguments are the command's."""
+    """A trainer that never trains; the arguments of its method are those of the command."""
 
     def plan(
         self,
@@ -45,15 +45,14 @@ class _PlanTrainer(PrefOptTrainer):
         """Estimate the memory of a training step without loading a model.
 
         Args:
-            model: what would be trained.
+            model: the module to train.
             datamodule: the rows.
-            gpu: a GPU to fit, such as A100-80G; by default the CUDA device that is here.
-            memory: or its memory, such as 24GiB.
+            gpu: the GPU that the run should fit on, such as A100-80G; by default the local CUDA device.
+            memory: the memory of the device instead, such as 24GiB.
             limits: plan for the longest rows that data's limits allow, even if data.train is set.
-            responses: responses to a prompt where rows are not read; by default the fewest that the objective
-                takes.
+            responses: responses per prompt if rows are not read; by default the minimum of the objective.
             ckpt_path: ignored; a run's config.yaml has it.
-            weights_only: ignored likewise.
+            weights_only: ignored for the same reason.
         """
 
 
@@ -64,15 +63,15 @@ class PlanCLI(PrefOptCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The one command."""
+        """Return the only command."""
         return {"plan": {"model", "datamodule"}}
 
     def before_instantiate_classes(self) -> None:
-        """Leave no files behind."""
+        """Write no files."""
         self.save_config_callback = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build a trainer that stands for the one asked for, whose devices need not be here."""
+        """Build a stub trainer, since the configured devices need not exist on this machine."""
         asked = self._get(self.config_init, "trainer")
         quiet: dict[str, Any] = dict.fromkeys(_QUIET, False)
         return self.trainer_class(
@@ -125,7 +124,7 @@ class PlanCLI(PrefOptCLI):
             _judge(plan, device, _advice(model.policy_spec, precomputes=references.precompute))
 
     def _connect(self, model: Any, datamodule: Any, references: ReferenceEnsemble) -> None:
-        """Check what ``fit`` would check before it loads a model."""
+        """Run the checks that ``fit`` makes before it loads a model."""
         self.trainer.strategy.connect(model)
         self.trainer._data_connector.attach_datamodule(model, datamodule)
         self.trainer.state.fn = TrainerFn.FITTING
@@ -135,7 +134,7 @@ class PlanCLI(PrefOptCLI):
 
 
 def plan() -> None:
-    """Run ``prefopt plan`` with the command line's arguments."""
+    """Run ``prefopt plan`` with the arguments of the command line."""
     PlanCLI()
 
 
@@ -158,7 +157,7 @@ def _footprints(references: ReferenceEnsemble, policy: PolicySpec) -> tuple[list
 
 
 def _count(devices: Any) -> int:
-    """Return how many devices a setting of Lightning's means."""
+    """Return the number of devices that Lightning's ``devices`` setting means."""
     if isinstance(devices, list):
         return len(devices)
     if isinstance(devices, str) and "," in devices:
@@ -202,7 +201,7 @@ def _remarks(plan: Plan, unknown: list[str]) -> list[str]:
 
 
 def _advice(policy: PolicySpec, *, precomputes: bool) -> str:
-    """Return the settings that take less memory, without those that are in use."""
+    """Return the settings that reduce memory, without those already in use."""
     used = {
         "references.precompute": precomputes,
         "policy.gradient_checkpointing": policy.gradient_checkpointing,

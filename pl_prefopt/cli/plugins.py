@@ -1,4 +1,4 @@
-"""What installed packages add by entry points, read from metadata and sources, imported only when named."""
+"""Plug-ins: classes that installed packages add by entry points, imported only when a run names them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = {
     "sources": "pl_prefopt.data.Source",
     "judges": None,
 }
-"""What can be added, and the class that each of them derives from: there are no judges yet.
+"""The kinds of plug-ins with their base classes; there is no base class of judges yet.
 
 The group of ``objectives`` is ``pl_prefopt.objectives``, and so on.
 """
@@ -25,12 +25,12 @@ The group of ``objectives`` is ``pl_prefopt.objectives``, and so on.
 
 @dataclass(frozen=True)
 class Plugin:
-    """A class that an installed package adds. Its short name is the class's own.
+    """A class that an installed package adds. Its short name is the name of the class.
 
     Attributes:
-        path: of the class, ``mylab.pro.PRO``.
-        package: which package adds it.
-        url: of the package's documentation, or nothing.
+        path: the path of the class, such as ``mylab.pro.PRO``.
+        package: the package that adds it.
+        url: the URL of the package's documentation, or an empty string.
     """
 
     path: str
@@ -46,19 +46,19 @@ class Plugin:
         """Return the class.
 
         Raises:
-            BrokenModuleError: if its module is no Python.
+            BrokenModuleError: if its module is not valid Python.
         """
         return find_class(self.path)
 
 
 def installed(kind: str) -> list[Plugin]:
-    """Return the plug-ins of a kind by their paths."""
+    """Return the plug-ins of a kind, sorted by path."""
     found = {_plugin(entry) for entry in entry_points(group=f"pl_prefopt.{kind}")}
     return sorted(found, key=lambda one: one.path)
 
 
 def plugin_classes() -> dict[str, ClassSource]:
-    """Return the classes of all plug-ins whose source files say what they are, by path."""
+    """Return the classes of all plug-ins whose source files can be read, by path."""
     return dict(_readable(plugin for kind in KINDS for plugin in installed(kind)))
 
 
@@ -73,7 +73,7 @@ def load_plugins(names: Iterable[str]) -> None:
         if plugin.name in wanted:
             try:
                 importlib.import_module(plugin.path.rpartition(".")[0])
-            except Exception as error:  # whatever is wrong in someone else's module
+            except Exception as error:  # a plug-in's module can raise anything
                 raise ConfigError(
                     f"{plugin.name}, a plug-in of the package {plugin.package}, can't be imported "
                     f"({type(error).__name__}: {error})."
@@ -81,7 +81,7 @@ def load_plugins(names: Iterable[str]) -> None:
 
 
 def documentation(metadata: PackageMetadata) -> str:
-    """Return the address of a package's documentation, or else its home page, or nothing."""
+    """Return the URL of a package's documentation or home page, or an empty string."""
     named = [entry.partition(",") for entry in metadata.get_all("Project-URL") or ()]
     urls = {label.strip().lower(): url.strip() for label, _, url in named}
     return urls.get("documentation") or urls.get("homepage") or ""

@@ -1,4 +1,4 @@
-"""A page that compares runs."""
+"""`prefopt report`: writes an HTML page that compares runs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pl_prefopt.report import build_report, find_config, read_runs, write_figure
 
 
 def report(arguments: list[str]) -> None:
-    """Run ``prefopt report`` with the given command line arguments."""
+    """Run ``prefopt report`` with the given command-line arguments."""
     parser = PlainParser(prog="prefopt report", description="Write one HTML page that compares runs.")
     parser.add_argument("runs", type=str, nargs="+", help="The runs' folders: runs/NAME runs/OTHER.")
     parser.add_argument(
         "--out",
         type=str | None,
         default=None,
-        help="The page. Default: report.html, in the run's folder if it is one, else here.",
+        help="The page. Default: report.html, in the run folder if there is one run, else here.",
     )
     parser.add_argument(
         "--figures",
@@ -38,15 +38,16 @@ def write_report(folders: list[Path], out: Path | None = None, figures: Path | N
     """Write the report of some runs.
 
     Args:
-        folders: the runs' folders. Of several, those that are no run's are left out, with a note.
-        out: the page; by default ``report.html``, in the run's folder if it is one, else here.
-        figures: a folder for the figures as files, if wanted.
+        folders: the run folders. If there are several, those that aren't run folders are skipped with a note.
+        out: the page; by default ``report.html``, in the run folder if there is one run, else in the working
+            directory.
+        figures: a folder to which the figures are written as files; optional.
 
     Returns:
         The page's path.
 
     Raises:
-        ConfigError: if no folder is a run's, or the page cannot be written there.
+        ConfigError: if no folder is a run folder, or the page cannot be written.
         DataError: if a file of a run cannot be read.
     """
     folders = _runs_among(folders)
@@ -64,7 +65,7 @@ def write_report(folders: list[Path], out: Path | None = None, figures: Path | N
 
 
 def _runs_among(folders: list[Path]) -> list[Path]:
-    """Return the folders of runs, as ``runs/*`` also names what lies beside them."""
+    """Return the run folders among ``folders``, since ``runs/*`` also matches other files."""
     found, refused = [], []
     for folder in folders:
         try:

@@ -1,4 +1,4 @@
-"""The run's settings as a file."""
+"""Writing the run's ``config.yaml``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pl_prefopt.saved_settings import FILE_NAME, portable
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes ``config.yaml``, whole or not at all, before the first step: later commands start from it.
+    """Writes ``config.yaml`` atomically before the first step; later commands start from it.
 
-    By then data, models and references are in place, and a checkpoint was accepted: a start that fails leaves
-    no settings, nor any in the place of those that the run was made with.
+    By then data, models and references are set up and a checkpoint has been accepted, so that a failed start
+    neither leaves a file nor overwrites the one of the run.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write nothing yet; Lightning would."""
+        """Do nothing: Lightning's callback would write here already."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the settings of a run."""
@@ -35,7 +35,7 @@ class RunConfig(SaveConfigCallback):
     on_test_start = on_predict_start = on_validation_start
 
     def _write(self, trainer: Trainer) -> None:
-        """Write it once, on rank 0."""
+        """Write the file once, on rank 0."""
         if self.already_saved:
             return
         if trainer.is_global_zero:

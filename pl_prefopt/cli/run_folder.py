@@ -1,4 +1,4 @@
-"""Where a run's files go."""
+"""Choosing and checking the folder of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHARED_WITH_RANKS = "PREFOPT_RUN_DIR"
 
 
 def choose_run_folder(*, asked: str | None, ckpt_path: str | None, method: str) -> Path:
-    """Return the run's folder: the one asked for, the checkpoint's, or a new one under ``runs/``.
+    """Return the run folder: the one set, the checkpoint's, or a new one under ``runs/``.
 
     Args:
         asked: the ``run_dir`` setting.
@@ -23,17 +23,17 @@ def choose_run_folder(*, asked: str | None, ckpt_path: str | None, method: str) 
         method: the objective's name, for a new folder's name.
 
     Raises:
-        ConfigError: if several processes would each choose a folder.
+        ConfigError: if several processes would each choose a different folder.
     """
     folder = without_dots(Path(asked)) if asked else _folder_of(ckpt_path)
-    # Lightning starts the other ranks by running the same command again, perhaps a second later.
+    # Lightning starts the other ranks by rerunning the command, possibly a second later.
     shared = os.environ.get(_SHARED_WITH_RANKS)
     if folder is None and shared and "LOCAL_RANK" in os.environ:
         return Path(shared)
     if folder is None and _started_by_a_launcher():
         raise ConfigError(
-            "Expected --run_dir, a folder that all processes see: torchrun and srun start each of them by "
-            "itself, and the time of day would give them different folders."
+            "Expected --run_dir, a folder that all processes share: torchrun and srun start each process "
+            "separately, and the default, which has the time in its name, could differ between them."
         )
     if folder is None:
         folder = Path("runs") / f"{method.lower()}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -42,7 +42,7 @@ def choose_run_folder(*, asked: str | None, ckpt_path: str | None, method: str) 
 
 
 def require_run_folder(ckpt_path: str, run_dir: str | None) -> None:
-    """Raise a ``ConfigError`` if ``last`` or ``best`` is asked for without saying of which run."""
+    """Raise a ``ConfigError`` if ``last`` or ``best`` is given without a run."""
     if run_dir is None and "LOCAL_RANK" not in os.environ:
         raise ConfigError(
             f"`--ckpt_path {ckpt_path}` is the checkpoint of a run: name the run with "
@@ -51,24 +51,24 @@ def require_run_folder(ckpt_path: str, run_dir: str | None) -> None:
 
 
 def refuse_second_run(folder: Path, ckpt_path: str | None) -> None:
-    """Raise a ``ConfigError`` if ``fit`` would mix a new run into the folder of another one."""
+    """Raise a ``ConfigError`` if ``fit`` would write a new run into the folder of another one."""
     own = ckpt_path in ("last", "best") or (
         ckpt_path is not None and Path(ckpt_path).resolve().is_relative_to(folder.resolve())
     )
     if not own and is_first_process() and _holds_a_run(folder):
         raise ConfigError(
-            f"The folder {folder} holds a run already: add `--ckpt_path last` to go on with it, or "
-            "`--run_dir` with another folder to start anew."
+            f"The folder {folder} already contains a run: add `--ckpt_path last` to resume it, or "
+            "`--run_dir` with another folder to start a new one."
         )
 
 
 def find_checkpoint(asked: str | None, folder: Path, *, may_be_missing: bool) -> str | None:
-    """Return the checkpoint's path: ``last`` and ``best`` are those of the run's folder.
+    """Return the checkpoint's path; ``last`` and ``best`` refer to the run folder.
 
     Args:
         asked: the ``ckpt_path`` setting.
         folder: the run's folder.
-        may_be_missing: whether ``last`` may be missing, because the run was stopped before its first one.
+        may_be_missing: whether ``last`` may be missing, if the run was stopped before its first checkpoint.
     """
     if asked is None:
         return None
@@ -96,9 +96,9 @@ def keep_earlier_metrics(folder: Path) -> None:
 
 
 def is_first_process() -> bool:
-    """Tell whether this process has rank 0, by what its launcher says; Lightning, torchrun or srun."""
-    # torchrun's number stands alone: it need not follow that of the SLURM task which it runs in. Processes
-    # that Lightning starts have one on their machine, and in a shell of SLURM all have that of its task 0.
+    """Return whether this process has rank 0, from the environment of Lightning, torchrun or srun."""
+    # torchrun's rank takes precedence, since it is independent of the SLURM task that torchrun runs in.
+    # Processes started by Lightning have a local rank; in a SLURM shell all of them see the rank of task 0.
     names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
     return all(int(os.environ.get(name, "0")) == 0 for name in names)
 

@@ -1,4 +1,4 @@
-"""One process at a time trains in a run's folder."""
+"""The lock that lets only one process at a time train in a run folder."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from pl_prefopt.errors import RunError
 from pl_prefopt.files import NO_LOCKS
 
 PATIENCE = 10.0
-"""Seconds to wait for another process: the workers of a killed run live on for a few."""
+"""Seconds to wait for another process: workers of a killed run survive for a few seconds."""
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Let no other run write to ``folder`` while the block runs; the system ends the lock with the process.
+    """Lock ``folder`` while the block runs; the operating system releases the lock with the process.
 
-    Of the processes of a run the first one holds it. Where the file system knows no locks, a line says so.
+    Rank 0 holds the lock. If the file system doesn't support locks, a line says so.
 
     Raises:
-        RunError: if another run holds it.
+        RunError: if another run holds the lock.
     """
     if not is_first_process():
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    # A soft lock is a mere file, which a killed run would leave behind.
+    # A soft lock is only a file, which a killed run would leave behind.
     lock = FileLock(folder / ".lock", fallback_to_soft=False)
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout as error:
         raise RunError(
-            f"Another process is training in the folder {folder}: wait until it has ended, or end it, and "
-            "then go on with `--ckpt_path last`; a second run needs a folder of its own, `--run_dir`."
+            f"Another process is training in the folder {folder}: wait until it ends, or stop it, and then "
+            "resume with `--ckpt_path last`; a second run needs another folder, `--run_dir`."
         ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
     if not lock.is_locked:
-        print(f"The file system of {folder} knows no locks: start no second run in that folder meanwhile.")
+        print(f"The file system of {folder} doesn't support locks: don't start a second run in that folder.")
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A start that fails leaves nothing in the run's folder."""
+"""Cleaning up the run folder after a start that failed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from pl_prefopt.cli.run_folder import METRICS, is_first_process
 
 _WRITTEN = (".lock", METRICS, "hparams.yaml", "events.out.tfevents.*")
-"""What a command writes before its first step; anything else in the folder is someone else's."""
+"""What a command writes before its first step; other files in the folder are not touched."""
 
 
 class Start:
-    """What is in a folder before a command writes to it.
+    """A record of the contents of a folder before a command writes to it.
 
     Args:
-        folder: the run's folder, or that of an evaluation in it; it need not exist yet.
+        folder: the run folder, or the folder of an evaluation in it; it need not exist yet.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,7 +25,7 @@ class Start:
         self._missing = [one for one in (folder, *folder.parents) if not one.exists()]
 
     def undo_unless(self, begun: Callable[[], bool]) -> None:
-        """Take out again what was added, on rank 0, unless the command got as far as its first step."""
+        """Remove what was added, on rank 0, unless the command reached its first step."""
         if begun() or not is_first_process() or not self._folder.is_dir():
             return
         for pattern in _WRITTEN:
@@ -33,11 +33,11 @@ class Start:
                 file.unlink()
         self._restore_metrics()
         for folder in self._missing:
-            with suppress(OSError):  # someone else has put something there
+            with suppress(OSError):  # something else was written there
                 folder.rmdir()
 
     def _restore_metrics(self) -> None:
-        """Give the earlier metrics their name back, which the new ones were to take."""
+        """Rename the earlier metrics back to their original name."""
         if self._folder / METRICS not in self._before:
             return
         for renamed in {*self._folder.glob("metrics.*.csv")} - self._before:

@@ -1,23 +1,23 @@
-"""`--help` in sections: our own settings first, Lightning's where they are asked for."""
+"""`--help` in sections: our own settings by default, Lightning's on request."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-# Lightning's settings, by their first word; they make up four fifths of the whole text.
+# Lightning's settings, by their first component; they make up four fifths of the whole text.
 _APART = ("trainer", "best", "last")
 
 _MORE = """More: `--help trainer` lists Lightning's Trainer, `--help best` and `--help last` the two
-checkpoints, `--help all` everything. `--model.help pl_prefopt.modules.DPOModule` lists a class's own
-settings, and `--print_config` shows what a command would run with."""
+checkpoints, `--help all` everything. `--model.help pl_prefopt.modules.DPOModule` lists the settings
+of a class, and `--print_config` shows the resolved configuration."""
 
 
 class SectionHelp(argparse._HelpAction):
     """``--help [SECTION]``."""
 
     def __init__(self, option_strings: list[str], dest: str, **_: Any) -> None:
-        text = "Show this help, or that of a section, and exit."
+        text = "Show this help, or the help of a section, and exit."
         super().__init__(option_strings, dest=dest, default=argparse.SUPPRESS, help=text)
         self.nargs, self.metavar = "?", "SECTION"
 

@@ -1,4 +1,4 @@
-"""What a setting takes, read from the annotation in the source file."""
+"""The values that a setting accepts, read from its annotation in the source file."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _UNIONS = ("Union", "Optional")
 
 @dataclass
 class Kinds:
-    """The kinds of value that a setting takes.
+    """The kinds of value that a setting accepts.
 
     Attributes:
-        simple: of the types that YAML has, by their Python names.
+        simple: the accepted YAML types, by their Python names.
         choices: the values of a ``Literal``.
-        texts: the text that it takes, if it takes some but not any.
-        classes: classes of which it takes one below.
-        makers: classes of which it takes the class and settings, to make the object later.
-        items: what a list holds, if it takes lists.
-        anything: whether it takes what this doesn't tell.
+        texts: the accepted text, if it is restricted.
+        classes: base classes of the accepted objects.
+        makers: base classes of objects that are built later, from a class and its settings.
+        items: the kinds of the items, if it accepts lists.
+        anything: whether it may accept other values too.
     """
 
     simple: set[str] = field(default_factory=set)
@@ -49,12 +49,12 @@ class Kinds:
 
     @property
     def implied(self) -> ClassSource | None:
-        """The class of settings without a ``class_path``, where only one can be meant."""
+        """The class of settings without a ``class_path``, if it is unambiguous."""
         alone = len(self.classes) == 1 and not self.makers and not is_abstract(self.classes[0])
         return self.classes[0] if alone else None
 
     def refusal(self, value: Any) -> str | None:
-        """Return what was expected instead of a value that is no class; ``None`` if the value may do."""
+        """Return what was expected instead of a value that is not a class; ``None`` if it may be valid."""
         is_closed = self.texts is not None and isinstance(value, str)
         if value is None or (self.anything and not is_closed) or _may_be(value, self):
             return None
@@ -69,7 +69,7 @@ class Kinds:
 
 
 def with_article(name: str) -> str:
-    """Return a class's name with its article."""
+    """Return a class name with an indefinite article."""
     return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
 
 
@@ -105,7 +105,7 @@ def _is_simple(value: Any, kinds: Kinds) -> bool:
 
 def _is_taken(text: str, texts: Texts, kinds: Kinds) -> bool:
     is_path = texts.paths and "." in text
-    is_mapping = "dict" in kinds.simple and text.startswith("{")  # which jsonargparse writes as text
+    is_mapping = "dict" in kinds.simple and text.startswith("{")  # jsonargparse writes mappings as text
     return texts.take(text) or _reads_as(text, kinds) or is_path or is_mapping
 
 
@@ -122,7 +122,7 @@ def _reads_as(text: str, kinds: Kinds) -> bool:
 
 
 def kinds_of(setting: Setting) -> Kinds:
-    """Return what a setting takes."""
+    """Return the kinds of value that a setting accepts."""
     kinds = Kinds()
     if setting.annotation is None:
         kinds.anything = True
@@ -135,7 +135,7 @@ def kinds_of(setting: Setting) -> Kinds:
 
 
 def _add(kinds: Kinds, module: str, hint: ast.expr, hops: int) -> None:
-    """Add what an annotation allows to ``kinds``; what can't be told allows anything."""
+    """Add what an annotation allows to ``kinds``; an unknown annotation allows anything."""
     if isinstance(hint, ast.Constant) and isinstance(hint.value, str):
         _add(kinds, module, ast.parse(hint.value, mode="eval").body, hops)
     elif isinstance(hint, ast.Constant):  # None, or the ... of a tuple
@@ -196,5 +196,5 @@ def _add_name(kinds: Kinds, module: str, hint: ast.Name | ast.Attribute, hops: i
         _add(kinds, found.module, found.value, hops + 1)
     elif isinstance(found, ClassSource) and found.module.split(".")[0] in ("pl_prefopt", "lightning"):
         kinds.classes.append(found)
-    elif ast.unparse(hint).rpartition(".")[2] != "Tensor":  # which no YAML makes
+    elif ast.unparse(hint).rpartition(".")[2] != "Tensor":  # can't be written in YAML
         kinds.anything = True

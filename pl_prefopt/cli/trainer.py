@@ -1,4 +1,4 @@
-"""The trainer behind the commands."""
+"""The trainer of the commands."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 
 class PrefOptTrainer(Trainer):
-    """Lightning's trainer, whose logs' folder depends on no logger, and which can stop before the first step.
+    """Lightning's trainer with a log folder that is independent of loggers, and with ``precompute``.
 
     Attributes:
-        logs: the run's folder, or that of an evaluation in it.
+        logs: the run folder, or the folder of an evaluation in it.
     """
 
     logs: Path | None = None
 
     @property
     def log_dir(self) -> str | None:
-        """The folder of the run's own files; without ``logs`` Lightning's, which is its first logger's."""
+        """The folder of the run's files; without ``logs``, Lightning's default: that of its first logger."""
         return super().log_dir if self.logs is None else str(self.logs)
 
     def precompute(self, model: LightningModule, datamodule: LightningDataModule) -> None:
-        """Score the training and validation rows with every reference, keep the log-probs, and train nothing.
+        """Score the training and validation rows with every reference and store the log-probs.
 
         Args:
-            model: the module whose policy the references go with.
+            model: the module whose policy the references belong to.
             datamodule: the rows.
         """
-        # References that precompute do so when a fit starts, in all processes, with the policy in place.
+        # References precompute when a fit starts, on every rank, with the policy set up.
         self.fit_loop.epoch_loop.max_steps = 0
         self.fit(model, datamodule=datamodule)

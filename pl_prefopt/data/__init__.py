@@ -1,6 +1,6 @@
 """Preference data: reading, rendering, caching and batching.
 
-``PreferenceDataModule`` is the `data:` section of a run; the other names are its parts.
+``PreferenceDataModule`` implements the `data:` section of a configuration; the other names are its parts.
 """
 
 from pl_prefopt.data.cache import Cache

@@ -39,15 +39,15 @@ TOKENS_SCHEMA = pa.schema(
 
 
 class StoredRows(Sequence[PreferenceRow]):
-    """Rows on disk, or some of them, as a sequence.
+    """All or a selection of the rows on disk, as a sequence.
 
     Args:
         table: a table of ``ROWS_SCHEMA``.
-        columns: the further columns of the table's rows.
-        numbers: which of its rows, in this order; all of them by default.
+        columns: the extra columns of the table's rows.
+        numbers: the row numbers to select, in this order; all rows by default.
 
     Attributes:
-        columns: the further columns.
+        columns: the extra columns.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class StoredRows(Sequence[PreferenceRow]):
     @overload
     def __getitem__(self, index: slice) -> StoredRows: ...
     def __getitem__(self, index: int | slice) -> PreferenceRow | StoredRows:
-        """Return one row, or a sequence of some."""
+        """Return one row, or a sequence of the rows in a slice."""
         if isinstance(index, slice):
             return StoredRows(self._table, self.columns, self._numbers[index])
         number = int(self._numbers[index])
@@ -80,7 +80,7 @@ class StoredRows(Sequence[PreferenceRow]):
         )
 
     def column(self, name: str) -> list[Value]:
-        """Return a further column of all these rows."""
+        """Return the values of an extra column for all these rows."""
         return [self.columns.of(number)[name] for number in self._numbers.tolist()]
 
     def subset(self, positions: npt.NDArray[np.int64]) -> StoredRows:
@@ -105,7 +105,7 @@ def row_record(row: PreferenceRow) -> dict[str, Any]:
 
 
 def tokens_record(number: int, encoded: EncodedRow) -> dict[str, Any]:
-    """Return an encoded row as a record of ``TOKENS_SCHEMA``; ``number`` is the position of its text."""
+    """Return an encoded row as a record of ``TOKENS_SCHEMA``; ``number`` is the position of its row."""
     fields = ("prompt_ids", "response_ids", "counted", "prompt_cut", "response_cuts", "length")
     return {"row": number, **{name: getattr(encoded, name) for name in fields}}
 

@@ -1,4 +1,4 @@
-"""A folder of finished results, each keyed by all that it depends on."""
+"""A cache of results in a folder, each keyed by everything that it depends on."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pl_prefopt.files import name_os_errors
 
 
 class Cache:
-    """Keeps results as folders. A folder appears only when it is complete.
+    """Stores each result as a subfolder, which appears only when it is complete.
 
     Args:
-        root: where the folders lie; made when needed.
+        root: the folder of the cache; created when needed.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
 
     def entry(self, name: str, key_parts: tuple[object, ...], build: Callable[[Path], None]) -> Path:
-        """Return the folder of a result, built now unless it is already there.
+        """Return the folder of a result, building it first if it is not cached.
 
         Args:
-            name: what the result is, as the beginning of the folder's name.
-            key_parts: all that the result depends on; the code of this package is added.
+            name: the kind of result; the folder's name starts with it.
+            key_parts: everything that the result depends on; a hash of this package's code is added.
             build: writes the result into the folder that it is given.
 
         Raises:
@@ -54,15 +54,16 @@ class Cache:
             return Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.root))
         except OSError as error:
             raise ConfigError(
-                f"expected to write the cache to {self.root}, got: {error}; set `data.cache_dir` elsewhere"
+                f"expected a writable cache at {self.root}, got: {error}; set `data.cache_dir` to another "
+                "folder"
             ) from error
 
 
 def damaged(path: Path, error: Exception) -> DataError:
-    """Return the error for a file of the cache that can't be read."""
+    """Return the error for a cached file that can't be read."""
     return DataError(
-        f"the cached file {path} is damaged ({first_line(error)}); delete the folder {path.parent}, and "
-        "it is made anew"
+        f"the cached file {path} is corrupt ({first_line(error)}); delete the folder {path.parent} to have "
+        "it rebuilt"
     )
 
 
@@ -73,12 +74,12 @@ def _publish(unfinished: Path, folder: Path) -> None:
     except OSError:
         if not folder.is_dir():
             raise
-        # Another process finished the same result first; its folder serves as well.
+        # Another process published the same result first; use that one.
 
 
 @cache
 def _code_key() -> str:
-    """Hash the code that makes the results, so that none outlives a change of it."""
+    """Hash the code that builds the results, so that a code change invalidates them."""
     here = Path(__file__).parent
     digest = hashlib.blake2b(digest_size=10)
     for path in sorted([*here.glob("*.py"), here.parent / "rows.py"]):

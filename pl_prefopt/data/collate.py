@@ -1,4 +1,4 @@
-"""Putting encoded rows of different lengths into one batch."""
+"""Collating encoded rows of different lengths into one batch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pl_prefopt.types import TokenTree
 
 
 def collate(encoded: Sequence[EncodedRow]) -> TokenTree:
-    """Pad rows on the right. Padding is token 0 everywhere, and masked.
+    """Collate rows into padded tensors: padded on the right with token 0, and masked.
 
     Args:
         encoded: B >= 1 rows.
 
     Returns:
-        A tree of B prompts with R and T of the largest row.
+        A tree of B prompts, with R and T as large as the largest row needs.
     """
     rows = len(encoded)
     prompts = max(len(row.prompt_ids) for row in encoded)
@@ -48,16 +48,16 @@ def collate(encoded: Sequence[EncodedRow]) -> TokenTree:
 
 
 def beside(plain: TokenTree, view: TokenTree) -> TokenTree:
-    """Return ``view`` with the number of first tokens that each of its prompts shares with the plain one.
+    """Return ``view`` with the length of the prefix that each of its prompts shares with the plain prompt.
 
     Args:
-        plain: a batch's rows as they are, on the host.
-        view: the same rows in another rendering.
+        plain: the plain tree of a batch, on the CPU.
+        view: the tree of the same rows in another rendering.
     """
     both = min(plain.prompt_ids.shape[1], view.prompt_ids.shape[1])
     same = (plain.prompt_ids[:, :both] == view.prompt_ids[:, :both]) & plain.prompt_mask[:, :both]
     lengths = same.cumprod(dim=1).sum(dim=1).tolist()
-    # The last token predicts the first token of a response, so it is always computed.
+    # The last prompt token predicts the first response token, so it is always computed.
     shared = [min(length, most - 1) for length, most in zip(lengths, view.prompt_lengths, strict=True)]
     return dataclasses.replace(view, shared_with_plain=tuple(shared))
 

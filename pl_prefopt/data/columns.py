@@ -1,4 +1,4 @@
-"""The further columns of a source: their kinds, what can't be carried, and their values in a batch."""
+"""The extra columns of a source: their types, which of them can't be kept, and their values in a batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pl_prefopt.types import Column
 Kind: TypeAlias = Literal["nothing", "text", "flag", "integer", "number"]
 
 MOST_COLUMNS = 256
-"""How many further columns of a source are carried: rows whose keys are data would have any number."""
+"""The maximum number of extra columns kept per source; rows whose keys are data could have any number."""
 
 _SHOWN = 20
 KIND_WORDS: Mapping[Kind, str] = {
@@ -36,19 +36,19 @@ _DTYPES: Mapping[Kind, torch.dtype] = {
     "integer": torch.int64,
     "number": torch.float64,
 }
-_EXACT = 2**53  # float64 holds each integer up to here
+_EXACT = 2**53  # float64 represents every integer up to here exactly
 _SCHEMA = pa.schema([("columns", pa.string())])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnInfo:
-    """What a source's column holds.
+    """The type of a source's column.
 
     Attributes:
-        kind: the type of its values; integers and decimal numbers together are ``number``.
-        per_response: whether each row has a list of one value per response.
-        missing: rows without a value, or without one for some response.
-        problem: why the column can't be carried; empty if it is.
+        kind: the type of its values; a mix of integers and decimal numbers is ``number``.
+        per_response: whether each row has a list with one value per response.
+        missing: the number of rows without a value, or without a value for some response.
+        problem: why the column can't be kept; empty if it can.
     """
 
     kind: Kind = "nothing"
@@ -57,7 +57,7 @@ class ColumnInfo:
     problem: str = ""
 
     def typed(self, value: Any) -> Value:
-        """Return a value as it was read from JSON in the column's type."""
+        """Return a value read from JSON, converted to the column's type."""
         if isinstance(value, list):
             return tuple(self._scalar(item) for item in value)
         return self._scalar(value)
@@ -67,20 +67,26 @@ class ColumnInfo:
 
 
 class ColumnTally:
-    """Finds the columns of a source row by row.
+    """Collects the columns of a source row by row.
 
     Attributes:
-        names: all columns of the file so far, in the order in which they first came.
+        names: all columns seen so far, in order of first appearance.
     """
 
     def __init__(self) -> None:
         self.names: dict[str, None] = {}
         self._rows, self._others = 0, False
-        self._without: tuple[str, ...] = ()  # the keys of a row that had no further columns, as all may be
+        self._without: tuple[str, ...] = ()  # the keys of a row without extra columns: a fast path
         self._found: dict[str, _Found] = {}
 
     def add(self, fields: Mapping[str, Any], row: PreferenceRow, origin: str) -> None:
-        """Count the columns of one usable row, given what it was made from."""
+        """Count the columns of one usable row.
+
+        Args:
+            fields: the raw row.
+            row: the row made from it.
+            origin: file and row number, for messages.
+        """
         self._rows += 1
         keys = tuple(fields)
         if keys == self._without:
@@ -100,22 +106,22 @@ class ColumnTally:
                 self._found[name].add(value, why_not_carried(name, value, len(row.responses)), origin)
 
     def finish(self) -> dict[str, ColumnInfo]:
-        """Return what there is, by name."""
+        """Return the columns found, by name."""
         others = {"all others": ColumnInfo(problem=f"at most {MOST_COLUMNS} are")} if self._others else {}
         return {name: found.info(self._rows) for name, found in self._found.items()} | others
 
 
 @dataclass(slots=True)
 class _Found:
-    """A column so far: its kind, where it came first, and what is wrong with it."""
+    """A column as seen so far: its type, where it first appeared, and what is wrong with it."""
 
     kind: Kind = "nothing"
     per_response: bool | None = None
     origin: str = ""
     complete: int = 0
-    large: str = ""  # where the first integer is that a float doesn't hold
+    large: str = ""  # origin of the first integer that float64 can't represent
     problem: str = ""
-    alike: int = -1  # further rows with the first problem of a value by itself
+    alike: int = -1  # the number of other rows with an unusable value
 
     def add(self, value: Any, reason: str, origin: str) -> None:
         if reason:
@@ -152,7 +158,9 @@ class _Found:
         problem = self.problem + (f" and {self.alike} more" if self.alike > 0 else "")
         if not problem and self.large and (self.kind == "number" or missing):
             others = "decimal numbers" if self.kind == "number" else "missing values"
-            problem = f"{others} beside an integer above 2^53 in {self.large}, which float64 doesn't hold"
+            problem = (
+                f"{others} together with an integer above 2^53 in {self.large}, which float64 can't represent"
+            )
         return ColumnInfo(
             kind=self.kind, per_response=bool(self.per_response), missing=missing, problem=problem
         )
@@ -172,7 +180,7 @@ def _kind(value: Scalar) -> Kind:
 
 
 class ColumnsWriter:
-    """Writes the columns of each row as JSON to an Arrow file, which there is only if a row has any.
+    """Writes the extra columns of each row as JSON to an Arrow file, created only if some row has any.
 
     Args:
         path: the file.
@@ -186,7 +194,7 @@ class ColumnsWriter:
         self._sink: Any = None
 
     def add(self, row: PreferenceRow) -> str | None:
-        """Write one row's columns; return them as they are written."""
+        """Write one row's columns and return them as written."""
         text = None
         if row.columns:
             held = {name: value for name, value in row.columns.items() if value is not None}
@@ -217,14 +225,14 @@ class ColumnsWriter:
 
 
 class StoredColumns:
-    """The columns of stored rows, by a row's number.
+    """The extra columns of stored rows, by row number.
 
     Args:
-        path: the file that a ``ColumnsWriter`` wrote, or would have written.
-        infos: what the columns hold.
+        path: the file that a ``ColumnsWriter`` wrote; missing where no row has extra columns.
+        infos: the types of the columns.
 
     Attributes:
-        infos: what the carried ones hold.
+        infos: the types of those that are kept.
     """
 
     def __init__(self, path: Path, infos: Mapping[str, ColumnInfo]) -> None:
@@ -232,7 +240,7 @@ class StoredColumns:
         self._table = Table(path) if self.infos and path.exists() else None
 
     def of(self, number: int) -> Columns:
-        """Return the columns of a row; ``None`` for those that it lacks."""
+        """Return the extra columns of a row, with ``None`` for missing values."""
         text = None if self._table is None else self._table.cell("columns", number).as_py()
         held = {} if text is None else json.loads(text)
         return Columns({name: info.typed(held.get(name)) for name, info in self.infos.items()})
@@ -249,7 +257,7 @@ def collate_columns(
     Args:
         rows: B rows.
         infos: the columns to return.
-        responses: R, up to which values per response are padded.
+        responses: R, the length to which values per response are padded.
     """
     return {
         name: _collate([row.columns[name] for row in rows], info, responses) for name, info in infos.items()
@@ -271,7 +279,7 @@ def _collate(values: Sequence[Value], info: ColumnInfo, responses: int) -> Colum
 
 
 def _texts(value: Any, info: ColumnInfo, responses: int) -> Any:
-    """Return a text, or as many as a batch has responses."""
+    """Return a text, or one text per response of the batch, padded with ``None``."""
     if not info.per_response:
         return value
     return (*(value or ()), *[None] * (responses - len(value or ())))
@@ -285,13 +293,13 @@ def _number(value: Any) -> float:
 
 
 def describe_unused(infos: Mapping[str, ColumnInfo], used: Iterable[str]) -> list[str]:
-    """Return the lines on columns that nothing uses, for the report at the start."""
+    """Return the lines on unused columns that are printed when a split is ready."""
     unused = {name: info for name, info in infos.items() if name not in set(used)}
     kept = sorted(name for name, info in unused.items() if not info.problem)
     lines = [f"columns not used: {listed(kept)}"] if kept else []
     rest = [f"{printable(name)} ({unused[name].problem})" for name in sorted(unused.keys() - set(kept))]
     more = [f"and {len(rest) - _SHOWN} more"] if len(rest) > _SHOWN else []
-    return lines + ([f"columns that can't be carried: {'; '.join(rest[:_SHOWN] + more)}"] if rest else [])
+    return lines + ([f"columns that can't be kept: {'; '.join(rest[:_SHOWN] + more)}"] if rest else [])
 
 
 def infos_to_json(infos: Mapping[str, ColumnInfo]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the data module and the module that is trained know of each other."""
+"""The interfaces between the data module and the LightningModule."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pl_prefopt.views import View
 
 
 class RowNeeds(Protocol):
-    """What a module asks of the rows; ``pl_prefopt.objectives.Needs`` is one."""
+    """What a module requires of the rows; ``pl_prefopt.objectives.Needs`` implements it."""
 
     @property
     def views(self) -> Mapping[str, View]:
-        """The views to tokenise besides the rows themselves, by name."""
+        """The views to tokenise in addition to the plain rows, by name."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -25,36 +25,37 @@ class RowNeeds(Protocol):
 
 
 class RowReader(Protocol):
-    """What ``PreferenceDataModule`` asks of the LightningModule in the same trainer.
+    """What ``PreferenceDataModule`` requires of the LightningModule in the same trainer.
 
-    ``PreferenceModule`` is one. A module that lacks a part of it gets rows without views, and must be given
-    ``data.tokenizer``.
+    ``PreferenceModule`` implements it. A module that lacks a part of it gets rows without views, and
+    ``data.tokenizer`` must be set.
     """
 
     @property
     def needs(self) -> RowNeeds:
-        """What the rows must have."""
+        """The requirements on the rows."""
 
     def needed_by(self, column: str) -> str:
-        """Return who asked for a column, for messages."""
+        """Return the name of the component that requires a column, for messages."""
 
     def load_tokenizer(self) -> Any:
-        """Return the tokeniser of the model that is trained."""
+        """Return the tokeniser of the policy."""
 
 
 class RowSource(Protocol):
-    """What ``PreferenceModule`` and ``ReferenceEnsemble`` ask of the data module in the same trainer.
+    """What ``PreferenceModule`` and ``ReferenceEnsemble`` require of the data module in the same trainer.
 
-    ``PreferenceDataModule`` is one. Without one, as with plain loaders, rows are checked batch by batch.
+    ``PreferenceDataModule`` implements it. Without one, as with plain loaders, rows are checked batch by
+    batch.
     """
 
     @property
     def datasets(self) -> Mapping[str, PreferenceDataset]:
-        """The rows of each split that is set up."""
+        """The datasets of the splits that are set up, by split."""
 
     @property
     def prompts_per_batch(self) -> float:
-        """Training prompts per batch and device as a rule."""
+        """The mean number of training prompts per batch and device."""
 
 
 def is_row_reader(module: object) -> TypeGuard[RowReader]:
@@ -63,20 +64,20 @@ def is_row_reader(module: object) -> TypeGuard[RowReader]:
 
 
 def datamodule_of(trainer: Trainer) -> LightningDataModule | None:
-    """Return the data module of the trainer's current command.
+    """Return the data module of the trainer's current call (``fit``, ``validate``, ...).
 
-    ``trainer.datamodule`` is still that of an earlier command where this one was given loaders.
+    ``trainer.datamodule`` may still be that of an earlier call if the current one was given loaders.
     """
     selector = trainer._data_connector._datahook_selector
     return None if selector is None else selector.datamodule
 
 
 def row_source(trainer: Trainer) -> RowSource | None:
-    """Return where the rows of the trainer's current command come from, if its data module tells."""
+    """Return the data module of the trainer's current call if it is a ``RowSource``."""
     found: Any = datamodule_of(trainer)
     return found if _has(found, "datasets", "prompts_per_batch") else None
 
 
 def _has(instance: object, *names: str) -> bool:
-    # Not isinstance with a runtime protocol, which on Python 3.11 computes each property.
+    # isinstance with a runtime protocol would evaluate each property on Python 3.11.
     return all(inspect.getattr_static(instance, name, None) is not None for name in names)

@@ -1,4 +1,4 @@
-"""The `data:` section: from sources to batches."""
+"""The data module, the `data:` section of a configuration: from sources to batches."""
 
 from __future__ import annotations
 
@@ -45,26 +45,28 @@ class PreferenceDataModule(LightningDataModule):
         val: the validation rows.
         test: the test rows.
         predict: the rows to score.
-        held_out: rows to take from ``train`` for validation where ``val`` is not set: a number of rows (int)
-            or a share (float below 1). Rows with the same prompt stay together.
-        batch_size: training prompts a batch and device.
-        max_tokens_per_batch: the most tokens a training batch and device, prompts counted once; ``None`` for
-            no limit. With it ``batch_size`` may be generous.
-        eval_batch_size: prompts a batch and device elsewhere; ``batch_size`` by default.
+        held_out: rows to hold out from ``train`` for validation if ``val`` is not set: a number of rows (int)
+            or a fraction (float below 1). Rows with the same prompt stay together.
+        batch_size: training prompts per batch and device.
+        max_tokens_per_batch: maximum number of tokens per training batch and device, prompts counted once;
+            ``None`` for no limit. With a limit, ``batch_size`` can be set large.
+        eval_batch_size: prompts per batch and device in evaluation and prediction; ``batch_size`` by default.
         tokenizer: a tokeniser's folder or hub name; the policy's own by default.
         template: ``auto``, ``chat``, ``plain`` or ``none``; see ``Renderer``.
-        max_prompt_length: the most tokens of a prompt; the left is cut. ``None`` for no limit.
-        max_response_length: the most tokens of a response; the right is cut. ``None`` for no limit.
-        on_bad_row: ``error`` stops at the first bad row, ``skip`` leaves bad rows out and counts them.
-        max_rows: the most rows of each source, from its beginning; ``None`` for all.
-        columns: the files' names of columns by ours, such as ``{prompt: question, annotator: rater}``. Ours
-            are those of the layouts; any other one is a further column of the rows.
-        seed: of the training order and of ``held_out``.
-        num_workers: processes that prepare batches.
-        cache_dir: where rows and tokens are kept.
+        max_prompt_length: maximum number of prompt tokens; prompts are truncated on the left. ``None`` for no
+            limit.
+        max_response_length: maximum number of response tokens; responses are truncated on the right. ``None``
+            for no limit.
+        on_bad_row: ``error`` stops at the first bad row, ``skip`` skips bad rows and counts them.
+        max_rows: maximum number of rows to read from the start of each source; ``None`` for all.
+        columns: maps our column names to those of the files, such as ``{prompt: question, annotator:
+            rater}``. Ours are the columns of the layouts; any other name becomes an extra column of the rows.
+        seed: random seed of the training order and of ``held_out``.
+        num_workers: number of worker processes that prepare batches.
+        cache_dir: folder of the cache for rows and tokens.
 
     Attributes:
-        sampler_columns: the further columns that every row must have for the sampler of a subclass, which
+        sampler_columns: the extra columns that every row must have for the sampler of a subclass, which
             reads them from ``PreferenceDataset.column``.
     """
 
@@ -107,7 +109,7 @@ class PreferenceDataModule(LightningDataModule):
         self._cache = Cache(cache_dir)
         self._renderer: Renderer | None = None
         self._start = _Position()
-        self._told: set[str] = set()  # lines on unused columns, which several splits may have in common
+        self._told: set[str] = set()  # lines already printed on unused columns, often equal between splits
         self._check_settings()
 
     def _check_settings(self) -> None:
@@ -121,18 +123,18 @@ class PreferenceDataModule(LightningDataModule):
         ):
             if value is not None and value < least:
                 raise ConfigError(
-                    f"expected `data.{name}` to be at least {least}, got {value}; set another number"
+                    f"expected `data.{name}` to be at least {least}, got {value}; set a larger number"
                 )
         if isinstance(self.held_out, float) and self.held_out >= 1:
             raise ConfigError(
-                f"expected `data.held_out` as a share below 1 or a number of rows, got {self.held_out}; "
-                f"write {int(self.held_out)} for rows"
+                f"expected `data.held_out` to be a fraction below 1 or a number of rows, got "
+                f"{self.held_out}; write {int(self.held_out)} for rows"
             )
         check_names(self.columns)
 
     @property
     def renderer(self) -> Renderer:
-        """What turns rows into tokens.
+        """The renderer, which turns rows into tokens.
 
         Raises:
             ConfigError: before ``setup``.
@@ -146,7 +148,7 @@ class PreferenceDataModule(LightningDataModule):
     # -- preparation
 
     def prepare_data(self) -> None:
-        """Read and tokenise what the run needs, on one process a node; the others find it in the cache."""
+        """Read and tokenise what the run needs, on one process per node; the others read the cache."""
         stage = None if self.trainer is None else self.trainer.state.fn
         renderer = self._make_renderer()
         for split in self._splits(None if stage is None else stage.value):
@@ -174,7 +176,7 @@ class PreferenceDataModule(LightningDataModule):
             require_same_kinds(self.datasets)
 
     def _splits(self, stage: str | None) -> list[str]:
-        """Return the splits to open for a stage, having checked that those it needs are there."""
+        """Return the splits to open for a stage; raise if one that it needs is not set."""
         available = set(self.sources)
         if self.held_out and "train" in available:
             available.add("val")
@@ -183,7 +185,7 @@ class PreferenceDataModule(LightningDataModule):
             alternative = " or `data.held_out`" if needed == "val" else ""
             raise ConfigError(
                 f"expected data to {stage} with, got none; set `data.{needed}`{alternative}, "
-                f"such as `--data.{needed} rows.jsonl`"
+                f"for example `--data.{needed} rows.jsonl`"
             )
         return [split for split in SPLITS_OF_STAGE[stage] if split in available]
 
@@ -218,7 +220,7 @@ class PreferenceDataModule(LightningDataModule):
         )
 
     def _reader(self) -> RowReader | None:
-        """Return the module that reads the batches, if it tells what it needs."""
+        """Return the module that reads the batches, if it is a ``RowReader``."""
         module = None if self.trainer is None else self.trainer.lightning_module
         return module if is_row_reader(module) else None
 
@@ -239,7 +241,7 @@ class PreferenceDataModule(LightningDataModule):
             reader = self._reader()
             if reader is None:
                 raise ConfigError(
-                    "expected a model whose policy brings a tokeniser, got none; set `data.tokenizer` to a "
+                    "expected a module that provides a tokeniser, got none; set `data.tokenizer` to a "
                     "tokeniser's folder or hub name"
                 )
             return reader.load_tokenizer()
@@ -256,26 +258,26 @@ class PreferenceDataModule(LightningDataModule):
     # -- batches
 
     def train_dataloader(self) -> DataLoader[PreferenceBatch]:
-        """Batches of training rows, in a new order each epoch."""
+        """Return the loader of the training rows, in a new order each epoch."""
         dataset = self.datasets["train"]
         sampler = self._sampler(dataset, self.batch_size, shuffle=True)
         sampler.resume(*self._position())
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader[PreferenceBatch] | dict[str, DataLoader[PreferenceBatch]]:
-        """Batches of validation rows, each row once, the longest first; no loader without such rows."""
+        """Return the loader of the validation rows, each row once, longest first; none without such rows."""
         if "val" in self.datasets:
             return self._eval_dataloader("val")
-        # Without validation rows this is what is wanted, so Lightning's warning about it would only mislead.
+        # Intended where there are no validation rows, so Lightning's warning would mislead.
         warnings.filterwarnings("ignore", "Total length of `dict` across ranks is zero")
         return {}
 
     def test_dataloader(self) -> DataLoader[PreferenceBatch]:
-        """Batches of test rows, each row once, the longest first."""
+        """Return the loader of the test rows, each row once, longest first."""
         return self._eval_dataloader("test")
 
     def predict_dataloader(self) -> DataLoader[PreferenceBatch]:
-        """Batches of the rows to score, each row once, the longest first."""
+        """Return the loader of the rows to score, each row once, longest first."""
         return self._eval_dataloader("predict")
 
     def _eval_dataloader(self, split: str) -> DataLoader[PreferenceBatch]:
@@ -303,7 +305,7 @@ class PreferenceDataModule(LightningDataModule):
 
     @property
     def prompts_per_batch(self) -> float:
-        """Training prompts per batch and device as a rule."""
+        """The mean number of training prompts per batch and device."""
         if self.max_tokens_per_batch is None:
             return self.batch_size
         sampler = self._sampler(self.datasets["train"], self.batch_size, shuffle=True)
@@ -312,16 +314,18 @@ class PreferenceDataModule(LightningDataModule):
     # -- planning
 
     def largest_batch(self) -> PreferenceBatch:
-        """Return the training batch with the most tokens that an epoch may have; after ``setup``."""
+        """Return the training batch with the most tokens that can occur in an epoch; call after ``setup``."""
         dataset, limited = self.datasets["train"], self.max_tokens_per_batch is not None
-        # Without a limit on tokens rows meet anew in each epoch, at worst the longest of them.
+        # Without a token limit, batches change from epoch to epoch: at worst the longest rows share one.
         return largest_batch(dataset, self._sampler(dataset, self.batch_size, shuffle=limited))
 
     def full_batch(self, responses: int) -> PreferenceBatch:
-        """Return a training batch of the longest prompts and responses that the limits allow; needs no data.
+        """Return a training batch with the longest prompts and responses that the limits allow.
+
+        This needs no data.
 
         Args:
-            responses: to each prompt.
+            responses: number of responses per prompt.
 
         Raises:
             ConfigError: if there is no limit on prompts or responses.
@@ -329,8 +333,8 @@ class PreferenceDataModule(LightningDataModule):
         prompt, response = self.max_prompt_length, self.max_response_length
         if prompt is None or response is None:
             raise ConfigError(
-                "expected `data.max_prompt_length` and `data.max_response_length` to plan without data, got "
-                "null; set them, or `data.train`"
+                "expected `data.max_prompt_length` and `data.max_response_length` for a plan without data, "
+                "got null; set them, or set `data.train`"
             )
         most = (self.max_tokens_per_batch or math.inf) // (prompt + responses * response)
         rows = max(1, int(min(self.batch_size, most)))
@@ -341,11 +345,11 @@ class PreferenceDataModule(LightningDataModule):
     # -- resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where in which epoch training is, and on what rows, for a checkpoint."""
+        """Return the position in the training data and a description of the rows, for a checkpoint."""
         if "train" not in self.datasets or self.trainer is None:
             return {}
         epoch, batches_done = self._position()
-        # The gradients of an unfinished step are in no checkpoint: its batches come once more.
+        # Checkpoints don't have the accumulated gradients of an unfinished step: repeat its batches.
         again = batches_since_step(self.trainer)
         position = _Position(epoch, batches_done - again, self._batches_now() - again)
         return {**position._asdict(), "order": self._order(), "splits": self._splits_described()}
@@ -357,51 +361,51 @@ class PreferenceDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where a checkpoint was made."""
+        """Resume at the position stored in a checkpoint."""
         if not state_dict or "train" not in self.datasets:
             return
         if state_dict["order"] != self._order():
             rank_zero_warn(
                 "The training rows, `data.batch_size`, `data.seed` or the number of devices differ from "
-                "those of the checkpoint, so the rest of its epoch may repeat rows and miss others."
+                "those of the checkpoint, so the rest of its epoch may repeat some rows and miss others."
             )
         self._start = _Position(**{field: state_dict[field] for field in _Position._fields})
 
     def _order(self) -> list[Any]:
-        """Return all that the order of the training batches depends on."""
+        """Return everything that the order of the training batches depends on."""
         dataset = self.datasets["train"]
         sampler = self._sampler(dataset, self.batch_size, shuffle=True)
         limits = [self.batch_size, self.max_tokens_per_batch]
         return [dataset.tokens_fingerprint, *limits, self.seed, sampler.num_replicas]
 
     def _position(self) -> tuple[int, int]:
-        """Return the epoch that training is in and how many of its batches are done.
+        """Return the current epoch and the number of its batches that are done.
 
-        Counted from all batches so far, since the loops' counters of the current epoch mean different
-        things in different hooks.
+        It is derived from the total number of batches, since Lightning's counters for the current epoch mean
+        different things in different hooks.
         """
         batches_now, batches_an_epoch = self._batches_now(), self._batches_an_epoch()
-        # Until the loops have read their part of the checkpoint, they have counted nothing.
+        # Until the loops have restored their state, their counters are 0.
         done = self._start.batches_done + max(0, batches_now - self._start.batches_before)
         if not batches_an_epoch:
             return self._start.epoch, done
         return self._start.epoch + done // batches_an_epoch, done % batches_an_epoch
 
     def _batches_now(self) -> int:
-        """Return the batches that this trainer, or the one it resumes, has trained on."""
+        """Return the number of batches that this trainer, or the run it resumes, has trained on."""
         if self.trainer is None:
             return 0
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
         return int(progress["total"]["processed"])
 
     def _batches_an_epoch(self) -> int:
-        """Return the batches of an epoch, after ``limit_train_batches``; 0 while that is not known."""
+        """Return the number of batches per epoch, after ``limit_train_batches``; 0 while it is unknown."""
         batches = 0 if self.trainer is None else self.trainer.num_training_batches
         return 0 if batches == float("inf") else int(batches)
 
 
 def batches_since_step(trainer: Trainer) -> int:
-    """Return how many training batches wait for an optimiser step: their gradients are accumulated."""
+    """Return the number of training batches accumulated since the last optimiser step."""
     loop = trainer.fit_loop.epoch_loop
     if loop._num_ready_batches_reached():  # Lightning steps at an epoch's last batch
         return 0
@@ -410,7 +414,7 @@ def batches_since_step(trainer: Trainer) -> int:
 
 
 class _Position(NamedTuple):
-    """Where training started: the epoch, the batches of it already done, and those counted by then."""
+    """Where training started: the epoch, its batches already done, and the total number of batches then."""
 
     epoch: int = 0
     batches_done: int = 0
@@ -418,7 +422,7 @@ class _Position(NamedTuple):
 
 
 class _Loader(DataLoader[PreferenceBatch]):
-    """A loader that Lightning knows to be resumable: the data module keeps its state."""
+    """A loader that Lightning treats as resumable; the data module stores its state."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -432,7 +436,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _without_problems(store: RowStore) -> RowStore:
-    """The bad rows of a source are counted with the split that keeps the rest of it, not twice."""
+    """Return the store without its bad rows, which are counted once, with the training split."""
     return store._replace(skipped=0, problems=[])
 
 

@@ -1,4 +1,4 @@
-"""Tokenised preference rows of one split, batch by batch."""
+"""The dataset of one split: tokenised preference rows, read as batches."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from pl_prefopt.views import View
 
 
 class PreferenceDataset(Dataset[PreferenceBatch]):
-    """Rows of one split with their tokens, on disk and read by memory map.
+    """Rows of one split and their tokens, memory-mapped from disk.
 
-    It is made by ``PreferenceDataset.tokenised`` and indexed with *lists* of row numbers, each a batch.
+    Create it with ``PreferenceDataset.tokenised``. It is indexed with *lists* of row numbers: each list is a
+    batch.
 
     Attributes:
         split: ``train``, ``val``, ``test`` or ``predict``.
         rows: the rows as text.
-        renderer: what tokenised them.
-        views: the views that are tokenised besides the rows themselves, by name.
-        lengths: int64 [rows], tokens of each row: its prompt once, and all its responses.
-        tokens_fingerprint: a string that changes whenever rows, tokens or views do, whatever further columns
-            the rows have.
-        fingerprint: the same, and it changes with the further columns too if batches have any.
-        summary: counts.
+        renderer: the renderer that tokenised them.
+        views: the views that are tokenised in addition to the plain rows, by name.
+        lengths: int64 [rows], number of tokens per row: its prompt once, and all its responses.
+        tokens_fingerprint: a string that changes whenever rows, tokens or views do; it ignores extra columns.
+        fingerprint: the same, but it also changes with the extra columns if batches have any.
+        summary: counts over the split.
         report: the lines to print when the split is ready.
-        columns: what the further columns hold that batches have, by name. The rows have all of them.
-        unused_columns: the lines to print on further columns that nothing reads.
+        columns: the types of the extra columns in batches, by name. The rows have all extra columns.
+        unused_columns: the lines to print on extra columns that nothing reads.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
 
     @property
     def fingerprint(self) -> str:
-        """See above."""
+        """A string that changes whenever rows, tokens, views or the columns in batches do."""
         if not self.columns:
             return self.tokens_fingerprint
         return f"{self.tokens_fingerprint}-{self._columns_content}-{sorted(self.columns)}"
@@ -89,21 +89,21 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         on_bad_row: OnBadRow = "error",
         columns: Sequence[str] | None = None,
     ) -> PreferenceDataset:
-        """Tokenise stored rows and their views, or find their tokens in the cache.
+        """Tokenise stored rows and their views, or read their tokens from the cache.
 
         Args:
             store: the rows of a source.
-            renderer: how to tokenise them.
-            cache: where tokens are kept.
+            renderer: tokenises them.
+            cache: the cache of the tokens.
             split: the split's name.
-            title: what the report calls it.
-            numbers: which of the rows make up the split; all of them by default.
+            title: the split's name in the report.
+            numbers: the row numbers that make up the split; all rows by default.
             views: other renderings to tokenise, by name.
-            on_bad_row: what to do with rows that the chat template refuses.
-            columns: the further columns that batches shall have, since something reads them; all by default.
+            on_bad_row: what to do with rows that the chat template rejects.
+            columns: the extra columns to put into batches; all by default.
 
         Raises:
-            DataError: naming the row, if the chat template refuses it and that is an error.
+            DataError: naming the row, if the chat template rejects it and ``on_bad_row`` is ``error``.
         """
         rows = store.rows if numbers is None else store.rows.subset(numbers)
         key = (store.content, None if numbers is None else numbers.tobytes())
@@ -144,10 +144,10 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         )
 
     def read_by(self, renderer: Renderer) -> PreferenceDataset:
-        """Return the same rows and views as another tokeniser reads them; their tokens are cached too.
+        """Return the same rows and views, tokenised by another renderer and cached.
 
         Raises:
-            DataError: naming the row, if the renderer's chat template refuses it.
+            DataError: naming the row, if the renderer's chat template rejects it.
         """
         tokens = {PLAIN: store_tokens(self._cache, self.rows, renderer, key=(self.tokens_fingerprint,))}
         for name, view in self.views.items():
@@ -183,15 +183,15 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         """Collect rows into a batch.
 
         Args:
-            indices: B row numbers. ``~i`` stands for row ``i`` as a filler that only evens out the ranks: it
-                has tokens, but no response of it is present.
-            views: which trees to make; by default the plain one and all of the dataset's views.
+            indices: B row numbers. ``~i`` stands for row ``i`` as a filler that evens out the ranks: it has
+                tokens, but none of its responses is present.
+            views: which trees to build; by default the plain one and all of the dataset's views.
 
         Returns:
             A batch whose ``index`` holds row numbers in this split.
 
         Raises:
-            ConfigError: if a view is not one of the dataset's.
+            ConfigError: if the dataset has no such view.
         """
         numbers = [index if index >= 0 else ~index for index in indices]
         rows = [self.rows[number] for number in numbers]
@@ -213,7 +213,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         )
 
     def column(self, name: str) -> list[Value]:
-        """Return a further column of all rows, for a sampler; ``None`` where a row has no value.
+        """Return the values of an extra column for all rows; ``None`` where a row has no value.
 
         Raises:
             ConfigError: if it isn't one of ``columns``.
@@ -223,7 +223,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         return self.rows.column(name)
 
     def longer_than(self, limit: int) -> list[int]:
-        """Return the rows whose prompt and one response are more than ``limit`` tokens, in any view."""
+        """Return the rows with more than ``limit`` tokens in the prompt and one response, in any view."""
         found = set()
         for table in self._tables.values():
             for number in np.flatnonzero(table.column("length") > limit).tolist():
@@ -240,7 +240,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
 
 
 def _scores(rows: Sequence[PreferenceRow], real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``present`` and ``scores``, both [B, R]; a filler has neither."""
+    """Return ``present`` and ``scores``, both [B, R]; fillers are absent and have NaN scores."""
     most = max(len(row.responses) for row in rows)
     counts = torch.tensor([len(row.responses) for row in rows])
     present = (torch.arange(most) < counts[:, None]) & real[:, None]

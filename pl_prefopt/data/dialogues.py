@@ -1,4 +1,4 @@
-"""Turning raw texts, message lists and HH-RLHF dialogues into messages."""
+"""Converting raw texts, message lists and HH-RLHF dialogues to messages."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 class BadRowError(Exception):
-    """A raw row that cannot be used. The message is the reason, without file and row."""
+    """Raised for a raw row that cannot be used. The message is the reason, without file and row."""
 
 
 def is_hh_dialogue(text: str) -> bool:
-    """Whether ``text`` is written as in Anthropic's HH-RLHF files."""
+    """Whether ``text`` has the format of Anthropic's HH-RLHF files."""
     return text.startswith(_HH_START)
 
 
 def parse_hh_dialogue(text: str) -> list[Message]:
-    r"""Split an HH-RLHF dialogue into messages; consecutive turns of one role become one message.
+    r"""Split an HH-RLHF dialogue into messages; consecutive turns of the same role are merged.
 
     >>> parse_hh_dialogue("\n\nHuman: Hi\n\nAssistant: Hello.\n\nAssistant: You?")
     [Message(role='user', content='Hi'), Message(role='assistant', content='Hello.\n\nYou?')]
@@ -42,14 +42,20 @@ def parse_hh_dialogue(text: str) -> list[Message]:
 
 
 def as_prompt(value: Any, key: str) -> list[Message]:
-    """Return the prompt's messages: a text is one user turn; an HH prompt loses the open turn at its end."""
+    """Return the prompt's messages.
+
+    A plain text is one user turn; the empty assistant turn at the end of an HH prompt is dropped.
+    """
     messages = as_messages(value, key, role="user")
     open_turn = isinstance(value, str) and is_hh_dialogue(value) and messages[-1] == Message("assistant", "")
     return messages[:-1] if open_turn else messages
 
 
 def as_response(value: Any, key: str, prompt: Sequence[Message]) -> list[Message]:
-    """Return a response's messages: a text is one assistant turn; the prompt goes where it is repeated."""
+    """Return a response's messages.
+
+    A plain text is one assistant turn; where the response repeats the prompt, the prompt is dropped.
+    """
     messages = as_messages(value, key, role="assistant")
     repeated = messages[: len(prompt)] == list(prompt)
     return messages[len(prompt) :] if repeated else messages
@@ -60,11 +66,11 @@ def as_messages(value: Any, key: str, role: str = "") -> list[Message]:
 
     Args:
         value: a text, an HH-RLHF dialogue, or a list of objects with ``role`` and ``content``.
-        key: the column's name, for messages.
-        role: whose turn a plain text is; without one, a plain text is an error.
+        key: the column's name, for error messages.
+        role: the role of a plain text; without one, a plain text is an error.
 
     Raises:
-        BadRowError: if it is none of these.
+        BadRowError: if ``value`` is none of these.
     """
     if isinstance(value, str):
         _check_text(value, key)
@@ -106,11 +112,11 @@ def _check_text(text: str, key: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadRowError(f"expected '{key}' to be valid Unicode, got half of a surrogate pair") from None
+        raise BadRowError(f"expected '{key}' to be valid Unicode, got an unpaired surrogate") from None
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """Return ``value`` as a message shows it: cut where it is long."""
+    """Return the ``repr`` of ``value`` for an error message, truncated to ``limit`` characters."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
@@ -118,12 +124,13 @@ def shown(value: Any, limit: int = 60) -> str:
 def split_at_common_prefix(
     chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], tuple[list[Message], list[Message]]]:
-    """Split two whole dialogues into the prompt they share and what follows in each.
+    """Split two whole dialogues into their common prompt and the two responses.
 
-    The prompt is their longest common prefix that leaves both a turn and does not end with an assistant turn.
+    The prompt is their longest common prefix that leaves each at least one turn and does not end with an
+    assistant turn.
 
     Raises:
-        BadRowError: if they are identical or share no such prefix.
+        BadRowError: if they are identical or have no such prefix.
     """
     if chosen == rejected:
         raise BadRowError("'chosen' and 'rejected' are identical, so there is nothing to prefer")
@@ -139,7 +146,7 @@ def split_at_common_prefix(
 
 
 def check_prompt(prompt: Sequence[Message]) -> None:
-    """Check that a prompt has something to answer.
+    """Check that a prompt ends with a non-empty turn that the assistant can answer.
 
     Raises:
         BadRowError: if it is empty or ends with an assistant turn.
@@ -151,15 +158,15 @@ def check_prompt(prompt: Sequence[Message]) -> None:
 
 
 def check_response(response: Sequence[Message], name: str) -> None:
-    """Check that a response is made of non-empty assistant turns, possibly with others between.
+    """Check that a response consists of non-empty assistant turns, possibly with other turns between them.
 
     Raises:
-        BadRowError: if it is not; ``name`` says which response.
+        BadRowError: if it does not; ``name`` says which response.
     """
     if not response:
         raise BadRowError(f"{name} is empty")
     for turn, at in (("begins", 0), ("ends", -1)):
         if response[at].role != "assistant":
-            raise BadRowError(f"{name} {turn} with a {response[at].role} turn instead of an assistant's")
+            raise BadRowError(f"{name} {turn} with a {response[at].role} turn instead of an assistant turn")
     if any(m.role == "assistant" and not m.content.strip() for m in response):
         raise BadRowError(f"{name} is empty, or has an empty assistant turn")

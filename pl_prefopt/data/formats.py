@@ -1,6 +1,6 @@
-"""The layouts that preference data comes in, each recognised by its columns and turned into rows.
+"""The layouts of preference data, each recognised by its columns and converted to rows.
 
-A new layout is one more small class in ``FORMATS``; nothing else knows their names.
+To add a layout, add a class to ``FORMATS``; no other code refers to layouts by name.
 """
 
 from __future__ import annotations
@@ -35,45 +35,45 @@ class Format(Protocol):
     """One layout of raw rows.
 
     Attributes:
-        columns: the keys that a row of it has.
-        optional: further keys that it reads where they are there.
+        columns: the keys that a row of this layout has.
+        optional: further keys that it reads if present.
     """
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """See above."""
+        """The keys that a row of this layout has."""
         ...
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """See above."""
+        """Further keys that it reads if present."""
         ...
 
     def claims(self, fields: Fields) -> bool:
-        """Whether the columns show that this is the layout, even where some of them are missing."""
+        """Whether the columns identify this layout, even if some of them are missing."""
         ...
 
     def convert(self, fields: Fields) -> PreferenceRow:
-        """Turn raw fields into a row.
+        """Convert raw fields to a row.
 
         Raises:
-            BadRowError: if they cannot be one.
+            BadRowError: if they can't be converted.
         """
         ...
 
 
 class Pairs:
-    """``chosen`` and ``rejected``, with ``prompt`` or with the prompt as what both begin with.
+    """``chosen`` and ``rejected``, with an explicit ``prompt`` or with their common prefix as the prompt.
 
-    Covers TRL's preference format, plain and conversational, and raw HH-RLHF dialogues. TRL's
-    ``score_chosen`` and ``score_rejected`` become grades; where they tie, only the order is kept.
+    Covers TRL's preference format, standard and conversational, and raw HH-RLHF dialogues. TRL's
+    ``score_chosen`` and ``score_rejected`` become graded scores; if they are equal, only the order is kept.
     """
 
     columns = ("prompt", "chosen", "rejected")
     optional = ("score_chosen", "score_rejected")
 
     def claims(self, fields: Fields) -> bool:
-        """Either of the two is there."""
+        """Whether ``chosen`` or ``rejected`` is present."""
         return "chosen" in fields or "rejected" in fields
 
     def convert(self, fields: Fields) -> PreferenceRow:
@@ -97,7 +97,7 @@ def _pair_member(fields: Fields, key: str) -> Any:
 
 
 def _implicit_prompt(chosen: Any, rejected: Any) -> tuple[list[Message], tuple[list[Message], list[Message]]]:
-    """Split two whole dialogues, or two whole texts, where they part."""
+    """Split two whole dialogues, or two whole texts, after their common prefix."""
     if isinstance(chosen, str) and isinstance(rejected, str) and not is_hh_dialogue(chosen):
         return _common_text(chosen, rejected)
     dialogues = as_messages(chosen, "chosen"), as_messages(rejected, "rejected")
@@ -105,7 +105,7 @@ def _implicit_prompt(chosen: Any, rejected: Any) -> tuple[list[Message], tuple[l
 
 
 def _common_text(chosen: str, rejected: str) -> tuple[list[Message], tuple[list[Message], list[Message]]]:
-    """Split two texts as TRL's ``extract_prompt`` does: a space at the end belongs to the responses."""
+    """Split two texts as TRL's ``extract_prompt`` does: a trailing space goes to the responses."""
     if chosen == rejected:
         raise BadRowError("'chosen' and 'rejected' are identical, so there is nothing to prefer")
     shorter = min(len(chosen), len(rejected))
@@ -113,7 +113,7 @@ def _common_text(chosen: str, rejected: str) -> tuple[list[Message], tuple[list[
     if end and chosen[end - 1] == " ":
         end -= 1
     if not chosen[:end].strip():
-        raise BadRowError("there is no 'prompt', and 'chosen' and 'rejected' do not begin alike")
+        raise BadRowError("there is no 'prompt', and 'chosen' and 'rejected' have no common prefix")
     responses = [Message("assistant", chosen[end:])], [Message("assistant", rejected[end:])]
     return [Message("user", chosen[:end])], responses
 
@@ -123,7 +123,7 @@ def _pair_scores(fields: Fields) -> tuple[tuple[float, float], bool]:
     if not present:
         return (1.0, 0.0), False
     if len(present) == 1:
-        raise BadRowError(f"'{present[0]}' is there without its counterpart")
+        raise BadRowError(f"'{present[0]}' is present without its counterpart")
     chosen, rejected = (_number(fields[key], key) for key in present)
     if chosen < rejected:
         raise BadRowError(f"'score_chosen' ({chosen:g}) is below 'score_rejected' ({rejected:g})")
@@ -131,13 +131,13 @@ def _pair_scores(fields: Fields) -> tuple[tuple[float, float], bool]:
 
 
 class ScoredResponses:
-    """``prompt`` with any number of ``responses`` and, optionally, as many ``scores``."""
+    """``prompt`` with any number of ``responses`` and, optionally, one entry of ``scores`` per response."""
 
     columns = ("prompt", "responses", "scores")
     optional = ()
 
     def claims(self, fields: Fields) -> bool:
-        """``responses`` is there."""
+        """Whether ``responses`` is present."""
         return "responses" in fields
 
     def convert(self, fields: Fields) -> PreferenceRow:
@@ -159,7 +159,7 @@ class UltraFeedback:
     score_keys = ("overall_score", "fine-grained_score", "score", "rating")
 
     def claims(self, fields: Fields) -> bool:
-        """``completions`` is there."""
+        """Whether ``completions`` is present."""
         return "completions" in fields
 
     def convert(self, fields: Fields) -> PreferenceRow:
@@ -183,7 +183,7 @@ class Unpaired:
     optional = ()
 
     def claims(self, fields: Fields) -> bool:
-        """``completion`` or ``label`` is there."""
+        """Whether ``completion`` or ``label`` is present."""
         return "completion" in fields or "label" in fields
 
     def convert(self, fields: Fields) -> PreferenceRow:
@@ -197,18 +197,18 @@ class Unpaired:
 FORMATS: tuple[Format, ...] = (Pairs(), ScoredResponses(), UltraFeedback(), Unpaired())
 _READ = {layout: frozenset((*layout.columns, *layout.optional, *_UNSUPPORTED)) for layout in FORMATS}
 LAYOUT_NAMES = frozenset().union(*_READ.values())
-"""The names of columns that some layout reads: no further column has one of them."""
+"""The names of columns that some layout reads; extra columns can't have these names."""
 
 
 def to_row(fields: Fields) -> PreferenceRow:
-    """Turn one raw row of any known layout into a ``PreferenceRow``.
+    """Convert one raw row of any known layout to a ``PreferenceRow``.
 
     Raises:
         BadRowError: with the reason, if no layout fits or a value cannot be used.
     """
     for key in _UNSUPPORTED:
         if fields.get(key):
-            raise BadRowError(f"the key '{key}' is not supported; remove it if the text stands without it")
+            raise BadRowError(f"the key '{key}' is not supported; remove it if the text does not need it")
     layout = _layout(fields)
     if layout is not None:
         row = layout.convert(fields)
@@ -226,7 +226,7 @@ def to_row(fields: Fields) -> PreferenceRow:
     layouts = "; ".join(", ".join(layout.columns) for layout in FORMATS)
     raise BadRowError(
         f"expected the keys of one of the layouts ({layouts}), got {_listed(fields)}; "
-        "set `columns` to rename what is called otherwise"
+        "set `columns` to map columns with other names"
     )
 
 
@@ -238,28 +238,28 @@ def further_fields(fields: Fields, layout: Format | None = None) -> list[tuple[s
     """Return the names and values of a raw row that its layout doesn't read.
 
     Args:
-        fields: of a row that some layout claims.
-        layout: the one, if it is known.
+        fields: the raw row, of some known layout.
+        layout: that layout; found from ``fields`` by default.
     """
     layout = layout or _layout(fields)
     read = LAYOUT_NAMES if layout is None else _READ[layout]
-    if fields.keys() <= read:  # as a rule, and there are many rows
+    if fields.keys() <= read:  # the common case; checked per row, so it must be fast
         return []
     return [item for item in fields.items() if item[0] not in read]
 
 
 def why_not_carried(name: str, value: Any, responses: int) -> str:
-    """Return why a value that no layout reads can't be a column of its row, or nothing if it can.
+    """Return why a value can't be kept as an extra column of its row, or an empty string if it can.
 
     Args:
         name: the key.
-        value: not ``None``.
-        responses: of the row.
+        value: the value; not ``None``.
+        responses: the number of responses of the row.
     """
     if name in LAYOUT_NAMES:
-        return "it belongs to another layout than the row"
+        return "its name belongs to a layout other than the row's"
     if not _is_unicode(name):
-        return "a name that is no Unicode"
+        return "a name that is not valid Unicode"
     if not isinstance(value, list | tuple):
         return _why_no_scalar(value)
     reason = next(filter(None, map(_why_no_scalar, value)), "")
@@ -272,16 +272,16 @@ def _why_no_scalar(value: Any) -> str:
     if value is None or isinstance(value, bool | float):
         return ""
     if isinstance(value, str):
-        return "" if _is_unicode(value) else "a text that is no Unicode"
+        return "" if _is_unicode(value) else "a text that is not valid Unicode"
     if isinstance(value, int):
         return "" if -(2**63) <= value < 2**63 else "an integer of more than 64 bits"
     if isinstance(value, list | tuple | Mapping):
         return "nested values"
-    return f"a value of the type {type(value).__name__}"
+    return f"a value of type {type(value).__name__}"
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it can be written as UTF-8: lone surrogates, which JSON may hold, can't."""
+    """Whether a text can be encoded as UTF-8: unpaired surrogates, which JSON allows, can't."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -290,7 +290,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def as_fields(row: PreferenceRow) -> dict[str, Any]:
-    """Return raw fields that ``to_row`` turns into ``row`` again, but for its origin."""
+    """Return raw fields that ``to_row`` converts back to ``row``, except for its origin."""
     prompt = [message._asdict() for message in row.prompt]
     responses = [[message._asdict() for message in response] for response in row.responses]
     columns = {
@@ -311,14 +311,16 @@ def _row(
     graded: bool,
     names: Sequence[str] = (),
 ) -> PreferenceRow:
-    """Check what all layouts have in common and build the row."""
+    """Run the checks common to all layouts and build the row."""
     check_prompt(prompt)
     if not responses:
         raise BadRowError("expected at least one response, got none")
     for number, response in enumerate(responses):
         check_response(response, names[number] if names else f"response {number + 1}")
     if scores is not None and len(scores) != len(responses):
-        raise BadRowError(f"expected one score a response, got {len(scores)} for {len(responses)} responses")
+        raise BadRowError(
+            f"expected one score per response, got {len(scores)} for {len(responses)} responses"
+        )
     return PreferenceRow(
         prompt=tuple(prompt),
         responses=tuple(tuple(response) for response in responses),
@@ -335,7 +337,7 @@ def _needed(fields: Fields, key: str, also: str = "") -> Any:
 
 
 def _found(fields: Fields, key: str) -> str:
-    """Say which keys there are, and which of them may be meant."""
+    """Return the part of a message that lists the keys present and suggests a misspelt one."""
     present = [name for name, value in fields.items() if value is not None]
     similar = closest(key, present)
     hint = f"; is '{similar}' a misspelt '{key}'?" if similar else ""
@@ -358,7 +360,7 @@ def _sequence(value: Any, key: str) -> list[Any]:
 
 
 def _objects(value: Any, key: str) -> list[dict[str, Any]]:
-    """Return a list of objects; ``datasets`` may have turned it into an object of lists."""
+    """Return a list of objects; ``datasets`` may have converted it to an object of lists."""
     if isinstance(value, Mapping):
         columns = {name: _sequence(items, f"{key}.{name}") for name, items in value.items()}
         return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
@@ -370,14 +372,14 @@ def _objects(value: Any, key: str) -> list[dict[str, Any]]:
 
 def _number(value: Any, key: str) -> float:
     if value is None:
-        raise BadRowError(f"expected '{key}' to be a number, got nothing")
+        raise BadRowError(f"expected '{key}' to be a number, got null")
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except OverflowError:
         number = math.inf
     except (TypeError, ValueError):
         raise BadRowError(f"expected '{key}' to be a number, got {shown(value)}") from None
-    # Batches hold scores in float32, where a larger one would be infinite.
+    # Batches store scores in float32, where a larger value would overflow to inf.
     if not abs(number) <= _LARGEST_SCORE:
         raise BadRowError(f"expected '{key}' to be a finite number, got {shown(value)}")
     return number

@@ -1,4 +1,4 @@
-"""From rows of text to tokens: one boundary between prompt and response, one end token a response."""
+"""Rendering rows as text and tokens, with one prompt boundary and one end token per response."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int32]
 Mask: TypeAlias = Sequence[bool] | npt.NDArray[np.bool_]
 
 _STAND_IN = "Certainly"
-_STRADDLING = 8  # the most tokens in which a text may end that go on behind it
+_STRADDLING = 8  # maximum number of tokens by which the end of a text may be extended to a token boundary
 
 
 class Segment(NamedTuple):
     """A piece of a response.
 
     Attributes:
-        text: without an end token.
-        counted: whether its tokens' log-probs count: an assistant wrote it.
+        text: the text, without an end token.
+        counted: whether its tokens count towards the log-prob: true for assistant text.
         ended: whether the end token follows.
     """
 
@@ -45,9 +45,9 @@ class Rendered:
     """A row as text.
 
     Attributes:
-        prompt: including the header of the assistant's turn.
+        prompt: the text of the prompt, including the header of the assistant's turn.
         responses: the segments of each response; the first and the last are counted.
-        keep: text in the prompt that truncation must not take.
+        keep: text in the prompt that truncation must keep.
     """
 
     prompt: str
@@ -57,14 +57,14 @@ class Rendered:
 
 @dataclass(slots=True, kw_only=True)
 class EncodedRow:
-    """A row as tokens of one tokeniser, truncated.
+    """A row as tokens of one tokeniser, after truncation.
 
     Attributes:
-        prompt_ids: P >= 1 token numbers.
-        response_ids: R lists of T >= 1 token numbers.
-        counted: R lists of T flags, false at tokens that no assistant wrote.
-        prompt_cut: tokens that truncation took from the prompt.
-        response_cuts: R numbers of tokens that truncation took from the responses.
+        prompt_ids: P >= 1 token ids.
+        response_ids: R lists of T >= 1 token ids.
+        counted: R lists of T flags, false for tokens outside assistant turns.
+        prompt_cut: number of tokens truncated from the prompt.
+        response_cuts: number of tokens truncated from each of the R responses.
     """
 
     prompt_ids: Ids
@@ -75,33 +75,34 @@ class EncodedRow:
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt, once, and of all responses."""
+        """Number of tokens of the prompt, counted once, and of all responses."""
         return len(self.prompt_ids) + sum(len(ids) for ids in self.response_ids)
 
 
 class Renderer:
-    """Writes rows as text and tokenises them.
+    """Renders rows as text and tokenises them.
 
-    The prompt's tokens are those of the prompt's text alone, so they never depend on a response. A
-    response's tokens are the rest of the whole dialogue's tokens where those begin with the prompt's; where a
-    token would straddle the boundary, the response is tokenised alone. A response of several turns is
-    tokenised turn by turn.
+    The prompt is tokenised by itself, so its tokens never depend on a response. The prompt and a response are
+    then tokenised together, and if the result starts with the prompt's tokens, the rest are the response's
+    tokens; if a token straddles the boundary, the response is tokenised by itself. A response of several
+    turns is tokenised turn by turn.
 
-    Each response ends with exactly one end token: the one its chat template writes (what follows it is cut),
-    else the tokeniser's ``eos``. The text of an end token inside a response is tokenised as plain characters.
+    Each response ends with exactly one end token: the one that the chat template writes (anything after it is
+    dropped), or else the tokeniser's ``eos``. The text of an end token inside a response is tokenised as
+    plain characters.
 
-    Truncation keeps the right end of a prompt, and its BOS if it has one, and the left end of a response,
-    which then has no end token, since it does not end there. Text that a row must keep stays: then what comes
-    before it is cut, and after that what follows it.
+    Truncation keeps the right end of a prompt, with its BOS if it has one, and the left end of a response,
+    which then has no end token, since it does not end there. Text that a row must keep is never truncated:
+    what precedes it is truncated first, then what follows it.
 
     Args:
         tokenizer: a ``transformers`` tokeniser.
-        template: ``chat`` is the tokeniser's own template, ``plain`` writes ``User: ...`` and
-            ``Assistant: ...`` for base models, ``none`` joins the texts as they are, ``auto`` is ``chat``
-            where there is one, else ``plain``.
-        max_prompt_length: the most tokens of a prompt; ``None`` for no limit.
-        max_response_length: the most tokens of a response; ``None`` for no limit.
-        setting: what messages call the setting of ``template``.
+        template: ``chat`` uses the tokeniser's chat template, ``plain`` writes ``User: ...`` and
+            ``Assistant: ...`` for base models, ``none`` concatenates the texts, ``auto`` is ``chat`` if the
+            tokeniser has a chat template and ``plain`` otherwise.
+        max_prompt_length: maximum number of prompt tokens; ``None`` for no limit.
+        max_response_length: maximum number of response tokens; ``None`` for no limit.
+        setting: the name of the ``template`` setting in error messages.
 
     Raises:
         ConfigError: if a limit is below 1, or the tokeniser lacks what the template needs.
@@ -121,7 +122,9 @@ class Renderer:
             ("max_response_length", max_response_length),
         ):
             if limit is not None and limit < 1:
-                raise ConfigError(f"expected `data.{name}` to be at least 1, got {limit}; null is no limit")
+                raise ConfigError(
+                    f"expected `data.{name}` to be at least 1, got {limit}; set null for no limit"
+                )
         self.tokenizer = tokenizer
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
@@ -131,19 +134,19 @@ class Renderer:
         if self._end is None:
             raise ConfigError(
                 "expected a tokeniser with an `eos_token` to end responses with, got one without; set it in "
-                "the tokeniser's files"
+                "the tokeniser's configuration"
             )
         self._end_id = int(tokenizer.convert_tokens_to_ids(self._end))
         self._bos = [] if isinstance(self._template, ChatTemplate) else _leading_special_ids(tokenizer)
 
     @property
     def end_token_id(self) -> int:
-        """The token that ends each response."""
+        """The id of the token that ends each response."""
         return self._end_id
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes whenever the tokens may: over the tokeniser's content, template and limits."""
+        """A hash of everything that the tokens depend on: tokeniser, template and length limits."""
         parts = [
             self._content,
             type(self._template).__name__,
@@ -154,13 +157,13 @@ class Renderer:
 
     @cached_property
     def _content(self) -> str:
-        # Some seconds for a vocabulary of 260,000, and asked for again and again.
+        # Takes seconds for a vocabulary of 260,000, and is needed many times.
         return hashlib.blake2b(
             _tokenizer_content(self.tokenizer).encode("utf-8", "surrogatepass")
         ).hexdigest()
 
     def limited_as(self, other: Renderer) -> Renderer:
-        """Return a renderer with this one's tokeniser and template, and the other's length limits."""
+        """Return a renderer with this one's tokeniser and template and ``other``'s length limits."""
         limited = copy.copy(self)
         limited._content = self._content  # computed once for both
         limited.max_prompt_length = other.max_prompt_length
@@ -168,10 +171,10 @@ class Renderer:
         return limited
 
     def render(self, row: PreferenceRow) -> Rendered:
-        """Write a row as text.
+        """Render a row as text.
 
         Raises:
-            DataError: naming the row, if the chat template refuses it.
+            DataError: naming the row, if the chat template rejects it.
         """
         try:
             prompt = self._template.opened(row.prompt)
@@ -186,25 +189,25 @@ class Renderer:
         """Tokenise and truncate one row.
 
         Raises:
-            DataError: naming the row, if the chat template refuses it.
+            DataError: naming the row, if the chat template rejects it.
         """
         return self.tokenise([self.render(row)])[0]
 
     def encode_prompt(self, prompt: Sequence[Message]) -> list[int]:
-        """Tokenise and truncate a prompt alone, opened for the assistant's answer.
+        """Tokenise and truncate a prompt, including the header of the assistant's turn.
 
         Raises:
-            DataError: if the chat template refuses it.
+            DataError: if the chat template rejects it.
         """
         row = PreferenceRow(prompt=tuple(prompt), responses=(), origin="a prompt")
         return list(self.encode(row).prompt_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens, without special ones."""
+        """Return the text of tokens, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def tokenise(self, rendered: Sequence[Rendered]) -> list[EncodedRow]:
-        """Tokenise and truncate rendered rows, all in one call of the tokeniser."""
+        """Tokenise and truncate rendered rows, with one call of the tokeniser."""
         texts = [text for row in rendered for text in _texts(row)]
         ids = iter(self._tokenise(texts))
         return [self._assemble(row, ids) for row in rendered]
@@ -212,7 +215,7 @@ class Renderer:
     # -- text
 
     def _segments(self, prompt: Sequence[Message], response: Sequence[Message]) -> Iterator[Segment]:
-        """Cut a response's text into what assistants wrote and what lies between."""
+        """Split a response's text into assistant turns and the text between them."""
         glue = ""
         before = self._template.opened(prompt)
         for turn, message in enumerate(response):
@@ -305,13 +308,13 @@ class Renderer:
     def _with_bos(self, prompt_ids: list[int]) -> list[int]:
         if prompt_ids[: len(self._bos)] != self._bos:
             prompt_ids = [*self._bos, *prompt_ids]
-        # Even after a text that tokenises to nothing, the first response token is predicted from something.
+        # A prompt without tokens gets one, so that the first response token has a context.
         return prompt_ids or [self._end_id]
 
     def _kept(self, prompt: list[int], row: Rendered) -> list[int]:
-        """Cut a prompt to the limit.
+        """Truncate a prompt to the limit.
 
-        Its right end is kept, with the BOS in front: models that were trained with one go astray without.
+        Its right end is kept, with the BOS in front, since models trained with a BOS degrade without it.
         """
         limit = self.max_prompt_length
         if limit is None or len(prompt) <= limit:
@@ -328,12 +331,12 @@ class Renderer:
                 raise ConfigError(
                     f"expected `data.max_prompt_length` to leave room for a prompt after the {end - begin} "
                     f"tokens of the text that a view adds ('{row.keep[:40]}...'), got {limit}; set a higher "
-                    "limit, or a shorter text"
+                    "limit, or shorten the text"
                 )
         return [*front, *prompt[rest:]]
 
     def _place(self, row: Rendered, prompt: list[int]) -> tuple[int, int]:
-        """Return where among the prompt's tokens those of the text to keep begin and end."""
+        """Return the start and end of the text to keep, as positions in the prompt's tokens."""
         at = row.prompt.rfind(row.keep)
         begin, end = (
             _common(prompt, self._with_bos(self._tokenise([row.prompt[:stop]])[0]))
@@ -344,8 +347,8 @@ class Renderer:
             if row.keep in self.tokenizer.decode(ids, clean_up_tokenization_spaces=False):
                 return begin, end + straddling
         raise DataError(
-            f"the text that a view adds ('{row.keep[:40]}...') isn't found in a prompt as the template "
-            "writes it, and the prompt is too long; set a higher `data.max_prompt_length`, or another text"
+            f"the text that a view adds ('{row.keep[:40]}...') isn't found in the rendered prompt, which is "
+            "too long; set a higher `data.max_prompt_length`, or change the text"
         )
 
 
@@ -358,7 +361,7 @@ def _texts(row: Rendered) -> Iterator[str]:
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return with how many of the same tokens both begin."""
+    """Return the length of the common prefix."""
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
     return sum(1 for _ in same)
 
@@ -385,7 +388,7 @@ def _make_template(tokenizer: Any, name: TemplateName, setting: str) -> Template
 
 
 def _leading_special_ids(tokenizer: Any) -> list[int]:
-    """Return what the tokeniser puts before a text by itself."""
+    """Return the special tokens that the tokeniser adds before a text."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
     starts = (n for n in range(len(full)) if full[n : n + len(bare)] == bare)
@@ -393,7 +396,7 @@ def _leading_special_ids(tokenizer: Any) -> list[int]:
 
 
 def _tokenizer_content(tokenizer: Any) -> str:
-    """Serialise what decides about tokens, without state such as padding that calls leave behind."""
+    """Serialise what the tokens depend on, without state that calls change, such as padding."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         content = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}

@@ -1,4 +1,4 @@
-"""What reading and tokenising a split found: bad rows, truncations, lengths."""
+"""The report on reading and tokenising a split: bad rows, truncation, lengths."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REASONS_KEPT = 5
 
 @dataclass(slots=True)
 class Problems:
-    """Collects bad rows, or stops at the first one.
+    """Counts bad rows, or raises at the first one.
 
     Attributes:
         on_bad_row: ``error`` raises at the first bad row, ``skip`` counts it.
@@ -33,7 +33,7 @@ class Problems:
     first: list[str] = field(default_factory=list)
 
     def add(self, sentence: str) -> None:
-        """Note a bad row.
+        """Record a bad row.
 
         Args:
             sentence: ``"file.jsonl, row 12: reason"``.
@@ -42,7 +42,7 @@ class Problems:
             DataError: if bad rows are errors.
         """
         if self.on_bad_row == "error":
-            raise DataError(f"{sentence}; fix the row, or set `data.on_bad_row: skip` to leave such rows out")
+            raise DataError(f"{sentence}; fix the row, or set `data.on_bad_row: skip` to skip such rows")
         self.count += 1
         if len(self.first) < _REASONS_KEPT:
             self.first.append(sentence)
@@ -56,11 +56,11 @@ class RowsSummary:
         rows: rows in use.
         responses: responses of all rows.
         single: rows with one response.
-        comparable: rows with at least two responses whose scores differ.
-        graded: rows whose score differences mean something.
-        truncated_prompts: prompts that lost tokens on their left.
-        truncated_responses: responses that lost tokens on their right.
-        skipped: bad rows left out.
+        comparable: rows with at least two different scores.
+        graded: rows whose score differences are meaningful.
+        truncated_prompts: prompts truncated on the left.
+        truncated_responses: responses truncated on the right.
+        skipped: bad rows skipped.
     """
 
     rows: int = 0
@@ -78,8 +78,8 @@ class Tally:
 
     Attributes:
         summary: the counts, without ``skipped``.
-        percentiles: for ``prompt`` and ``response``, the median, 90%, 99% and longest of the token numbers
-            before truncation.
+        percentiles: for ``prompt`` and ``response``, the median, 90th and 99th percentile and maximum of the
+            number of tokens before truncation.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Tally:
         ]
 
     def finish(self) -> None:
-        """Work out the percentiles."""
+        """Compute the percentiles."""
         for name, lengths in self._lengths.items():
             self.percentiles[name] = np.percentile(lengths, [50, 90, 99, 100]).astype(int).tolist()
 
@@ -116,7 +116,7 @@ class Tally:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Tally:
-        """Return what ``to_json`` stored."""
+        """Return the tally that ``to_json`` stored."""
         tally = cls()
         tally.summary = RowsSummary(**stored["summary"])
         tally.percentiles = dict(stored["percentiles"])
@@ -136,8 +136,8 @@ def write_report(
         title: the split and its source, such as ``"train (pairs.jsonl)"``.
         summary: the counts.
         problems: sentences about the first bad rows.
-        percentiles: those of a ``Tally``.
-        cut_in_views: how many prompts truncation cut in each view.
+        percentiles: the percentiles of a ``Tally``.
+        cut_in_views: the number of truncated prompts per view.
     """
     lines = [
         f"{title}: {summary.rows} rows, {summary.responses} responses, "

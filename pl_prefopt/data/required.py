@@ -1,4 +1,4 @@
-"""Whether rows have the columns that something reads: looked at before they are tokenised."""
+"""Checks that rows have the required columns, made before tokenisation."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pl_prefopt.errors import ContractError, DataError, listed
 def require_columns(
     store: RowStore, numbers: npt.NDArray[np.int64] | None, asked: Mapping[str, str], title: str
 ) -> None:
-    """Refuse rows that lack a column which something reads.
+    """Raise if rows lack a required column.
 
     Args:
         store: the rows of a source.
-        numbers: which of them are used; all by default.
-        asked: the columns, each with who reads it.
-        title: what messages call the rows, such as ``"train (pairs.jsonl)"``.
+        numbers: the row numbers that are used; all if ``None``.
+        asked: maps each required column to the component that reads it.
+        title: the name of the rows in messages, such as ``"train (pairs.jsonl)"``.
 
     Raises:
         ContractError: if there is no such column.
-        DataError: naming the row, if a value can't be used or is missing.
+        DataError: naming the row, if a value is missing or can't be used.
     """
     for name, reader in asked.items():
         needs = f"{reader} needs the column '{name}'"
@@ -35,14 +35,14 @@ def require_columns(
         if info is None:
             if name in LAYOUT_NAMES:
                 raise ContractError(
-                    f"{needs}, but that name belongs to a layout: copy the column to one of another name."
+                    f"{needs}, but that name belongs to a layout: copy the column under another name."
                 )
             raise ContractError(
-                f"{needs}, but {title} has none; its columns are {listed(store.names)}: add it, or map a "
-                "name to it with data.columns."
+                f"{needs}, but {title} has no such column; its columns are {listed(store.names)}: add it, or "
+                "map another column to it with data.columns."
             )
         if info.problem:
-            raise DataError(f"{needs}, but that of {title} can't be used: {info.problem}; mend the rows.")
+            raise DataError(f"{needs}, but that of {title} can't be used: {info.problem}; fix the rows.")
         if info.missing:
             used = range(len(store.rows)) if numbers is None else numbers.tolist()
             _require_values(store, used, name, needs)
@@ -53,13 +53,13 @@ def _require_values(store: RowStore, numbers: Iterable[int], name: str, needs: s
         value = store.rows.columns.of(number)[name]
         if value is None or (isinstance(value, tuple) and None in value):
             raise DataError(
-                f"{needs} in each row, but {store.rows[number].origin} has no value: add one, or leave the "
-                "row out."
+                f"{needs} in each row, but {store.rows[number].origin} has no value: add one, or remove the "
+                "row."
             )
 
 
 def require_same_kinds(datasets: Mapping[str, PreferenceDataset]) -> None:
-    """Raise a ``DataError`` if a column that something reads holds different types in two splits."""
+    """Raise a ``DataError`` if a column in batches has different types in two splits."""
     first: dict[str, tuple[str, str]] = {}
     for split, rows in datasets.items():
         for name, info in rows.columns.items():

@@ -1,4 +1,4 @@
-"""Batches of rows of similar length: seeded, the same number on each rank, and resumable in mid-epoch."""
+"""Length-grouped batches: seeded, equally many on each rank, and resumable mid-epoch."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _BATCHES_SORTED_TOGETHER = 50
 
 
 class LengthGroupedSampler(DistributedSampler[list[int]]):
-    """Yields batches as lists of row numbers.
+    """Yields batches of rows of similar length, as lists of row numbers.
 
-    Shuffled, it permutes all rows, sorts them by length within runs of up to 50 batches a rank, cuts the runs
-    into batches and permutes those. Unshuffled, it goes from the longest rows to the shortest. Ranks take
-    neighbouring batches, so that none waits long for the others. Each row comes once an epoch over all ranks;
-    where the last rows do not go round, a rank gets fillers ``~i``.
+    With ``shuffle``, it permutes all rows, sorts them by length within blocks of up to 50 batches per rank,
+    cuts the blocks into batches and permutes those. Without, it goes from the longest rows to the shortest.
+    The ranks take neighbouring batches, so that they wait little for each other. Each row occurs once per
+    epoch over all ranks; where the last rows cannot be divided evenly, ranks get fillers ``~i``.
 
-    With ``max_tokens`` a batch also holds at most so many tokens, each prompt's counted once; a row that is
-    longer is a batch by itself. Which rows share a batch is then the same in every epoch, since Lightning
-    asks only once how many batches an epoch has; the order of the batches still changes.
+    With ``max_tokens``, a batch also has at most that many tokens, each prompt counted once; a longer row is
+    a batch by itself. Which rows share a batch is then the same in every epoch, since Lightning reads the
+    number of batches per epoch only once; the order of the batches still changes.
 
-    It is a ``DistributedSampler`` so that Lightning leaves it in place.
+    It derives from ``DistributedSampler`` so that Lightning does not replace it.
 
     Args:
-        lengths: int64 [rows], tokens of each row.
-        batch_size: rows a batch and rank.
-        max_tokens: the most tokens a batch and rank; ``None`` for no limit.
+        lengths: int64 [rows], number of tokens per row.
+        batch_size: rows per batch and rank.
+        max_tokens: maximum number of tokens per batch and rank; ``None`` for no limit.
         shuffle: whether the order changes from epoch to epoch.
-        seed: of the order.
+        seed: random seed of the order.
         num_replicas: the number of ranks.
         rank: this rank.
     """
@@ -54,24 +54,24 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
         self._resume_at = (-1, 0)
 
     def __len__(self) -> int:
-        """Return the batches of a whole epoch on each rank."""
+        """Return the number of batches per epoch on each rank."""
         if self._max_tokens is not None:
             return len(self._steps())
         return -(-len(self._lengths) // (self._batch_size * self.num_replicas))
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Return this rank's batches of this epoch, without those that ``resume`` leaves out."""
+        """Return this rank's batches of this epoch, without those that ``resume`` skips."""
         epoch, done = self._resume_at
         steps = self._steps()
         return iter([step[self.rank] for step in steps[done if epoch == self.epoch else 0 :]])
 
     def resume(self, epoch: int, batches_done: int) -> None:
-        """Continue in ``epoch`` after its first ``batches_done`` batches. Other epochs are whole."""
+        """Skip the first ``batches_done`` batches of ``epoch``. Other epochs are complete."""
         self._resume_at = (epoch, batches_done)
         self.set_epoch(epoch)
 
     def _steps(self) -> list[list[list[int]]]:
-        """Return all batches of this epoch: one a rank, step by step."""
+        """Return all batches of this epoch: per step, one batch per rank."""
         a_step = self._batch_size * self.num_replicas
         random = np.random.default_rng((self.seed, self._order_of(self.epoch)))
         once = random if self._max_tokens is None else np.random.default_rng(self.seed)
@@ -88,22 +88,22 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
         return [steps[i] for i in random.permutation(len(steps))] if self.shuffle else steps
 
     def _order_of(self, epoch: int) -> int:
-        """Return the epoch whose order ``epoch`` has."""
+        """Return the epoch whose order is used in ``epoch``."""
         return epoch
 
     def _steps_sorted_together(self) -> int:
-        """Return few enough that the same rows do not meet again each epoch, even in a small data set."""
+        """Return the number of steps per sorted block, small enough that batches vary in small data sets."""
         quarter = len(self._lengths) // (4 * self._batch_size * self.num_replicas)
         return max(1, min(_BATCHES_SORTED_TOGETHER, quarter))
 
     def _shared_out(self, rows: list[int]) -> list[list[int]]:
-        """Give each rank neighbouring rows, as many as the others."""
+        """Divide the rows of a step among the ranks: neighbouring rows, equally many each."""
         a_rank = -(-len(rows) // self.num_replicas)
         rows = rows + [self._filler] * (a_rank * self.num_replicas - len(rows))
         return [rows[rank * a_rank : (rank + 1) * a_rank] for rank in range(self.num_replicas)]
 
     def _within_tokens(self, rows: list[int], limit: int) -> list[list[list[int]]]:
-        """Cut rows, the longest first, into batches within the limits, and those into steps."""
+        """Cut rows, longest first, into batches within the limits, and the batches into steps."""
         batches: list[list[int]] = [[]]
         for row in rows:
             tokens = self._lengths[[*batches[-1], row]].sum()
@@ -119,9 +119,9 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
 
 
 class SameOrderSampler(LengthGroupedSampler, SequentialSampler):  # type: ignore[misc]
-    """Yields the batches of the first epoch in each epoch, for ``overfit_batches``.
+    """Yields the batches of the first epoch in every epoch, for ``overfit_batches``.
 
-    It is a ``SequentialSampler`` so that Lightning leaves it in place there, too.
+    It derives from ``SequentialSampler`` so that Lightning does not replace it in that mode either.
     """
 
     def _order_of(self, epoch: int) -> int:
@@ -129,7 +129,7 @@ class SameOrderSampler(LengthGroupedSampler, SequentialSampler):  # type: ignore
 
 
 class _Rows(Dataset[int], Sized):
-    """What ``DistributedSampler`` wants to know of a dataset: its length."""
+    """A stub that gives ``DistributedSampler`` the length of the dataset."""
 
     def __init__(self, length: int) -> None:
         self._length = length

@@ -1,4 +1,4 @@
-"""Reading files, folders and hub data sets into raw records that know where they came from."""
+"""Reading files, folders and hub data sets into raw records with their origin."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Source:
 
     Attributes:
         path: a file (``.jsonl``, ``.json``, ``.csv``, ``.parquet``, each also with ``.gz``), a folder written
-            by ``datasets`` or holding such files, or a data set's name on the hub.
+            by ``datasets`` or containing such files, or a data set's name on the hub.
         split: the split of a folder or hub data set.
         name: the configuration of a hub data set.
-        columns: columns to rename in this source alone, ``{name in the data: name expected}``, such as
-            ``{question: prompt}``; ``data.columns`` then reads the new names.
+        columns: columns to rename in this source only, ``{name in the data: expected name}``, such as
+            ``{question: prompt}``; ``data.columns`` is applied to the new names.
     """
 
     path: str
@@ -41,17 +41,17 @@ class Source:
 
     @classmethod
     def of(cls, source: str | Source) -> Source:
-        """Return ``source``, with a bare path made a ``Source``."""
+        """Return ``source``, converting a path to a ``Source``."""
         return cls(path=source) if isinstance(source, str) else source
 
     @property
     def label(self) -> str:
-        """What messages call it: a file's or folder's own name, or the hub name."""
+        """The name of the source in messages: the file's or folder's name, or the hub name."""
         return Path(self.path).name if Path(self.path).exists() else self.path
 
 
 class Record(NamedTuple):
-    """One raw row: its fields, or, where it could not even be parsed, the problem."""
+    """One raw row: its fields, or the problem if it could not be parsed."""
 
     origin: str
     fields: Mapping[str, Any]
@@ -59,22 +59,22 @@ class Record(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """An opened source: a key that changes whenever the content does, and the records."""
+    """An opened source: its records, and a key that changes whenever the content does."""
 
     content_key: str
     records: Callable[[], Iterator[Record]]
 
 
 def open_source(source: Source, scratch: Path, columns: Mapping[str, str] | None = None) -> Reading:
-    """Find ``source``, without reading its rows yet where it is a local file or folder.
+    """Open ``source``; the rows of a local file or folder are not read yet.
 
     Args:
         source: what to read.
-        scratch: a folder for what ``datasets`` converts along the way.
-        columns: the source's names of columns by ours.
+        scratch: a folder for the conversions of ``datasets``.
+        columns: maps our column names to those of the source.
 
     Raises:
-        DataError: if there is nothing of that name.
+        DataError: if it does not exist.
     """
     found = _find(source, scratch)
     return Reading(found.content_key, lambda: _in_our_names(found.records, source, columns or {}))
@@ -96,7 +96,7 @@ def _find(source: Source, scratch: Path) -> Reading:
 
 
 def _hash_files(paths: Iterable[Path]) -> str:
-    """Hash names and bytes: a changed file is other data, a touched one is not."""
+    """Hash names and contents; modification times don't count."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         digest.update(path.name.encode())
@@ -112,7 +112,7 @@ def _hash_files(paths: Iterable[Path]) -> str:
 def _in_our_names(
     records: Callable[[], Iterator[Record]], source: Source, columns: Mapping[str, str]
 ) -> Iterator[Record]:
-    """Read records with the columns renamed as the source and then ``data.columns`` ask."""
+    """Read records with their columns renamed by the source's ``columns`` and then by ``data.columns``."""
     setting = f"the setting columns of {source.label}"
     read = functools.partial(_renamed, records, source.columns, setting) if source.columns else records
     if not columns:
@@ -122,13 +122,13 @@ def _in_our_names(
 
 
 def check_names(columns: Mapping[str, str]) -> None:
-    """Raise a ``ConfigError`` if two of our names stand for one column."""
+    """Raise a ``ConfigError`` if two of our names are mapped to the same column."""
     ours_of: dict[str, str] = {}
     for ours, theirs in columns.items():
         if theirs in ours_of:
             raise ConfigError(
-                f"data.columns maps both '{ours_of[theirs]}' and '{ours}' to the column '{theirs}': take one "
-                "of them out."
+                f"data.columns maps both '{ours_of[theirs]}' and '{ours}' to the column '{theirs}': remove "
+                "one of them."
             )
         ours_of[theirs] = ours
 
@@ -142,7 +142,7 @@ def _require(columns: Mapping[str, str], records: Iterable[Record], label: str) 
         absent = {ours: theirs for ours, theirs in absent.items() if theirs not in names}
         if not absent:
             return
-    if names:  # an empty source has a sentence of its own
+    if names:  # an empty source has its own error
         ours, theirs = next(iter(absent.items()))
         raise ConfigError(
             f"data.columns maps '{printable(ours)}' to '{printable(theirs)}', but {label} has no such "
@@ -161,16 +161,16 @@ def _renamed(
 
 
 def _without_clash(record: Record, new_names: Mapping[str, str], setting: str) -> dict[str, Any]:
-    """Rename a row in which a new name is there already, which is fine only where one of them is empty."""
+    """Rename the columns of a row that already has a new name; at most one of the two may have a value."""
     fields: dict[str, Any] = {}
     for name, value in record.fields.items():
         ours = new_names.get(name, name)
         if fields.get(ours) is not None and value is not None:
             theirs = next(old for old in record.fields if new_names.get(old) == ours)
             raise ConfigError(
-                f"{setting} maps '{printable(ours)}' to '{printable(theirs)}', but {record.origin} has a "
-                f"column '{printable(ours)}' of its own: rename one of them in the data, or take "
-                f"'{printable(ours)}' out of {setting}."
+                f"{setting} maps '{printable(ours)}' to '{printable(theirs)}', but {record.origin} already "
+                f"has a column '{printable(ours)}': rename one of them in the data, or remove "
+                f"'{printable(ours)}' from {setting}."
             )
         fields[ours] = fields.get(ours) if value is None else value
     return fields
@@ -179,7 +179,7 @@ def _without_clash(record: Record, new_names: Mapping[str, str], setting: str) -
 # -- files
 
 _BROKEN = (OSError, EOFError, zlib.error)
-"""What reading raises of a file that breaks off, or is no gzip stream behind its name."""
+"""What reading raises for a file that is truncated, or is not the gzip stream that its name says."""
 
 _FileReader = Callable[[Path, Path], Iterator[Record]]
 
@@ -207,7 +207,7 @@ def _open_bytes(path: Path) -> BinaryIO:
 
 
 def _read_lines(path: Path, scratch: Path) -> Iterator[Record]:
-    """Read one JSON object a line. Done here and not by ``datasets``, so that a broken line has a number."""
+    """Read one JSON object per line; unlike ``datasets``, with the line number of an invalid line."""
     del scratch
     with _open_bytes(path) as file:
         for number in itertools.count(1):
@@ -215,7 +215,8 @@ def _read_lines(path: Path, scratch: Path) -> Iterator[Record]:
                 line = file.readline()
             except _BROKEN as error:
                 raise DataError(
-                    f"{path.name}, row {number}: the gzip stream breaks off ({error}); fetch the file again"
+                    f"{path.name}, row {number}: the gzip stream is truncated or corrupt ({error}); "
+                    "fetch the file again"
                 ) from error
             if not line:
                 return
@@ -230,14 +231,14 @@ def _parse_line(line: bytes, origin: str) -> Record:
         byte = line[error.start]
         return Record(origin, {}, f"not UTF-8 (byte 0x{byte:02x} at byte {error.start + 1} of the line)")
     except (ValueError, RecursionError) as error:
-        return Record(origin, {}, f"broken JSON ({error})")
+        return Record(origin, {}, f"invalid JSON ({error})")
     if not isinstance(fields, dict):
         return Record(origin, {}, f"expected a JSON object, got {type(fields).__name__}")
     return Record(origin, fields)
 
 
 def _read_json(path: Path, scratch: Path) -> Iterator[Record]:
-    """Read a ``.json`` file: a list of objects, or one object a line under the wrong name."""
+    """Read a ``.json`` file: a list of objects, or JSON lines with the wrong suffix."""
     try:
         with _open_bytes(path) as file:
             first = next((line for line in file if line.strip()), b"")
@@ -249,7 +250,7 @@ def _read_json(path: Path, scratch: Path) -> Iterator[Record]:
 
 
 def _read_parquet(path: Path, scratch: Path) -> Iterator[Record]:
-    """Read a Parquet file, unpacked first where it is gzipped, which ``datasets`` does not do for Parquet."""
+    """Read a Parquet file, decompressing it first if it is gzipped, which ``datasets`` does not do."""
     if not path.name.lower().endswith(".gz"):
         yield from _read_by_datasets("parquet", path, scratch)
         return
@@ -266,7 +267,7 @@ def _read_parquet(path: Path, scratch: Path) -> Iterator[Record]:
 
 
 def _read_csv(path: Path, scratch: Path) -> Iterator[Record]:
-    """Read a CSV file. Every cell stays text: ``007`` is no number, and ``NA`` is not missing."""
+    """Read a CSV file. Every cell is read as text: ``007`` is not a number, and ``NA`` is not missing."""
     try:
         with _open_bytes(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
             header = next(csv.reader(text), [])
@@ -278,7 +279,7 @@ def _read_csv(path: Path, scratch: Path) -> Iterator[Record]:
 
 
 def _csv_cell(cell: Any) -> Any:
-    """Return a list where the cell holds one as JSON, such as messages, and nothing where it is empty."""
+    """Return a cell's value: a list if it is one in JSON, such as messages; ``None`` if it is empty."""
     if not isinstance(cell, str) or not cell:
         return None
     if cell.startswith("[") and cell.endswith("]"):
@@ -290,7 +291,7 @@ def _csv_cell(cell: Any) -> Any:
 
 
 def _datasets() -> Any:
-    """Return the ``datasets`` library, told not to report to the hub that a local file is read."""
+    """Return the ``datasets`` library, with its download reports to the hub turned off."""
     import datasets
 
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
@@ -312,13 +313,13 @@ def _unreadable(path: Path, kind: str, error: BaseException) -> DataError:
     where = str(path)
     if kind != "parquet" and (row := _first_undecodable_line(path)):
         return DataError(
-            f"{path.name}, line {row}: not UTF-8; save the file as UTF-8, or as JSONL, where single rows "
+            f"{path.name}, line {row}: not UTF-8; save the file as UTF-8, or as JSONL, where bad rows "
             "can be skipped"
         )
     while error.__cause__ is not None:
         error = error.__cause__
     reason = first_line(error)
-    return DataError(f"could not read {where} as {kind} ({reason}); mend it, or save it as JSONL")
+    return DataError(f"could not read {where} as {kind} ({reason}); fix it, or save it as JSONL")
 
 
 def _first_undecodable_line(path: Path) -> int:
@@ -336,7 +337,7 @@ def _first_undecodable_line(path: Path) -> int:
 
 
 def _numbered(table: Sequence[Mapping[str, Any]], name: str) -> Iterator[Record]:
-    """Read row by row: an iteration ends at the first row that is no text, and so loses those behind it."""
+    """Read by index: iterating would stop at the first row that is not UTF-8 and lose those after it."""
     for index in range(len(table)):
         origin = f"{name}, row {index + 1}"
         try:
@@ -357,7 +358,7 @@ def _read_folder(path: Path, source: Source) -> Iterator[Record]:
     except Exception as error:
         reason = first_line(error)
         raise DataError(
-            f"expected a folder saved by `datasets` or holding data files at {path} ({reason}); check `path`"
+            f"expected a folder saved by `datasets` or with data files at {path} ({reason}); check `path`"
         ) from error
     yield from _numbered(_pick_split(loaded, source), source.label)
 
@@ -382,6 +383,6 @@ def _load_hub(source: Source) -> Any:
     except Exception as error:
         reason = first_line(error)
         raise DataError(
-            f"'{source.path}' is no file or folder here, and as a hub data set it failed ({reason}); "
+            f"'{source.path}' is not a local file or folder, and loading it from the hub failed ({reason}); "
             "check `path`, `name` and `split`"
         ) from error

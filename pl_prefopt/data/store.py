@@ -53,12 +53,12 @@ class RowStore(NamedTuple):
 
     Attributes:
         rows: all usable rows.
-        content: a hash over them, without their further columns.
-        skipped: bad rows left out.
+        content: a hash of them, without their extra columns.
+        skipped: number of bad rows skipped.
         problems: sentences about the first of those.
         names: the names of the source's columns.
-        columns: what its further columns hold, also those that can't be carried.
-        columns_content: a hash over the values of the further columns.
+        columns: the types of its extra columns, including those that can't be kept.
+        columns_content: a hash of the values of the extra columns.
     """
 
     rows: StoredRows
@@ -74,11 +74,11 @@ class TokenStore(NamedTuple):
     """The tokens of one view of some rows, on disk.
 
     Attributes:
-        table: as many rows of tokens as could be rendered.
-        content: a hash over tokens and rows.
-        skipped: rows that the template refused.
+        table: the tokens of the rows that could be rendered.
+        content: a hash of tokens and rows.
+        skipped: number of rows that the template rejected.
         problems: sentences about the first of those.
-        tally: counts.
+        tally: counts over the rows.
     """
 
     table: Table
@@ -96,18 +96,19 @@ def store_rows(
     max_rows: int | None,
     columns: Mapping[str, str] | None = None,
 ) -> RowStore:
-    """Read a source into rows, or find them in the cache.
+    """Read the rows of a source, from the cache if they are there.
 
     Args:
-        cache: where the rows are kept.
+        cache: the cache of the rows.
         source: what to read.
         on_bad_row: what to do with bad rows.
-        max_rows: the most rows, from the source's beginning.
-        columns: the source's names of columns by ours.
+        max_rows: maximum number of rows, from the start of the source.
+        columns: maps our column names to those of the source.
 
     Raises:
         ConfigError: if ``columns`` names a column that the source lacks, or has two for one name.
-        DataError: if the source cannot be read, a row is bad and that is an error, or no row is usable.
+        DataError: if the source cannot be read, a row is bad and ``on_bad_row`` is ``error``, or no row is
+            usable.
     """
     columns = columns or {}
     reading = open_source(source, cache.root, columns)
@@ -122,7 +123,7 @@ def store_rows(
             write_table(folder / _ROWS_FILE, ROWS_SCHEMA, records)
         if digest.items == 0:
             reason = f"; the first problem is {problems.first[0]}" if problems.first else ", it is empty"
-            raise DataError(f"expected preference rows in {source.path}, got none that is usable{reason}")
+            raise DataError(f"expected preference rows in {source.path}, got no usable one{reason}")
         found = {"names": list(tally.names), "columns": infos_to_json(tally.finish())}
         _write_notes(folder, digest, problems, **found, columns_content=further.hexdigest())
 
@@ -142,18 +143,18 @@ def store_tokens(
     view: str = PLAIN,
     on_bad_row: OnBadRow = "error",
 ) -> TokenStore:
-    """Tokenise rows, or find their tokens in the cache.
+    """Tokenise rows, or read their tokens from the cache.
 
     Args:
-        cache: where the tokens are kept.
-        rows: what to tokenise, already as the view shows it.
-        renderer: how.
-        key: all that determines ``rows``.
+        cache: the cache of the tokens.
+        rows: the rows to tokenise, with the view already applied.
+        renderer: tokenises them.
+        key: everything that determines ``rows``.
         view: the name of the view, for the cache.
-        on_bad_row: what to do with rows that the chat template refuses.
+        on_bad_row: what to do with rows that the chat template rejects.
 
     Raises:
-        DataError: naming the row, if the chat template refuses it and that is an error.
+        DataError: naming the row, if the chat template rejects it and ``on_bad_row`` is ``error``.
     """
 
     def build(folder: Path) -> None:
@@ -161,7 +162,7 @@ def store_tokens(
         records = _token_records(_renderable(rows, renderer, problems), renderer, digest, tally)
         write_table(folder / _TOKENS_FILE, TOKENS_SCHEMA, records)
         if digest.items == 0:
-            raise DataError(f"expected rows that the template can write, got none: {problems.first[0]}")
+            raise DataError(f"expected rows that the template can render, got none: {problems.first[0]}")
         tally.finish()
         _write_notes(folder, digest, problems, tally=tally.to_json())
 
@@ -171,7 +172,7 @@ def store_tokens(
 
 
 class ViewedRows(Sequence[PreferenceRow]):
-    """Rows as a view shows them, each made when it is asked for."""
+    """Rows with a view applied lazily."""
 
     def __init__(self, rows: Sequence[PreferenceRow], view: View) -> None:
         self._rows, self._view = rows, view
@@ -181,7 +182,7 @@ class ViewedRows(Sequence[PreferenceRow]):
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
-        if self._shown is None:  # not before a row is asked for: tokens are mostly found in the cache
+        if self._shown is None:  # lazily, since the tokens are usually cached
             self._shown = self._view.over(self._rows)
         return self._shown(index)
 
@@ -236,7 +237,7 @@ def _token_records(
 
 
 class _Digest:
-    """Hashes and counts."""
+    """A hash and count of the items added."""
 
     def __init__(self) -> None:
         self.items = 0
@@ -251,7 +252,7 @@ class _Digest:
 
 
 def _noted(row: PreferenceRow, digest: _Digest, further: _Digest, writer: ColumnsWriter) -> dict[str, Any]:
-    """Hash a row and write its columns; return its record."""
+    """Hash a row, write its extra columns and return its record."""
     digest.add(_bare(row))
     if (columns := writer.add(row)) is not None:
         further.add((digest.items, columns))
@@ -259,7 +260,7 @@ def _noted(row: PreferenceRow, digest: _Digest, further: _Digest, writer: Column
 
 
 def _bare(row: PreferenceRow) -> PreferenceRow:
-    """Return the row without where it came from, so that the same rows from elsewhere have the same hash."""
+    """Return the row without its origin, so that the hash does not depend on it."""
     return dataclasses.replace(row, origin="", source="")
 
 
@@ -280,14 +281,14 @@ def _read_notes(folder: Path) -> dict[str, Any]:
 def split_rows(
     cache: Cache, store: RowStore, held_out: float, seed: int
 ) -> dict[bool, npt.NDArray[np.int64]]:
-    """Return the numbers of the rows that stay (``False``) and those that are held out (``True``).
+    """Return the numbers of the training rows (``False``) and of those held out (``True``).
 
     Raises:
         ConfigError: if either side would be empty.
     """
 
     def build(folder: Path) -> None:
-        # By way of memory: where the disk is full, numpy's own error doesn't say so.
+        # Via memory, since numpy's own error on a full disk doesn't say so.
         content = io.BytesIO()
         np.save(content, hold_out(store.rows, held_out, seed))
         (folder / _HELD_OUT_FILE).write_bytes(content.getvalue())
@@ -309,21 +310,21 @@ def _read_choice(path: Path, rows: int) -> npt.NDArray[np.bool_]:
     except (OSError, ValueError, EOFError) as error:
         raise damaged(path, error) from error
     if chosen.dtype != np.bool_ or chosen.shape != (rows,):
-        raise damaged(path, ValueError(f"it holds {chosen.dtype} of the shape {chosen.shape}"))
+        raise damaged(path, ValueError(f"it has dtype {chosen.dtype} and shape {chosen.shape}"))
     return chosen
 
 
 def hold_out(rows: Sequence[PreferenceRow], held_out: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Choose rows to hold out, prompt by prompt, so that no prompt is on both sides.
+    """Choose the rows to hold out, prompt by prompt, so that no prompt is in both splits.
 
     Args:
         rows: all rows.
-        held_out: how many, as a number of rows (int) or a share of them (float below 1). Prompts are added
-            until there are at least that many rows.
-        seed: of the choice.
+        held_out: a number of rows (int) or a fraction of them (float below 1). Prompts are added until there
+            are at least that many rows.
+        seed: random seed of the choice.
 
     Returns:
-        bool [rows], true where held out.
+        bool [rows], true for held-out rows.
     """
     target = round(held_out * len(rows)) if isinstance(held_out, float) else held_out
     prompts: dict[Any, list[int]] = {}

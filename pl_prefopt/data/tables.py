@@ -1,4 +1,4 @@
-"""Arrow files that are read by memory map, so that opening one costs nothing and workers share it."""
+"""Memory-mapped Arrow files, which open at once and are shared between worker processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from pl_prefopt.data.cache import damaged
 
 ROWS_PER_BLOCK = 1000
-"""Rows that are written at once."""
+"""Rows per record batch."""
 
 
 def write_table(path: Path, schema: Any, records: Iterable[Mapping[str, Any]]) -> None:
@@ -25,7 +25,7 @@ def write_table(path: Path, schema: Any, records: Iterable[Mapping[str, Any]]) -
 
 
 class Table:
-    """An Arrow file as random-access rows. It pickles as its path."""
+    """An Arrow file with random access to its rows. Only its path is pickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,7 +39,7 @@ class Table:
         """The memory-mapped ``pyarrow.Table``.
 
         Raises:
-            DataError: if the file is damaged.
+            DataError: if the file is corrupt.
         """
         if self._table is None:
             try:
@@ -57,6 +57,6 @@ class Table:
         return self.table[column][row]
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """Return a column of numbers."""
+        """Return a numeric column as an array."""
         values: npt.NDArray[Any] = self.table[name].to_numpy()
         return values

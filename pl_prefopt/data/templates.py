@@ -1,4 +1,4 @@
-"""The three ways to write a dialogue down: the tokeniser's chat template, a plain one, and none."""
+"""The three ways to render a dialogue as text: the tokeniser's chat template, a plain template, and none."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ _PROBE = "Certainly"
 
 
 class TemplateError(Exception):
-    """A dialogue that the template cannot write. The message is the reason."""
+    """Raised for a dialogue that the template cannot render. The message is the reason."""
 
 
 class Template(Protocol):
-    """Writes dialogues.
+    """Renders dialogues as text.
 
     Attributes:
-        end_token: the token that the template itself writes after an assistant's turn, if it does.
+        end_token: the token that the template writes after an assistant turn, if any.
     """
 
     @property
     def end_token(self) -> str | None:
-        """See above."""
+        """The token that the template writes after an assistant turn, if any."""
         ...
 
     def text(self, dialogue: Sequence[Message]) -> str:
-        """Write a dialogue that ends with an assistant turn."""
+        """Render a dialogue that ends with an assistant turn."""
         ...
 
     def opened(self, dialogue: Sequence[Message]) -> str:
-        """Write a dialogue and the header of the assistant turn that comes next."""
+        """Render a dialogue and the header of the assistant turn that follows."""
         ...
 
 
 class PlainTemplate:
-    r"""For base models: each turn as ``Role: text``, with empty lines between.
+    r"""A template for base models: each turn is ``Role: text``, separated by blank lines.
 
-    The prompt ends with ``Assistant:`` and the response begins with a space, since that is where the
-    tokenisers of base models part words.
+    The prompt ends with ``Assistant:`` and the response starts with a space, since the tokenisers of base
+    models split words before a space.
 
     >>> PlainTemplate().opened([Message("user", "Hi")])
     'User: Hi\n\nAssistant:'
@@ -57,7 +57,7 @@ class PlainTemplate:
 
 
 class NoTemplate:
-    """Texts joined as they are, as TRL does with its plain (non-conversational) format."""
+    """Concatenates texts unchanged, as TRL does with its standard (non-conversational) format."""
 
     end_token = None
 
@@ -91,14 +91,14 @@ class ChatTemplate:
             return str(
                 self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
             )
-        except Exception as error:  # templates raise whatever their authors chose
+        except Exception as error:  # templates can raise anything
             roles = ", ".join(message.role for message in dialogue)
             raise TemplateError(
-                f"the tokeniser's chat template refuses the turns {roles} ({error})"
+                f"the tokeniser's chat template rejects the turns {roles} ({error})"
             ) from error
 
     def _find_end_token(self) -> str | None:
-        """Return the first special token after an assistant's text; it is not always ``eos``."""
+        """Return the first special token after an assistant's text, which is not always ``eos``."""
         try:
             text = self.text([Message("user", "Hello"), Message("assistant", _PROBE)])
         except TemplateError:

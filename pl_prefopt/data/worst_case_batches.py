@@ -11,11 +11,11 @@ from pl_prefopt.types import PLAIN, PreferenceBatch, TokenTree
 
 
 def largest_batch(dataset: PreferenceDataset, batches: Iterable[Sequence[int]]) -> PreferenceBatch:
-    """Return the batch with the most tokens, prompt tokens counted once per prompt.
+    """Return the batch with the most tokens, each prompt counted once.
 
     Args:
         dataset: the rows.
-        batches: lists of row numbers.
+        batches: lists of row numbers, one per batch.
     """
     lengths = dataset.lengths
     return dataset.batch(max(batches, key=lambda rows: sum(int(lengths[row]) for row in rows)))
@@ -24,14 +24,14 @@ def largest_batch(dataset: PreferenceDataset, batches: Iterable[Sequence[int]]) 
 def full_batch(
     *, rows: int, responses: int, prompt: int, response: int, views: Iterable[str]
 ) -> PreferenceBatch:
-    """Return a batch in which every sequence has the maximum length, and prompts share no prefix.
+    """Return a batch of the given size without padding, whose prompts share no prefix.
 
     Args:
-        rows: B prompts.
-        responses: R responses per prompt.
+        rows: B, the number of prompts.
+        responses: R, the number of responses per prompt.
         prompt: tokens per prompt.
         response: tokens per response.
-        views: the batch's views besides the plain one.
+        views: the views that it has in addition to the plain tree.
     """
     tree = TokenTree(
         prompt_ids=torch.arange(rows).unsqueeze(1).expand(rows, prompt).contiguous(),

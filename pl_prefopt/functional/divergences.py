@@ -23,7 +23,7 @@ def reverse_kl(log_ratio: Tensor) -> Tensor:
 def forward_kl(log_ratio: Tensor) -> Tensor:
     """Return 1 − 1/u, of f(u) = −log u.
 
-    Below a = −30, where 1/u leaves float32 far behind, the tangent at −30 is followed instead.
+    Below a = −30, where 1/u could overflow, the tangent at −30 is used instead.
     """
     return -tangent_expm1(-log_ratio)
 
@@ -37,6 +37,6 @@ def alpha_divergence(log_ratio: Tensor, *, alpha: float) -> Tensor:
     """Return (1 − u^−α)/α, of f(u) = (u^(1−α) − (1 − α)u − α) / (α(α − 1)).
 
     It runs from the reverse KL (α → 0) to the forward KL (α → 1). TRL names the exponent otherwise: its
-    ``f_alpha_divergence_coef`` is 1 − α. Where −αa exceeds 30 the tangent is followed instead.
+    ``f_alpha_divergence_coef`` is 1 − α. Where −αa exceeds 30, the tangent is used instead.
     """
     return -tangent_expm1(-alpha * log_ratio) / alpha

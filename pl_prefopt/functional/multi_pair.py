@@ -1,15 +1,15 @@
-"""MPPO's losses over all responses to a prompt: one number a prompt, from as many responses as it has.
+"""MPPO's losses over all responses to a prompt: one loss per prompt, for any number of responses.
 
 Lyu et al., arXiv 2412.15244 (COLING 2025). What is compared is the mean likelihood of a token,
 
     p(y) = Π_t π_θ(y_t|x, y_<t)^(1/|y|) = exp ℓ̄(y),
 
 a probability and not its logarithm, without a reference, a β or a margin. Since p lies in (0, 1], every
-difference lies in (−1, 1), and each gradient with respect to ℓ̄ carries the factor p: unlikely responses
-hardly learn.
+difference lies in (−1, 1), and each gradient with respect to ℓ̄ has the factor p: unlikely responses get
+almost no gradient.
 
 Every function takes ``log_likelihood`` ℓ̄, ``scores`` and ``present``, all [B, R], with NaN for unknown
-scores. Responses that are absent or of unknown score have no part in a loss. ``temperature`` T is this
+scores. Responses that are absent or have an unknown score are ignored. ``temperature`` T is this
 project's extension: p becomes exp(ℓ̄/T); 1 is the paper.
 """
 
@@ -28,7 +28,7 @@ class ListLoss(NamedTuple):
     """What a loss over all responses to a prompt returns.
 
     Attributes:
-        loss: [B], one loss a prompt, unreduced; 0 where nothing can be compared.
+        loss: [B], one loss per prompt, unreduced; 0 where nothing can be compared.
         counted: bool [B], false where all known scores of a prompt are equal, or fewer than two are known.
         reward: [B, R], p of every present response, detached; 0 where absent.
     """
@@ -47,7 +47,7 @@ def likelihood(log_likelihood: Tensor, present: Tensor, temperature: float) -> T
 def pair_single(
     log_likelihood: Tensor, scores: Tensor, present: Tensor, drawn: Tensor, *, temperature: float = 1.0
 ) -> ListLoss:
-    """Pair-Single: −log σ(p_w − p_l), l drawn from the responses below the best; eq. 8.
+    """Pair-Single: −log σ(p_w − p_l), l sampled from the responses below the best; eq. 8.
 
     Its values lie between softplus(−1) = 0.313 and softplus(1) = 1.313.
 

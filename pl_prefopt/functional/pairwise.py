@@ -21,7 +21,7 @@ class PairwiseLoss(NamedTuple):
     """What a pairwise loss returns.
 
     Attributes:
-        loss: one loss a pair, unreduced, in the shape to which the inputs broadcast.
+        loss: one loss per pair, unreduced, in the shape to which the inputs broadcast.
         chosen_reward: the chosen response's implicit reward, detached, in the shape of the chosen inputs.
         rejected_reward: the rejected response's, detached, in the shape of the rejected inputs.
     """
@@ -73,14 +73,14 @@ def ipo(
     """Identity preference optimisation: (h − 1/(2β))².
 
     Azar et al., arXiv 2310.12036, eq. 17, with β for the paper's τ. The function takes whatever log-probs
-    it is given: sums as printed in the paper, or means a token as in its authors' experiments.
+    it is given: sums as printed in the paper, or means per token as in its authors' experiments.
 
     Args:
         policy_chosen: log π_θ(y_w|x).
         policy_rejected: log π_θ(y_l|x).
         reference_chosen: log π_ref(y_w|x).
         reference_rejected: log π_ref(y_l|x).
-        beta: β; the margin is drawn to 1/(2β).
+        beta: β; the optimal margin is 1/(2β).
 
     Returns:
         Losses and rewards βa(y), of the log-probs given.

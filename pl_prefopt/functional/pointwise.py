@@ -1,4 +1,4 @@
-"""MPPO's losses of single responses: each mean likelihood is drawn to its own score.
+"""MPPO's losses of single responses: each mean likelihood is regressed on its score.
 
 Both functions take ℓ̄ = log π_θ(y|x) / |y| and a score in (0, 1], of any one shape. p = exp(ℓ̄/T) is the
 mean likelihood of a token; the temperature T is this project's extension, and 1 is the paper.
@@ -23,7 +23,7 @@ def point_ce(log_likelihood: Tensor, score: Tensor, *, temperature: float = 1.0)
     −1 for s = 1 and large and positive (∞ in theory, see ``log1mexp``) for any s below.
 
     Args:
-        log_likelihood: ℓ̄, the mean log-prob a token.
+        log_likelihood: ℓ̄, the mean log-prob per token.
         score: s, in the same shape.
         temperature: T.
 
@@ -41,7 +41,7 @@ def point_mse(log_likelihood: Tensor, score: Tensor, *, temperature: float = 1.0
     Lyu et al., arXiv 2412.15244, eq. 7, whose printed minus sign would maximise the error and is a misprint.
 
     Args:
-        log_likelihood: ℓ̄, the mean log-prob a token.
+        log_likelihood: ℓ̄, the mean log-prob per token.
         score: s, in the same shape.
         temperature: T.
 

@@ -1,6 +1,6 @@
 """Losses of a pair of responses without a reference.
 
-Both functions take ℓ̄ = log π_θ(y|x) / |y|, the policy's average log-prob a token, of the chosen and of the
+Both functions take ℓ̄ = log π_θ(y|x) / |y|, the policy's average log-prob per token, of the chosen and of the
 rejected response. The two broadcast, as in ``pl_prefopt.functional.pairwise``.
 """
 
@@ -19,7 +19,7 @@ def simpo(policy_chosen: Tensor, policy_rejected: Tensor, *, beta: float, gamma:
     Meng et al., arXiv 2405.14734, eq. 6.
 
     Args:
-        policy_chosen: ℓ̄_w, the mean log-prob a token of the chosen response.
+        policy_chosen: ℓ̄_w, the mean log-prob per token of the chosen response.
         policy_rejected: ℓ̄_l.
         beta: β, the reward's scale.
         gamma: γ ≥ 0, the margin of the rewards to reach; not divided by β.
@@ -35,11 +35,11 @@ def orpo(policy_chosen: Tensor, policy_rejected: Tensor, *, weight: float) -> Pa
     """Odds-ratio preference optimisation: −ℓ̄_w − λ log σ(log[odds(y_w) / odds(y_l)]).
 
     Hong et al., arXiv 2403.07691, eqs 6 and 7, with p = exp ℓ̄ and odds = p/(1 − p), hence
-    log odds = ℓ̄ − log(1 − exp ℓ̄). The first term is the chosen response's negative log-likelihood a token:
+    log odds = ℓ̄ − log(1 − exp ℓ̄). The first term is the chosen response's negative log-likelihood per token:
     fine-tuning and preference in one stage. Rewards are λℓ̄, as TRL logs them.
 
     Args:
-        policy_chosen: ℓ̄_w, the mean log-prob a token of the chosen response.
+        policy_chosen: ℓ̄_w, the mean log-prob per token of the chosen response.
         policy_rejected: ℓ̄_l.
         weight: λ ≥ 0, of the odds-ratio term.
 

@@ -12,7 +12,7 @@ class UnpairedLoss(NamedTuple):
     """What an unpaired loss returns.
 
     Attributes:
-        loss: one loss a response, unreduced.
+        loss: one loss per response, unreduced.
         reward: the implicit reward, detached, in the same shape.
     """
 

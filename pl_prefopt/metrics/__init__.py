@@ -1,7 +1,7 @@
 """Metrics: torchmetrics classes that read rewards, log-probs and scores, and one suite of them per stage.
 
-Each class works by itself with plain tensors; ``REGISTRY`` says which of them a run measures, under which
-names, and what there is to know of each.
+Each class can be used alone with plain tensors; ``REGISTRY`` lists those that a run measures, with their
+names and descriptions.
 """
 
 from pl_prefopt.metric_info import MetricInfo, find_info, grouped

@@ -1,8 +1,8 @@
-"""The bootstrap over prompts: how much a value would change with other prompts of the same kind.
+"""The bootstrap over prompts: the sampling variation of a value over prompts of the same kind.
 
-Prompts are drawn with replacement, as many as there are, and come with all their pairs, since pairs of one
-prompt share their responses. A resample is written as a weight for each pair, the number of times its
-prompt was drawn, so that all resamples are computed at once.
+Prompts are sampled with replacement, as many as there are, each with all its pairs, since pairs of one prompt
+share responses. A resample is represented by a weight per pair, the number of times its prompt was sampled,
+so that all resamples are computed at once.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Whole: TypeAlias = npt.NDArray[np.int64]
 
 _CELLS = 2_000_000
-"""Numbers in one piece of a table resamples × pairs: what bounds the memory."""
+"""The size of one chunk of the table resamples × pairs, which bounds the memory."""
 
 
 def resampled_weights(prompts: Whole, *, resamples: int, seed: int) -> Iterator[Whole]:
-    """Yield the weights of the pairs in pieces [resamples of the piece, pairs].
+    """Yield the weights of the pairs in chunks [resamples of the chunk, pairs].
 
     Args:
-        prompts: [pairs], the number of each pair's prompt, from 0 without gaps.
-        resamples: how many resamples the pieces hold together.
-        seed: equal seeds draw equal prompts.
+        prompts: [pairs], the index of each pair's prompt, from 0 without gaps.
+        resamples: the total number of resamples.
+        seed: random seed of the samples.
     """
     generator, count = np.random.default_rng(seed), int(prompts.max()) + 1
     most = max(1, _CELLS // len(prompts))
@@ -75,14 +75,14 @@ def kendall(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -
     """
     if len(first) < 2:
         return float("nan")
-    if len(first) == 2:  # of which SciPy would compute a p-value, and divide by 0
+    if len(first) == 2:  # SciPy would divide by 0 when computing the p-value
         agreement = float(np.sign(first[1] - first[0]) * np.sign(second[1] - second[0]))
         return agreement or float("nan")
     return float(stats.kendalltau(first, second, method="asymptotic").statistic)
 
 
 def _weighted_ranks(values: Floats, weights: Whole) -> Floats:
-    """Return the rank of each value [resamples, pairs], counting each as often as it is drawn."""
+    """Return the rank of each value [resamples, pairs], counting each as often as it is sampled."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     order = np.argsort(places, kind="stable")
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])

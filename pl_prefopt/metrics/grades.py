@@ -1,8 +1,7 @@
-"""How well margins of the reward follow differences of the grades: three correlations.
+"""Correlations of reward margins with score differences.
 
-Counted are all pairs of a prompt's responses with different scores, the better one first, on graded rows
-only: a bare order of chosen over rejected has no differences to follow. The measure of Sr-DPO's study,
-arXiv 2405.21040.
+They count all pairs of a prompt's responses with different scores, the better one first, on graded rows only:
+a plain order of chosen over rejected has no meaningful differences. Used in Sr-DPO's study, arXiv 2405.21040.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pl_prefopt.pairing import ALL_PAIRS
 
 
 class GradeCorrelation(Correlation):
-    """The base of the three: it collects margins of the reward and differences of the grades."""
+    """The base class of the three: it collects reward margins and score differences."""
 
     def update(
         self, reward: Tensor, scores: Tensor, present: Tensor | None = None, graded: Tensor | None = None
@@ -28,7 +27,7 @@ class GradeCorrelation(Correlation):
             reward: [B, R], of R responses to each of B prompts.
             scores: [B, R], the grades, NaN where unknown.
             present: bool [B, R], false at padding; all are present by default.
-            graded: bool [B], whether differences of a row's scores mean something; they do by default.
+            graded: bool [B], whether differences of a row's scores are meaningful; true by default.
         """
         wins = ALL_PAIRS(scores, all_present(scores, present))
         if graded is not None:

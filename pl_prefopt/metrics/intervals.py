@@ -31,7 +31,7 @@ class BootstrapIntervals(PreferenceMetric):
         num_references: K.
         views: the views whose rewards are judged.
         resamples: how many times prompts are sampled with replacement.
-        seed: of the samples.
+        seed: random seed of the samples.
     """
 
     sizes: list[Tensor]
@@ -140,7 +140,7 @@ _CORRELATIONS = {
 def _where(
     drawn: Any, function: Any, first: bootstrap.Floats, second: bootstrap.Floats, weights: bootstrap.Whole
 ) -> bootstrap.Floats:
-    """Return the correlation of each resample; NaN where it drew no graded pair, or one side is constant."""
+    """Return the correlation of each resample; NaN if it has no graded pair, or one side is constant."""
     result = np.full(len(weights), np.nan)
     if drawn.any() and np.ptp(first) > 0 and np.ptp(second) > 0:
         result[drawn] = function(first, second, weights[drawn])

@@ -1,7 +1,7 @@
 """Metrics over all responses to a prompt at once.
 
-They count prompts that have something to rank: at least two known scores that differ. Prompts are
-weighted equally, however many responses they have; responses of unknown score have no part.
+They count prompts with at least two different known scores. Prompts are weighted equally, however many
+responses they have; responses with an unknown score are ignored.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pl_prefopt.types import ResponseLogProbs
 class BestOfN(Mean):
     """The share of prompts whose highest reward goes to a response of the highest score.
 
-    Of several responses with the highest reward one is taken at random, so an untrained policy whose rewards
-    are all 0 reads chance.
+    If several responses share the highest reward, the value is the expectation over a uniform choice among
+    them, so an untrained policy whose rewards are all 0 scores at chance.
 
     Examples:
         >>> metric = BestOfN()
@@ -45,8 +45,8 @@ class BestOfN(Mean):
 class NDCG(Mean):
     """The mean over prompts of the normalised discounted cumulative gain of the order by reward.
 
-    A response's gain is its score above the prompt's lowest, so that no scale of scores flatters; equal
-    rewards share their places' discounts.
+    A response's gain is its score minus the prompt's lowest, so that the value does not depend on the offset
+    of the scores; responses with equal rewards share the mean discount of their places.
 
     Examples:
         >>> metric = NDCG()
@@ -94,7 +94,7 @@ class KendallWithin(Mean):
 class RankLikelihood(Mean):
     """The mean over prompts of p = exp(log π(y|x) / |y|) of the response with the k-th highest score.
 
-    Responses with equal scores share the ranks that they take up.
+    Responses with equal scores share the ranks that they occupy.
 
     Args:
         rank: k, counted from 1; prompts with fewer responses do not count.

@@ -8,7 +8,7 @@ from pl_prefopt.metrics.states import Mean
 
 
 class LossMean(Mean):
-    """The mean loss over prompts that had something to compare.
+    """The mean loss over prompts that count, those with something to compare.
 
     Examples:
         >>> import torch

@@ -83,11 +83,11 @@ class Margins(PreferenceMetric):
     def update(self, reward: Tensor, scores: Tensor, present: Tensor | None = None) -> None:
         """Count a batch: ``reward`` [B, R], ``scores`` [B, R], ``present`` [B, R]."""
         wins = pairs_of(scores, present)
-        # What is no pair becomes NaN and is left out at the end: to select now would make a GPU wait.
+        # NaN marks entries that are not pairs, removed in `compute`: selecting here would sync the GPU.
         self.values.append(torch.where(wins, winner_minus_loser(reward.float()), torch.nan).flatten())
 
     def compute(self) -> Tensor:
-        """Return float32 [pairs], in no particular order, those that are numbers."""
+        """Return float32 [pairs] without NaN, in no particular order."""
         if isinstance(self.values, list) and not self.values:
             return torch.zeros(0, device=self.device)
         values = dim_zero_cat(self.values)

@@ -1,6 +1,6 @@
-"""The metrics of every run, one entry each: all that any table, dashboard, report or check knows of them.
+"""The registry of metrics, from which tables, dashboards, reports and checks are derived.
 
-The command line reads the entries from this file without importing it: their texts are plain literals.
+The command line reads the entries from this file without importing it, so their texts are plain literals.
 """
 
 from __future__ import annotations
@@ -309,7 +309,7 @@ REGISTRY: tuple[RegisteredMetric, ...] = (
         build=LogRatioMargin,
     ),
 )
-"""In the order in which people read them."""
+"""The metrics, in display order."""
 
 METRIC_GROUPS: dict[str, tuple[str, ...]] = {
     group: tuple(info.label for info in REGISTRY if info.group == group)

@@ -1,4 +1,4 @@
-"""The bases of all metrics: what they add up, and how it stays exact across ranks and precisions."""
+"""The base classes of all metrics, whose states stay exact across ranks and precisions."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class PreferenceMetric(Metric):
 
     full_state_update = False
     columns: ClassVar[tuple[str, ...]] = ()
-    """Further columns that every row must have; ``update`` gets them as ``columns``, by name."""
+    """Extra columns that every row must have; ``update`` gets them as ``columns``, by name."""
     page: ClassVar[str] = "metrics.md"
     info: MetricInfo
-    """What the number is. The metrics of the registry have theirs there."""
+    """The description of the metric. Metrics of the registry have theirs there."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
         def move(tensor: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class PreferenceMetric(Metric):
 
 
 class Mean(PreferenceMetric):
-    """A mean over whatever its subclass counts; NaN where nothing was counted.
+    """A mean over what its subclass counts; NaN if nothing was counted.
 
     Examples:
         >>> class LongestResponse(Mean):
@@ -76,7 +76,7 @@ class Mean(PreferenceMetric):
 
 
 class Share(PreferenceMetric):
-    """The share of comparisons that come out right; ties count as 0.5. NaN where none was made."""
+    """The share of correct comparisons; ties count as 0.5. NaN if there were none."""
 
     half_points: Tensor
     count: Tensor
@@ -99,7 +99,7 @@ class Share(PreferenceMetric):
 
 
 class Correlation(PreferenceMetric, ABC):
-    """A correlation of two numbers over all that its subclass counts.
+    """A correlation of two values over what its subclass counts.
 
     All values are kept, in float32, since rank correlations cannot be added up; ranks are concatenated
     before the one computation, so that the result is that of a single process. NaN where fewer than

@@ -1,4 +1,4 @@
-"""The metrics of a stage: those of the registry, and those that a run adds."""
+"""The metrics of a stage: those of the registry and those that the user adds."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def with_info(metrics: Iterable[PreferenceMetric]) -> tuple[PreferenceMetric, ..
 def check_added(
     added: Sequence[PreferenceMetric], stats: Iterable[MetricInfo], num_references: int, views: Sequence[str]
 ) -> None:
-    """Refuse metrics of a run that have no name of their own, or ask for what there is not.
+    """Check that the metrics added to a run have unique names and only request known inputs.
 
     Args:
         added: the run's own metrics, of ``with_info``.

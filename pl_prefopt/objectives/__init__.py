@@ -1,7 +1,8 @@
-"""Objectives: a loss for each prompt and a reward for each response, with declared needs.
+"""Objectives: a loss per prompt and a reward per response, with declared needs.
 
-Most are compositions: ``Compose`` joins a score, a structure, a link, offsets, weights and terms, and named
-classes are such compositions with their papers' settings. ``Sum`` weighs several objectives.
+Most are compositions: ``Compose`` combines a score, a structure, a link, offsets, weights and terms, and the
+named classes are such compositions with the settings of their papers. ``Sum`` is a weighted sum of
+objectives.
 """
 
 from pl_prefopt.objectives.base import Needs, Objective, ReferenceFreeObjective, ReferenceObjective

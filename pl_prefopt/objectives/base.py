@@ -1,4 +1,4 @@
-"""What every objective is: a module that declares its needs and turns log-probs into one loss a prompt."""
+"""The base class of objectives: modules that declare their needs and compute one loss per prompt."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _Named = TypeVar("_Named")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What an objective must be given. Whoever builds a run checks this before the first step.
+    """The requirements of an objective, checked before the first step.
 
     Attributes:
-        min_references: the fewest references it can work with.
-        max_references: the most; ``None`` means any number.
-        min_responses: the fewest responses a row must have to give a loss.
-        score_range: the lowest and the highest score that it can take; ``None`` for any.
+        min_references: minimum number of references.
+        max_references: maximum number of references; ``None`` for any number.
+        min_responses: minimum number of responses of a row that gives a loss.
+        score_range: the lowest and the highest valid score; ``None`` for any.
         views: other renderings of the rows to score, by the name under which they arrive in
             ``ScoredBatch.views``.
         trained_views: the names of those through which gradients flow; the others are scored without gradient
@@ -36,7 +36,7 @@ class Needs:
         tokens: numbers per response token, which arrive in ``ScoredBatch.tokens``.
         heads: heads on the policy's hidden states, by the name under which their outputs arrive in
             ``ScoredBatch.outputs``.
-        columns: further columns that every row must have; they arrive in ``ScoredBatch.columns``.
+        columns: extra columns that every row must have; they arrive in ``ScoredBatch.columns``.
     """
 
     min_references: int = 0
@@ -51,10 +51,10 @@ class Needs:
 
     @classmethod
     def of_all(cls, *needs: Self) -> Self:
-        """Return what satisfies every one of ``needs``.
+        """Return the combination of all ``needs``.
 
         Raises:
-            ConfigError: if nothing does.
+            ConfigError: if they contradict each other.
         """
         fewest = max(each.min_references for each in needs)
         most = min((each.max_references for each in needs if each.max_references is not None), default=None)
@@ -91,10 +91,10 @@ def _united(what: str, parts: Sequence[Mapping[str, _Named]]) -> dict[str, _Name
 
 
 class Objective(nn.Module, ABC):
-    """A loss for each prompt and a reward for each response, from the numbers that it asks for.
+    """A loss per prompt and a reward per response, computed from the inputs that it needs.
 
-    A new objective is a subclass: it states its ``needs``, which has no default on purpose, and
-    computes ``forward``. It never sees a model or a trainer.
+    To add an objective, derive a class, declare its ``needs``, which has no default on purpose, and implement
+    ``forward``. An objective has no access to a model or a trainer.
     """
 
     @property
@@ -113,13 +113,13 @@ class Objective(nn.Module, ABC):
         return ()
 
     def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
-        """Refuse rows that it can learn nothing from, before a model is loaded.
+        """Raise if the rows give no training signal, before a model is loaded.
 
         Args:
             rows: the training rows, at least one.
 
         Raises:
-            ContractError: saying what they lack.
+            ContractError: naming what is missing.
         """
         if not any(row.scores for row in rows):
             raise ContractError(
@@ -133,7 +133,7 @@ class Objective(nn.Module, ABC):
 
 
 def plain_settings(objective: Objective) -> dict[str, bool | int | float | str]:
-    """Return what the objective was built with, by name: numbers and words as they are, parts as text."""
+    """Return the objective's settings by name: numbers and strings unchanged, parts as text."""
     names = inspect.signature(type(objective)).parameters
     values = {name: getattr(objective, name) for name in names if hasattr(objective, name)}
     return {
@@ -152,12 +152,12 @@ class ReferenceObjective(Objective):
 
 
 class ReferenceFreeObjective(Objective):
-    """The family that looks at the policy alone: SimPO, ORPO.
+    """The family of objectives without a reference: SimPO, ORPO.
 
-    References may still be configured; they serve to watch the distance from them and nothing else.
+    References may still be configured; they are only used to monitor the distance from them.
     """
 
     @property
     def needs(self) -> Needs:
-        """Nothing but the policy; any number of references is welcome."""
+        """The policy alone; any number of references is accepted."""
         return Needs()

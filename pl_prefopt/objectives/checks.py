@@ -1,4 +1,4 @@
-"""Checks of hyper-parameters, one sentence each: the setting, what it must be, and what came."""
+"""Range checks of hyperparameters, with one-sentence errors."""
 
 from __future__ import annotations
 

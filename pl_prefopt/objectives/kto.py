@@ -31,7 +31,7 @@ class KTO(ReferenceObjective):
     all ranks, at least 0, without gradient. Every rank must therefore run the same number of steps.
 
     Args:
-        beta: β > 0; the greater, the sooner a response's loss saturates.
+        beta: β > 0; with larger values, a response's loss saturates at smaller log-ratios.
         desirable_weight: λ_D ≥ 0.
         undesirable_weight: λ_U ≥ 0. With n_D desirable and n_U undesirable responses, choose the weights
             so that λ_D n_D / (λ_U n_U) lies between 1 and 4/3, the range outside which TRL warns.
@@ -71,7 +71,7 @@ class KTO(ReferenceObjective):
         return Needs(min_references=1, max_references=1, views={MISMATCHED: Mismatched()})
 
     def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
-        """Refuse rows that are all desirable or all undesirable, unless a weight of 0 says that they are."""
+        """Raise if the rows are all desirable or all undesirable, unless the other weight is 0."""
         super().check_training_rows(rows)
         if not self.desirable_weight or not self.undesirable_weight:
             return

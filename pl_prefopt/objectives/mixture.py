@@ -37,7 +37,7 @@ class Weights(ABC):
 
 @dataclass(frozen=True)
 class AdaptiveWeights(Weights):
-    """By how far each reference tells the pair apart: MRPO's own (ARWC)."""
+    """Weights proportional to how well each reference separates the pair: MRPO's ARWC."""
 
     def __call__(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return ``functional.adaptive_weights``."""
@@ -58,8 +58,8 @@ class FixedWeights(Weights):
     """The same weights for all pairs.
 
     Args:
-        values: one number of at least 0 a reference, in the order of ``references.members``. They are divided
-            by their sum.
+        values: one number of at least 0 per reference, in the order of ``references.members``. They are
+            divided by their sum.
 
     Raises:
         ConfigError: if one is negative, or none above 0.
@@ -75,7 +75,7 @@ class FixedWeights(Weights):
 
     @property
     def count(self) -> int:
-        """One reference a value."""
+        """One reference per value."""
         return len(self.values)
 
     def __call__(self, chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class FixedWeights(Weights):
 
 
 class Clip(ABC):
-    """How near the first reference the others are held."""
+    """The clip range of the other references around the first."""
 
     @abstractmethod
     def __call__(self, references: Tensor, others: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class FixedClip(Clip):
 
 
 class Aggregate(ABC):
-    """What single reference stands for the K."""
+    """The rule that combines the K references into one."""
 
     @abstractmethod
     def __call__(self, references: Tensor, weights: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ LOWEST_SCORE, HIGHEST_SCORE = 0.1, 1.0
 class MPPOObjective(Objective):
     """The family: one loss over all responses to a prompt, without a reference.
 
-    References may still be configured; they serve to watch the distance from them and nothing else.
+    References may still be configured; they are only used to monitor the distance from them.
     """
 
 
@@ -117,7 +117,7 @@ class MPPOPointObjective(MPPOObjective):
 
 
 class PointCE(MPPOPointObjective):
-    """MPPO Point-CE: each response's mean likelihood is drawn to its score by cross-entropy.
+    """MPPO Point-CE: each response's mean likelihood is fitted to its score by cross-entropy.
 
     Args:
         score_range: the lowest and the highest score there can be; they become 0.1 and 1.
@@ -136,7 +136,7 @@ class PointCE(MPPOPointObjective):
 
 
 class PointMSE(MPPOPointObjective):
-    """MPPO Point-MSE: each response's mean likelihood is drawn to its score by the squared error.
+    """MPPO Point-MSE: each response's mean likelihood is fitted to its score by the squared error.
 
     Args:
         score_range: the lowest and the highest score there can be; they become 0.1 and 1.
@@ -256,7 +256,7 @@ class ListMLE(MPPOComparison):
 def sample(candidates: Tensor, count: int) -> Tensor:
     """Choose some of each row's true places, uniformly and without replacement.
 
-    Random numbers come from torch's generator of the CPU, which a run seeds anew for each training batch.
+    Random numbers come from torch's generator of the CPU, which a run reseeds for each training batch.
 
     Args:
         candidates: bool [..., N].

@@ -52,9 +52,9 @@ class MRPO(Compose, MultiReferenceObjective):
 
     Args:
         beta: β > 0, the strength of the KL penalty; larger values keep the policy closer to the references.
-        weights: how much each reference counts for a pair.
-        clip: how near the first reference the others are held.
-        aggregate: the mean that is taken.
+        weights: the weight of each reference for a pair.
+        clip: the clip range of the other references around the first.
+        aggregate: the mean that combines the references.
         pairing: which responses to compare.
 
     Raises:
@@ -90,8 +90,8 @@ class MultiDPO(MultiReferenceObjective):
 
     Args:
         beta: β > 0, the strength of the KL penalty; larger values keep the policy closer to the references.
-        weights: how much each reference counts for a pair.
-        clip: how near the first reference the others are held.
+        weights: the weight of each reference for a pair.
+        clip: the clip range of the other references around the first.
         pairing: which responses to compare.
 
     Raises:

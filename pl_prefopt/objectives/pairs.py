@@ -1,7 +1,7 @@
 """From pairs of responses to prompts: what all pairwise objectives share.
 
 The loss of every pair is computed on a grid [B, R, R], winner by row and loser by column, and averaged
-over the pairs of each prompt. A prompt with many pairs thus weighs as much as a prompt with one.
+over the pairs of each prompt, so that prompts are weighted equally.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pl_prefopt.types import Outcome, ScoredBatch
 
 
 class PairLoss(Protocol):
-    """A pairwise loss of one number a response or more: winner and loser of the first, of the second, ..."""
+    """A pairwise loss of one or more values per response: winner and loser of the first, the second, ..."""
 
     def __call__(self, *winner_and_loser: Tensor) -> PairwiseLoss:
         """Return losses and rewards."""
@@ -40,7 +40,7 @@ def compare(batch: ScoredBatch, pairing: Pairing, pair_loss: PairLoss, *operands
         The mean loss over each prompt's pairs; loss 0 and not counted where a prompt has no pair.
     """
     wins = pairing(batch.scores, batch.present)
-    # The grid holds absent responses too. Whatever stands there, NaN or not, must not reach a gradient.
+    # The grid includes absent responses, whose values, possibly NaN, must not reach a gradient.
     filled = [torch.where(batch.present, operand, 0.0) for operand in operands]
     sides = [side for operand in filled for side in (operand.unsqueeze(-1), operand.unsqueeze(-2))]
     result = pair_loss(*sides)
@@ -86,7 +86,7 @@ class PairwiseReferenceObjective(ReferenceObjective):
 
 
 class PairwiseReferenceFreeObjective(ReferenceFreeObjective):
-    """An objective on pairs of average log-probs a token.
+    """An objective on pairs of average log-probs per token.
 
     Args:
         pairing: which responses to compare.
@@ -98,7 +98,7 @@ class PairwiseReferenceFreeObjective(ReferenceFreeObjective):
 
     @property
     def needs(self) -> Needs:
-        """Two responses; references are welcome and not used."""
+        """Two responses; references are accepted but not used."""
         return Needs(min_responses=2)
 
     def forward(self, batch: ScoredBatch) -> Outcome:

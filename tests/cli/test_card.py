@@ -102,7 +102,7 @@ def test_a_checkpoint_without_rows_says_so(config, tmp_path):
     card.write(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "does not say what rows" in text
-    assert "holds no metrics" in text
+    assert "has no metrics" in text
 
 
 @pytest.mark.parametrize("merge", [False, True], ids=["adapter", "merged"])

@@ -87,7 +87,7 @@ def test_testing_adds_to_the_metrics(run, prefopt):
 
 def test_validating_without_a_checkpoint_says_what_it_measures(run, prefopt):
     printed = prefopt("validate", "-c", run / "config.yaml", "--run_dir", "untrained")
-    assert "as it is before training" in printed
+    assert "evaluating the policy before training" in printed
     assert metrics_of("untrained")["val/margin"] == 0
 
 
@@ -162,11 +162,11 @@ def test_a_stopped_run_goes_on_with_the_same_command(prefopt, settings):
 
 def test_a_second_run_in_the_same_folder_is_refused(run, prefopt, settings):
     said = prefopt.fails("fit", *axes(), *settings, "--run_dir", "run")
-    assert "holds a run already" in said
+    assert "already contains a run" in said
     assert "--ckpt_path last" in said
     shutil.copytree(run, "other")
     another = ["--run_dir", "run", "--ckpt_path", "other/checkpoints/last.ckpt"]
-    assert "holds a run already" in prefopt.fails("fit", *axes(), *settings, *another)
+    assert "already contains a run" in prefopt.fails("fit", *axes(), *settings, *another)
 
 
 def test_a_run_that_may_not_go_on_keeps_its_settings(run, prefopt, settings):
@@ -306,7 +306,7 @@ def test_help_and_unknown_commands(prefopt):
     assert "usage: prefopt" in prefopt()
     assert "export" in prefopt("--help")
     assert "did you mean 'fit'" in prefopt.fails("fitt")
-    assert "needs to know what to train" in prefopt.fails("fit")
+    assert "needs a configuration, a model and rows" in prefopt.fails("fit")
 
 
 def test_export_says_what_it_misses(prefopt, run):
@@ -335,7 +335,7 @@ def test_export_says_what_is_damaged_or_does_not_fit(prefopt, run):
         return said
 
     for damaged in (b"", b"a: [", b"\xff\xfe", b"model: {init_args: {}}", b"model: 3"):
-        assert "no configuration that `prefopt fit` wrote" in said(lambda _, damaged=damaged: damaged)
+        assert "was not written by `prefopt fit`" in said(lambda _, damaged=damaged: damaged)
     assert "made with policy.lora" in said(lambda before: before.replace(b" r: 16", b" r: 2"))
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     del checkpoint["pl_prefopt"]  # as an earlier version left it
@@ -408,7 +408,7 @@ def test_precompute_scores_and_leaves_only_the_tables(prefopt, settings, tiny_mo
 def test_what_lightning_refuses_is_said_in_a_sentence(settings, prefopt):
     bars = ["--trainer.callbacks+", "TQDMProgressBar", "--trainer.callbacks+", "RichProgressBar"]
     said = prefopt.fails("fit", *axes(), *settings, *bars)
-    assert "Lightning refuses the trainer's settings: You added multiple progress bar callbacks" in said
+    assert "Lightning rejects the trainer's settings: You added multiple progress bar callbacks" in said
 
 
 @pytest.mark.parametrize(("asked", "meant"), [("val/acc", "val/accuracy"), ("loss", "val/loss")])
@@ -436,14 +436,14 @@ def test_switches_of_the_trainer_win_over_configured_callbacks(prefopt, settings
 
 def test_a_run_without_checkpoints_is_refused(prefopt, settings):
     said = prefopt.fails("fit", *axes(), *settings, "--trainer.enable_checkpointing", "false")
-    assert "`trainer.enable_checkpointing: false` would leave nothing of a run" in said
+    assert "`trainer.enable_checkpointing: false` would discard the trained policy" in said
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("", "expected preference rows in other.jsonl, got none that is usable, it is empty"),
-        ("\n \n", "expected preference rows in other.jsonl, got none that is usable, it is empty"),
+        ("", "expected preference rows in other.jsonl, got no usable one, it is empty"),
+        ("\n \n", "expected preference rows in other.jsonl, got no usable one, it is empty"),
         ('{"path": "rows.jsonl"}\n', "other.jsonl, row 1: expected the keys of one of the layouts"),
     ],
     ids=["empty", "blank", "settings"],

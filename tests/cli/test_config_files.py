@@ -69,16 +69,16 @@ def test_a_file_that_exists_comes_before_a_name():
 
 
 MISSING = {
-    "methods/dpoo": "there is no configuration 'methods/dpoo', neither a file nor one of those that "
-    "`prefopt configs` lists; did you mean 'methods/dpo'?",
-    "nothing.yaml": "there is no configuration 'nothing.yaml', neither a file nor one of those that "
-    "`prefopt configs` lists.",
-    "own/mine.yml": "there is no configuration 'own/mine.yml', neither a file nor one of those that "
-    "`prefopt configs` lists; did you mean 'own/mine.yaml'?",
+    "methods/dpoo": "there is no configuration 'methods/dpoo': it is neither a file nor listed by "
+    "`prefopt configs`; did you mean 'methods/dpo'?",
+    "nothing.yaml": "there is no configuration 'nothing.yaml': it is neither a file nor listed by "
+    "`prefopt configs`.",
+    "own/mine.yml": "there is no configuration 'own/mine.yml': it is neither a file nor listed by "
+    "`prefopt configs`; did you mean 'own/mine.yaml'?",
     "configs/methods/dpo.yaml": "there is no file configs/methods/dpo.yaml in {here}; the one that comes "
     "with prefopt is `-c methods/dpo`.",
     "dpo": "there is no file dpo in {here}; the one that comes with prefopt is `-c methods/dpo`.",
-    "": "expected the name of a configuration, or a file, got nothing.",
+    "": "expected the name of a configuration or a file, got nothing.",
     "own": "expected a configuration file, but own is a folder; name a file in it.",
     "runs/first": "expected a configuration file, but runs/first is a folder; name runs/first/config.yaml.",
 }

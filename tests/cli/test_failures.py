@@ -131,7 +131,7 @@ def test_what_lightning_finds_out_with_the_rows_is_a_sentence(prefopt, tiny_mode
     rows = write_rows(tmp_path / "rows.jsonl", pair_rows(6))
     given = [*axes(), "--data.train", rows, "--model.init_args.policy.name", tiny_model]
     said = prefopt.fails("fit", *given, *settings, "--run_dir", "run")
-    assert f"Lightning refuses the trainer's settings: {told}" in said
+    assert f"Lightning rejects the trainer's settings: {told}" in said
 
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] "
@@ -157,7 +157,7 @@ def test_a_lost_rank_is_a_sentence_of_the_others(error, told):
     failed = failure_behind(error)
     assert isinstance(failed, RunError)
     assert told in str(failed)
-    assert "another rank of this run has ended" in str(failed)
+    assert "another rank of this run has exited" in str(failed)
 
 
 def test_what_is_no_lost_rank_is_not_told_as_one():
@@ -274,7 +274,7 @@ def test_a_damaged_cache_says_what_to_delete(tmp_path, name, content):
     load()
     file = next((tmp_path / "cache").rglob(name))
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"is damaged .* delete the folder"):
+    with pytest.raises(DataError, match=r"is corrupt .* delete the folder"):
         load()
     for left in file.parent.iterdir():
         left.unlink()

@@ -12,7 +12,7 @@ from tests.cli.test_commands import axes
 
 MODEL = "model.init_args"
 # Other tests in the process may have defined more.
-LISTED = "Known are DPO, DPOP, FDPO, Hinge, IPO, KTO, RobustDPO in pl_prefopt.objectives"
+LISTED = "Available: DPO, DPOP, FDPO, Hinge, IPO, KTO, RobustDPO in pl_prefopt.objectives"
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "precompute"])
@@ -85,7 +85,7 @@ IN_A_FILE = {
     ),
     "another family's class": (
         at(f"{MODEL}.objective.class_path", "pl_prefopt.objectives.SimPO"),
-        "pl_prefopt.objectives.SimPO is no ReferenceObjective. It is trained by "
+        "pl_prefopt.objectives.SimPO is not a subclass of ReferenceObjective. It is trained by "
         f"pl_prefopt.modules.ReferenceFreeModule: set `model.class_path` to that. {LISTED}",
     ),
 }
@@ -94,7 +94,7 @@ IN_A_FILE = {
 def test_a_file_that_is_no_yaml_is_named(prefopt):
     Path("mine.yaml").write_text("model:\n  init_args: [\n")
     said = prefopt.fails("fit", *axes(), "-c", "mine.yaml")
-    assert re.match(r"prefopt: mine\.yaml, line 3: .*: this is no YAML\.$", said.strip())
+    assert re.match(r"prefopt: mine\.yaml, line 3: .*: this is not valid YAML\.$", said.strip())
 
 
 def test_a_mistake_in_ones_own_module_is_told(prefopt, tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ def test_a_mistake_in_a_file_is_told_with_file_key_and_what_would_be_right(prefo
 def test_a_mistake_in_an_argument_is_told_without_a_file(prefopt):
     said = prefopt.fails("fit", *axes(), f"--{MODEL}.objective", "pl_prefopt.objectives.SimPO")
     assert said.startswith(
-        f"prefopt: {MODEL}.objective: pl_prefopt.objectives.SimPO is no ReferenceObjective."
+        f"prefopt: {MODEL}.objective: pl_prefopt.objectives.SimPO is not a subclass of ReferenceObjective."
     )
 
 

@@ -112,7 +112,7 @@ def test_processes_of_a_launcher_need_a_folder_and_only_the_first_looks_after_it
     assert (tmp_path / "metrics.csv").exists()
 
     monkeypatch.setenv({"torchrun": "RANK", "srun": "SLURM_PROCID"}[launcher], "0")
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="already contains a run"):
         refuse_second_run(tmp_path, None)
     keep_earlier_metrics(tmp_path)
     assert (tmp_path / "metrics.1.csv").exists()

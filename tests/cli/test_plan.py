@@ -77,7 +77,7 @@ def test_rows_are_read_where_there_are_some(prefopt, tiny_model, tmp_path):
 MISTAKES = {
     "gpu": (["--gpu", "A100"], "Expected --gpu to be one of"),
     "memory": (["--memory", "much"], "such as 24GiB"),
-    "no limit": (["--data.max_prompt_length", "null"], "to plan without data"),
+    "no limit": (["--data.max_prompt_length", "null"], "for a plan without data"),
     "too long": (["--data.max_prompt_length", "4096"], "takes at most 512 tokens"),
     "references": (["--references.members", "[]"], "DPO needs exactly 1 reference"),
     "responses": (["--responses", "-2"], "--responses to be at least 1"),

@@ -136,7 +136,10 @@ def test_a_metric_in_the_working_directory_is_measured_at_every_stage(prefopt, t
         (METRIC.replace("NAME", "margin_low"), "the metric LongReward is called 'margin_low'"),
         (METRIC.replace("info =", "other ="), "expected the metric LongReward to have an `info`"),
         (METRIC.replace("policy, present", "lengths"), "LongReward.update asks for 'lengths'"),
-        (METRIC.replace("(Mean)", "(torch.nn.Module)"), "mymetrics.LongReward is no PreferenceMetric"),
+        (
+            METRIC.replace("(Mean)", "(torch.nn.Module)"),
+            "mymetrics.LongReward is not a subclass of PreferenceMetric",
+        ),
     ],
 )
 def test_a_metric_without_a_name_of_its_own_is_refused(prefopt, tiny_model, tmp_path, text, said):
@@ -183,9 +186,10 @@ def test_list_shows_ours_and_those_of_plugins_without_importing_them(laboratory)
         re.MULTILINE,
     )
     for sentence in (
-        "mylab.broken.Broken, a plug-in of the package mylab, is left out: its module is no Python (",
+        "mylab.broken.Broken, a plug-in of the package mylab, is left out: its module is not valid Python (",
         "mylab.tilted.Missing, a plug-in of the package mylab, is left out: there is no such class.",
-        "mylab.long.LabReward, a plug-in of the package mylab, is left out: it is no Objective.",
+        "mylab.long.LabReward, a plug-in of the package mylab, is left out: it is not a subclass of "
+        "Objective.",
     ):
         assert sentence in printed
     assert "mylab.tilted" not in sys.modules

@@ -43,6 +43,7 @@ def test_names_that_do_not_fit_are_told_before_a_model_loads(prefopt, fit):
     )
     said = prefopt.fails(*fit("--data.columns", "{prompt: question, chosen: good, rejected: bad}"))
     assert (
-        "TrustedDPO needs the column 'annotator', but train (theirs.jsonl) has none; its columns are prompt, "
-        "chosen, rejected, rater, note: add it, or map a name to it with data.columns." in said
+        "TrustedDPO needs the column 'annotator', but train (theirs.jsonl) has no such column; its columns "
+        "are prompt, chosen, rejected, rater, note: add it, or map another column to it with data.columns."
+        in said
     )

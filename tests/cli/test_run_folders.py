@@ -65,7 +65,7 @@ def test_a_runs_files_are_in_its_folder_whatever_loggers_it_has(prefopt, setting
     assert {path.name for path in run.iterdir()} == RUN_FILES | csv
     assert not {path.name for path in Path().iterdir()} & {"config.yaml", "None", "lightning_logs", "root"}
     before = (run / "checkpoints" / "last.ckpt").read_bytes()
-    assert "holds a run already" in prefopt.fails(*fit, "--model.init_args.optimizer.lr", "0.1")
+    assert "already contains a run" in prefopt.fails(*fit, "--model.init_args.optimizer.lr", "0.1")
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
     prefopt("validate", "-c", run / "config.yaml", "--ckpt_path", "last")
     assert (run / "validate" / "config.yaml").is_file()
@@ -120,7 +120,7 @@ def test_damaged_settings_of_a_run_are_a_sentence_in_every_command(prefopt, cont
         *(("plan", "-c", "run/config.yaml"), ("export", "run/checkpoints/last.ckpt", "--out", "out")),
     ):
         said = prefopt.fails(*command)
-        assert "run/config.yaml is damaged, or no configuration that `prefopt fit` wrote" in said
+        assert "run/config.yaml is damaged, or was not written by `prefopt fit`" in said
         assert len(said.strip().splitlines()) == 1
 
 

@@ -95,7 +95,7 @@ def test_a_file_system_without_locks_stops_no_run(tmp_path, monkeypatch, capsys,
     for _ in range(2):  # neither holds up the next
         with alone_in(tmp_path / "run"):
             pass
-        assert "knows no locks: start no second run in that folder" in capsys.readouterr().out
+        assert "doesn't support locks: don't start a second run in that folder" in capsys.readouterr().out
     if (tmp_path / "run" / ".lock").exists():  # a lock of filelock's own, without the system's, would name us
         assert (tmp_path / "run" / ".lock").read_text() == ""
 

@@ -168,7 +168,7 @@ def test_the_survivor_of_a_killed_rank_ends_with_a_sentence(tiny_model, tmp_path
             rank.kill()
             rank.wait()
     said = (tmp_path / "rank0").read_text()
-    assert "prefopt: another rank of this run has ended or can't be reached (Connection " in said
+    assert "prefopt: another rank of this run has exited or can't be reached (Connection " in said
     assert "Traceback" not in said
 
 

@@ -170,14 +170,16 @@ def test_columns_follow_responses_to_another_prompt():
         ([[1, "a"]], "text in rows.jsonl, row 1, but a number there"),
         ([[1, 2], [1, 2, 3]], "a list of 3 values for 2 responses in rows.jsonl, row 2"),
         ([1, 10**400], "an integer of more than 64 bits in rows.jsonl, row 2"),
-        (["\ud800"], "a text that is no Unicode in rows.jsonl, row 1"),
+        (["\ud800"], "a text that is not valid Unicode in rows.jsonl, row 1"),
         (
             [2**53 + 1, 0.5],
-            "decimal numbers beside an integer above 2^53 in rows.jsonl, row 1, which float64 doesn't hold",
+            "decimal numbers together with an integer above 2^53 in rows.jsonl, row 1, which float64 can't "
+            "represent",
         ),
         (
             [None, 2**53 + 1],
-            "missing values beside an integer above 2^53 in rows.jsonl, row 2, which float64 doesn't hold",
+            "missing values together with an integer above 2^53 in rows.jsonl, row 2, which float64 can't "
+            "represent",
         ),
     ],
 )
@@ -185,12 +187,12 @@ def test_what_can_not_be_carried_is_named_and_refused_where_it_is_asked_for(tmp_
     path = write_jsonl(tmp_path / "rows.jsonl", [pair(n) | {"odd": value} for n, value in enumerate(values)])
     store = stored(path, tmp_path / "cache")
     assert store.rows[0].columns == {}
-    assert describe_unused(store.columns, used=()) == [f"columns that can't be carried: odd ({problem})"]
+    assert describe_unused(store.columns, used=()) == [f"columns that can't be kept: odd ({problem})"]
     with pytest.raises(DataError) as refused:
         fit(tmp_path, path, columns=["odd"])
     assert str(refused.value) == (
         "Recorder needs the column 'odd', but that of train (rows.jsonl) can't be used: "
-        f"{problem}; mend the rows."
+        f"{problem}; fix the rows."
     )
 
 
@@ -199,8 +201,8 @@ def test_a_key_of_another_layout_is_named_too(tmp_path: Path):
         write_jsonl(tmp_path / "rows.jsonl", [pair(0) | {"scores": 3, "tools": []}]), tmp_path / "c"
     )
     assert describe_unused(store.columns, used=()) == [
-        "columns that can't be carried: "
-        "scores (it belongs to another layout than the row in rows.jsonl, row 1)"
+        "columns that can't be kept: "
+        "scores (its name belongs to a layout other than the row's in rows.jsonl, row 1)"
     ]
 
 
@@ -209,7 +211,7 @@ def test_keys_without_number_do_not_fill_the_cache(tmp_path: Path):
     store = stored(path, tmp_path / "cache")
     assert len(store.rows[0].columns) == MOST_COLUMNS
     assert describe_unused(store.columns, used=())[-1] == (
-        f"columns that can't be carried: all others (at most {MOST_COLUMNS} are)"
+        f"columns that can't be kept: all others (at most {MOST_COLUMNS} are)"
     )
 
 
@@ -242,14 +244,15 @@ def test_a_run_names_unused_columns_once_and_batches_have_the_others(tmp_path: P
         (
             {"rater": "x", "other": 1},
             ContractError,
-            "Recorder needs the column 'annotator', but train (rows.jsonl) has none; its columns are prompt, "
-            "chosen, rejected, rater, other: add it, or map a name to it with data.columns.",
+            "Recorder needs the column 'annotator', but train (rows.jsonl) has no such column; its columns "
+            "are prompt, chosen, rejected, rater, other: add it, or map another column to it with "
+            "data.columns.",
         ),
         (
             {"annotator": None},
             DataError,
             "Recorder needs the column 'annotator' in each row, but rows.jsonl, row 3 has no value: add one, "
-            "or leave the row out.",
+            "or remove the row.",
         ),
     ],
 )
@@ -380,8 +383,8 @@ def test_a_source_renames_before_the_mapping(tmp_path: Path):
         ),
         (
             {"good": "question"},
-            "data.columns maps 'good' to 'question', but rows.jsonl, row 1 has a column 'good' of its own: "
-            "rename one of them in the data, or take 'good' out of data.columns.",
+            "data.columns maps 'good' to 'question', but rows.jsonl, row 1 already has a column 'good': "
+            "rename one of them in the data, or remove 'good' from data.columns.",
         ),
     ],
 )
@@ -397,7 +400,7 @@ def test_two_names_for_one_column_are_refused():
     with pytest.raises(ConfigError) as refused:
         PreferenceDataModule("rows.jsonl", columns={"chosen": "good", "annotator": "good"})
     assert str(refused.value) == (
-        "data.columns maps both 'chosen' and 'annotator' to the column 'good': take one of them out."
+        "data.columns maps both 'chosen' and 'annotator' to the column 'good': remove one of them."
     )
 
 

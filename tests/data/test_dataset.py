@@ -153,7 +153,7 @@ def test_rows_that_the_template_refuses_are_skipped_too(tmp_path: Path):
     assert data.rows[0].origin == "rows.jsonl, row 3"
     assert data.batch([0]).rows[0] == data.rows[0]
     assert "2 bad rows skipped" in data.report
-    assert "rows.jsonl, row 2: the tokeniser's chat template refuses" in data.report
+    assert "rows.jsonl, row 2: the tokeniser's chat template rejects" in data.report
     with pytest.raises(DataError, match=r"rows\.jsonl, row 2"):
         PreferenceDataset.tokenised(store, renderer, cache=cache)
 

@@ -113,7 +113,7 @@ BAD_FIELDS = [
     ({**PAIR, "rejected": "a"}, "identical"),
     ({"chosen": "a b", "rejected": "a b"}, "identical"),
     ({"chosen": CHAT + GOOD, "rejected": CHAT + GOOD}, "identical"),
-    ({"chosen": "abc", "rejected": "xyz"}, "do not begin alike"),
+    ({"chosen": "abc", "rejected": "xyz"}, "have no common prefix"),
     (
         {"chosen": CHAT + GOOD, "rejected": [{"role": "user", "content": "?"}, *BAD]},
         "share no first user turn",
@@ -134,9 +134,9 @@ BAD_FIELDS = [
     ({**PAIR, "score_chosen": math.nan, "score_rejected": 2}, "'score_chosen' to be a finite number"),
     ({**MANY, "scores": [1, math.nan]}, "expected 'scores[1]' to be a finite number, got nan"),
     ({**MANY, "scores": [1, math.inf]}, "expected 'scores[1]' to be a finite number, got inf"),
-    ({**MANY, "scores": [1, None]}, "expected 'scores[1]' to be a number, got nothing"),
+    ({**MANY, "scores": [1, None]}, "expected 'scores[1]' to be a number, got null"),
     ({**MANY, "scores": [1, "x"]}, "expected 'scores[1]' to be a number, got 'x'"),
-    ({**MANY, "scores": [1]}, "one score a response, got 1 for 2"),
+    ({**MANY, "scores": [1]}, "one score per response, got 1 for 2"),
     ({**MANY, "responses": []}, "at least one response"),
     ({**MANY, "responses": ["a", ""]}, "response 2 is empty"),
     ({**MANY, "responses": "a"}, "expected 'responses' to be a list"),
@@ -157,7 +157,7 @@ def test_bad_rows_say_why(fields, reason: str):
 
 BAD_LINES = [
     (BAD_BYTES, "not UTF-8 (byte 0xe9 at byte 32 of the line)"),
-    (b'{"prompt": "Hi", ', "broken JSON"),
+    (b'{"prompt": "Hi", ', "invalid JSON"),
     (b'["prompt"]', "expected a JSON object, got list"),
     (json.dumps({**MANY, "scores": [1, math.nan]}).encode(), "expected 'scores[1]' to be a finite number"),
     (json.dumps({**PAIR, "rejected": "a"}).encode(), "identical"),
@@ -181,7 +181,7 @@ def test_bad_lines_are_errors_or_skipped(tmp_path: Path, name: str, line: bytes,
 
 
 def test_a_file_without_a_usable_row_is_an_error_even_when_skipping(tmp_path: Path):
-    with pytest.raises(DataError, match=r"got none that is usable; the first problem is rows.jsonl, row 1"):
+    with pytest.raises(DataError, match=r"got no usable one; the first problem is rows.jsonl, row 1"):
         read(write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "Hi"}]), tmp_path / "cache", on_bad_row="skip")
     with pytest.raises(DataError, match="it is empty"):
         read(write_jsonl(tmp_path / "empty.jsonl", []), tmp_path / "cache")

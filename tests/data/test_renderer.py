@@ -137,7 +137,7 @@ def test_a_refusing_template_names_the_row():
     renderer = Renderer(tiny_tokenizer(chat_template=NO_SYSTEM))
     with_system = dataclasses.replace(row(), prompt=(Message("system", "x"), user("Hi")))
     with pytest.raises(
-        DataError, match=r"rows.jsonl, row 1: .*refuses the turns system, user .no system role.*plain"
+        DataError, match=r"rows.jsonl, row 1: .*rejects the turns system, user .no system role.*plain"
     ):
         renderer.encode(with_system)
 
