@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self, TypeVar
+from typing import ClassVar, Literal, Self, TypeAlias, TypeVar
 
 from torch import nn
 
@@ -18,6 +18,9 @@ from pl_prefopt.types import Outcome, ScoredBatch
 from pl_prefopt.views import View
 
 _Named = TypeVar("_Named")
+
+DataKind: TypeAlias = Literal["pairs", "lists", "unpaired", "scores"]
+"""What rows hold: two responses, one of them better; more of them; single labelled ones; real grades."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +98,15 @@ class Objective(nn.Module, ABC):
 
     To add an objective, derive a class, declare its ``needs``, which has no default on purpose, and implement
     ``forward``. An objective has no access to a model or a trainer.
+
+    Attributes:
+        data: the kinds of rows that it learns from, for the catalogue and ``prefopt list objectives --data``;
+            ``scores`` where scores must be more than the labels of a pair.
+        use_when: when to prefer it, one sentence for the catalogue.
     """
+
+    data: ClassVar[tuple[DataKind, ...]] = ("pairs", "lists")
+    use_when: ClassVar[str] = ""
 
     @property
     @abstractmethod

@@ -42,6 +42,8 @@ class KTO(ReferenceObjective):
         ConfigError: if a setting is out of range.
     """
 
+    data = ("unpaired", "pairs", "lists")
+    use_when = "Each response has a thumbs up or down of its own, and there are no pairs."
     stats = (
         MetricInfo(
             name="kl",
