@@ -19,7 +19,8 @@ from tests.frozen.batches import frozen_batch
 
 FILE = Path(__file__).with_name("objectives.json")
 METHODS = Path(__file__).parents[2] / "configs" / "methods"
-NAMES = sorted(path.stem for path in METHODS.glob("*.yaml"))
+# Those from before the algebra; closed forms hold the later ones.
+NAMES = sorted(json.loads(FILE.read_text(encoding="utf-8")))
 
 
 def computed(name: str) -> dict[str, list[Any]]:
