@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 MOST_BYTES = 2 << 20
 # Names that indicate that a module defines further names at run time.
@@ -410,6 +411,26 @@ def _passes_on(constructor: ast.FunctionDef, name: str) -> bool:
         if keyword.arg is None and isinstance(keyword.value, ast.Name) and keyword.value.id == name
     ]
     return len(uses) == len(passed) == 1
+
+
+def constant(source: ClassSource, name: str) -> Any:
+    """Return the literal that a class assigns to ``name``, or inherits; ``None`` if there is none."""
+    for one in _method_resolution_order(source):
+        for statement in one.node.body:
+            assigned = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
+            if assigned is not None and name in _bound(statement):
+                return ast.literal_eval(assigned)
+    return None
+
+
+def _method_resolution_order(source: ClassSource) -> list[ClassSource]:
+    """Return the class and its bases: depth first, a base that several share after the last of them."""
+    found = [source]
+    for base in source.node.bases:
+        above = _base(source.module, base)
+        found += _method_resolution_order(above) if isinstance(above, ClassSource) else []
+    last = {one.place: number for number, one in enumerate(found)}
+    return [one for number, one in enumerate(found) if last[one.place] == number]
 
 
 def exported(package: str) -> dict[str, ClassSource]:

@@ -15,6 +15,7 @@ from pl_prefopt.cli.class_sources import (
     BrokenModuleError,
     ClassSource,
     Module,
+    constant,
     derives_from,
     exported,
     find_class,
@@ -26,6 +27,8 @@ from pl_prefopt.cli.plugins import KINDS, Plugin, documentation, installed
 from pl_prefopt.errors import ConfigError, suggest
 from pl_prefopt.metric_info import MetricInfo
 
+DATA = ("pairs", "lists", "unpaired", "scores")
+"""The kinds of rows, those of ``objectives.base.DataKind``."""
 _PAGES = {
     "objectives": "methods/index.md",
     "metrics": "metrics.md",
@@ -42,6 +45,25 @@ class Line(NamedTuple):
     page: str
 
 
+class Wanted(NamedTuple):
+    """Which objectives to list: those that learn from certain rows and take a number of references."""
+
+    data: str | None
+    references: int | None
+
+    def includes(self, source: ClassSource) -> bool:
+        """Return whether a class is among them; all are where nothing is asked for."""
+        if self.data is not None and self.data not in (constant(source, "data") or ()):
+            return False
+        if self.references is None:
+            return True
+        fewest, most = constant(source, "references") or (0, None)
+        return fewest <= self.references and (most is None or self.references <= most)
+
+
+EVERY = Wanted(data=None, references=None)
+
+
 class LeftOutError(Exception):
     """Raised for a plug-in that can't be used. The message is the reason."""
 
@@ -53,18 +75,25 @@ def list_known(arguments: list[str]) -> None:
         description="List what prefopt and installed plug-ins provide, with the page of each.",
     )
     parser.add_argument("kind", nargs="?", help=f"One of {', '.join(KINDS)}; all by default.")
-    kind = parser.parse_args(arguments).kind
+    parser.add_argument(
+        "--data", choices=DATA, help=f"Only objectives that learn from these rows: {', '.join(DATA)}."
+    )
+    parser.add_argument("--references", type=int, help="Only objectives that take so many references.")
+    options = parser.parse_args(arguments)
+    kind, wanted = options.kind, Wanted(options.data, options.references)
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"expected one of {', '.join(KINDS)}, got '{kind}'{suggest(kind, KINDS) or '.'}")
+    if wanted != EVERY and kind != "objectives":
+        raise ConfigError("--data and --references choose among objectives: type `prefopt list objectives`.")
     for one in [kind] if kind else KINDS:
         left_out: list[str] = []
-        lines = [*_own(one), *_added(one, left_out)]
+        lines = [*_own(one, wanted), *_added(one, wanted, left_out)]
         print(_table(one, lines))
         for sentence in left_out:
             print(f"prefopt: {sentence}", file=sys.stderr)
 
 
-def _own(kind: str) -> Iterator[Line]:
+def _own(kind: str, wanted: Wanted) -> Iterator[Line]:
     """Yield the entries of prefopt itself."""
     if kind == "metrics":
         yield from (_metric_line(info, _own_page(page)) for info, page in _own_metrics())
@@ -74,7 +103,7 @@ def _own(kind: str) -> Iterator[Line]:
         return
     package = ".".join(base.module.split(".")[:2])
     for path, source in sorted(exported(package).items()):
-        if derives_from(source, base) and not is_abstract(source):
+        if derives_from(source, base) and not is_abstract(source) and wanted.includes(source):
             yield Line(
                 path.rpartition(".")[2], _first_line(source), _own_page(_page(source.module) or _PAGES[kind])
             )
@@ -90,18 +119,18 @@ def _own_metrics() -> Iterator[tuple[MetricInfo, str]]:
         yield from ((info, _page(module) or _PAGES["metrics"]) for info in declared_in(module))
 
 
-def _added(kind: str, left_out: list[str]) -> Iterator[Line]:
+def _added(kind: str, wanted: Wanted, left_out: list[str]) -> Iterator[Line]:
     """Yield the entries of installed plug-ins, and append errors of unusable ones to ``left_out``."""
     for plugin in installed(kind):
         try:
-            yield from _plugin_lines(kind, plugin)
+            yield from _plugin_lines(kind, plugin, wanted)
         except LeftOutError as error:
             left_out.append(
                 f"{plugin.path}, a plug-in of the package {plugin.package}, is left out: {error}."
             )
 
 
-def _plugin_lines(kind: str, plugin: Plugin) -> Iterator[Line]:
+def _plugin_lines(kind: str, plugin: Plugin, wanted: Wanted) -> Iterator[Line]:
     try:
         found = plugin.source()
     except BrokenModuleError as error:
@@ -115,6 +144,8 @@ def _plugin_lines(kind: str, plugin: Plugin) -> Iterator[Line]:
     base = _base(kind)
     if base is not None and derives_from(found, base) is False:
         raise LeftOutError(f"it is not a subclass of {base.name}")
+    if not wanted.includes(found):
+        return
     own = _page(found.module)
     place = own if "://" in own else place
     infos = declared_by(found) if kind == "metrics" else []

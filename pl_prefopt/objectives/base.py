@@ -102,10 +102,12 @@ class Objective(nn.Module, ABC):
     Attributes:
         data: the kinds of rows that it learns from, for the catalogue and ``prefopt list objectives --data``;
             ``scores`` where scores must be more than the labels of a pair.
-        use_when: when to prefer it, one sentence for the catalogue.
+        references: the lowest and the highest number of references it can take, ``None`` for any number.
+        use_when: when to prefer it, one sentence for the catalogue; not inherited.
     """
 
     data: ClassVar[tuple[DataKind, ...]] = ("pairs", "lists")
+    references: ClassVar[tuple[int, int | None]] = (0, None)
     use_when: ClassVar[str] = ""
 
     @property
@@ -155,6 +157,8 @@ def plain_settings(objective: Objective) -> dict[str, bool | int | float | str]:
 
 class ReferenceObjective(Objective):
     """The family that compares the policy with exactly one reference: DPO and its relatives, KTO."""
+
+    references = (1, 1)
 
     @property
     def needs(self) -> Needs:

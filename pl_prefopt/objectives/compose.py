@@ -71,6 +71,8 @@ class Compose(Objective):
         (tensor([0.6931]), tensor([[1.5000, 0.5000]]))
     """
 
+    use_when = "Something between the named methods."
+
     def __init__(
         self,
         *,

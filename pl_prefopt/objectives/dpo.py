@@ -31,6 +31,8 @@ class DPO(Compose, ReferenceObjective):
         ConfigError: if a setting is out of range.
     """
 
+    use_when = "Pairs, and a first try; the method against which others are judged."
+
     def __init__(
         self, *, beta: float = 0.1, label_smoothing: float = 0.0, pairing: Pairing = ALL_PAIRS
     ) -> None:
@@ -54,6 +56,8 @@ class IPO(Compose, ReferenceObjective):
     Raises:
         ConfigError: if a setting is out of range.
     """
+
+    use_when = "Pairs whose margins run away under DPO: its loss has a minimum at a finite margin."
 
     def __init__(
         self,
@@ -82,6 +86,8 @@ class Hinge(Compose, ReferenceObjective):
         ConfigError: if a setting is out of range.
     """
 
+    use_when = "Pairs that are learned once their margin is large enough should no longer move the policy."
+
     def __init__(self, *, beta: float = 0.1, pairing: Pairing = ALL_PAIRS) -> None:
         super().__init__(score=LogRatio(beta), structure=MeanOfPairs(pairing), link=HingeLink())
 
@@ -99,6 +105,8 @@ class RobustDPO(Compose, ReferenceObjective):
     Raises:
         ConfigError: if a setting is out of range.
     """
+
+    use_when = "A known share of the labels is wrong."
 
     def __init__(self, *, beta: float = 0.1, flip_rate: float = 0.1, pairing: Pairing = ALL_PAIRS) -> None:
         super().__init__(score=LogRatio(beta), structure=MeanOfPairs(pairing), link=Robust(flip_rate))
@@ -121,6 +129,10 @@ class DPOP(Compose, ReferenceObjective):
         ConfigError: if a setting is out of range.
     """
 
+    use_when = (
+        "The chosen response's likelihood falls during DPO, as it does where pairs differ by a few tokens."
+    )
+
     def __init__(self, *, beta: float = 0.3, penalty: float = 50.0, pairing: Pairing = ALL_PAIRS) -> None:
         super().__init__(score=LogRatio(beta), structure=MeanOfPairs(pairing), offsets=[Drop(penalty)])
 
@@ -141,6 +153,10 @@ class FDPO(Compose, ReferenceObjective):
     Raises:
         ConfigError: if a setting is out of range.
     """
+
+    use_when = (
+        "The policy should stay close to the reference in another sense than the reverse KL divergence."
+    )
 
     def __init__(
         self, *, beta: float = 0.1, divergence: Divergence = REVERSE_KL, pairing: Pairing = ALL_PAIRS

@@ -53,6 +53,8 @@ class MPPOComparison(Compose, MPPOObjective):
         ConfigError: if a setting is out of range.
     """
 
+    data = ("lists", "pairs")
+
     def __init__(self, structure: Structure, *, temperature: float, num_pairs: int | None = None) -> None:
         super().__init__(score=MeanLikelihood(temperature), structure=structure)
         if num_pairs is not None and num_pairs < 1:
@@ -127,6 +129,9 @@ class PointCE(MPPOPointObjective):
         ConfigError: if a setting is out of range.
     """
 
+    data = ("scores", "lists", "unpaired")
+    use_when = "Single graded responses and no reference."
+
     def __init__(self, *, score_range: tuple[float, float] = (1.0, 10.0), temperature: float = 1.0) -> None:
         super().__init__(score_range=score_range, temperature=temperature)
 
@@ -145,6 +150,9 @@ class PointMSE(MPPOPointObjective):
     Raises:
         ConfigError: if a setting is out of range.
     """
+
+    data = ("scores", "lists", "unpaired")
+    use_when = "Single graded responses and no reference; gradients vanish near the target."
 
     def __init__(self, *, score_range: tuple[float, float] = (1.0, 10.0), temperature: float = 1.0) -> None:
         super().__init__(score_range=score_range, temperature=temperature)
@@ -167,6 +175,8 @@ class PairSingle(MPPOComparison):
         ConfigError: if a setting is out of range.
     """
 
+    use_when = "MPPO on one random pair per prompt."
+
     def __init__(self, *, temperature: float = 1.0) -> None:
         super().__init__(MeanOfPairs(BEST_AGAINST_EACH), temperature=temperature, num_pairs=1)
 
@@ -180,6 +190,8 @@ class PairMNS(MPPOComparison):
     Raises:
         ConfigError: if a setting is out of range.
     """
+
+    use_when = "MPPO in which the best response meets each of the others alone."
 
     def __init__(self, *, temperature: float = 1.0) -> None:
         super().__init__(SumPerWinner(), temperature=temperature)
@@ -197,6 +209,8 @@ class PairMNM(MPPOComparison):
         ConfigError: if a setting is out of range.
     """
 
+    use_when = "Several scored responses per prompt and no reference; MPPO's best variant in its paper."
+
     def __init__(self, *, temperature: float = 1.0) -> None:
         super().__init__(MergedPerWinner(), temperature=temperature)
 
@@ -211,6 +225,8 @@ class PairMCS(MPPOComparison):
     Raises:
         ConfigError: if a setting is out of range.
     """
+
+    use_when = "MPPO in which every response meets each worse one alone."
 
     def __init__(self, *, temperature: float = 1.0, num_pairs: int | None = None) -> None:
         super().__init__(SumOfPairs(), temperature=temperature, num_pairs=num_pairs)
@@ -231,6 +247,8 @@ class PairMCM(MPPOComparison):
         ConfigError: if a setting is out of range.
     """
 
+    use_when = "MPPO in which every response meets all worse ones at once."
+
     def __init__(self, *, temperature: float = 1.0, num_pairs: int | None = None) -> None:
         super().__init__(MergedPairs(), temperature=temperature, num_pairs=num_pairs)
 
@@ -248,6 +266,8 @@ class ListMLE(MPPOComparison):
     Raises:
         ConfigError: if a setting is out of range.
     """
+
+    use_when = "The order of all responses matters, not only which is best."
 
     def __init__(self, *, temperature: float = 1.0) -> None:
         super().__init__(PlackettLuce(), temperature=temperature)

@@ -31,6 +31,8 @@ PAGE = "methods/mrpo.md"
 class MultiReferenceObjective(Objective):
     """The family that compares the policy with any number of references: MRPO, Multi-DPO."""
 
+    references = (1, None)
+
     @property
     @abstractmethod
     def num_references(self) -> tuple[int, int | None]:
@@ -60,6 +62,10 @@ class MRPO(Compose, MultiReferenceObjective):
     Raises:
         ConfigError: if a setting is out of range.
     """
+
+    use_when = (
+        "Other models, of any architecture and tokeniser, know the subject better than the policy's start."
+    )
 
     def __init__(
         self,
@@ -97,6 +103,8 @@ class MultiDPO(MultiReferenceObjective):
     Raises:
         ConfigError: if a setting is out of range.
     """
+
+    use_when = "A baseline for MRPO."
 
     stats = MIXTURE_STATS
 

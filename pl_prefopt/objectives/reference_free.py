@@ -32,6 +32,8 @@ class SimPO(Compose, ReferenceFreeObjective):
         ConfigError: if a setting is out of range.
     """
 
+    use_when = "Pairs, and no memory for a reference."
+
     def __init__(self, *, beta: float = 2.0, gamma: float = 1.0, pairing: Pairing = ALL_PAIRS) -> None:
         super().__init__(score=MeanLogProb(beta), structure=MeanOfPairs(pairing), offsets=[Margin(gamma)])
 
@@ -51,6 +53,10 @@ class ORPO(Compose, ReferenceFreeObjective):
     Raises:
         ConfigError: if a setting is out of range.
     """
+
+    use_when = (
+        "Pairs, and a base model that was never fine-tuned: supervised fine-tuning is part of the loss."
+    )
 
     def __init__(self, *, weight: float = 0.1, pairing: Pairing = ALL_PAIRS) -> None:
         super().__init__(

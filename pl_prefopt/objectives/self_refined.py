@@ -19,6 +19,8 @@ PAGE = "methods/sr_dpo.md"
 class SelfRefinedObjective(Objective):
     """The family that scores pairs a second time, under a prompt that asks for quality: Sr-DPO, Sr-IPO."""
 
+    references = (1, None)
+
 
 class SrDPO(Compose, SelfRefinedObjective):
     """Self-refined DPO: −log σ(βh − λ sg(Δ)), with Δ = βh under the quality prompt.
@@ -36,6 +38,8 @@ class SrDPO(Compose, SelfRefinedObjective):
     Raises:
         ConfigError: if a setting is out of range.
     """
+
+    use_when = "Pairs differ in quality by different amounts, and nobody has graded them."
 
     def __init__(
         self,
@@ -74,6 +78,8 @@ class SrIPO(Compose, SelfRefinedObjective):
     Raises:
         ConfigError: if a setting is out of range.
     """
+
+    use_when = "As Sr-DPO, with a loss that has a minimum at a finite margin."
 
     def __init__(
         self,

@@ -50,6 +50,8 @@ class Sum(Objective):
         ([1.5], {'twice_loss': 0.5, 'once_loss': 0.5})
     """
 
+    use_when = "Several objectives at once, such as DPO and supervised fine-tuning."
+
     def __init__(self, *, parts: dict[str, Objective], weights: dict[str, float] | None = None) -> None:
         super().__init__()
         if not parts:

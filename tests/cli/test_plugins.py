@@ -220,6 +220,13 @@ def test_list_names_everything_that_python_offers_and_pages_that_exist(prefopt):
     for line in prefopt("list", "metrics").splitlines()[1:]:
         name, page = line.split()[0], line.split()[-1]
         assert re.search(rf"[`/]{name}`", (ROOT / page).read_text(encoding="utf-8")) or name == "part_loss"
+    names = [line.split()[0] for line in prefopt("list", "objectives", "--data", "unpaired").splitlines()[1:]]
+    assert {"KTO", "PointCE"} <= set(names)
+    assert not {"DPO", "PairMNM"} & set(names)
+    for references, names in (("0", {"SimPO"}), ("1", {"SimPO", "MRPO", "DPO"}), ("3", {"SimPO", "MRPO"})):
+        lines = prefopt("list", "objectives", "--references", references).splitlines()[1:]
+        assert {line.split()[0] for line in lines} & {"SimPO", "MRPO", "DPO"} == names
+    assert "`prefopt list objectives`" in prefopt.fails("list", "metrics", "--data", "pairs")
     said = prefopt.fails("list", "objective")
     assert "expected one of objectives, metrics, references, sources, judges, got 'objective'" in said
     assert "did you mean 'objectives'?" in said

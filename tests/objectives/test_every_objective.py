@@ -16,6 +16,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from pl_prefopt import objectives
+from pl_prefopt.cli.listing import DATA
 from pl_prefopt.objectives import (
     DPO,
     FDPO,
@@ -142,6 +143,17 @@ def check_equal(found: tuple[Outcome, torch.Tensor], expected: tuple[Outcome, to
 
 def test_all_objectives_are_found():
     assert {"DPO", "KTO", "SimPO", "MRPO", "SrDPO", "PairMNM", "PointCE", "Compose", "Sum"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_catalogue_knows_its_data_its_references_and_its_use(name):
+    objective = made(name)
+    fewest, most = type(objective).references
+    needs = objective.needs
+    assert fewest <= needs.min_references
+    assert most is None or (needs.max_references is not None and needs.max_references <= most)
+    assert set(objective.data) <= set(DATA)
+    assert vars(type(objective))["use_when"].endswith(".")
 
 
 @pytest.mark.parametrize("name", NAMES)
