@@ -30,7 +30,7 @@ _HEAD = """\
 
 This page is generated from the classes, from `configs/methods/` and from the study's results by
 `python -m scripts.site.catalogue`. [Which method](index.md) helps to choose;
-`prefopt list objectives --data pairs --references 0` filters the list by the rows and references that you have.
+`prefopt list objectives --data pairs --references 0` filters the list by the rows and references you have.
 
 **Data**: `pairs` are two responses of which one is better, `lists` are more of them, `unpaired` are single
 labelled responses, `scores` are grades that mean more than an order. **Memory** is what a step holds in
