@@ -64,7 +64,7 @@ class PreferenceRow:
         prompt: the dialogue so far; never ends with an assistant turn.
         responses: R >= 1 continuations. Almost always one assistant message each; more where two
             dialogues part ways before their last turn. Every response ends with an assistant turn.
-        scores: one finite number a response, higher is better; ``None`` where nothing is known.
+        scores: one finite number per response, higher is better; ``None`` where nothing is known.
         graded: whether the scores are grades whose differences mean something, rather than a bare
             order (1 for chosen, 0 for rejected). Correlations are computed on graded rows only.
         origin: where the row came from, for messages: ``"file.jsonl, row 12"``.

@@ -1,6 +1,6 @@
 """What travels between data, scorer, references, objectives and metrics.
 
-Letters in shapes: B prompts, R responses a prompt (padded to the batch's largest), P prompt tokens,
+Letters in shapes: B prompts, R responses per prompt (padded to the batch's largest), P prompt tokens,
 T response tokens, K references. An absent response (padding up to R) is never counted anywhere.
 """
 
@@ -37,7 +37,7 @@ class TokenTree:
         counted_mask: bool [B, R, T], true where a token's log-prob counts; false at the turns of a
             user inside a response of several messages.
         prompt_lengths: each prompt's number of tokens. These four follow from the tensors; they are kept on
-            the host to avoid waiting for a GPU.
+            the CPU to avoid waiting for a GPU.
         response_lengths: each prompt's number of response tokens, over all its responses together.
         response_sizes: each prompt's number of tokens of each of its R responses, 0 where one is absent.
         shared_prefix: the number of first tokens that all B prompts share.
@@ -163,7 +163,7 @@ class ResponseLogProbs:
 
     @property
     def mean(self) -> Tensor:
-        """float32 [B, R]: the average log-prob a token, log π(y|x) / |y|."""
+        """float32 [B, R]: the average log-prob per token, log π(y|x) / |y|."""
         return self.sum / self.length.clamp(min=1)
 
 
@@ -233,7 +233,7 @@ class Outcome:
     """What an objective returns.
 
     Attributes:
-        loss: float32 [B], one loss a prompt, unreduced, with gradient.
+        loss: float32 [B], one loss per prompt, unreduced, with gradient.
         counted: bool [B], false where a prompt has nothing to compare (all its scores tie); its loss is 0.
         reward: float32 [B, R], each response's implicit reward, detached.
         stats: scalars for the dashboard, detached.

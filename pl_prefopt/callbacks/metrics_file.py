@@ -91,7 +91,7 @@ def _part(trainer: Trainer, stage: str) -> str | None:
 
 
 def _described(module: Any, measured: Mapping[str, float], stage: str) -> tuple[MetricInfo, ...]:
-    """Return what was measured beside the metrics of the registry, which any version knows."""
+    """Return the measured values that are not in the registry, which every version knows."""
     names = [name.removeprefix(f"{stage}/") for name in measured if name.startswith(f"{stage}/")]
     found = (find_info(name, module.metric_info) for name in names)
     return tuple(dict.fromkeys(info for info in found if info is not None and info not in REGISTRY))

@@ -20,7 +20,7 @@ _FOLDERS = {"validate": "validate", "test": "test", "predict": "."}
 
 
 class PredictionWriter(Callback):
-    """Writes one JSON line a prompt, in the data's order, to ``predictions.jsonl``.
+    """Writes one JSON line per prompt, in the data's order, to ``predictions.jsonl``.
 
     ``predict`` writes it into the run's folder, ``validate`` and ``test`` into their own below it. The
     validations of a ``fit`` write none.

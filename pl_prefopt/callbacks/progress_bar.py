@@ -24,7 +24,7 @@ _SHOWN = tuple(info.name for info in REGISTRY if info.progress_bar)
 _SHORT = {**{f"train/{name}": name for name in _SHOWN}, "train/tokens_per_second": "tokens/s"}
 _FORMAT = ".4g"
 _DESCRIPTION, _TIME, _SPEED, _GAPS = 10, 7, 9, 5
-"""The columns of the bar's line besides the bar, the count and the metrics, and the spaces between them."""
+"""The width of the bar's line without the bar, the count and the metrics."""
 
 
 class ProgressBar(RichProgressBar):
@@ -73,7 +73,7 @@ class ProgressBar(RichProgressBar):
         ]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return what stands beside the bar and fits into its line."""
+        """Return the metrics that fit into the line next to the bar."""
         found = super().get_metrics(trainer, pl_module)
         found.pop("v_num", None)
         first = {short: found.pop(name) for name, short in _SHORT.items() if name in found}

@@ -1,4 +1,4 @@
-"""What a dashboard shows beside curves: tables of text, histograms, a layout; an adapter a logger.
+"""What a dashboard shows in addition to curves: tables of text, histograms, a layout; one adapter per logger.
 
 Each function is chosen by the logger's class. A logger of your own joins in with a function registered for
 its class: ``publish_table.register(MyLogger)(my_function)``.

@@ -15,7 +15,7 @@ class Throughput(Callback):
     """Logs ``train/tokens_per_second``: tokens of the rows trained on, over the steps since the last time.
 
     A prompt counts once, padding and second views not at all, and all processes are added up. The time is
-    that of everything but validation. No step waits for the device: batches know their lengths on the host,
+    that of everything but validation. No step waits for the device: batches keep their lengths on the CPU,
     and the clock is read only where the training metrics are logged and around a validation (Lightning's
     ``ThroughputMonitor`` waits for the GPU at every step).
     """
@@ -65,6 +65,6 @@ class Throughput(Callback):
 
     def _stop(self, device: torch.device) -> None:
         # A step only hands work to a GPU. The clock counts from one moment at which that is all done to the
-        # next, so it has measured the work of the steps counted, however far the host ran ahead between.
+        # next, so it has measured the work of the steps counted, however far the CPU ran ahead in between.
         torch.get_device_module(device).synchronize()
         self._seconds += time.perf_counter() - self._since

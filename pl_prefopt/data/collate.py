@@ -47,7 +47,7 @@ def collate(encoded: Sequence[EncodedRow]) -> TokenTree:
     )
 
 
-def beside(plain: TokenTree, view: TokenTree) -> TokenTree:
+def align_with_plain(plain: TokenTree, view: TokenTree) -> TokenTree:
     """Return ``view`` with the length of the prefix that each of its prompts shares with the plain prompt.
 
     Args:

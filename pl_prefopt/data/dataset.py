@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from pl_prefopt.data.arrow import StoredRows, read_tokens
 from pl_prefopt.data.cache import Cache
-from pl_prefopt.data.collate import beside, collate
+from pl_prefopt.data.collate import align_with_plain, collate
 from pl_prefopt.data.columns import ColumnInfo, collate_columns, describe_unused
 from pl_prefopt.data.renderer import Renderer
 from pl_prefopt.data.report import OnBadRow, RowsSummary, write_report
@@ -200,7 +200,9 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         names = [PLAIN, *self.views] if views is None else views
         trees = {name: self._tree(name, numbers) for name in names}
         if PLAIN in trees:
-            trees |= {name: beside(trees[PLAIN], tree) for name, tree in trees.items() if name != PLAIN}
+            trees |= {
+                name: align_with_plain(trees[PLAIN], tree) for name, tree in trees.items() if name != PLAIN
+            }
         return PreferenceBatch(
             index=torch.tensor(numbers, dtype=torch.int64),
             split=self.split,

@@ -235,7 +235,7 @@ class Renderer:
         """Return what the last turn adds to a dialogue.
 
         Some templates open a turn differently from how they write one down (such as with ``<think>``); there
-        the turn begins where its content does, which a stand-in of the content shows.
+        the turn begins where its content does, which rendering a placeholder in place of the content shows.
         """
         if text.startswith(opened):
             return text[len(opened) :]

@@ -40,7 +40,7 @@ def build_suite(
         stage: ``train``, ``val``, ``test`` or ``predict``.
         num_references: K; there is one ``kl_k`` for each.
         views: the second views whose rewards are judged.
-        added: metrics to measure beside those of the registry, checked with ``check_added``.
+        added: metrics to measure in addition to those of the registry, checked with ``check_added``.
 
     Returns:
         A collection whose ``update`` takes ``INPUTS`` by keyword and hands each metric what it asks for.

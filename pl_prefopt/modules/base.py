@@ -320,9 +320,9 @@ class PreferenceModule(LightningModule):
 
     def score(self, batch: PreferenceBatch) -> ScoredBatch:
         """Return the values that the objective needs: the policy's with gradient, the references' without."""
-        return self.score_beside(batch, self._ask_references(batch))
+        return self.score_with(batch, self._ask_references(batch))
 
-    def score_beside(self, batch: PreferenceBatch, answers: ReferenceAnswers) -> ScoredBatch:
+    def score_with(self, batch: PreferenceBatch, answers: ReferenceAnswers) -> ScoredBatch:
         """Return the values that the objective needs, given the references' ``answers``."""
         prefix_cache = self.scorer.prefix_cache(self.policy, batch.index.device) if self.views else None
         heads = self.objective.needs.heads

@@ -1,6 +1,6 @@
 """Reading a folder of shards without running code from it.
 
-torch unpickles two things in such a folder whatever it is told: the index, and the objects beside the
+torch unpickles two things in such a folder whatever it is told: the index, and the objects stored with the
 tensors, such as an optimiser's learning rate. Both are looked at here before torch sees them.
 """
 

@@ -113,7 +113,7 @@ class KTO(ReferenceObjective):
 def reference_point(view: ViewLogProbs) -> Tensor:
     """Return z = max(0, mean of log π_θ − log π_ref) over the view's responses on all ranks.
 
-    Sum and count are reduced apart, so that ranks with fewer responses weigh less.
+    Sum and count are reduced separately, so that ranks with fewer responses count for less.
     """
     log_ratio = (view.policy.sum - view.references[0]).detach()
     total = torch.where(view.present, log_ratio, 0.0).sum()

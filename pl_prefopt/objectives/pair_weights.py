@@ -27,7 +27,7 @@ class PairWeight(ABC):
 
 @dataclass(frozen=True)
 class ConstantWeight(PairWeight):
-    """The same weight for all pairs, as ORPO's λ of the odds ratio beside the likelihood.
+    """The same weight for all pairs, such as ORPO's λ, the weight of the odds ratio.
 
     Args:
         value: λ ≥ 0.

@@ -32,7 +32,7 @@ def compare(batch: ScoredBatch, pairing: Pairing, pair_loss: PairLoss, *operands
         batch: supplies the scores, and which responses are present.
         pairing: picks the pairs.
         pair_loss: called once as ``pair_loss(x_w, x_l, y_w, y_l, ...)`` for the operands x, y, ..., with
-            shapes [B, R, 1] for winners and [B, 1, R] for losers. Its chosen reward must hang on the
+            shapes [B, R, 1] for winners and [B, 1, R] for losers. Its chosen reward must depend on the
             chosen response alone.
         operands: each [B, R], such as the log-probs of the policy and of a reference.
 

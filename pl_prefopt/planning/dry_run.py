@@ -137,7 +137,7 @@ class DryRun:
             answers = self._score(tracker, references, batch)
         with tracker.phase("forward and backward pass"):
             with self.precision.forward_context():
-                scored: Any = self.module.score_beside(batch, answers)
+                scored: Any = self.module.score_with(batch, answers)
             if not self.accumulate:
                 optimizer.zero_grad()
             divergences = scored.tokens.kl.values() if scored.tokens is not None else ()

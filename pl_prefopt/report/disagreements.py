@@ -57,7 +57,7 @@ class Disagreement:
 
 
 def worst_disagreements(subjects: Sequence[Subject]) -> list[Disagreement]:
-    """Return the worst of each run, the worst first: at most one pair a prompt."""
+    """Return the worst of each run, the worst first: at most one pair per prompt."""
     margins = [_margins(subject) for subject in subjects]
     found = []
     for subject, own in zip(subjects, margins, strict=True):

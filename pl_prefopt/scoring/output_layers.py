@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from pl_prefopt.scoring.inputs import at_least_float32, label_log_probs
 
 CHUNK_ELEMENTS = 2**25
-"""Logits held at a time: 128 MiB in float32."""
+"""Logits in memory at a time: 128 MiB in float32."""
 _COPIES = 4
 """How many tensors as large as the logits a function of them keeps for its gradient, at a guess."""
 
@@ -30,7 +30,7 @@ class LogitTransform:
 
     Attributes:
         factor: what logits are multiplied by.
-        cap: the bound c of the range (-c, c) into which tanh then bends them; ``None`` for no bound.
+        cap: soft-capping: logits become c·tanh(logits / c); ``None`` for none.
     """
 
     factor: float = 1.0

@@ -162,7 +162,7 @@ class Scorer:
             return heads[0]
         padded = probe.obstacle(self._plain, heads[1], "rows of several lengths together")
         if padded is None:
-            warnings.warn(f"All logits of a batch are held at once, because {obstacle}.", stacklevel=5)
+            warnings.warn(f"All logits of a batch are in memory at once, because {obstacle}.", stacklevel=5)
             return heads[1]
         if isinstance(probe.model, FSDPModule):
             raise ConfigError(

@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
         "precision": "bf16-mixed",
     },
     "lora_plain": {
-        "about": "LoRA, float32, DPO, a row a response",
+        "about": "LoRA, float32, DPO, one row per response",
         "policy": {"lora": LORA},
         "layout": "plain",
     },

@@ -6,7 +6,7 @@
 Every prompt of ``prompts.txt`` is answered five times, each time in another style (hidden messages before
 the prompt and a temperature, see ``STYLES``). The styles make the answers differ in length and directness;
 they are not stored, so the rows hold the plain prompt alone. The raw samples are kept in ``--samples``, one
-line a prompt, and a run that was stopped goes on where it stopped. When all prompts are answered, empty and
+line per prompt, and an interrupted run resumes where it stopped. When all prompts are answered, empty and
 duplicate answers are dropped, the rule scores the rest, and the rows are split by prompt into two files.
 """
 

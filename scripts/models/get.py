@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model", choices=MODELS, help="which one")
     parser.add_argument("--out", type=Path, help=f"target folder (default: {FOLDER}/MODEL)")
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is read from local files
-    os.environ["TQDM_DISABLE"] = "1"  # one line a step, no bars
+    os.environ["TQDM_DISABLE"] = "1"  # one line per step, no bars
     asked = parser.parse_args(argv)
     try:
         get(MODELS[asked.model], asked.out or FOLDER / asked.model)

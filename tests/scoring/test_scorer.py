@@ -22,7 +22,7 @@ from transformers import (
     GraniteConfig,
 )
 
-from pl_prefopt.data.collate import beside
+from pl_prefopt.data.collate import align_with_plain
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.scoring import Scorer, heads, output_layers, packing, prefix_cache
 from pl_prefopt.scoring.layouts import TreeLayout
@@ -352,7 +352,7 @@ def beginning_alike(plain: TokenTree, known, *, seed: int) -> TokenTree:
     for row, length in enumerate(known):
         tree.prompt_ids[row, :length] = plain.prompt_ids[row, :length]
         tree.prompt_ids[row, length] = (plain.prompt_ids[row] + 1)[length % plain.prompt_ids.shape[1]]
-    return beside(plain, dataclasses.replace(tree, shared_prefix=-1))
+    return align_with_plain(plain, dataclasses.replace(tree, shared_prefix=-1))
 
 
 @pytest.mark.parametrize("even_width", [1, 10**6], ids=["narrow rows", "one row"])
@@ -420,7 +420,7 @@ def test_a_model_that_would_not_read_its_history_says_so(monkeypatch):
     assert scorer.prefix_cache(build("llama"), device) is None, "asked once"
 
 
-@pytest.mark.filterwarnings("ignore:All logits of a batch are held at once")
+@pytest.mark.filterwarnings("ignore:All logits of a batch are in memory at once")
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "data2vec-text", "xmod"])
 def test_a_row_may_have_as_many_tokens_as_there_are_positions_after_that_of_padding(kind):
     settings = ODD["roberta"]().to_dict() | {"model_type": kind}
