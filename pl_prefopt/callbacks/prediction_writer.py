@@ -127,8 +127,8 @@ def _lines(batch: PreferenceBatch, scored: ScoredBatch, outcome: Outcome) -> Ite
 
 
 def _ranks(reward: Tensor, present: Tensor) -> Tensor:
-    """Return each response's rank by reward, int64 [B, R]; equal rewards share the better rank."""
-    comparable = reward.masked_fill(~present, -torch.inf)
+    """Return each response's rank by reward, int64 [B, R]; equal rewards share the better rank, NaN is last."""
+    comparable = reward.masked_fill(~present | reward.isnan(), -torch.inf)
     return 1 + (comparable[:, None, :] > comparable[:, :, None]).sum(dim=-1)
 
 

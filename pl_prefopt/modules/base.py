@@ -157,12 +157,12 @@ class PreferenceModule(LightningModule):
     @property
     def views(self) -> Mapping[str, View]:
         """The second views that the objective requests."""
-        return self.objective.needs.views
+        return self.needs.views
 
     @property
     def tokens(self) -> TokenRequest | None:
         """The per-token values that the objective requests."""
-        return self.objective.needs.tokens
+        return self.needs.tokens
 
     @property
     def num_references(self) -> int:
@@ -253,7 +253,7 @@ class PreferenceModule(LightningModule):
                 self.start = {
                     name: held.detach().clone() for name, held in trained_weights(self.policy).items()
                 }
-            self.heads = build_heads(self.objective.needs.heads, self.policy)
+            self.heads = build_heads(self.needs.heads, self.policy)
             if self.device_mesh is not None:
                 shard_heads(self.heads, self.device_mesh, precision=self.trainer.precision)
         if self.restored_from is not None:
@@ -325,7 +325,7 @@ class PreferenceModule(LightningModule):
     def score_with(self, batch: PreferenceBatch, answers: ReferenceAnswers) -> ScoredBatch:
         """Return the values that the objective needs, given the references' ``answers``."""
         prefix_cache = self.scorer.prefix_cache(self.policy, batch.index.device) if self.views else None
-        heads = self.objective.needs.heads
+        heads = self.needs.heads
         readouts: list[Readout] = [Outputs(self.heads[name], head.at) for name, head in heads.items()]
         tree = batch.trees[PLAIN]
         log_probs, *outputs = self.scorer.read(
@@ -447,7 +447,7 @@ class PreferenceModule(LightningModule):
         tree = batch.trees[name]
         present = tree.response_mask.any(dim=-1) & batch.present.any(dim=-1, keepdim=True)
         references = batch.references.get(name, batch.scores.new_empty((0, *present.shape)))
-        if name in self.objective.needs.trained_views:
+        if name in self.needs.trained_views:
             log_probs = self.scorer(self.policy, tree)  # a prefix cache has no gradient
         else:
             with torch.no_grad(), evaluating(self.policy):  # an offset should not depend on dropout

@@ -74,11 +74,6 @@ class FrozenModel(Reference):
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Tokenise the rows, if this model needs its own tokens, and load the model onto its device."""
-        if host.tokens is not None and not datasets:
-            raise ContractError(
-                "FrozenModel compares its tokeniser with that of the datamodule, and there is none: train "
-                "with PreferenceDataModule."
-            )
         if host.tokens is not None and host.tokens.kl and self.offload:
             raise ContractError(
                 f"A KL divergence needs the reference '{self.spec.name}' resident on its device: set "
@@ -112,9 +107,11 @@ class FrozenModel(Reference):
             raise ContractError("FrozenModel.prepare must run before log_probs.")
         if self.offload:
             self._move(self._place(host))
-        yield Running(self.model, self.scorer)
-        if self.offload:
-            self._move(torch.device("cpu"))
+        try:
+            yield Running(self.model, self.scorer)
+        finally:
+            if self.offload:
+                self._move(torch.device("cpu"))
 
     def release(self) -> None:
         """Free the model."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from pl_prefopt.callbacks import PredictionWriter, ReferenceEnsemble
+from pl_prefopt.callbacks.prediction_writer import _ranks
 from pl_prefopt.modules import DPOModule
 from pl_prefopt.objectives import DPO
 from pl_prefopt.references import AdapterOff
@@ -51,3 +53,8 @@ def test_each_command_writes_its_own_file_and_fit_none(run, tmp_path, capsys):
     assert [line["source"] for line in predicted] == ["forum"] * 5 + [""]
     assert [line["graded"] for line in predicted] == [True] * 5 + [False]
     assert predicted[5]["origin"] == "rows.jsonl, row 6"
+
+
+def test_a_reward_that_is_nan_ranks_last():
+    reward = torch.tensor([[0.5, torch.nan, 2.0, 0.5]])
+    assert _ranks(reward, torch.tensor([[True, True, True, False]])).tolist()[0][:3] == [2, 3, 1]

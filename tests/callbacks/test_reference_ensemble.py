@@ -350,6 +350,16 @@ def test_an_offloaded_reference_gives_the_same_log_probs(tiny_model, other_model
     assert torch.equal(table[0], table[1])
 
 
+def test_an_offloaded_reference_leaves_its_device_after_an_error(tiny_model, monkeypatch):
+    member = FrozenModel(lora_spec(tiny_model), offload=True, device="meta")
+    member.model = torch.nn.Linear(1, 1)
+    moved = []
+    monkeypatch.setattr(member.model, "to", moved.append)
+    with pytest.raises(RuntimeError, match="out of memory"), member.running(None):
+        raise RuntimeError("out of memory")
+    assert moved == [torch.device("meta"), torch.device("cpu")]
+
+
 def test_a_reference_with_its_own_tokeniser_refuses_responses_cut_for_the_policy(
     tiny_model, other_model, sibling_model, tmp_path
 ):
