@@ -104,8 +104,8 @@ def check_batch(batch: PreferenceBatch, needs: Needs, needed_by: Callable[[str],
     for name in needs.columns:
         if name not in batch.columns:
             raise ContractError(
-                f"{needed_by(name)} needs the column '{name}', but a {batch.split} batch has no such column; its "
-                f"columns are {listed(batch.columns)}: add it to PreferenceBatch.columns."
+                f"{needed_by(name)} needs the column '{name}', but a {batch.split} batch has no such column; "
+                f"its columns are {listed(batch.columns)}: add it to PreferenceBatch.columns."
             )
 
 
