@@ -127,7 +127,7 @@ def _lines(batch: PreferenceBatch, scored: ScoredBatch, outcome: Outcome) -> Ite
 
 
 def _ranks(reward: Tensor, present: Tensor) -> Tensor:
-    """Return each response's rank by reward, int64 [B, R]; equal rewards share the better rank, NaN is last."""
+    """Return each response's rank by reward, int64 [B, R]; equal rewards share a rank, NaN is last."""
     comparable = reward.masked_fill(~present | reward.isnan(), -torch.inf)
     return 1 + (comparable[:, None, :] > comparable[:, :, None]).sum(dim=-1)
 

@@ -190,8 +190,8 @@ def test_what_a_batch_lacks_is_told(tiny_model, tmp_path):
     with pytest.raises(ContractError) as refused:
         trainer.fit(PreferenceModule(lora_spec(tiny_model), Weighted(), optimizer=sgd), loader_of(data))
     assert str(refused.value) == (
-        "Weighted needs the column 'weight', but a train batch has no such column; its columns are none: add it "
-        "to PreferenceBatch.columns."
+        "Weighted needs the column 'weight', but a train batch has no such column; its columns are none: add "
+        "it to PreferenceBatch.columns."
     )
     with pytest.raises(
         ContractError, match="needs the view 'mismatched' of each row, but a train batch has only"
