@@ -44,6 +44,7 @@ from pl_prefopt.objectives import (
 from pl_prefopt.pairing import BestAgainstEach, BestAgainstWorst
 from pl_prefopt.types import Outcome, ScoredBatch
 from tests.frozen.batches import NAN, frozen_batch
+from tests.frozen.numbers import METHODS, built
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_DEFAULTS: dict[str, Callable[[], Objective]] = {
@@ -154,6 +155,15 @@ def test_the_catalogue_knows_its_data_its_references_and_its_use(name):
     assert most is None or (needs.max_references is not None and needs.max_references <= most)
     assert set(objective.data) <= set(DATA)
     assert vars(type(objective))["use_when"].endswith(".")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in METHODS.glob("*.yaml")))
+def test_a_file_of_configs_methods_makes_an_objective(name):
+    objective = built(name)
+    outcome, slope = evaluated(objective, batch_for(objective))
+    assert outcome.counted.any()
+    assert outcome.loss.isfinite().all()
+    assert slope.isfinite().all()
 
 
 @pytest.mark.parametrize("name", NAMES)
