@@ -65,6 +65,7 @@ class PrefOptCLI(LightningCLI):
     def __init__(self, args: list[str] | None = None) -> None:
         self.keeps = False  # whether the command writes a run's files
         self.entered = False
+        self.asked = next(iter(sys.argv[1:] if args is None else args), "")
         with ExitStack() as self.held:  # until the command ends
             super().__init__(
                 PreferenceModule,
@@ -80,9 +81,17 @@ class PrefOptCLI(LightningCLI):
                 args=args,
             )
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the stages, each with the arguments that the command line does not expose.
+
+        If the arguments name a stage, it is the only one: building the parser of a stage takes time.
+        """
+        stages = self.stages()
+        return {self.asked: stages[self.asked]} if self.asked in stages else stages
+
     @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return the stages, each with the arguments that the command line does not expose."""
+    def stages() -> dict[str, set[str]]:
+        """Return all stages."""
         stages = LightningCLI.subcommands()
         # Predictions go to a file; keeping them in memory as well would not scale.
         stages["predict"] = stages["predict"] | {"return_predictions"}

@@ -194,8 +194,9 @@ def dotted(expression: ast.expr) -> str | None:
 # -- modules
 
 
+@cache
 def read_module(name: str) -> Module | Answer:
-    """Return a module's source; ``ABSENT`` if there is no such module.
+    """Return a module's source; ``ABSENT`` if there is no such module. Cached until ``forget_modules``.
 
     Raises:
         BrokenModuleError: if it is not valid Python.
@@ -213,9 +214,14 @@ def read_module(name: str) -> Module | Answer:
     return UNSURE if told.st_size > MOST_BYTES else _parse(name, file, folders, told.st_mtime_ns)
 
 
+def forget_modules() -> None:
+    """Look for modules anew: one process may run several commands, and files change between them."""
+    read_module.cache_clear()
+
+
 @cache
 def _parse(name: str, file: Path, folders: tuple[Path, ...], _changed: int) -> Module | Answer:
-    """Parse a module's source, cached until the file changes: one process may run several commands."""
+    """Parse a module's source, cached until the file changes."""
     try:
         text = file.read_text(encoding="utf-8")
         tree = ast.parse(text)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version
 
+from pl_prefopt.cli.class_sources import forget_modules
 from pl_prefopt.cli.config_diagnostics import check_command
 from pl_prefopt.cli.config_files import with_paths
 from pl_prefopt.cli.failures import failure_behind
 from pl_prefopt.cli.option_diagnostics import check_options
+from pl_prefopt.cli.plugins import forget_plugins
 from pl_prefopt.errors import StoppedError, suggest
 
 _COMMANDS = {
@@ -70,6 +72,8 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> None:
+    forget_modules()
+    forget_plugins()
     if arguments[0] == "configs":
         from pl_prefopt.cli.configs import configs
 

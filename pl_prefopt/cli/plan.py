@@ -62,7 +62,7 @@ class PlanCLI(PrefOptCLI):
     trained_by = _PlanTrainer
 
     @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    def stages() -> dict[str, set[str]]:
         """Return the only command."""
         return {"plan": {"model", "datamodule"}}
 

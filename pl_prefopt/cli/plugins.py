@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, PackageMetadata, entry_points
 
 from pl_prefopt.cli.class_sources import BrokenModuleError, ClassSource, Found, find_class
@@ -51,10 +52,16 @@ class Plugin:
         return find_class(self.path)
 
 
+@cache
 def installed(kind: str) -> list[Plugin]:
-    """Return the plug-ins of a kind, sorted by path."""
+    """Return the plug-ins of a kind, sorted by path. Cached until ``forget_plugins``."""
     found = {_plugin(entry) for entry in entry_points(group=f"pl_prefopt.{kind}")}
     return sorted(found, key=lambda one: one.path)
+
+
+def forget_plugins() -> None:
+    """Look for plug-ins anew: one process may run several commands, and install packages between them."""
+    installed.cache_clear()
 
 
 def plugin_classes() -> dict[str, ClassSource]:
