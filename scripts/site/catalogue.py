@@ -12,6 +12,7 @@ import inspect
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,13 @@ from pl_prefopt.objectives import Needs, Objective
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "methods" / "catalogue.md"
 MEASURED = ROOT / "docs" / "studies" / "objectives.csv"
-MEASURES = {"accuracy": "accuracy", "spearman": "Spearman", "length_bias": "length bias"}
+MEASURES = {
+    "ranking_accuracy": "ranking accuracy",
+    "accuracy": "accuracy",
+    "spearman": "Spearman",
+    "log_ratio_margin_0": "log-ratio margin",
+    "length_bias": "length bias",
+}
 _HEAD = """\
 # All objectives
 
@@ -56,13 +63,14 @@ def entries() -> dict[str, type[Objective]]:
     }
 
 
+@cache
 def methods() -> dict[str, list[Method]]:
     """Return the files of configs/methods by the name of their objective's class."""
     found: dict[str, list[Method]] = defaultdict(list)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Objective, "objective")
     for path in sorted((ROOT / "configs" / "methods").glob("*.yaml")):
         part = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]["objective"]
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(Objective, "objective")
         objective = parser.instantiate(parser.parse_object({"objective": part})).objective
         found[type(objective).__name__].append(Method(path.stem, part.get("init_args", {}), objective.needs))
     return found
