@@ -1,8 +1,6 @@
-"""Every file of configs/hardware with every file of configs/methods."""
+"""Every file of configs/hardware with a file of configs/methods of each family."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,10 +10,9 @@ from pl_prefopt.cli.export import read_policy_spec
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules import FSDP2Strategy
 from pl_prefopt.references import InitialPolicy
+from tests.method_files import CONFIGS, one_of_each_family
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 HARDWARE = sorted((CONFIGS / "hardware").glob("*.yaml"))
-METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
 
 
 class ParserBuiltError(Exception):
@@ -38,7 +35,10 @@ def parser():
 def methods(parser):
     """Each method's settings over the base's."""
     base = ["-c", str(CONFIGS / "base.yaml")]
-    return {path.stem: parser.parse_args([*base, "-c", str(path)], defaults=False) for path in METHODS}
+    return {
+        path.stem: parser.parse_args([*base, "-c", str(path)], defaults=False)
+        for path in one_of_each_family()
+    }
 
 
 def load(path):
@@ -46,7 +46,7 @@ def load(path):
 
 
 @pytest.mark.parametrize("path", HARDWARE, ids=lambda path: path.stem)
-def test_hardware_goes_with_every_method(parser, methods, path, tmp_path):
+def test_hardware_goes_with_every_family(parser, methods, path, tmp_path):
     hardware = load(path)
     policy = hardware["model"]["init_args"]["policy"]
     for name, method in methods.items():
@@ -72,7 +72,7 @@ def _with_defaults(policy):
 def test_a_wrong_setting_in_hardware_is_refused(parser, methods):
     wrong = {"model": {"init_args": {"policy": {"gradient_checkpoints": True}}}}
     with pytest.raises(ConfigError, match="gradient_checkpoints"):
-        parser.parse_object(wrong, cfg_base=methods["dpo"], defaults=False)
+        parser.parse_object(wrong, cfg_base=methods["cdpo"], defaults=False)
 
 
 @pytest.mark.parametrize("path", HARDWARE, ids=lambda path: path.stem)

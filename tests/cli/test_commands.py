@@ -15,21 +15,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pl_prefopt import objectives
 from tests.gguf_files import write_tiny_gguf
+from tests.method_files import CONFIGS, one_of_each_family
 from tests.runs import metrics_of, scored_rows, write_rows
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-def one_of_each_family():
-    """A file of configs/methods for each room of objectives; `tests/objectives` reads all of them."""
-    families = {}
-    for path in sorted((CONFIGS / "methods").glob("*.yaml")):
-        model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
-        name = model["init_args"]["objective"]["class_path"].rpartition(".")[2]
-        families.setdefault((model["class_path"], getattr(objectives, name).__module__), path)
-    return list(families.values())
 
 
 def axes(method="dpo"):
