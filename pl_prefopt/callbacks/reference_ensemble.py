@@ -66,7 +66,7 @@ class ReferenceEnsemble(Callback, ReferenceSource):
         module: Any = pl_module
         for member in self.members:
             member.check(module.policy_spec)
-            if module.tokens is not None:
+            if module.reference_tokens is not None:
                 self._check_tokens(member, type(module.objective).__name__)
             if row_source(trainer) is None:
                 self._refuse_without_rows(member)
@@ -111,7 +111,7 @@ class ReferenceEnsemble(Callback, ReferenceSource):
             self._prepare(module.trainer, module, module.trainer.state.fn)
         if not self._ready:
             return ReferenceAnswers(log_probs={})
-        if host.tokens is not None:
+        if host.reference_tokens is not None:
             return token_answers(self._ready, host, batch)
         return ReferenceAnswers(
             log_probs={

@@ -60,7 +60,7 @@ from pl_prefopt.modules.resumed_settings import (
 from pl_prefopt.modules.schedule import Schedule, optimizer_steps
 from pl_prefopt.modules.step_mean import StepMean
 from pl_prefopt.modules.stock_callbacks import check_monitors, fit_in
-from pl_prefopt.modules.token_numbers import token_numbers, token_readout
+from pl_prefopt.modules.token_numbers import token_numbers, token_readouts
 from pl_prefopt.modules.unfinished_step import restart_step, warn_lost_batches
 from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.policies import Make, PolicySpec, build_policy, check_shardable, load_split, sketch_policy
@@ -163,6 +163,11 @@ class PreferenceModule(LightningModule):
     def tokens(self) -> TokenRequest | None:
         """The per-token values that the objective requests."""
         return self.needs.tokens
+
+    @property
+    def reference_tokens(self) -> TokenRequest | None:
+        """The per-token values that the objective requests of references; ``None`` if there are none."""
+        return self.tokens if self.tokens is not None and self.tokens.asks_references else None
 
     @property
     def num_references(self) -> int:
@@ -326,12 +331,15 @@ class PreferenceModule(LightningModule):
         """Return the values that the objective needs, given the references' ``answers``."""
         prefix_cache = self.scorer.prefix_cache(self.policy, batch.index.device) if self.views else None
         heads = self.needs.heads
-        readouts: list[Readout] = [Outputs(self.heads[name], head.at) for name, head in heads.items()]
+        of_heads: list[Readout] = [Outputs(self.heads[name], head.at) for name, head in heads.items()]
+        of_tokens = token_readouts(self.tokens, answers)
         tree = batch.trees[PLAIN]
-        log_probs, *outputs = self.scorer.read(
-            self.policy, tree, [token_readout(self.tokens, answers), *readouts], prefix_cache
-        )
+        found = self.scorer.read(self.policy, tree, [*of_tokens, *of_heads], prefix_cache)
+        (log_probs, *collisions), outputs = found[: len(of_tokens)], found[len(of_tokens) :]
         numbers = log_probs.unsqueeze(-1) if log_probs.dim() == 3 else log_probs
+        tokens = None
+        if self.tokens is not None:
+            tokens = token_numbers(numbers, tree, self.tokens, answers, *collisions)
         return ScoredBatch(
             policy=summed(numbers[..., 0], tree),
             references=answers.log_probs.get(PLAIN, batch.scores.new_empty((0, *batch.scores.shape))),
@@ -339,14 +347,14 @@ class PreferenceModule(LightningModule):
             present=batch.present,
             graded=batch.graded,
             views={name: self._score_view(batch, name, prefix_cache) for name in self.views},
-            tokens=None if self.tokens is None else token_numbers(numbers, tree, self.tokens, answers),
+            tokens=tokens,
             outputs=dict(zip(heads, outputs, strict=True)),
             columns={name: batch.columns[name] for name in self.needs.columns if name in batch.columns},
         )
 
     def _ask_references(self, batch: PreferenceBatch) -> ReferenceAnswers:
         """Return the references' answers: those that came with the batch, or the ensemble's."""
-        if self._references is None or (batch.references and self.tokens is None):
+        if self._references is None or (batch.references and self.reference_tokens is None):
             return ReferenceAnswers(log_probs=batch.references)
         answers = self._references.answer(self, batch)
         batch.references = dict(answers.log_probs)

@@ -20,7 +20,7 @@ from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import positive
 from pl_prefopt.objectives.divergences import REVERSE_KL, Divergence
 from pl_prefopt.objectives.pair_references import VIRTUAL_REFERENCE, PairReference
-from pl_prefopt.types import ResponseLogProbs
+from pl_prefopt.types import ResponseLogProbs, TokenNumbers
 
 
 class Scored(Protocol):
@@ -29,12 +29,15 @@ class Scored(Protocol):
     Attributes:
         policy: the policy's log-probs of each response, [B, R].
         references: sums of log-probs of each reference, [K, B, R].
+        tokens: numbers per token, for scores that need them; ``None`` on second views.
     """
 
     @property
     def policy(self) -> ResponseLogProbs: ...
     @property
     def references(self) -> Tensor: ...
+    @property
+    def tokens(self) -> TokenNumbers | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,13 @@ class Score(ABC):
             pairs: bool [B, R, R], the comparisons that will be made.
         """
 
+    def token_reward(self, scored: Scored) -> Tensor | None:
+        """Return the share of each token in its response's reward, [B, R, T], 0 where a token doesn't count.
+
+        By default there are none, ``None``. Only called where the objective has numbers per token.
+        """
+        return None
+
 
 class ResponseScore(Score):
     """A score that depends on the response alone."""
@@ -123,6 +133,13 @@ class LogRatio(ReferenceScore):
 
     def reward(self, scored: Scored) -> Tensor:
         return self.beta * self.divergence(scored.policy.sum - scored.references[0])
+
+    def token_reward(self, scored: Scored) -> Tensor | None:
+        """Return βa_t for the reverse KL, where there are the reference's log-probs per token."""
+        tokens = scored.tokens
+        if tokens is None or not len(tokens.references) or self.divergence != REVERSE_KL:
+            return None
+        return self.beta * (tokens.policy - tokens.references[0])
 
 
 @dataclass(frozen=True)

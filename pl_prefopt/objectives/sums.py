@@ -105,7 +105,12 @@ class Sum(Objective):
             stats[f"{name}_loss"] = outcome.loss.detach().sum() / outcome.counted.sum().clamp(min=1)
             stats |= {f"{name}_{stat}": value for stat, value in outcome.stats.items()}
         return Outcome(
-            loss=loss, counted=counted, reward=first.reward, stats=stats, view_rewards=first.view_rewards
+            loss=loss,
+            counted=counted,
+            reward=first.reward,
+            stats=stats,
+            view_rewards=first.view_rewards,
+            token_reward=first.token_reward,
         )
 
 

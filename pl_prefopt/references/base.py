@@ -43,8 +43,8 @@ class PolicyHost(Protocol):
         """The second views, scored in addition to the plain one."""
 
     @property
-    def tokens(self) -> TokenRequest | None:
-        """The per-token values that the objective requests."""
+    def reference_tokens(self) -> TokenRequest | None:
+        """The per-token values that the objective requests of references; ``None`` if there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class ReferenceSource(ABC):
         """Return the references' answers for ``batch``; load the references on the first call.
 
         Args:
-            host: the module, whose ``views`` and ``tokens`` are the request.
+            host: the module, whose ``views`` and ``reference_tokens`` are the request.
             batch: the rows.
         """
 
