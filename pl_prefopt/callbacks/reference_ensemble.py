@@ -67,7 +67,9 @@ class ReferenceEnsemble(Callback, ReferenceSource):
         for member in self.members:
             member.check(module.policy_spec)
             if module.reference_tokens is not None:
-                self._check_tokens(member, type(module.objective).__name__)
+                own = module.objective.needs.tokens is not None
+                asks = type(module.objective).__name__ if own else "model.init_args.token_rewards"
+                self._check_tokens(member, asks)
             if row_source(trainer) is None:
                 self._refuse_without_rows(member)
 
@@ -122,16 +124,16 @@ class ReferenceEnsemble(Callback, ReferenceSource):
             }
         )
 
-    def _check_tokens(self, member: Reference, objective: str) -> None:
+    def _check_tokens(self, member: Reference, asks: str) -> None:
         name = type(member).__name__
         if not member.live:
             raise ContractError(
-                f"{objective} asks for log-probs of tokens, but {name} gives one log-prob per response: "
+                f"{asks} asks for log-probs of tokens, but {name} gives one log-prob per response: "
                 "use a reference that is a model, such as pl_prefopt.references.InitialPolicy."
             )
         if self.precompute:
             raise ContractError(
-                f"{objective} asks for log-probs of tokens, but references.precompute keeps one log-prob per "
+                f"{asks} asks for log-probs of tokens, but references.precompute keeps one log-prob per "
                 "response: set references.precompute to false."
             )
 

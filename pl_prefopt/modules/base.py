@@ -41,6 +41,7 @@ from pl_prefopt.modules.compatibility import (
     check_rows,
     check_scores,
     check_strategy,
+    check_token_rewards,
     reference_source,
     warn_unchecked_rows,
 )
@@ -99,6 +100,8 @@ class PreferenceModule(LightningModule):
         layout: how prompts and their responses are laid out in the model's input, see ``Scorer``.
         head: how hidden states become log-probs, see ``Scorer``.
         metrics: custom metrics, in addition to those of ``pl_prefopt.metrics.REGISTRY``.
+        token_rewards: let ``validate``, ``test`` and ``predict`` compute each token's share of the reward,
+            and write it to their predictions. References must then be models that read the policy's tokens.
 
     Attributes:
         needs: the inputs that objective and metrics need; the data module reads it.
@@ -115,6 +118,7 @@ class PreferenceModule(LightningModule):
         layout: LayoutName = "auto",
         head: HeadName = "chunked",
         metrics: Sequence[PreferenceMetric] = (),
+        token_rewards: bool = False,
     ) -> None:
         super().__init__()
         policy.check_trainable()
@@ -125,6 +129,7 @@ class PreferenceModule(LightningModule):
         self.needs = Needs.of_all(objective.needs, Needs(columns=tuple(self._columns_of_metrics)))
         self.make_optimizer = optimizer
         self.schedule = schedule
+        self.token_rewards = token_rewards
         self.scorer = Scorer(layout, head)
         self.run_folder: Path | None = None  # set by the command line, independent of the trainer's root
         self._references: ReferenceSource | None = None  # cached: a tuner replaces the trainer's callbacks
@@ -161,8 +166,12 @@ class PreferenceModule(LightningModule):
 
     @property
     def tokens(self) -> TokenRequest | None:
-        """The per-token values that the objective requests."""
-        return self.needs.tokens
+        """The per-token values that the objective requests, and those that rewards per token take."""
+        needs = self.needs
+        if not self.token_rewards or self._trainer is None or self._is_fitting:
+            return needs.tokens
+        for_rewards = TokenRequest(references=needs.min_references > 0)
+        return TokenRequest.of_all([for_rewards, *([needs.tokens] if needs.tokens else [])])
 
     @property
     def reference_tokens(self) -> TokenRequest | None:
@@ -212,6 +221,7 @@ class PreferenceModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check that objective, references, rows and strategy are compatible, and build the metrics."""
         check_strategy(self.trainer.strategy)
+        check_token_rewards(self.objective, wanted=self.token_rewards)
         self._try_optimizer()
         if self.device_mesh is not None:
             check_shardable(self.policy_spec, self.device_mesh)

@@ -120,6 +120,11 @@ class Objective(nn.Module, ABC):
         return ()
 
     @property
+    def token_rewarded(self) -> bool:
+        """Whether ``Outcome.token_reward`` is there, given log-probs per token of policy and references."""
+        return False
+
+    @property
     def stats(self) -> tuple[MetricInfo, ...]:
         """What the numbers in ``Outcome.stats`` are, for tables and dashboards: by default there are none."""
         return ()

@@ -116,6 +116,11 @@ class Compose(Objective):
         return (*self.score.stats, *(term.info for term in self.terms))
 
     @property
+    def token_rewarded(self) -> bool:
+        """Whether the score has rewards per token."""
+        return self.score.token_rewarded
+
+    @property
     def rewarded_views(self) -> tuple[str, ...]:
         """Those that offsets ask the score for."""
         return tuple(name for offset in self.offsets for name in offset.rewarded_views)

@@ -83,10 +83,16 @@ class Score(ABC):
             pairs: bool [B, R, R], the comparisons that will be made.
         """
 
+    @property
+    def token_rewarded(self) -> bool:
+        """Whether the reward is a sum over tokens, so that ``token_reward`` returns the addends."""
+        return False
+
     def token_reward(self, scored: Scored) -> Tensor | None:
         """Return the share of each token in its response's reward, [B, R, T], 0 where a token doesn't count.
 
-        By default there are none, ``None``. Only called where the objective has numbers per token.
+        ``None`` where the reward is no sum over tokens, as by default, or where numbers per token that it
+        takes haven't been asked for.
         """
         return None
 
@@ -134,10 +140,15 @@ class LogRatio(ReferenceScore):
     def reward(self, scored: Scored) -> Tensor:
         return self.beta * self.divergence(scored.policy.sum - scored.references[0])
 
+    @property
+    def token_rewarded(self) -> bool:
+        """True for the reverse KL alone: other divergences aren't sums over tokens."""
+        return self.divergence == REVERSE_KL
+
     def token_reward(self, scored: Scored) -> Tensor | None:
         """Return βa_t for the reverse KL, where there are the reference's log-probs per token."""
         tokens = scored.tokens
-        if tokens is None or not len(tokens.references) or self.divergence != REVERSE_KL:
+        if tokens is None or not len(tokens.references) or not self.token_rewarded:
             return None
         return self.beta * (tokens.policy - tokens.references[0])
 
@@ -224,6 +235,17 @@ class MeanLogProb(ResponseScore):
     def reward(self, scored: Scored) -> Tensor:
         return self.beta * scored.policy.mean
 
+    @property
+    def token_rewarded(self) -> bool:
+        """True: it is a mean over tokens."""
+        return True
+
+    def token_reward(self, scored: Scored) -> Tensor | None:
+        """Return β log p_t / |y|."""
+        if scored.tokens is None:
+            return None
+        return self.beta * scored.tokens.policy / scored.policy.length.clamp(min=1).unsqueeze(-1)
+
 
 @dataclass(frozen=True)
 class SumLogProb(ResponseScore):
@@ -243,6 +265,15 @@ class SumLogProb(ResponseScore):
 
     def reward(self, scored: Scored) -> Tensor:
         return self.beta * scored.policy.sum
+
+    @property
+    def token_rewarded(self) -> bool:
+        """True: it is a sum over tokens."""
+        return True
+
+    def token_reward(self, scored: Scored) -> Tensor | None:
+        """Return β log p_t."""
+        return None if scored.tokens is None else self.beta * scored.tokens.policy
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,11 @@ class Sum(Objective):
         return self._first.rewarded_views
 
     @property
+    def token_rewarded(self) -> bool:
+        """Whether the first part has rewards per token."""
+        return self._first.token_rewarded
+
+    @property
     def stats(self) -> tuple[MetricInfo, ...]:
         """The loss of each part, and what the parts log, after their names."""
         return tuple(info for name, part in self._objectives.items() for info in _of_part(name, part))

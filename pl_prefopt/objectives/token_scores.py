@@ -47,6 +47,11 @@ class LogRatioKL(Score):
         divergence = _divergence(scored)
         return self._rewards(scored, present, divergence, divergence)
 
+    @property
+    def token_rewarded(self) -> bool:
+        """True."""
+        return True
+
     def token_reward(self, scored: Scored) -> Tensor | None:
         """Return β(a_t + K_t)."""
         tokens = tokens_of(scored)
@@ -128,6 +133,11 @@ class GuidedLogRatio(Score):
         )
         return Rewards(chosen=chosen.unsqueeze(-1), rejected=rejected.unsqueeze(-2), response=response)
 
+    @property
+    def token_rewarded(self) -> bool:
+        """True."""
+        return True
+
     def token_reward(self, scored: Scored) -> Tensor | None:
         """Return βa_t."""
         tokens = tokens_of(scored)
@@ -183,6 +193,11 @@ class LengthDesensitized(Score):
         )
         plain = self.score(scored, present, pairs)
         return Rewards(chosen=chosen, rejected=rejected, response=plain.response, stats=rewards.stats)
+
+    @property
+    def token_rewarded(self) -> bool:
+        """Whether the score has rewards per token."""
+        return self.score.token_rewarded
 
     def token_reward(self, scored: Scored) -> Tensor | None:
         """Return the score's rewards per token, without the modification."""
