@@ -81,6 +81,7 @@ from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch, ViewL
 from pl_prefopt.views import View
 
 _STAGES = ("train", "val", "test")
+_REFERENCES = "pl_prefopt_references"
 _NOTHING: Mapping[str, Tensor] = {}
 
 
@@ -402,12 +403,18 @@ class PreferenceModule(LightningModule):
         save_settings(checkpoint, self._optimizer_settings)
         save_objective(checkpoint, self.objective)
         self._seeds.save(checkpoint)
+        states = {} if self._references is None else self._references.state()
+        if states:
+            checkpoint[_REFERENCES] = states
         restart_step(checkpoint, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another run's checkpoint."""
         self.restored_step = checkpoint.get("global_step")
         self._seeds.load(checkpoint)
+        if self._references is not None:
+            states = checkpoint.get(_REFERENCES, {})
+            self._references.restore(self, states, training=self._is_fitting)
         if self._is_fitting:
             trainer: Any = self.trainer
             require_averaging(checkpoint, trainer.callbacks)
