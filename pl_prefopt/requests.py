@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from torch import nn
 
@@ -22,16 +23,35 @@ class TokenRequest:
 
     Attributes:
         kl: the KL divergences between the policy's and each reference's distribution over the vocabulary,
-            at each position that predicts a response token. Every reference must then be a model that reads
-            the policy's tokens.
+            at each position that predicts a response token.
+        references: whether the references' log-probs are needed as well as the policy's. Each reference must
+            then be a model that reads the policy's tokens, and likewise for ``kl``.
+        collisions: whether log Σ_v π_θ(v)² is needed, the logarithm of the probability that two tokens
+            sampled from the policy at the same position are equal.
     """
 
     kl: tuple[Direction, ...] = ()
+    references: bool = True
+    collisions: bool = False
 
     def __post_init__(self) -> None:
         unknown = [direction for direction in self.kl if direction not in ("forward", "reverse")]
         if unknown:
             raise ConfigError(f"expected `kl` of 'forward' or 'reverse', got '{unknown[0]}'.")
+
+    @property
+    def asks_references(self) -> bool:
+        """Whether references must be models that read the policy's tokens."""
+        return self.references or bool(self.kl)
+
+    @classmethod
+    def of_all(cls, requests: Sequence[Self]) -> Self:
+        """Return the request for everything that any of ``requests``, at least one, asks for."""
+        return cls(
+            kl=tuple(sorted({direction for request in requests for direction in request.kl})),
+            references=any(request.references for request in requests),
+            collisions=any(request.collisions for request in requests),
+        )
 
 
 class OutputHead(ABC):

@@ -181,6 +181,10 @@ class ViewLogProbs:
     references: Tensor
     present: Tensor
 
+    @property
+    def tokens(self) -> None:
+        """No numbers per token: those are of the plain view alone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenNumbers:
@@ -189,15 +193,19 @@ class TokenNumbers:
     Attributes:
         counted: bool [B, R, T], true where a token's numbers count.
         policy: float32 [B, R, T], log π_θ(y_t | x, y_<t) with gradient; 0 where not counted.
-        references: float32 [K, B, R, T], log π_ref(y_t | x, y_<t) without gradient; 0 where not counted.
+        references: float32 [K, B, R, T], log π_ref(y_t | x, y_<t) without gradient; 0 where not counted. K is
+            0 where the objective asks for the policy's numbers alone.
         kl: float32 [K, B, R, T] per direction, with gradient: the KL divergence of the distributions over the
             vocabulary after (x, y_<t), from which y_t was drawn; 0 where not counted.
+        collisions: float32 [B, R, T], log Σ_v π_θ(v | x, y_<t)² without gradient, if the objective asks for
+            it; 0 where not counted.
     """
 
     counted: Tensor
     policy: Tensor
     references: Tensor
     kl: Mapping[Direction, Tensor] = field(default_factory=dict)
+    collisions: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +247,8 @@ class Outcome:
         stats: scalars for the dashboard, detached.
         view_rewards: float32 [B, R], the rewards of the same responses on second views, by the view's name,
             detached.
+        token_reward: float32 [B, R, T], the share of each response token in its response's reward, detached;
+            0 where not counted. ``None`` for objectives without rewards per token.
     """
 
     loss: Tensor
@@ -246,3 +256,4 @@ class Outcome:
     reward: Tensor
     stats: Mapping[str, Tensor] = field(default_factory=dict)
     view_rewards: Mapping[str, Tensor] = field(default_factory=dict)
+    token_reward: Tensor | None = None

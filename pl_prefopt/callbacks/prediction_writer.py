@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pl_prefopt.files import atomic_write, name_os_errors
 from pl_prefopt.rows import Message, PreferenceRow
-from pl_prefopt.types import Outcome, PreferenceBatch, ScoredBatch
+from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch
 
 FILE_NAME = "predictions.jsonl"
 _FOLDERS = {"validate": "validate", "test": "test", "predict": "."}
@@ -28,7 +28,8 @@ class PredictionWriter(Callback):
     A prompt comes with its ``origin``, its ``source``, whether its scores are ``graded``, and the further
     ``columns`` of its row; each response
     with its ``log_prob`` (a sum over tokens), ``length`` (in tokens), ``reward``, ``rank`` by reward (1 is
-    best), and its ``score`` if the data has one.
+    best), and its ``score`` if the data has one. With the module's ``token_rewards`` it has ``tokens``, too:
+    each token's text and its share of the reward, null for tokens that don't count.
 
     Args:
         folder: the run's folder.
@@ -40,6 +41,7 @@ class PredictionWriter(Callback):
         self.folder, self.most_evaluated = Path(folder), most_evaluated
         self._path: Path | None = None  # None while nothing is to be written
         self._most: int | None = None
+        self._tokenizer: Any = None  # while rewards per token are written
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin this process's part of the file anew, unless this is a validation within ``fit``."""
@@ -49,6 +51,8 @@ class PredictionWriter(Callback):
             return
         self._path = self.folder / _FOLDERS[command] / FILE_NAME
         self._most = None if command == "predict" else self.most_evaluated
+        module: Any = pl_module
+        self._tokenizer = module.load_tokenizer() if module.token_rewards else None
         self._path.parent.mkdir(parents=True, exist_ok=True)
         _part(self._path, trainer.global_rank).write_text("", encoding="utf-8")
 
@@ -67,7 +71,7 @@ class PredictionWriter(Callback):
         scored, outcome = outputs
         part = _part(self._path, trainer.global_rank)
         with name_os_errors(part), part.open("a", encoding="utf-8") as file:
-            for line in _lines(batch, scored, outcome):
+            for line in _lines(batch, scored, outcome, self._tokenizer):
                 if self._most is None or line["index"] < self._most:
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -98,7 +102,9 @@ def _part(path: Path, rank: int) -> Path:
     return path.with_suffix(f".{rank}.part")
 
 
-def _lines(batch: PreferenceBatch, scored: ScoredBatch, outcome: Outcome) -> Iterator[dict[str, Any]]:
+def _lines(
+    batch: PreferenceBatch, scored: ScoredBatch, outcome: Outcome, tokenizer: Any
+) -> Iterator[dict[str, Any]]:
     ranks = _ranks(outcome.reward, batch.present).tolist()
     log_probs, lengths = scored.policy.sum.tolist(), scored.policy.length.tolist()
     rewards, present = outcome.reward.tolist(), batch.present.any(dim=-1).tolist()
@@ -120,10 +126,40 @@ def _lines(batch: PreferenceBatch, scored: ScoredBatch, outcome: Outcome) -> Ite
                     "reward": rewards[position][number],
                     "rank": ranks[position][number],
                     "score": None if row.scores is None else row.scores[number],
+                    **({} if tokenizer is None else _tokens(batch, outcome, (position, number), tokenizer)),
                 }
                 for number in range(len(row.responses))
             ],
         }
+
+
+def _tokens(
+    batch: PreferenceBatch, outcome: Outcome, place: tuple[int, int], tokenizer: Any
+) -> dict[str, list[list[Any]]]:
+    """Return the texts of a response's tokens with their rewards, null where a token doesn't count."""
+    tree = batch.trees[PLAIN]
+    assert outcome.token_reward is not None, "the module has checked that the objective has them"
+    ids = tree.response_ids[place][tree.response_mask[place]].tolist()
+    rewards = outcome.token_reward[place][: len(ids)].tolist()
+    counted = tree.counted_mask[place][: len(ids)].tolist()
+    return {
+        "tokens": [
+            [text, float(f"{reward:.6g}") if counts else None]
+            for text, reward, counts in zip(_token_texts(ids, tokenizer), rewards, counted, strict=True)
+        ]
+    }
+
+
+def _token_texts(ids: list[int], tokenizer: Any) -> list[str]:
+    """Return each token's text: what it adds to that of the token before, so that spaces are kept.
+
+    Bytes that are no character by themselves read as �.
+    """
+    texts = []
+    for place, token in enumerate(ids):
+        before = tokenizer.decode(ids[place - 1 : place]) if place else ""
+        texts.append(tokenizer.decode([*ids[max(place - 1, 0) : place], token])[len(before) :])
+    return texts
 
 
 def _ranks(reward: Tensor, present: Tensor) -> Tensor:

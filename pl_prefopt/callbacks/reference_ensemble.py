@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from pl_prefopt.data import SPLITS_OF_STAGE, row_source
-from pl_prefopt.errors import ContractError
+from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.references import (
     PolicyHost,
     PrecomputedTable,
     Reference,
     ReferenceAnswers,
     ReferenceSource,
+    SyncedPolicy,
     token_answers,
 )
 from pl_prefopt.references.precompute import Workers, fill_table
@@ -29,7 +31,8 @@ class ReferenceEnsemble(Callback, ReferenceSource):
     """Holds K >= 0 references and answers the module that asks for their numbers, batch by batch.
 
     Answers are in member order, in float32 or better whatever the precision of the trainer, without gradient.
-    Members are no part of the module: they are in no checkpoint and no optimiser.
+    Members are no part of the module: they are in no optimiser, and checkpoints hold the state of those alone
+    that follow the policy.
 
     Args:
         members: the references.
@@ -66,8 +69,12 @@ class ReferenceEnsemble(Callback, ReferenceSource):
         module: Any = pl_module
         for member in self.members:
             member.check(module.policy_spec)
-            if module.tokens is not None:
-                self._check_tokens(member, type(module.objective).__name__)
+            if member.follows_policy:
+                self._check_following(member, sharded=module.device_mesh is not None)
+            if module.reference_tokens is not None:
+                own = module.objective.needs.tokens is not None
+                asks = type(module.objective).__name__ if own else "model.init_args.token_rewards"
+                self._check_tokens(member, asks)
             if row_source(trainer) is None:
                 self._refuse_without_rows(member)
 
@@ -83,6 +90,65 @@ class ReferenceEnsemble(Callback, ReferenceSource):
         """Prepare for the training and validation rows, unless a tuner's trial did."""
         if not self._ready:
             self._prepare(trainer, pl_module, "fit")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn where a reference is never synchronised, because the run is too short."""
+        steps = trainer.estimated_stepping_batches
+        for member in self.members:
+            if isinstance(member, SyncedPolicy) and member.every > steps:
+                rank_zero_warn(
+                    f"SyncedPolicy is synchronised every {member.every} optimiser steps, but the run has "
+                    f"{steps}, so that it never is: lower references.members.init_args.every."
+                )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: PreferenceBatch, batch_idx: int
+    ) -> None:
+        """Let references follow a policy that was loaded between a step and their update."""
+        self._follow(pl_module, trainer.global_step)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: PreferenceBatch,
+        batch_idx: int,
+    ) -> None:
+        """Let references follow the policy."""
+        self._follow(pl_module, trainer.global_step)
+
+    def _follow(self, pl_module: LightningModule, step: int) -> None:
+        module: Any = pl_module
+        for member in self.members:
+            member.follow(module, step)
+
+    def state(self) -> dict[str, Any]:
+        """Return the states of members that follow the policy, by position."""
+        following = [(str(place), one) for place, one in enumerate(self.members) if one.follows_policy]
+        return {place: member.state() for place, member in following}
+
+    def restore(self, host: PolicyHost, states: Mapping[str, Any], *, training: bool) -> None:
+        """Continue from the states of a checkpoint.
+
+        Raises:
+            ConfigError: if they aren't those of the members.
+        """
+        following = {str(place): one for place, one in enumerate(self.members) if one.follows_policy}
+        if following.keys() - states.keys():
+            raise ConfigError(
+                f"references.members has {type(next(iter(following.values()))).__name__}, which follows the "
+                "policy, but the checkpoint's run had other references: use its references.members, or start "
+                "without ckpt_path."
+            )
+        if training and states.keys() - following.keys():
+            raise ConfigError(
+                "The checkpoint holds a reference that follows the policy, but references.members has none "
+                "in its place: use the references.members that the checkpoint was made with, or start "
+                "without ckpt_path."
+            )
+        for place, member in following.items():
+            member.restore(host, states[place])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the validation rows, unless ``fit`` did."""
@@ -111,7 +177,7 @@ class ReferenceEnsemble(Callback, ReferenceSource):
             self._prepare(module.trainer, module, module.trainer.state.fn)
         if not self._ready:
             return ReferenceAnswers(log_probs={})
-        if host.tokens is not None:
+        if host.reference_tokens is not None:
             return token_answers(self._ready, host, batch)
         return ReferenceAnswers(
             log_probs={
@@ -122,16 +188,29 @@ class ReferenceEnsemble(Callback, ReferenceSource):
             }
         )
 
-    def _check_tokens(self, member: Reference, objective: str) -> None:
+    def _check_following(self, member: Reference, *, sharded: bool) -> None:
+        name = type(member).__name__
+        if self.precompute:
+            raise ContractError(
+                f"{name} changes during training, so that its log-probs can't be precomputed: set "
+                "references.precompute to false."
+            )
+        if sharded:
+            raise ContractError(
+                f"{name} can't follow a policy with sharded weights: use trainer.strategy ddp, or "
+                "pl_prefopt.references.InitialPolicy."
+            )
+
+    def _check_tokens(self, member: Reference, asks: str) -> None:
         name = type(member).__name__
         if not member.live:
             raise ContractError(
-                f"{objective} asks for log-probs of tokens, but {name} gives one log-prob per response: "
+                f"{asks} asks for log-probs of tokens, but {name} gives one log-prob per response: "
                 "use a reference that is a model, such as pl_prefopt.references.InitialPolicy."
             )
         if self.precompute:
             raise ContractError(
-                f"{objective} asks for log-probs of tokens, but references.precompute keeps one log-prob per "
+                f"{asks} asks for log-probs of tokens, but references.precompute keeps one log-prob per "
                 "response: set references.precompute to false."
             )
 

@@ -10,6 +10,7 @@ from pl_prefopt.modules.mrpo import MRPOModule
 from pl_prefopt.modules.reference_free import ReferenceFreeModule
 from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.modules.self_refined import SrModule
+from pl_prefopt.modules.token_level import TokenLevelModule
 
 __all__ = [
     "DPOModule",
@@ -21,5 +22,6 @@ __all__ = [
     "SafeCheckpointIO",
     "Schedule",
     "SrModule",
+    "TokenLevelModule",
     "read_checkpoint",
 ]

@@ -41,6 +41,7 @@ from pl_prefopt.modules.compatibility import (
     check_rows,
     check_scores,
     check_strategy,
+    check_token_rewards,
     reference_source,
     warn_unchecked_rows,
 )
@@ -60,7 +61,7 @@ from pl_prefopt.modules.resumed_settings import (
 from pl_prefopt.modules.schedule import Schedule, optimizer_steps
 from pl_prefopt.modules.step_mean import StepMean
 from pl_prefopt.modules.stock_callbacks import check_monitors, fit_in
-from pl_prefopt.modules.token_numbers import token_numbers, token_readout
+from pl_prefopt.modules.token_numbers import token_numbers, token_readouts
 from pl_prefopt.modules.unfinished_step import restart_step, warn_lost_batches
 from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.policies import Make, PolicySpec, build_policy, check_shardable, load_split, sketch_policy
@@ -80,6 +81,7 @@ from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch, ViewL
 from pl_prefopt.views import View
 
 _STAGES = ("train", "val", "test")
+_REFERENCES = "pl_prefopt_references"
 _NOTHING: Mapping[str, Tensor] = {}
 
 
@@ -99,6 +101,8 @@ class PreferenceModule(LightningModule):
         layout: how prompts and their responses are laid out in the model's input, see ``Scorer``.
         head: how hidden states become log-probs, see ``Scorer``.
         metrics: custom metrics, in addition to those of ``pl_prefopt.metrics.REGISTRY``.
+        token_rewards: let ``validate``, ``test`` and ``predict`` compute each token's share of the reward,
+            and write it to their predictions. References must then be models that read the policy's tokens.
 
     Attributes:
         needs: the inputs that objective and metrics need; the data module reads it.
@@ -115,6 +119,7 @@ class PreferenceModule(LightningModule):
         layout: LayoutName = "auto",
         head: HeadName = "chunked",
         metrics: Sequence[PreferenceMetric] = (),
+        token_rewards: bool = False,
     ) -> None:
         super().__init__()
         policy.check_trainable()
@@ -125,6 +130,7 @@ class PreferenceModule(LightningModule):
         self.needs = Needs.of_all(objective.needs, Needs(columns=tuple(self._columns_of_metrics)))
         self.make_optimizer = optimizer
         self.schedule = schedule
+        self.token_rewards = token_rewards
         self.scorer = Scorer(layout, head)
         self.run_folder: Path | None = None  # set by the command line, independent of the trainer's root
         self._references: ReferenceSource | None = None  # cached: a tuner replaces the trainer's callbacks
@@ -161,8 +167,17 @@ class PreferenceModule(LightningModule):
 
     @property
     def tokens(self) -> TokenRequest | None:
-        """The per-token values that the objective requests."""
-        return self.needs.tokens
+        """The per-token values that the objective requests, and those that rewards per token take."""
+        needs = self.needs
+        if not self.token_rewards or self._trainer is None or self._is_fitting:
+            return needs.tokens
+        for_rewards = TokenRequest(references=needs.min_references > 0)
+        return TokenRequest.of_all([for_rewards, *([needs.tokens] if needs.tokens else [])])
+
+    @property
+    def reference_tokens(self) -> TokenRequest | None:
+        """The per-token values that the objective requests of references; ``None`` if there are none."""
+        return self.tokens if self.tokens is not None and self.tokens.asks_references else None
 
     @property
     def num_references(self) -> int:
@@ -207,6 +222,7 @@ class PreferenceModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check that objective, references, rows and strategy are compatible, and build the metrics."""
         check_strategy(self.trainer.strategy)
+        check_token_rewards(self.objective, wanted=self.token_rewards)
         self._try_optimizer()
         if self.device_mesh is not None:
             check_shardable(self.policy_spec, self.device_mesh)
@@ -326,12 +342,15 @@ class PreferenceModule(LightningModule):
         """Return the values that the objective needs, given the references' ``answers``."""
         prefix_cache = self.scorer.prefix_cache(self.policy, batch.index.device) if self.views else None
         heads = self.needs.heads
-        readouts: list[Readout] = [Outputs(self.heads[name], head.at) for name, head in heads.items()]
+        of_heads: list[Readout] = [Outputs(self.heads[name], head.at) for name, head in heads.items()]
+        of_tokens = token_readouts(self.tokens, answers)
         tree = batch.trees[PLAIN]
-        log_probs, *outputs = self.scorer.read(
-            self.policy, tree, [token_readout(self.tokens, answers), *readouts], prefix_cache
-        )
+        found = self.scorer.read(self.policy, tree, [*of_tokens, *of_heads], prefix_cache)
+        (log_probs, *collisions), outputs = found[: len(of_tokens)], found[len(of_tokens) :]
         numbers = log_probs.unsqueeze(-1) if log_probs.dim() == 3 else log_probs
+        tokens = None
+        if self.tokens is not None:
+            tokens = token_numbers(numbers, tree, self.tokens, answers, *collisions)
         return ScoredBatch(
             policy=summed(numbers[..., 0], tree),
             references=answers.log_probs.get(PLAIN, batch.scores.new_empty((0, *batch.scores.shape))),
@@ -339,14 +358,14 @@ class PreferenceModule(LightningModule):
             present=batch.present,
             graded=batch.graded,
             views={name: self._score_view(batch, name, prefix_cache) for name in self.views},
-            tokens=None if self.tokens is None else token_numbers(numbers, tree, self.tokens, answers),
+            tokens=tokens,
             outputs=dict(zip(heads, outputs, strict=True)),
             columns={name: batch.columns[name] for name in self.needs.columns if name in batch.columns},
         )
 
     def _ask_references(self, batch: PreferenceBatch) -> ReferenceAnswers:
         """Return the references' answers: those that came with the batch, or the ensemble's."""
-        if self._references is None or (batch.references and self.tokens is None):
+        if self._references is None or (batch.references and self.reference_tokens is None):
             return ReferenceAnswers(log_probs=batch.references)
         answers = self._references.answer(self, batch)
         batch.references = dict(answers.log_probs)
@@ -384,12 +403,18 @@ class PreferenceModule(LightningModule):
         save_settings(checkpoint, self._optimizer_settings)
         save_objective(checkpoint, self.objective)
         self._seeds.save(checkpoint)
+        states = {} if self._references is None else self._references.state()
+        if states:
+            checkpoint[_REFERENCES] = states
         restart_step(checkpoint, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another run's checkpoint."""
         self.restored_step = checkpoint.get("global_step")
         self._seeds.load(checkpoint)
+        if self._references is not None:
+            states = checkpoint.get(_REFERENCES, {})
+            self._references.restore(self, states, training=self._is_fitting)
         if self._is_fitting:
             trainer: Any = self.trainer
             require_averaging(checkpoint, trainer.callbacks)

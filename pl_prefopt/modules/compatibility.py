@@ -68,6 +68,15 @@ def check_references(objective: Objective, count: int) -> None:
         )
 
 
+def check_token_rewards(objective: Objective, *, wanted: bool) -> None:
+    """Raise a ``ContractError`` if rewards per token are wanted and the objective has none."""
+    if wanted and not objective.token_rewarded:
+        raise ContractError(
+            f"The reward of {type(objective).__name__} is no sum over tokens, so that predictions can't have "
+            "rewards per token: set model.init_args.token_rewards to false."
+        )
+
+
 def check_rows(objective: Objective, datasets: Mapping[str, Any]) -> None:
     """Check that the objective can be computed on the rows.
 

@@ -9,7 +9,7 @@ from pl_prefopt.objectives.base import Needs, Objective, ReferenceFreeObjective,
 from pl_prefopt.objectives.comparisons import Comparisons
 from pl_prefopt.objectives.compose import Compose
 from pl_prefopt.objectives.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon, ReverseKL
-from pl_prefopt.objectives.dpo import DPO, DPOP, FDPO, IPO, Hinge, RobustDPO
+from pl_prefopt.objectives.dpo import DPO, DPOP, FDPO, IPO, WPO, Hinge, RobustDPO
 from pl_prefopt.objectives.kto import KTO
 from pl_prefopt.objectives.links import HingeLink, Link, Logistic, Robust, Squared
 from pl_prefopt.objectives.mixture import (
@@ -48,7 +48,7 @@ from pl_prefopt.objectives.offsets import (
     ScoreGap,
 )
 from pl_prefopt.objectives.pair_references import PairReference, SingleReference, VirtualReference
-from pl_prefopt.objectives.pair_weights import ConstantWeight, PairWeight
+from pl_prefopt.objectives.pair_weights import ConstantWeight, PairWeight, PolicyProbability
 from pl_prefopt.objectives.pairs import PairwiseReferenceFreeObjective, PairwiseReferenceObjective
 from pl_prefopt.objectives.reference_free import ORPO, SimPO
 from pl_prefopt.objectives.scores import (
@@ -75,6 +75,13 @@ from pl_prefopt.objectives.structures import (
 )
 from pl_prefopt.objectives.sums import Sum
 from pl_prefopt.objectives.terms import NegativeLogLikelihood, Term
+from pl_prefopt.objectives.token_level import LDDPO, TDPO1, TDPO2, TGDPO, TokenLevelObjective
+from pl_prefopt.objectives.token_scores import (
+    GuidedLogRatio,
+    LengthDesensitized,
+    LogRatioKL,
+    LogRatioStoppedKL,
+)
 
 __all__ = [
     "DPO",
@@ -82,8 +89,13 @@ __all__ = [
     "FDPO",
     "IPO",
     "KTO",
+    "LDDPO",
     "MRPO",
     "ORPO",
+    "TDPO1",
+    "TDPO2",
+    "TGDPO",
+    "WPO",
     "AdaptiveClip",
     "AdaptiveWeights",
     "Aggregate",
@@ -98,15 +110,19 @@ __all__ = [
     "FixedWeights",
     "ForwardKL",
     "Geometric",
+    "GuidedLogRatio",
     "Harmonic",
     "Hinge",
     "HingeLink",
     "JensenShannon",
+    "LengthDesensitized",
     "LengthGap",
     "Link",
     "ListMLE",
     "LogOdds",
     "LogRatio",
+    "LogRatioKL",
+    "LogRatioStoppedKL",
     "LogScoreGap",
     "Logistic",
     "MPPOComparison",
@@ -137,6 +153,7 @@ __all__ = [
     "PlackettLuce",
     "PointCE",
     "PointMSE",
+    "PolicyProbability",
     "ReferenceFreeObjective",
     "ReferenceObjective",
     "ReferenceScore",
@@ -159,6 +176,7 @@ __all__ = [
     "SumOfPairs",
     "SumPerWinner",
     "Term",
+    "TokenLevelObjective",
     "UniformWeights",
     "VirtualLogRatio",
     "VirtualReference",

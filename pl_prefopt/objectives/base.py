@@ -68,7 +68,6 @@ class Needs:
             )
         ranges = [each.score_range for each in needs if each.score_range is not None]
         tokens = [each.tokens for each in needs if each.tokens is not None]
-        directions = sorted({direction for request in tokens for direction in request.kl})
         return cls(
             min_references=fewest,
             max_references=most,
@@ -76,7 +75,7 @@ class Needs:
             score_range=(max(low for low, _ in ranges), min(high for _, high in ranges)) if ranges else None,
             views=_united("view", [each.views for each in needs]),
             trained_views=frozenset().union(*(each.trained_views for each in needs)),
-            tokens=TokenRequest(kl=tuple(directions)) if tokens else None,
+            tokens=TokenRequest.of_all(tokens) if tokens else None,
             heads=_united("head", [each.heads for each in needs]),
             columns=tuple(dict.fromkeys(name for each in needs for name in each.columns)),
         )
@@ -119,6 +118,11 @@ class Objective(nn.Module, ABC):
     def rewarded_views(self) -> tuple[str, ...]:
         """The views whose rewards ``Outcome.view_rewards`` holds; the metrics judge them too."""
         return ()
+
+    @property
+    def token_rewarded(self) -> bool:
+        """Whether ``Outcome.token_reward`` is there, given log-probs per token of policy and references."""
+        return False
 
     @property
     def stats(self) -> tuple[MetricInfo, ...]:

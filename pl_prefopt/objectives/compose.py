@@ -19,7 +19,7 @@ from pl_prefopt.objectives.pair_weights import PairWeight
 from pl_prefopt.objectives.scores import Score
 from pl_prefopt.objectives.structures import MEAN_OF_PAIRS, Structure
 from pl_prefopt.objectives.terms import Term
-from pl_prefopt.types import Outcome, ScoredBatch, ViewLogProbs
+from pl_prefopt.types import Outcome, ScoredBatch, TokenNumbers, ViewLogProbs
 
 PAGE = "methods/compose.md"
 
@@ -89,6 +89,12 @@ class Compose(Objective):
                 f"{type(structure).__name__} merges margins before the link, so that no pair has a loss for "
                 "`weights` to multiply: set `weights` to [], or `structure` to MeanOfPairs or SumOfPairs."
             )
+        views = [name for offset in offsets for name in offset.rewarded_views]
+        if views and score.needs.tokens is not None:
+            raise ConfigError(
+                f"{type(score).__name__} reads single tokens, but an offset asks it for rewards of the view "
+                f"'{views[0]}', of which there are only sums: remove the offset, or use another `score`."
+            )
         names = [term.name for term in terms]
         if len(set(names)) < len(names):
             raise ConfigError(f"expected `terms` of different names, got {', '.join(names)}.")
@@ -108,6 +114,11 @@ class Compose(Objective):
     def stats(self) -> tuple[MetricInfo, ...]:
         """Those of the score and of the terms."""
         return (*self.score.stats, *(term.info for term in self.terms))
+
+    @property
+    def token_rewarded(self) -> bool:
+        """Whether the score has rewards per token."""
+        return self.score.token_rewarded
 
     @property
     def rewarded_views(self) -> tuple[str, ...]:
@@ -136,6 +147,7 @@ class Compose(Objective):
             reward=compared.rewards.response.detach(),
             stats={**compared.rewards.stats, **_means(losses, counted)},
             view_rewards=compared.view_rewards,
+            token_reward=_detached(None if batch.tokens is None else self.score.token_reward(compared.batch)),
         )
 
 
@@ -149,7 +161,24 @@ def without_absent(batch: ScoredBatch) -> ScoredBatch:
 
     alike = {name: view for name, view in batch.views.items() if view.present.shape == batch.present.shape}
     views = {**batch.views, **{name: filled(view) for name, view in alike.items()}}
-    return dataclasses.replace(filled(batch), views=views)
+    tokens = None if batch.tokens is None else _tokens_without_absent(batch.tokens, batch.present)
+    return dataclasses.replace(filled(batch), views=views, tokens=tokens)
+
+
+def _tokens_without_absent(tokens: TokenNumbers, present: Tensor) -> TokenNumbers:
+    there = present.unsqueeze(-1)
+    collisions = tokens.collisions
+    return TokenNumbers(
+        counted=tokens.counted & there,
+        policy=torch.where(there, tokens.policy, 0.0),
+        references=torch.where(there, tokens.references, 0.0),
+        kl={direction: torch.where(there, values, 0.0) for direction, values in tokens.kl.items()},
+        collisions=None if collisions is None else torch.where(there, collisions, 0.0),
+    )
+
+
+def _detached(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.detach()
 
 
 def _means(losses: Mapping[str, Tensor], counted: Tensor) -> dict[str, Tensor]:

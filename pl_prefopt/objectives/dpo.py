@@ -10,6 +10,7 @@ from pl_prefopt.objectives.compose import Compose
 from pl_prefopt.objectives.divergences import REVERSE_KL, Divergence
 from pl_prefopt.objectives.links import HingeLink, Logistic, Robust, Squared
 from pl_prefopt.objectives.offsets import Drop
+from pl_prefopt.objectives.pair_weights import PolicyProbability
 from pl_prefopt.objectives.scores import LogRatio, MeanLogRatio
 from pl_prefopt.objectives.structures import MeanOfPairs
 from pl_prefopt.pairing import ALL_PAIRS, Pairing
@@ -138,6 +139,47 @@ class DPOP(Compose, ReferenceObjective):
 
     beta = property(lambda self: self.score.beta)
     penalty = property(lambda self: self.offsets[0].penalty)
+
+
+class WPO(Compose, ReferenceObjective):
+    """Weighted preference optimisation: −w(y_w) w(y_l) log σ(βh), w(y) = exp(mean_t log[π(y_t) / Σ_v π(v)²]).
+
+    Zhou et al., arXiv 2406.11827, eq. 2, on DPO; h is the margin of log-ratios, and the weights carry no
+    gradient. ``PolicyProbability`` weights the pairs of other objectives in the same way.
+
+    Args:
+        beta: β > 0, the strength of the KL penalty; 0.01 is the value in TRL's index of papers.
+        pairing: which responses to compare.
+
+    Raises:
+        ConfigError: if a setting is out of range.
+
+    Examples:
+        One token each, where the policy is uniform over two tokens: the weight is 1.
+
+        >>> import torch
+        >>> from pl_prefopt.types import ResponseLogProbs, ScoredBatch, TokenNumbers
+        >>> half = torch.tensor([[[0.5], [0.5]]]).log()
+        >>> batch = ScoredBatch(
+        ...     policy=ResponseLogProbs(sum=half.sum(-1), length=torch.tensor([[1, 1]])),
+        ...     references=half.sum(-1).unsqueeze(0),
+        ...     scores=torch.tensor([[1.0, 0.0]]),
+        ...     present=torch.tensor([[True, True]]),
+        ...     graded=torch.tensor([False]),
+        ...     tokens=TokenNumbers(
+        ...         counted=half < 0, policy=half, references=half.new_empty(0, 1, 2, 1), collisions=half
+        ...     ),
+        ... )
+        >>> WPO()(batch).loss, torch.tensor(2.0).log()
+        (tensor([0.6931]), tensor(0.6931))
+    """
+
+    use_when = "The responses come from other models, and those like the policy's own should count more."
+
+    def __init__(self, *, beta: float = 0.01, pairing: Pairing = ALL_PAIRS) -> None:
+        super().__init__(score=LogRatio(beta), structure=MeanOfPairs(pairing), weights=[PolicyProbability()])
+
+    beta = property(lambda self: self.score.beta)
 
 
 class FDPO(Compose, ReferenceObjective):

@@ -20,7 +20,7 @@ from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import positive
 from pl_prefopt.objectives.divergences import REVERSE_KL, Divergence
 from pl_prefopt.objectives.pair_references import VIRTUAL_REFERENCE, PairReference
-from pl_prefopt.types import ResponseLogProbs
+from pl_prefopt.types import ResponseLogProbs, TokenNumbers
 
 
 class Scored(Protocol):
@@ -29,12 +29,15 @@ class Scored(Protocol):
     Attributes:
         policy: the policy's log-probs of each response, [B, R].
         references: sums of log-probs of each reference, [K, B, R].
+        tokens: numbers per token, for scores that need them; ``None`` on second views.
     """
 
     @property
     def policy(self) -> ResponseLogProbs: ...
     @property
     def references(self) -> Tensor: ...
+    @property
+    def tokens(self) -> TokenNumbers | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,19 @@ class Score(ABC):
             pairs: bool [B, R, R], the comparisons that will be made.
         """
 
+    @property
+    def token_rewarded(self) -> bool:
+        """Whether the reward is a sum over tokens, so that ``token_reward`` returns the addends."""
+        return False
+
+    def token_reward(self, scored: Scored) -> Tensor | None:
+        """Return the share of each token in its response's reward, [B, R, T], 0 where a token doesn't count.
+
+        ``None`` where the reward is no sum over tokens, as by default, or where numbers per token that it
+        takes haven't been asked for.
+        """
+        return None
+
 
 class ResponseScore(Score):
     """A score that depends on the response alone."""
@@ -123,6 +139,18 @@ class LogRatio(ReferenceScore):
 
     def reward(self, scored: Scored) -> Tensor:
         return self.beta * self.divergence(scored.policy.sum - scored.references[0])
+
+    @property
+    def token_rewarded(self) -> bool:
+        """True for the reverse KL alone: other divergences aren't sums over tokens."""
+        return self.divergence == REVERSE_KL
+
+    def token_reward(self, scored: Scored) -> Tensor | None:
+        """Return βa_t for the reverse KL, where there are the reference's log-probs per token."""
+        tokens = scored.tokens
+        if tokens is None or not len(tokens.references) or not self.token_rewarded:
+            return None
+        return self.beta * (tokens.policy - tokens.references[0])
 
 
 @dataclass(frozen=True)
@@ -207,6 +235,17 @@ class MeanLogProb(ResponseScore):
     def reward(self, scored: Scored) -> Tensor:
         return self.beta * scored.policy.mean
 
+    @property
+    def token_rewarded(self) -> bool:
+        """True: it is a mean over tokens."""
+        return True
+
+    def token_reward(self, scored: Scored) -> Tensor | None:
+        """Return β log p_t / |y|."""
+        if scored.tokens is None:
+            return None
+        return self.beta * scored.tokens.policy / scored.policy.length.clamp(min=1).unsqueeze(-1)
+
 
 @dataclass(frozen=True)
 class SumLogProb(ResponseScore):
@@ -226,6 +265,15 @@ class SumLogProb(ResponseScore):
 
     def reward(self, scored: Scored) -> Tensor:
         return self.beta * scored.policy.sum
+
+    @property
+    def token_rewarded(self) -> bool:
+        """True: it is a sum over tokens."""
+        return True
+
+    def token_reward(self, scored: Scored) -> Tensor | None:
+        """Return β log p_t."""
+        return None if scored.tokens is None else self.beta * scored.tokens.policy
 
 
 @dataclass(frozen=True)

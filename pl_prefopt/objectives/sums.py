@@ -75,6 +75,11 @@ class Sum(Objective):
         return self._first.rewarded_views
 
     @property
+    def token_rewarded(self) -> bool:
+        """Whether the first part has rewards per token."""
+        return self._first.token_rewarded
+
+    @property
     def stats(self) -> tuple[MetricInfo, ...]:
         """The loss of each part, and what the parts log, after their names."""
         return tuple(info for name, part in self._objectives.items() for info in _of_part(name, part))
@@ -105,7 +110,12 @@ class Sum(Objective):
             stats[f"{name}_loss"] = outcome.loss.detach().sum() / outcome.counted.sum().clamp(min=1)
             stats |= {f"{name}_{stat}": value for stat, value in outcome.stats.items()}
         return Outcome(
-            loss=loss, counted=counted, reward=first.reward, stats=stats, view_rewards=first.view_rewards
+            loss=loss,
+            counted=counted,
+            reward=first.reward,
+            stats=stats,
+            view_rewards=first.view_rewards,
+            token_reward=first.token_reward,
         )
 
 

@@ -150,7 +150,7 @@ class DryRun:
     @torch.no_grad()
     def _score(self, tracker: MemoryTracker, stubs: list[_Stub], batch: PreferenceBatch) -> ReferenceAnswers:
         """Score the batch with the references; return what is resident until the loss is computed."""
-        request = self.module.tokens
+        request = self.module.reference_tokens
         readouts: list[Readout] = [LogProbs()]
         if request is not None and request.kl:
             readouts.append(HiddenStates())

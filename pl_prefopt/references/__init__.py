@@ -11,6 +11,7 @@ from pl_prefopt.references.base import (
 from pl_prefopt.references.frozen import FrozenModel
 from pl_prefopt.references.initial import InitialPolicy
 from pl_prefopt.references.precomputed import PrecomputedTable
+from pl_prefopt.references.synced import SyncedPolicy
 from pl_prefopt.references.tokens import token_answers
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "Reference",
     "ReferenceAnswers",
     "ReferenceSource",
+    "SyncedPolicy",
     "token_answers",
 ]

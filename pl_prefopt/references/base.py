@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,8 @@ class PolicyHost(Protocol):
         """The second views, scored in addition to the plain one."""
 
     @property
-    def tokens(self) -> TokenRequest | None:
-        """The per-token values that the objective requests."""
+    def reference_tokens(self) -> TokenRequest | None:
+        """The per-token values that the objective requests of references; ``None`` if there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,23 @@ class ReferenceSource(ABC):
         """Return the references' answers for ``batch``; load the references on the first call.
 
         Args:
-            host: the module, whose ``views`` and ``tokens`` are the request.
+            host: the module, whose ``views`` and ``reference_tokens`` are the request.
             batch: the rows.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """Return the states of references that follow the policy, by position; empty if all are frozen."""
+        return {}
+
+    def restore(  # noqa: B027 - sources of frozen references have no state
+        self, host: PolicyHost, states: Mapping[str, Any], *, training: bool
+    ) -> None:
+        """Continue from the ``state`` of a checkpoint.
+
+        Args:
+            host: the module, with its policy.
+            states: the checkpoint's; empty if it has none.
+            training: whether the run trains on.
         """
 
 
@@ -116,6 +131,9 @@ class Reference(ABC):
     live: ClassVar[bool] = False
     """Whether it is a model on the policy's tokens, available through ``running`` for per-token values."""
 
+    follows_policy: ClassVar[bool] = False
+    """Whether it changes with the policy during training, and so has a state in checkpoints."""
+
     needs_rows: ClassVar[bool] = False
     """Whether ``prepare`` needs all rows that ``log_probs`` will be called with."""
 
@@ -147,6 +165,16 @@ class Reference(ABC):
         raise ContractError(
             f"{type(self).__name__} gives one log-prob per response, and no per-token values."
         )
+
+    def follow(self, host: PolicyHost, step: int) -> None:  # noqa: B027 - most references are frozen
+        """Note that the policy has taken ``step`` optimiser steps; called before and after each batch."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold of a reference that follows the policy."""
+        return {}
+
+    def restore(self, host: PolicyHost, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Continue from the ``state`` of a checkpoint; the policy is there, and may not be prepared for."""
 
     @abstractmethod
     def release(self) -> None:

@@ -74,13 +74,13 @@ class FrozenModel(Reference):
 
     def prepare(self, host: PolicyHost, datasets: Datasets) -> None:
         """Tokenise the rows, if this model needs its own tokens, and load the model onto its device."""
-        if host.tokens is not None and host.tokens.kl and self.offload:
+        if host.reference_tokens is not None and host.reference_tokens.kl and self.offload:
             raise ContractError(
                 f"A KL divergence needs the reference '{self.spec.name}' resident on its device: set "
                 "references.members.init_args.offload to false."
             )
         foreign = {split: rows for split, rows in datasets.items() if not self._reads_as(rows.renderer)}
-        if foreign and host.tokens is not None:
+        if foreign and host.reference_tokens is not None:
             raise ContractError(
                 f"The objective asks for log-probs of the policy's tokens, but the reference "
                 f"'{self.spec.name}' has a tokeniser or template of its own: use a model of the policy's "

@@ -16,6 +16,7 @@ from pl_prefopt.errors import ContractError
 from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
 from pl_prefopt.references.adapters import AdapterOff, NamedAdapter
 from pl_prefopt.references.base import Datasets, Footprint, PolicyHost, Reference, Running
+from pl_prefopt.references.swapping import swapped_in
 from pl_prefopt.scoring import evaluating
 from pl_prefopt.types import PreferenceBatch
 
@@ -117,25 +118,12 @@ class _Start(Reference):
         """Restore the policy's initial weights within the context."""
         if not self._weights:
             raise ContractError("InitialPolicy.prepare must run before log_probs.")
-        with evaluating(host.policy), self._started(host.policy):
+        with evaluating(host.policy), swapped_in(host.policy, self._weights):
             yield Running(host.policy, host.scorer)
 
     def release(self) -> None:
         """Free the copies."""
         self._weights = {}
-
-    @contextmanager
-    def _started(self, policy: nn.Module) -> Iterator[None]:
-        """Swap in the initial values of the trained parameters, without copying."""
-        trained = {name: weight for name, weight in policy.named_parameters() if name in self._weights}
-        now = {name: weight.data for name, weight in trained.items()}
-        try:
-            for name, weight in trained.items():
-                weight.data = self._weights[name]
-            yield
-        finally:
-            for name, weight in trained.items():
-                weight.data = now[name]
 
 
 class _Copy(Reference):

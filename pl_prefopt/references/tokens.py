@@ -23,7 +23,7 @@ def token_answers(members: Sequence[Reference], host: PolicyHost, batch: Prefere
     vocabularies: list[Vocabulary] = []
     sums: dict[str, list[Tensor]] = {view: [] for view in batch.trees}
     readouts: list[Readout] = [LogProbs()]
-    if host.tokens is not None and host.tokens.kl:
+    if host.reference_tokens is not None and host.reference_tokens.kl:
         readouts.append(HiddenStates())
     for member in members:
         running = functools.partial(member.running, host)

@@ -21,6 +21,7 @@ from pl_prefopt.report.disagreements import worst_disagreements
 from pl_prefopt.report.figures import Panel
 from pl_prefopt.report.runs import Run, common_stage
 from pl_prefopt.report.subjects import Subject, judge_alike, make_subjects
+from pl_prefopt.report.token_maps import first_token_rows
 
 _KPIS = ("accuracy", "margin", "pearson")
 _STAGE_WORDS = {"test": "test", "val": "validation", "validate": "validation", "predict": "prediction"}
@@ -73,6 +74,7 @@ def build_report(runs: Sequence[Run]) -> Report:
         curves=curves,
         rewards=rewards,
         disagreements=worst_disagreements(subjects),
+        token_rows=first_token_rows(subjects),
         stage=stage,
         stage_words=_STAGE_WORDS,
         figures={panel.key: _plain(panel) for panel in [*curves, *rewards] if panel.figure is not None},

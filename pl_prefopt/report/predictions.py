@@ -22,6 +22,8 @@ class Response:
         length: in tokens.
         reward: the objective's implicit reward.
         score: the data's, if it has one.
+        tokens: each token's text and its share of the reward, ``None`` where it doesn't count; empty without
+            rewards per token.
     """
 
     messages: tuple[Message, ...]
@@ -29,6 +31,7 @@ class Response:
     length: int
     reward: float
     score: float | None
+    tokens: tuple[tuple[str, float | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,4 +97,9 @@ def _response(fields: Mapping[str, Any]) -> Response:
         length=int(fields["length"]),
         reward=float(fields["reward"]),
         score=None if fields["score"] is None else float(fields["score"]),
+        tokens=tuple((str(text), _number(reward)) for text, reward in fields.get("tokens", ())),
     )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

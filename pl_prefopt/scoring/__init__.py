@@ -6,6 +6,7 @@ Only this package builds a model's inputs.
 from pl_prefopt.scoring.inputs import at_least_float32, base_model, evaluating
 from pl_prefopt.scoring.prefix_cache import PrefixCache
 from pl_prefopt.scoring.readouts import (
+    Collisions,
     DivergingLogProbs,
     HiddenStates,
     LogProbs,
@@ -17,6 +18,7 @@ from pl_prefopt.scoring.readouts import (
 from pl_prefopt.scoring.scorer import HeadName, LayoutName, Scorer, check_length, summed
 
 __all__ = [
+    "Collisions",
     "DivergingLogProbs",
     "HeadName",
     "HiddenStates",

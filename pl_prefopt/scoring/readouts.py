@@ -67,6 +67,19 @@ class LogProbs(Readout):
         return layer.log_probs(hidden, tokens.label)
 
 
+class Collisions(Readout):
+    """log Σ_v π(v)² of the distribution that predicts each response token, [M], without gradient.
+
+    It takes the logits a second time, in chunks: computed along with the log-probs, it would store a gradient
+    that nobody asks for.
+    """
+
+    @torch.no_grad()
+    def __call__(self, hidden: Tensor, layer: OutputLayer, tokens: Tokens) -> Tensor:
+        """Return float32 [M]."""
+        return layer.apply(log_collisions, hidden).squeeze(-1)
+
+
 class HiddenStates(Readout):
     """The hidden states that predict response tokens, [M, D]; what a layer turns into logits."""
 
@@ -153,6 +166,15 @@ class DivergingLogProbs(Readout):
             replace(one, states=one.states[rows.to(one.states.device)]) for one in self.vocabularies
         )
         return replace(self, vocabularies=vocabularies)
+
+
+def log_collisions(logits: Tensor) -> Tensor:
+    """Return log Σ_v π(v)² of the distributions over the last dimension, [m, 1].
+
+    >>> log_collisions(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]])).exp().flatten().tolist()
+    [0.5, 1.0]
+    """
+    return (2 * logits.log_softmax(dim=-1)).logsumexp(dim=-1, keepdim=True)
 
 
 def divergence(policy: Tensor, reference: Tensor, direction: Direction) -> Tensor:

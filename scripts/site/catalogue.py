@@ -113,12 +113,14 @@ def _row(name: str, one: type[Objective], files: list[Method]) -> str:
 def _memory(one: type[Objective], files: list[Method]) -> str:
     needs = files[0].needs if files else Needs()
     parts = []
-    if one.references[0] and needs.tokens is not None:
+    if one.references[0] and needs.tokens is not None and needs.tokens.asks_references:
         parts.append("the references, live")
     elif one.references[0]:
         parts.append("the references, or nothing with cached log-probs")
     if needs.tokens is not None and needs.tokens.kl:
         parts.append("one chunk of logits of each model")
+    elif needs.tokens is not None and needs.tokens.collisions:
+        parts.append("one chunk of the policy's logits")
     if needs.views:
         parts.append("a second pass")
     return "; ".join(parts) or "nothing"

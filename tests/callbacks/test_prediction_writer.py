@@ -9,8 +9,9 @@ import torch
 
 from pl_prefopt.callbacks import PredictionWriter, ReferenceEnsemble
 from pl_prefopt.callbacks.prediction_writer import _ranks
+from pl_prefopt.errors import ContractError
 from pl_prefopt.modules import DPOModule
-from pl_prefopt.objectives import DPO
+from pl_prefopt.objectives import DPO, KTO
 from pl_prefopt.references import AdapterOff
 from tests.runs import lora_spec, make_datamodule, make_trainer, pair_rows, scored_rows
 
@@ -58,3 +59,32 @@ def test_each_command_writes_its_own_file_and_fit_none(run, tmp_path, capsys):
 def test_a_reward_that_is_nan_ranks_last():
     reward = torch.tensor([[0.5, torch.nan, 2.0, 0.5]])
     assert _ranks(reward, torch.tensor([[True, True, True, False]])).tolist()[0][:3] == [2, 3, 1]
+
+
+def test_rewards_per_token_add_up_to_the_reward_where_they_are_asked_for(run, tmp_path):
+    """Of DPO, which takes no numbers per token in training; texts are those of the response."""
+    trainer, module, data = run
+    module.token_rewards = True
+    module.make_optimizer = lambda weights: torch.optim.AdamW(weights, lr=0.01)
+    trainer.fit(module, datamodule=data)
+    assert module.objective.needs.tokens is None
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    lines = lines_of(tmp_path / "run" / "predictions.jsonl")
+    responses = [one for line in lines for one in line["responses"]]
+    assert max(abs(one["reward"]) for one in responses) > 1e-3
+    for one in responses:
+        texts, rewards = zip(*one["tokens"], strict=True)
+        assert sum(rewards) == pytest.approx(one["reward"], abs=1e-5)
+        assert len(rewards) == one["length"]
+        whole = "".join(texts)
+        assert whole.startswith(one["response"]) or "�" in whole
+
+
+def test_rewards_that_are_no_sum_over_tokens_are_refused(tiny_model, tmp_path):
+    module = DPOModule(lora_spec(tiny_model), KTO(), token_rewards=True)
+    with pytest.raises(ContractError, match="reward of KTO is no sum over tokens"):
+        make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()])).validate(module, make_datamodule(tmp_path))
+    module = DPOModule(lora_spec(tiny_model), DPO(), token_rewards=True)
+    ensemble = ReferenceEnsemble([AdapterOff()], precompute=True)
+    with pytest.raises(ContractError, match=r"model.init_args.token_rewards asks for .*precompute to false"):
+        make_trainer(tmp_path, ensemble).predict(module, make_datamodule(tmp_path))

@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.modules import DPOModule, ReferenceFreeModule
+from pl_prefopt.objectives import TDPO2
 from pl_prefopt.policies import FourBit
 from pl_prefopt.references import AdapterOff, PrecomputedTable
 from tests.cli import plugins
@@ -148,7 +149,9 @@ def test_tdpo2_equals_brute_force_in_float64(folder, tiny_model, settings):
             ]
             losses.append(sum(pairs) / max(1, len(pairs)))
         expected = torch.stack([torch.as_tensor(loss, dtype=torch.float64) for loss in losses])
-        found = objective(module.score(batch)).loss
+        again = module.score(batch)
+        found = objective(again).loss
+        torch.testing.assert_close(TDPO2(beta=0.3, alpha=0.7)(again).loss, found)  # the package's own
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         ours, theirs = (
             torch.cat([one.double().flatten() for one in torch.autograd.grad(value.sum(), weights)])

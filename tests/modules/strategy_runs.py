@@ -26,7 +26,7 @@ from pl_prefopt.modules import (
 from pl_prefopt.objectives import DPO, KTO, MRPO, PairMNM, SimPO, SrDPO
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.policies.sharding import shard
-from pl_prefopt.references import FrozenModel, InitialPolicy, Reference, precompute
+from pl_prefopt.references import FrozenModel, InitialPolicy, Reference, SyncedPolicy, precompute
 from pl_prefopt.scoring import Scorer, output_layers
 from tests.cli import plugins
 from tests.cli.plugins import defined
@@ -84,6 +84,7 @@ CASES = {
     "ddp, TDPO2, adapter": Case(
         DPOModule, defined(plugins.TDPO2, "TDPO2"), {**ADAPTER, "gradient_checkpointing": True}, "ddp"
     ),
+    "ddp, TR-DPO, adapter": Case(DPOModule, DPO, ADAPTER, "ddp", lambda: [SyncedPolicy(0.6, every=2)]),
     "shards, reward head, adapter": Case(
         ReferenceFreeModule, defined(plugins.BRADLEY_TERRY, "BradleyTerry"), ADAPTER, "shards", list
     ),

@@ -18,6 +18,7 @@ from pl_prefopt.objectives import (
     ReferenceFreeObjective,
     ReferenceObjective,
     SelfRefinedObjective,
+    TokenLevelObjective,
     UniformWeights,
     VirtualReference,
 )
@@ -28,6 +29,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 FAMILIES = {
     "MRPOModule": MultiReferenceObjective,
     "SrModule": SelfRefinedObjective,
+    "TokenLevelModule": TokenLevelObjective,
     "DPOModule": ReferenceObjective,
     "ReferenceFreeModule": ReferenceFreeObjective,
 }

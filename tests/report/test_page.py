@@ -13,6 +13,8 @@ import pytest
 
 from pl_prefopt.evaluations import Evaluation, add_evaluation
 from pl_prefopt.report import build_report, read_runs
+from pl_prefopt.report.predictions import read_predictions
+from pl_prefopt.report.token_maps import token_maps
 from tests.report.folders import SPITE, pair_rows, ranked_rows, unpaired_rows, write_run
 
 
@@ -144,3 +146,23 @@ def test_what_is_no_run_is_left_out_of_a_report_of_many(tmp_path, prefopt):
     assert not Path("none").exists()
     said = prefopt.fails("report", "runs/empty", "runs/notes.txt")
     assert "Expected a run's folder, but runs/empty has no config.yaml." in said
+
+
+def test_tokens_are_coloured_by_their_reward_and_stay_text(tmp_path):
+    rows = ranked_rows(prompts=8)
+    for row in rows:
+        for response in row["responses"]:
+            response["tokens"] = [["Good ", 0.5], [SPITE, -0.25], ["\u2028end", None], [" zero", 0.0]]
+    page = page_of(write_run(tmp_path / "run", rows))
+    elements = Elements(page)
+    assert not {"img", "b", "i"} & set(elements.tags)
+    assert SPITE in "".join(elements.texts)
+    assert elements.tags.count("script") == 3
+    style = 'style="background:color-mix(in srgb, var(--{}) {}%, transparent)"'
+    assert f'title="+0.5 nats" {style.format("good", 70)}>Good </span>' in page
+    assert f'title="-0.25 nats" {style.format("bad", 35)}' in page
+    assert 'title="not counted"' in page
+    assert page.count('<details class="tokens"') == 5, "the first prompts"
+    assert 'id="tokens"' not in page_of(write_run(tmp_path / "without", ranked_rows()))
+    maps = token_maps(read_predictions(tmp_path / "run" / "test" / "predictions.jsonl")[0].responses)
+    assert {one.largest for one in maps} == {0.5}

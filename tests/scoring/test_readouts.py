@@ -11,6 +11,7 @@ from torch import nn
 
 from pl_prefopt.errors import ContractError
 from pl_prefopt.scoring import (
+    Collisions,
     DivergingLogProbs,
     HiddenStates,
     LogProbs,
@@ -106,6 +107,18 @@ def test_divergences_equal_those_of_whole_vocabularies(layout, train_head, monke
     # Their sum in one backward pass, since each has a gradient of its own in store.
     ours, theirs = (gradient(model, sum((weights * v).sum() for v in values)) for values in (found, expected))
     assert (ours - theirs).abs().max() < 1e-5 * max(1, theirs.abs().max())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_collisions_equal_those_of_whole_vocabularies_and_have_no_gradient(layout, monkeypatch):
+    monkeypatch.setattr(output_layers, "CHUNK_ELEMENTS", 12 * VOCABULARY)  # three positions at a time
+    model, tree = adapted(build("llama"), train_head=layout == "tree"), ragged_tree(common=1)
+    log_probs, found = scorer_with(layout, model).read(model, tree, [LogProbs(), Collisions()])
+    expected = logits_singly(model, tree).double().softmax(-1).square().sum(-1).log()
+    expected = torch.where(tree.response_mask, expected, 0.0)
+    torch.testing.assert_close(found, expected.detach().float(), atol=1e-5, rtol=1e-5)
+    assert log_probs.requires_grad
+    assert not found.requires_grad
 
 
 @pytest.mark.parametrize("kind", ["capped", "scaled", "gemma3_window_4"])
