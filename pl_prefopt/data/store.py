@@ -32,7 +32,7 @@ from pl_prefopt.data.columns import (
     infos_to_json,
 )
 from pl_prefopt.data.dialogues import BadRowError
-from pl_prefopt.data.formats import to_row
+from pl_prefopt.data.formats import convert
 from pl_prefopt.data.renderer import Rendered, Renderer
 from pl_prefopt.data.report import OnBadRow, Problems, Tally
 from pl_prefopt.data.sources import Record, Source, open_source
@@ -112,12 +112,13 @@ def store_rows(
     """
     columns = columns or {}
     reading = open_source(source, cache.root, columns)
+    mapped = frozenset((*columns, *source.columns.values()))
     renamed = (sorted(source.columns.items()), sorted(columns.items()))
     key = (reading.content_key, source.label, source.name, renamed, on_bad_row, max_rows)
 
     def build(folder: Path) -> None:
         problems, digest, further, tally = Problems(on_bad_row), _Digest(), _Digest(), ColumnTally()
-        rows = itertools.islice(_usable_rows(reading.records(), problems, tally), max_rows)
+        rows = itertools.islice(_usable_rows(reading.records(), mapped, problems, tally), max_rows)
         with closing(ColumnsWriter(folder / _COLUMNS_FILE)) as writer:
             records = (_noted(row, digest, further, writer) for row in rows)
             write_table(folder / _ROWS_FILE, ROWS_SCHEMA, records)
@@ -188,19 +189,22 @@ class ViewedRows(Sequence[PreferenceRow]):
 
 
 def _usable_rows(
-    records: Iterable[Record], problems: Problems, tally: ColumnTally
+    records: Iterable[Record], mapped: frozenset[str], problems: Problems, tally: ColumnTally
 ) -> Iterator[PreferenceRow]:
     for record in records:
         if record.problem:
             problems.add(f"{record.origin}: {record.problem}")
             continue
         try:
-            row = to_row(record.fields)
+            converted = convert(record.fields, mapped)
         except BadRowError as error:
             problems.add(f"{record.origin}: {error}")
             continue
-        tally.add(record.fields, row, record.origin)
-        yield dataclasses.replace(row, origin=record.origin)
+        except RecursionError:
+            problems.add(f"{record.origin}: nested too deeply")
+            continue
+        tally.add(record.fields, converted, record.origin)
+        yield dataclasses.replace(converted.row, origin=record.origin)
 
 
 class _Renderable(NamedTuple):
