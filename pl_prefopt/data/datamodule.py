@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.contracts import RowReader, is_row_reader
 from pl_prefopt.data.dataset import PreferenceDataset
+from pl_prefopt.data.formats import WEIGHT
 from pl_prefopt.data.renderer import Renderer, TemplateName
 from pl_prefopt.data.report import OnBadRow
 from pl_prefopt.data.required import require_columns, require_same_kinds
@@ -216,7 +217,7 @@ class PreferenceDataModule(LightningDataModule):
             numbers=numbers,
             views=self._views(),
             on_bad_row=self.on_bad_row,
-            columns=None if reader is None else tuple(asked),
+            columns=None if reader is None else (*asked, WEIGHT),
         )
 
     def _reader(self) -> RowReader | None:

@@ -99,15 +99,16 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             title: the split's name in the report.
             numbers: the row numbers that make up the split; all rows by default.
             views: other renderings to tokenise, by name.
-            on_bad_row: what to do with rows that the chat template rejects.
+            on_bad_row: what to do with rows that the chat template rejects, or whose responses have different
+                scores and the same tokens.
             columns: the extra columns to put into batches; all by default.
 
         Raises:
-            DataError: naming the row, if the chat template rejects it and ``on_bad_row`` is ``error``.
+            DataError: naming the row, if it is such a row and ``on_bad_row`` is ``error``.
         """
         rows = store.rows if numbers is None else store.rows.subset(numbers)
         key = (store.content, None if numbers is None else numbers.tobytes())
-        plain = store_tokens(cache, rows, renderer, key=key, on_bad_row=on_bad_row)
+        plain = store_tokens(cache, rows, renderer, key=key, on_bad_row=on_bad_row, distinct=True)
         rows = rows.subset(plain.table.column("row"))
         views = dict(views or {})
         viewed = {

@@ -152,7 +152,19 @@ def _tool_calls(calls: Any, key: str) -> list[Any]:
     named = isinstance(calls, list) and all(map(called, calls))
     if not named:
         raise BadRowError(f"expected the tool_calls of '{key}' to be a list of calls with a name")
-    return list(calls)
+    return [_with_arguments(call) for call in calls]
+
+
+def _with_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a call with its arguments as an object, which templates expect; OpenAI writes them as JSON."""
+    if "function" in call:
+        return {**call, "function": _with_arguments(call["function"])}
+    if isinstance(call.get("arguments"), str):
+        try:
+            return {**call, "arguments": parse_json(call["arguments"])}
+        except ValueError:
+            return call
+    return call
 
 
 def called(call: Any) -> str:
