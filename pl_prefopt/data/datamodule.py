@@ -42,7 +42,8 @@ class PreferenceDataModule(LightningDataModule):
     """Preference data from files, folders or the hub, tokenised once and cached.
 
     Args:
-        train: the training rows: a path or hub name, or a ``Source``.
+        train: the training rows: a path or hub name, or a ``Source``. From Python also rows in memory: a list
+            of dictionaries, a pandas or polars frame, or a ``datasets.Dataset``.
         val: the validation rows.
         test: the test rows.
         predict: the rows to score.

@@ -121,6 +121,8 @@ def _template_args(fields: Fields) -> str:
     given: dict[str, Any] = {}
     for key, kind in (("chat_template_kwargs", dict), ("tools", list)):
         value = fields.get(key)
+        if key == "tools" and value is None and isinstance(fields.get("input"), Mapping):
+            value = fields["input"].get("tools")  # OpenAI's preference format
         if isinstance(value, str) and value:
             try:
                 value = parse_json(value)

@@ -42,23 +42,72 @@ class Source:
     columns: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: str | Source) -> Source:
-        """Return ``source``, converting a path to a ``Source``.
+    def of(cls, source: Any) -> Source:
+        """Return a path, a ``Source``, or rows in memory as a ``Source``.
+
+        Args:
+            source: a path or hub name, a ``Source``, a list of dictionaries, a pandas or polars frame, or a
+                ``datasets.Dataset``.
 
         Raises:
-            ConfigError: for a list of paths.
+            ConfigError: for a list of paths, or anything else.
         """
+        if isinstance(source, Source):
+            return source
+        rows = _rows_in_memory(source)
+        if rows is not None:
+            return RowsInMemory(rows=rows)
         if str(source).startswith("[") and not Path(str(source)).exists():
             raise ConfigError(
                 "expected one path or hub name for the rows of a split, got a list; put the files into a "
                 "folder and name that"
             )
-        return cls(path=source) if isinstance(source, str) else source
+        if not isinstance(source, str | Path):
+            raise ConfigError(
+                "expected a path, a hub name, a Source, a list of dictionaries, a pandas or polars frame or a "
+                f"datasets.Dataset, got {type(source).__name__}"
+            )
+        return cls(path=str(source))
 
     @property
     def label(self) -> str:
         """The name of the source in messages: the file's or folder's name, or the hub name."""
         return printable(Path(self.path).name if Path(self.path).exists() else self.path, limit=200)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowsInMemory(Source):
+    """Rows that are in memory; ``Source.of`` makes it.
+
+    Attributes:
+        path: the name of the rows in messages.
+        rows: one dictionary per row.
+    """
+
+    path: str = "rows in memory"
+    rows: Sequence[Mapping[str, Any]]
+
+
+def _rows_in_memory(source: Any) -> Sequence[Mapping[str, Any]] | None:
+    """Return the rows of a list, a frame or a ``datasets.Dataset``; ``None`` for anything else."""
+    if hasattr(source, "to_dicts"):  # polars
+        source = source.to_dicts()
+    elif hasattr(source, "iloc"):  # pandas, where a missing value is NaN
+        source = source.astype(object).where(source.notna(), None).to_dict("records")
+    elif hasattr(source, "features") and hasattr(source, "__getitem__"):  # datasets
+        source = [source[index] for index in range(len(source))]
+    if not isinstance(source, list | tuple) or not all(isinstance(row, Mapping) for row in source):
+        return None
+    return [{str(name): _plain(value) for name, value in row.items()} for row in source]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without numpy's types, which frames have."""
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class Reading(NamedTuple):
@@ -84,6 +133,9 @@ def open_source(source: Source, scratch: Path, columns: Mapping[str, str] | None
 
 
 def _find(source: Source, scratch: Path) -> Reading:
+    if isinstance(source, RowsInMemory):
+        content = hashlib.blake2b(repr(source.rows).encode("utf-8", "surrogatepass"), digest_size=16)
+        return Reading(content.hexdigest(), lambda: _numbered(source.rows, source.label))
     path = Path(source.path).expanduser()
     if path.is_file():
         read = reader_of(path)

@@ -42,6 +42,7 @@ from pl_prefopt.modules.compatibility import (
     check_rows,
     check_scores,
     check_strategy,
+    check_tokens,
     reference_source,
     warn_unchecked_rows,
 )
@@ -216,6 +217,7 @@ class PreferenceModule(LightningModule):
         source = row_source(self.trainer)
         self._knows_rows = source is not None
         check_rows(self.objective, {} if source is None else source.datasets)
+        check_tokens(self.policy_spec, {} if source is None else source.datasets)
         views, added = self.objective.rewarded_views, self.added_metrics
         check_added(added, self.objective.stats, self.num_references, views)
         self.suites = nn.ModuleDict(

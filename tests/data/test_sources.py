@@ -320,3 +320,31 @@ def test_a_null_is_an_absent_column(tmp_path: Path, name: str):
     else:
         pq.write_table(pa.Table.from_pylist(mixed), tmp_path / name)
     assert [row.scores for row in read(str(tmp_path / name), tmp_path / "cache")] == [(1, 0), (1, 2), (1,)]
+
+
+def as_pandas(rows: list) -> object:
+    return pytest.importorskip("pandas").DataFrame(rows)
+
+
+def as_polars(rows: list) -> object:
+    return pytest.importorskip("polars").DataFrame(rows)
+
+
+@pytest.mark.parametrize("wrap", [list, as_pandas, as_polars, datasets.Dataset.from_list])
+def test_rows_in_memory(tmp_path: Path, wrap):
+    several = {"prompt": "Hi", "responses": ["a", "b"], "scores": [1, 2]}
+    rows = [dict.fromkeys((*PAIRS[0], *several)) | one for one in (PAIRS[0], several)]
+    expected = read(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "cache")
+    found = read(Source.of(wrap(rows)), tmp_path / "cache")
+    assert [(row.prompt, row.responses, row.scores) for row in found] == [
+        (row.prompt, row.responses, row.scores) for row in expected
+    ]
+    assert found[1].origin == "rows in memory, row 2"
+    changed = read(Source.of(wrap([rows[1]])), tmp_path / "cache")
+    assert [row.scores for row in changed] == [(1, 2)]
+
+
+@pytest.mark.parametrize("source", [7, ["a.jsonl", "b.jsonl"], [{"a": 1}, "b"]])
+def test_anything_else_is_no_source(source):
+    with pytest.raises(ConfigError, match="got (a )?(int|list)"):
+        Source.of(source)

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import AutoTokenizer
 
 from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.data.formats import to_row
@@ -413,3 +414,19 @@ def test_a_weight_counts_as_that_many_rows_however_the_step_is_divided(tiny_mode
         for key, held in repeated.items():
             torch.testing.assert_close(found[key], held, atol=1e-6, rtol=1e-5)
         assert any(held.abs().max() > 0 for key, held in found.items() if "lora_B" in key)
+
+
+def test_a_token_without_an_embedding_is_named_before_a_model_loads(tiny_model, tmp_path, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    rows = [row | {"chosen": "It is <new>."} for row in pair_rows(2)]
+    data = make_datamodule(tmp_path, rows, tokenizer=str(tmp_path / "tokenizer"))
+    monkeypatch.setattr(module_base, "build_policy", None)
+    new = len(tokenizer) - 1
+    with pytest.raises(
+        ConfigError, match=rf"token {new} \('<new>'\), but .* for only {new} tokens: .*resize_"
+    ):
+        make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()])).fit(
+            DPOModule(lora_spec(tiny_model), DPO()), data
+        )
