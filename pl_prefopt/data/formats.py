@@ -104,13 +104,10 @@ def _layout(fields: Fields) -> Layout:
 
 
 def _source(fields: Fields) -> str:
-    """Return the name of the part of a mixture that a row belongs to; a list of names is joined."""
+    """Return the name of the part of a mixture that a row belongs to; lists and objects are none."""
     source = fields.get("source", "")
-    names = source if isinstance(source, list | tuple) else [source]
     fields.used.discard("source")  # it is also kept as an extra column
-    if not all(isinstance(name, str | int | float) for name in names):
-        return ""
-    text = ", ".join(map(str, names))
+    text = str(source) if isinstance(source, str | int | float) else ""
     if not _is_unicode(text):
         raise BadRowError("expected 'source' to be valid Unicode, got an unpaired surrogate")
     return text

@@ -64,8 +64,8 @@ class Source:
             )
         if not isinstance(source, str | Path):
             raise ConfigError(
-                "expected a path, a hub name, a Source, a list of dictionaries, a pandas or polars frame or a "
-                f"datasets.Dataset, got {type(source).__name__}"
+                "expected a path, a hub name, a Source, a list of dictionaries, a pandas or polars frame or "
+                f"a datasets.Dataset, got {type(source).__name__}"
             )
         return cls(path=str(source))
 

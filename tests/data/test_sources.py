@@ -346,5 +346,5 @@ def test_rows_in_memory(tmp_path: Path, wrap):
 
 @pytest.mark.parametrize("source", [7, ["a.jsonl", "b.jsonl"], [{"a": 1}, "b"]])
 def test_anything_else_is_no_source(source):
-    with pytest.raises(ConfigError, match="got (a )?(int|list)"):
+    with pytest.raises(ConfigError, match=r"got (a )?(int|list)"):
         Source.of(source)
