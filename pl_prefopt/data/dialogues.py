@@ -49,8 +49,9 @@ def is_hh_dialogue(text: str) -> bool:
 def parse_hh_dialogue(text: str) -> list[Message]:
     r"""Split an HH-RLHF dialogue into messages; consecutive turns of the same role are merged.
 
-    >>> parse_hh_dialogue("\n\nHuman: Hi\n\nAssistant: Hello.\n\nAssistant: You?")
-    [Message(role='user', content='Hi'), Message(role='assistant', content='Hello.\n\nYou?')]
+    >>> turns = parse_hh_dialogue("\n\nHuman: Hi\n\nAssistant: Hello.\n\nAssistant: You?")
+    >>> [(turn.role, turn.content) for turn in turns]
+    [('user', 'Hi'), ('assistant', 'Hello.\n\nYou?')]
     """
     pieces = _HH_TURN.split(text)
     messages: list[Message] = []
