@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 Scalar: TypeAlias = str | int | float | bool | None
 Value: TypeAlias = Scalar | tuple[Scalar, ...]
@@ -13,10 +14,38 @@ Value: TypeAlias = Scalar | tuple[Scalar, ...]
 
 
 class Message(NamedTuple):
-    """One turn of a dialogue. ``role`` is ``system``, ``user``, ``assistant`` or ``tool``."""
+    """One turn of a dialogue.
+
+    Attributes:
+        role: ``system``, ``developer``, ``user``, ``assistant`` or ``tool``.
+        content: its text.
+        more: a JSON object of what else the chat template reads, such as ``reasoning_content`` or
+            ``tool_calls``; empty where there is nothing else.
+    """
 
     role: str
     content: str
+    more: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the message as data files have it.
+
+        Examples:
+            >>> Message("assistant", "4.", '{"reasoning_content": "2 + 2"}').as_dict()
+            {'role': 'assistant', 'content': '4.', 'reasoning_content': '2 + 2'}
+        """
+        return {"role": self.role, "content": self.content, **self.extras}
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """The content of ``more``."""
+        return dict(json.loads(self.more)) if self.more else {}
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Message:
+        """Return the message that ``as_dict`` wrote."""
+        more = {name: value for name, value in fields.items() if name not in ("role", "content")}
+        return cls(fields["role"], fields["content"], json.dumps(more) if more else "")
 
 
 class Columns(Mapping[str, Value]):
@@ -70,6 +99,7 @@ class PreferenceRow:
         origin: where the row came from, for messages: ``"file.jsonl, row 12"``.
         source: which part of a mixture of data the row belongs to, if the data says; reports group by it.
         keep: text in the prompt that truncation must not take, such as what a view put there.
+        template_args: a JSON object of arguments for the chat template, such as ``tools``; empty for none.
         columns: the data's further columns by name. A tuple has one value per response.
     """
 
@@ -80,6 +110,7 @@ class PreferenceRow:
     origin: str = ""
     source: str = ""
     keep: str = ""
+    template_args: str = ""
     columns: Mapping[str, Value] = field(default=_NO_COLUMNS, repr=False)
 
     def __post_init__(self) -> None:

@@ -82,10 +82,19 @@ layouts = st.one_of(
     st.fixed_dictionaries({"instruction": turn, "completions": st.lists(completions, max_size=3)}),
     st.fixed_dictionaries({"prompt": turn, "completion": turn, "label": grades}),
 )
-keys = st.sampled_from([*(column for layout in FORMATS for column in layout.columns), "tools"])
+value = turn | grades | anything | anything.map(json.dumps) | st.lists(texts, max_size=3)
+EXTRA = {"weight": grades, "source": value, "tools": value, "chat_template_kwargs": value, "thinking": value}
+# Every layout with whatever its columns may hold, and what rows of all layouts may have.
+formats = st.sampled_from(FORMATS).flatmap(
+    lambda layout: st.fixed_dictionaries(
+        dict.fromkeys(layout.columns, value),
+        optional=dict.fromkeys(sorted(set(layout.optional) - set(layout.columns)), value) | EXTRA,
+    )
+)
+keys = st.sampled_from([*(column for layout in FORMATS for column in layout.columns), *EXTRA])
 broken = st.dictionaries(keys | texts, anything, max_size=4)
 overlaid = st.tuples(layouts, st.dictionaries(keys, anything, max_size=1)).map(lambda two: two[0] | two[1])
-rows = layouts | overlaid | broken | anything
+rows = layouts | overlaid | formats | broken | anything
 
 
 def lines_of(records: list[Any]) -> list[str]:

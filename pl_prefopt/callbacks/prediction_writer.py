@@ -168,10 +168,10 @@ def _ranks(reward: Tensor, present: Tensor) -> Tensor:
     return 1 + (comparable[:, None, :] > comparable[:, :, None]).sum(dim=-1)
 
 
-def _messages(messages: tuple[Message, ...]) -> list[dict[str, str]]:
-    return [message._asdict() for message in messages]
+def _messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
+    return [message.as_dict() for message in messages]
 
 
-def _text(row: PreferenceRow, number: int) -> str | list[dict[str, str]]:
+def _text(row: PreferenceRow, number: int) -> str | list[dict[str, Any]]:
     response = row.responses[number]
-    return response[0].content if len(response) == 1 else _messages(response)
+    return response[0].content if len(response) == 1 and not response[0].more else _messages(response)

@@ -8,6 +8,7 @@ from pl_prefopt.data.collate import collate
 from pl_prefopt.data.contracts import RowReader, RowSource, datamodule_of, row_source
 from pl_prefopt.data.datamodule import SPLITS_OF_STAGE, PreferenceDataModule, batches_since_step
 from pl_prefopt.data.dataset import PreferenceDataset
+from pl_prefopt.data.formats import WEIGHT
 from pl_prefopt.data.renderer import EncodedRow, Renderer
 from pl_prefopt.data.report import RowsSummary
 from pl_prefopt.data.sampler import LengthGroupedSampler
@@ -15,6 +16,7 @@ from pl_prefopt.data.sources import Source
 
 __all__ = [
     "SPLITS_OF_STAGE",
+    "WEIGHT",
     "Cache",
     "EncodedRow",
     "LengthGroupedSampler",

@@ -14,7 +14,7 @@ from pl_prefopt.data.renderer import EncodedRow
 from pl_prefopt.data.tables import Table
 from pl_prefopt.rows import Message, PreferenceRow, Value
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("more", pa.string())]))
 ROWS_SCHEMA = pa.schema(
     [
         ("prompt", _MESSAGES),
@@ -23,6 +23,7 @@ ROWS_SCHEMA = pa.schema(
         ("graded", pa.bool_()),
         ("origin", pa.string()),
         ("source", pa.string()),
+        ("template_args", pa.string()),
     ]
 )
 TOKENS_SCHEMA = pa.schema(
@@ -76,6 +77,7 @@ class StoredRows(Sequence[PreferenceRow]):
             graded=fields["graded"],
             origin=fields["origin"],
             source=fields["source"],
+            template_args=fields["template_args"] or "",
             columns=self.columns.of(number),
         )
 
@@ -88,19 +90,28 @@ class StoredRows(Sequence[PreferenceRow]):
         return StoredRows(self._table, self.columns, self._numbers[positions])
 
 
-def _messages(items: list[dict[str, str]]) -> tuple[Message, ...]:
-    return tuple(Message(**item) for item in items)
+def _messages(items: list[dict[str, str | None]]) -> tuple[Message, ...]:
+    return tuple(Message(item["role"] or "", item["content"] or "", item["more"] or "") for item in items)
+
+
+def _records(messages: Sequence[Message]) -> list[dict[str, str]]:
+    # What is empty is left out, so that hashes of rows without it stay what they were.
+    return [
+        {name: text for name, text in message._asdict().items() if text or name != "more"}
+        for message in messages
+    ]
 
 
 def row_record(row: PreferenceRow) -> dict[str, Any]:
     """Return a row as a record of ``ROWS_SCHEMA``."""
     return {
-        "prompt": [message._asdict() for message in row.prompt],
-        "responses": [[message._asdict() for message in response] for response in row.responses],
+        "prompt": _records(row.prompt),
+        "responses": [_records(response) for response in row.responses],
         "scores": row.scores,
         "graded": row.graded,
         "origin": row.origin,
         "source": row.source,
+        **({"template_args": row.template_args} if row.template_args else {}),
     }
 
 

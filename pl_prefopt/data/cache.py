@@ -6,12 +6,15 @@ import hashlib
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from pl_prefopt.errors import ConfigError, DataError, first_line
 from pl_prefopt.files import name_os_errors
+
+_SUMS = "checksums.txt"
 
 
 class Cache:
@@ -23,6 +26,7 @@ class Cache:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
+        self._verified: set[Path] = set()  # entries whose checksums this process has verified
 
     def entry(self, name: str, key_parts: tuple[object, ...], build: Callable[[Path], None]) -> Path:
         """Return the folder of a result, building it first if it is not cached.
@@ -34,15 +38,20 @@ class Cache:
 
         Raises:
             ConfigError: if the cache cannot be written.
+            DataError: if a cached file is corrupt.
         """
         key = hashlib.blake2b(repr((_code_key(), key_parts)).encode(), digest_size=10).hexdigest()
         folder = self.root / f"{name}-{key}"
         if folder.is_dir():
+            if folder not in self._verified:
+                _verify(folder)
+                self._verified.add(folder)
             return folder
         unfinished = self._temporary()
         try:
             with name_os_errors(self.root):
                 build(unfinished)
+                _write_sums(unfinished)
                 _publish(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -65,6 +74,35 @@ def damaged(path: Path, error: Exception) -> DataError:
         f"the cached file {path} is corrupt ({first_line(error)}); delete the folder {path.parent} to have "
         "it rebuilt"
     )
+
+
+def _write_sums(folder: Path) -> None:
+    (folder / _SUMS).write_bytes(_sums(folder))
+
+
+def _verify(folder: Path) -> None:
+    """Raise a ``DataError`` if a file of an entry is not what was written."""
+    try:
+        written, found = (folder / _SUMS).read_bytes(), _sums(folder)
+    except OSError as error:
+        raise damaged(folder / _SUMS, error) from error
+    if written != found:
+        lines = written.splitlines()
+        files = [line.split(b" ", 1)[1].decode() for line in found.splitlines() if line not in lines]
+        raise damaged(folder / (files or [_SUMS])[0], ValueError("its checksum is wrong"))
+
+
+def _sums(folder: Path) -> bytes:
+    """Return a line with checksum and name for each file of an entry."""
+    lines = []
+    for path in sorted(folder.iterdir()):
+        if path.name != _SUMS:
+            found = 0
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    found = zlib.crc32(block, found)
+            lines.append(f"{found:08x} {path.name}\n")
+    return "".join(lines).encode()
 
 
 def _publish(unfinished: Path, folder: Path) -> None:

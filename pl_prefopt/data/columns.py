@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import pyarrow as pa
 import torch
 
-from pl_prefopt.data.formats import further_fields, why_not_carried
+from pl_prefopt.data.formats import Converted
 from pl_prefopt.data.tables import ROWS_PER_BLOCK, Table
 from pl_prefopt.errors import listed, printable
 from pl_prefopt.rows import Columns, PreferenceRow, Scalar, Value
@@ -76,34 +76,27 @@ class ColumnTally:
     def __init__(self) -> None:
         self.names: dict[str, None] = {}
         self._rows, self._others = 0, False
-        self._without: tuple[str, ...] = ()  # the keys of a row without extra columns: a fast path
         self._found: dict[str, _Found] = {}
 
-    def add(self, fields: Mapping[str, Any], row: PreferenceRow, origin: str) -> None:
+    def add(self, fields: Mapping[str, Any], converted: Converted, origin: str) -> None:
         """Count the columns of one usable row.
 
         Args:
             fields: the raw row.
-            row: the row made from it.
+            converted: what it was converted to.
             origin: file and row number, for messages.
         """
         self._rows += 1
-        keys = tuple(fields)
-        if keys == self._without:
-            return
         if not fields.keys() <= self.names.keys() and len(self.names) < MOST_COLUMNS:
             self.names |= dict.fromkeys(fields)
-        further = further_fields(fields)
-        if not further:
-            self._without = keys
-        for name, value in further:
+        for name, value, reason in converted.further:
             if name not in self._found:
                 if len(self._found) == MOST_COLUMNS:
                     self._others = True
                     continue
                 self._found[name] = _Found()
             if value is not None:
-                self._found[name].add(value, why_not_carried(name, value, len(row.responses)), origin)
+                self._found[name].add(value, reason, origin)
 
     def finish(self) -> dict[str, ColumnInfo]:
         """Return the columns found, by name."""

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.contracts import RowReader, is_row_reader
 from pl_prefopt.data.dataset import PreferenceDataset
+from pl_prefopt.data.formats import WEIGHT
 from pl_prefopt.data.renderer import Renderer, TemplateName
 from pl_prefopt.data.report import OnBadRow
 from pl_prefopt.data.required import require_columns, require_same_kinds
@@ -41,7 +42,8 @@ class PreferenceDataModule(LightningDataModule):
     """Preference data from files, folders or the hub, tokenised once and cached.
 
     Args:
-        train: the training rows: a path or hub name, or a ``Source``.
+        train: the training rows: a path or hub name, or a ``Source``. From Python also rows in memory: a list
+            of dictionaries, a pandas or polars frame, or a ``datasets.Dataset``.
         val: the validation rows.
         test: the test rows.
         predict: the rows to score.
@@ -216,7 +218,7 @@ class PreferenceDataModule(LightningDataModule):
             numbers=numbers,
             views=self._views(),
             on_bad_row=self.on_bad_row,
-            columns=None if reader is None else tuple(asked),
+            columns=None if reader is None else (*asked, WEIGHT),
         )
 
     def _reader(self) -> RowReader | None:

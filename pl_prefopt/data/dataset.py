@@ -39,6 +39,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         tokens_fingerprint: a string that changes whenever rows, tokens or views do; it ignores extra columns.
         fingerprint: the same, but it also changes with the extra columns if batches have any.
         summary: counts over the split.
+        largest_token: the largest token id in any view, for which a model needs an embedding.
         report: the lines to print when the split is ready.
         columns: the types of the extra columns in batches, by name. The rows have all extra columns.
         unused_columns: the lines to print on extra columns that nothing reads.
@@ -54,6 +55,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         tables: Mapping[str, Table],
         fingerprint: str,
         summary: RowsSummary,
+        largest_token: int,
         report: str,
         cache: Cache,
         columns: Mapping[str, ColumnInfo],
@@ -63,6 +65,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         self.split, self.rows, self.renderer = split, rows, renderer
         self.views, self._tables = dict(views), dict(tables)
         self.tokens_fingerprint, self.summary, self.report = fingerprint, summary, report
+        self.largest_token = largest_token
         self.columns, self._columns_content = dict(columns), columns_content
         self.unused_columns = list(unused_columns)
         self._cache = cache
@@ -99,15 +102,16 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             title: the split's name in the report.
             numbers: the row numbers that make up the split; all rows by default.
             views: other renderings to tokenise, by name.
-            on_bad_row: what to do with rows that the chat template rejects.
+            on_bad_row: what to do with rows that the chat template rejects, or whose responses have different
+                scores and the same tokens.
             columns: the extra columns to put into batches; all by default.
 
         Raises:
-            DataError: naming the row, if the chat template rejects it and ``on_bad_row`` is ``error``.
+            DataError: naming the row, if it is such a row and ``on_bad_row`` is ``error``.
         """
         rows = store.rows if numbers is None else store.rows.subset(numbers)
         key = (store.content, None if numbers is None else numbers.tobytes())
-        plain = store_tokens(cache, rows, renderer, key=key, on_bad_row=on_bad_row)
+        plain = store_tokens(cache, rows, renderer, key=key, on_bad_row=on_bad_row, distinct=True)
         rows = rows.subset(plain.table.column("row"))
         views = dict(views or {})
         viewed = {
@@ -133,6 +137,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             tables={name: token_store.table for name, token_store in tokens.items()},
             fingerprint=_fingerprint(tokens),
             summary=summary,
+            largest_token=_largest_token(tokens),
             report=write_report(title or split, summary, problems, plain.tally.percentiles, cut),
             cache=cache,
             columns={name: info for name, info in carried.items() if columns is None or name in columns},
@@ -161,6 +166,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             tables={name: token_store.table for name, token_store in tokens.items()},
             fingerprint=_fingerprint(tokens),
             summary=tokens[PLAIN].tally.summary,
+            largest_token=_largest_token(tokens),
             report=self.report,
             cache=self._cache,
             columns=self.columns,
@@ -251,6 +257,10 @@ def _scores(rows: Sequence[PreferenceRow], real: torch.Tensor) -> tuple[torch.Te
         if row.scores is not None and real[b]:
             scores[b, : len(row.scores)] = torch.tensor(row.scores)
     return present, scores
+
+
+def _largest_token(tokens: Mapping[str, TokenStore]) -> int:
+    return max(one.tally.largest_token for one in tokens.values())
 
 
 def _fingerprint(tokens: Mapping[str, TokenStore]) -> str:

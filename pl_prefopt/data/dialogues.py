@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pl_prefopt.data.json_values import parse_json
 from pl_prefopt.errors import suggest
 from pl_prefopt.rows import Message
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+OTHER_NAMES = {
+    "human": "user",
+    "Human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "model": "assistant",
+    "Assistant": "assistant",
+    "observation": "tool",
+}
+"""What ShareGPT, OpenAssistant and other data sets call the roles."""
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""The names under which data sets keep the reasoning before a response; chat templates know one of them."""
+
+REASONING_COLUMNS = REASONING[:2]
+"""Those that can be columns too; as a column, ``reasoning`` is often an annotator's."""
+
+_FOR_TEMPLATES = ("tool_calls", "tool_call_id", "name")
 
 _HH_START = "\n\nHuman:"
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -28,8 +49,9 @@ def is_hh_dialogue(text: str) -> bool:
 def parse_hh_dialogue(text: str) -> list[Message]:
     r"""Split an HH-RLHF dialogue into messages; consecutive turns of the same role are merged.
 
-    >>> parse_hh_dialogue("\n\nHuman: Hi\n\nAssistant: Hello.\n\nAssistant: You?")
-    [Message(role='user', content='Hi'), Message(role='assistant', content='Hello.\n\nYou?')]
+    >>> turns = parse_hh_dialogue("\n\nHuman: Hi\n\nAssistant: Hello.\n\nAssistant: You?")
+    >>> [(turn.role, turn.content) for turn in turns]
+    [('user', 'Hi'), ('assistant', 'Hello.\n\nYou?')]
     """
     pieces = _HH_TURN.split(text)
     messages: list[Message] = []
@@ -65,7 +87,8 @@ def as_messages(value: Any, key: str, role: str = "") -> list[Message]:
     """Return ``value`` as messages.
 
     Args:
-        value: a text, an HH-RLHF dialogue, or a list of objects with ``role`` and ``content``.
+        value: a text, an HH-RLHF dialogue, or one or a list of objects with ``role`` and ``content``, or with
+            ShareGPT's ``from`` and ``value``.
         key: the column's name, for error messages.
         role: the role of a plain text; without one, a plain text is an error.
 
@@ -78,28 +101,92 @@ def as_messages(value: Any, key: str, role: str = "") -> list[Message]:
             return parse_hh_dialogue(value)
         if role:
             return [Message(role, value)]
+    if isinstance(value, Mapping):
+        return [_as_message(value, key)]
     if not isinstance(value, list | tuple):
         raise BadRowError(f"expected '{key}' to be text or a list of messages, got {shown(value)}")
     return [_as_message(item, f"{key}[{number}]") for number, item in enumerate(value)]
 
 
 def _as_message(item: Any, key: str) -> Message:
-    if not isinstance(item, Mapping) or "role" not in item or "content" not in item:
+    if not isinstance(item, Mapping):
         raise BadRowError(f"expected '{key}' to be a message with 'role' and 'content', got {shown(item)}")
-    role, content = item["role"], item["content"]
+    if item.get("role") is None and "from" in item and "value" in item:  # ShareGPT
+        item = {**item, "role": item["from"], "content": item["value"]}
+    more = _more(item, key)
+    if "role" not in item or ("content" not in item and "tool_calls" not in more):
+        raise BadRowError(f"expected '{key}' to be a message with 'role' and 'content', got {shown(item)}")
+    role, content = item["role"], item.get("content")
+    role = OTHER_NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise BadRowError(
-            f"expected the role of '{key}' to be one of {', '.join(ROLES)}, got {role!r}"
-            f"{suggest(str(role), ROLES)}"
+            f"expected the role of '{key}' to be one of {', '.join(ROLES)}, got {shown(role)}"
+            f"{suggest(str(role)[:60], ROLES)}"
         )
-    if item.get("tool_calls"):
-        raise BadRowError(f"'{key}' has 'tool_calls', which are not supported")
+    if content is None and "tool_calls" in more:
+        content = ""
     if isinstance(content, list):
         content = "".join(_text_part(part, key) for part in content)
     if not isinstance(content, str):
         raise BadRowError(f"expected the content of '{key}' to be text, got {shown(content)}")
     _check_text(content, key)
-    return Message(role, content)
+    return Message(role, content, as_json(more, key) if more else "")
+
+
+def _more(item: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return what a message holds for chat templates in addition to its text."""
+    more = {name: item[name] for name in _FOR_TEMPLATES if item.get(name)}
+    if "tool_calls" in more:
+        more["tool_calls"] = _tool_calls(more["tool_calls"], key)
+    said = {str(item[name]) for name in REASONING if item.get(name)}
+    if len(said) > 1:
+        raise BadRowError(f"'{key}' has different texts in {', '.join(n for n in REASONING if item.get(n))}")
+    return more | ({REASONING[0]: said.pop()} if said else {})
+
+
+def _tool_calls(calls: Any, key: str) -> list[Any]:
+    if isinstance(calls, str):
+        try:
+            calls = parse_json(calls)
+        except ValueError:
+            calls = None
+    named = isinstance(calls, list) and all(map(called, calls))
+    if not named:
+        raise BadRowError(f"expected the tool_calls of '{key}' to be a list of calls with a name")
+    return [_with_arguments(call) for call in calls]
+
+
+def _with_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a call with its arguments as an object, which templates expect; OpenAI writes them as JSON."""
+    if "function" in call:
+        return {**call, "function": _with_arguments(call["function"])}
+    if isinstance(call.get("arguments"), str):
+        try:
+            return {**call, "arguments": parse_json(call["arguments"])}
+        except ValueError:
+            return call
+    return call
+
+
+def called(call: Any) -> str:
+    """Return the name of the function that a tool call names, or that a tool's definition defines."""
+    call = call.get("function") or call if isinstance(call, Mapping) else {}
+    name = call.get("name") if isinstance(call, Mapping) else None
+    return name if isinstance(name, str) else ""
+
+
+def as_json(value: Any, key: str) -> str:
+    """Return a value as JSON.
+
+    Raises:
+        BadRowError: if it has none, or holds an unpaired surrogate.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        raise BadRowError(f"expected '{key}' to be JSON, got {shown(value)}") from None
+    _check_text(text, key)
+    return text
 
 
 def _text_part(part: Any, key: str) -> str:
@@ -117,7 +204,9 @@ def _check_text(text: str, key: str) -> None:
 
 def shown(value: Any, limit: int = 60) -> str:
     """Return the ``repr`` of ``value`` for an error message, truncated to ``limit`` characters."""
-    text = repr(value)
+    brief = reprlib.Repr()  # never builds a long text
+    brief.maxstring = brief.maxother = limit
+    text = brief.repr(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
@@ -151,7 +240,8 @@ def check_prompt(prompt: Sequence[Message]) -> None:
     Raises:
         BadRowError: if it is empty or ends with an assistant turn.
     """
-    if not prompt or not prompt[-1].content.strip():
+    # A tool's result may be empty: the call was made all the same.
+    if not prompt or (not prompt[-1].content.strip() and prompt[-1].role != "tool"):
         raise BadRowError("the prompt is empty")
     if prompt[-1].role == "assistant":
         raise BadRowError("the prompt ends with an assistant turn, which belongs to the responses")
@@ -168,5 +258,7 @@ def check_response(response: Sequence[Message], name: str) -> None:
     for turn, at in (("begins", 0), ("ends", -1)):
         if response[at].role != "assistant":
             raise BadRowError(f"{name} {turn} with a {response[at].role} turn instead of an assistant turn")
-    if any(m.role == "assistant" and not m.content.strip() for m in response):
+    if any(
+        m.role == "assistant" and not m.content.strip() and "tool_calls" not in m.extras for m in response
+    ):
         raise BadRowError(f"{name} is empty, or has an empty assistant turn")

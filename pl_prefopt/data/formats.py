@@ -1,251 +1,163 @@
-"""The layouts of preference data, each recognised by its columns and converted to rows.
-
-To add a layout, add a class to ``FORMATS``; no other code refers to layouts by name.
-"""
+"""From the columns of a raw row to a preference row: which layout it has, and what else it holds."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
-from pl_prefopt.data.dialogues import (
-    BadRowError,
-    as_messages,
-    as_prompt,
-    as_response,
-    check_prompt,
-    check_response,
-    is_hh_dialogue,
-    shown,
-    split_at_common_prefix,
-)
-from pl_prefopt.errors import closest
-from pl_prefopt.rows import Columns, Message, PreferenceRow
+from pl_prefopt.data.dialogues import REASONING_COLUMNS, BadRowError, as_json, called, shown
+from pl_prefopt.data.json_values import parse_json
+from pl_prefopt.data.layouts import OUR_LAYOUTS, Fields, Layout, number, quoted
+from pl_prefopt.data.public_layouts import PUBLIC_LAYOUTS
+from pl_prefopt.rows import Columns, PreferenceRow
 
-Fields = Mapping[str, Any]
+FORMATS: tuple[Layout, ...] = (*OUR_LAYOUTS, *PUBLIC_LAYOUTS)
 
-_UNSUPPORTED = ("tools", "images", "image")
-_LARGEST_SCORE = 3.4e38
+WEIGHT = "weight"
+"""The column that multiplies a row's loss."""
+
+_IMAGES = ("images", "image")
+_TEMPLATE_ARGS = ("tools", "chat_template_kwargs")
+LAYOUT_NAMES = frozenset().union(
+    *({*layout.columns, *layout.optional} for layout in OUR_LAYOUTS),
+    _TEMPLATE_ARGS,
+    _IMAGES,
+    REASONING_COLUMNS,
+) - {"question", "messages", "conversations"}
+"""The names of columns of our layouts; extra columns can't have these names."""
 
 
-class Format(Protocol):
-    """One layout of raw rows.
+class Converted(NamedTuple):
+    """A raw row as a preference row.
 
     Attributes:
-        columns: the keys that a row of this layout has.
-        optional: further keys that it reads if present.
+        row: the row, with the extra columns that can be kept.
+        further: names and values of all columns that were not read, and why a value can't be kept.
     """
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The keys that a row of this layout has."""
-        ...
-
-    @property
-    def optional(self) -> tuple[str, ...]:
-        """Further keys that it reads if present."""
-        ...
-
-    def claims(self, fields: Fields) -> bool:
-        """Whether the columns identify this layout, even if some of them are missing."""
-        ...
-
-    def convert(self, fields: Fields) -> PreferenceRow:
-        """Convert raw fields to a row.
-
-        Raises:
-            BadRowError: if they can't be converted.
-        """
-        ...
+    row: PreferenceRow
+    further: list[tuple[str, Any, str]]
 
 
-class Pairs:
-    """``chosen`` and ``rejected``, with an explicit ``prompt`` or with their common prefix as the prompt.
-
-    Covers TRL's preference format, standard and conversational, and raw HH-RLHF dialogues. TRL's
-    ``score_chosen`` and ``score_rejected`` become graded scores; if they are equal, only the order is kept.
-    """
-
-    columns = ("prompt", "chosen", "rejected")
-    optional = ("score_chosen", "score_rejected")
-
-    def claims(self, fields: Fields) -> bool:
-        """Whether ``chosen`` or ``rejected`` is present."""
-        return "chosen" in fields or "rejected" in fields
-
-    def convert(self, fields: Fields) -> PreferenceRow:
-        """See the base class."""
-        chosen, rejected = (_pair_member(fields, key) for key in ("chosen", "rejected"))
-        if fields.get("prompt") is not None:
-            prompt = as_prompt(fields["prompt"], "prompt")
-            responses = (as_response(chosen, "chosen", prompt), as_response(rejected, "rejected", prompt))
-        else:
-            prompt, responses = _implicit_prompt(chosen, rejected)
-        if responses[0] == responses[1]:
-            raise BadRowError("'chosen' and 'rejected' are identical, so there is nothing to prefer")
-        scores, graded = _pair_scores(fields)
-        return _row(prompt, responses, scores, graded, names=("'chosen'", "'rejected'"))
-
-
-def _pair_member(fields: Fields, key: str) -> Any:
-    if fields.get(key) is None:
-        raise BadRowError(f"a pair needs two responses, but the key '{key}' is missing{_found(fields, key)}")
-    return fields[key]
-
-
-def _implicit_prompt(chosen: Any, rejected: Any) -> tuple[list[Message], tuple[list[Message], list[Message]]]:
-    """Split two whole dialogues, or two whole texts, after their common prefix."""
-    if isinstance(chosen, str) and isinstance(rejected, str) and not is_hh_dialogue(chosen):
-        return _common_text(chosen, rejected)
-    dialogues = as_messages(chosen, "chosen"), as_messages(rejected, "rejected")
-    return split_at_common_prefix(*dialogues)
-
-
-def _common_text(chosen: str, rejected: str) -> tuple[list[Message], tuple[list[Message], list[Message]]]:
-    """Split two texts as TRL's ``extract_prompt`` does: a trailing space goes to the responses."""
-    if chosen == rejected:
-        raise BadRowError("'chosen' and 'rejected' are identical, so there is nothing to prefer")
-    shorter = min(len(chosen), len(rejected))
-    end = next((at for at in range(shorter) if chosen[at] != rejected[at]), shorter)
-    if end and chosen[end - 1] == " ":
-        end -= 1
-    if not chosen[:end].strip():
-        raise BadRowError("there is no 'prompt', and 'chosen' and 'rejected' have no common prefix")
-    responses = [Message("assistant", chosen[end:])], [Message("assistant", rejected[end:])]
-    return [Message("user", chosen[:end])], responses
-
-
-def _pair_scores(fields: Fields) -> tuple[tuple[float, float], bool]:
-    present = [key for key in ("score_chosen", "score_rejected") if fields.get(key) is not None]
-    if not present:
-        return (1.0, 0.0), False
-    if len(present) == 1:
-        raise BadRowError(f"'{present[0]}' is present without its counterpart")
-    chosen, rejected = (_number(fields[key], key) for key in present)
-    if chosen < rejected:
-        raise BadRowError(f"'score_chosen' ({chosen:g}) is below 'score_rejected' ({rejected:g})")
-    return ((1.0, 0.0), False) if chosen == rejected else ((chosen, rejected), True)
-
-
-class ScoredResponses:
-    """``prompt`` with any number of ``responses`` and, optionally, one entry of ``scores`` per response."""
-
-    columns = ("prompt", "responses", "scores")
-    optional = ()
-
-    def claims(self, fields: Fields) -> bool:
-        """Whether ``responses`` is present."""
-        return "responses" in fields
-
-    def convert(self, fields: Fields) -> PreferenceRow:
-        """See the base class."""
-        prompt = as_prompt(_needed(fields, "prompt"), "prompt")
-        raw = _sequence(_needed(fields, "responses"), "responses")
-        responses = [as_response(value, f"responses[{i}]", prompt) for i, value in enumerate(raw)]
-        scores = None
-        if fields.get("scores") is not None:
-            scores = [_number(v, f"scores[{i}]") for i, v in enumerate(_sequence(fields["scores"], "scores"))]
-        return _row(prompt, responses, scores, graded=scores is not None)
-
-
-class UltraFeedback:
-    """``instruction`` with ``completions``, a list of objects with ``response`` and a score."""
-
-    columns = ("instruction", "completions")
-    optional = ("prompt",)
-    score_keys = ("overall_score", "fine-grained_score", "score", "rating")
-
-    def claims(self, fields: Fields) -> bool:
-        """Whether ``completions`` is present."""
-        return "completions" in fields
-
-    def convert(self, fields: Fields) -> PreferenceRow:
-        """See the base class."""
-        prompt_key = "instruction" if fields.get("instruction") is not None else "prompt"
-        prompt = as_prompt(_needed(fields, prompt_key, also="instruction"), prompt_key)
-        completions = _objects(_needed(fields, "completions"), "completions")
-        responses = [
-            as_response(_needed(item, "response"), f"completions[{i}].response", prompt)
-            for i, item in enumerate(completions)
-        ]
-        key = next((k for k in self.score_keys if any(c.get(k) is not None for c in completions)), None)
-        scores = key and [_number(c.get(key), f"completions[{i}].{key}") for i, c in enumerate(completions)]
-        return _row(prompt, responses, scores or None, graded=bool(scores))
-
-
-class Unpaired:
-    """``prompt``, one ``completion`` and a ``label``: true for desirable."""
-
-    columns = ("prompt", "completion", "label")
-    optional = ()
-
-    def claims(self, fields: Fields) -> bool:
-        """Whether ``completion`` or ``label`` is present."""
-        return "completion" in fields or "label" in fields
-
-    def convert(self, fields: Fields) -> PreferenceRow:
-        """See the base class."""
-        prompt = as_prompt(_needed(fields, "prompt"), "prompt")
-        response = as_response(_needed(fields, "completion"), "completion", prompt)
-        score = _label(_needed(fields, "label"))
-        return _row(prompt, [response], [score], graded=False, names=("'completion'",))
-
-
-FORMATS: tuple[Format, ...] = (Pairs(), ScoredResponses(), UltraFeedback(), Unpaired())
-_READ = {layout: frozenset((*layout.columns, *layout.optional, *_UNSUPPORTED)) for layout in FORMATS}
-LAYOUT_NAMES = frozenset().union(*_READ.values())
-"""The names of columns that some layout reads; extra columns can't have these names."""
-
-
-def to_row(fields: Fields) -> PreferenceRow:
+def to_row(fields: Mapping[str, Any]) -> PreferenceRow:
     """Convert one raw row of any known layout to a ``PreferenceRow``.
 
     Raises:
         BadRowError: with the reason, if no layout fits or a value cannot be used.
     """
-    for key in _UNSUPPORTED:
-        if fields.get(key):
+    return convert(fields).row
+
+
+def convert(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> Converted:
+    """Convert one raw row, and return what it holds in addition.
+
+    Args:
+        fields: the raw row.
+        mapped: the columns that the setting ``columns`` has named.
+
+    Raises:
+        BadRowError: with the reason, if no layout or several fit, or a value cannot be used.
+    """
+    held = Fields(fields, mapped)
+    for key in _IMAGES:
+        if held.get(key):
             raise BadRowError(f"the key '{key}' is not supported; remove it if the text does not need it")
-    layout = _layout(fields)
-    if layout is not None:
-        row = layout.convert(fields)
-        source = fields.get("source")
-        columns = {
-            name: value
-            for name, value in further_fields(fields, layout)
-            if value is None or not why_not_carried(name, value, len(row.responses))
-        }
-        return dataclasses.replace(
-            row,
-            source="" if source is None else str(source),
-            columns=Columns(columns) if columns else row.columns,
+    row = _layout(held).convert(held)
+    row = dataclasses.replace(row, source=_source(held), template_args=_template_args(held))
+    _refuse_reasoning(held)
+    further = [
+        (name, value, "" if value is None else why_not_carried(name, value, len(row.responses)))
+        for name, value in _typed(fields, held)
+        if name not in held.used
+    ]
+    columns = {name: value for name, value, reason in further if not reason}
+    return Converted(dataclasses.replace(row, columns=Columns(columns)) if columns else row, further)
+
+
+def _layout(fields: Fields) -> Layout:
+    fitting = [layout for layout in FORMATS if layout.fits(fields)]
+    fitting = [one for one in fitting if not any(other.contains(one) for other in fitting)]
+    if len(fitting) > 1:
+        fitting = [one for one in fitting if fields.mapped & set(one.columns)] or fitting
+    if len(fitting) > 1:
+        names = "' or '".join(layout.name for layout in fitting)
+        one = fitting[0].columns[0]
+        raise BadRowError(
+            f"its columns could be the layout '{names}'; say which is meant with `columns`, as in "
+            f"`columns: {{{one}: {one}}}`"
         )
-    layouts = "; ".join(", ".join(layout.columns) for layout in FORMATS)
+    if fitting:
+        return fitting[0]
+    for layout in FORMATS:
+        if any(name in fields for name in layout.claims):
+            return layout
+    layouts = "; ".join(", ".join(layout.columns) for layout in OUR_LAYOUTS)
     raise BadRowError(
-        f"expected the keys of one of the layouts ({layouts}), got {_listed(fields)}; "
+        f"expected the keys of one of the layouts ({layouts}) or of a public data set, got {quoted(fields)}; "
         "set `columns` to map columns with other names"
     )
 
 
-def _layout(fields: Fields) -> Format | None:
-    return next((layout for layout in FORMATS if layout.claims(fields)), None)
+# -- what rows of all layouts may have
 
 
-def further_fields(fields: Fields, layout: Format | None = None) -> list[tuple[str, Any]]:
-    """Return the names and values of a raw row that its layout doesn't read.
+def _source(fields: Fields) -> str:
+    """Return the name of the part of a mixture that a row belongs to; lists and objects are none."""
+    source = fields.get("source", "")
+    fields.used.discard("source")  # it is also kept as an extra column
+    text = str(source) if isinstance(source, str | int | float) else ""
+    if not _is_unicode(text):
+        raise BadRowError("expected 'source' to be valid Unicode, got an unpaired surrogate")
+    return text
 
-    Args:
-        fields: the raw row, of some known layout.
-        layout: that layout; found from ``fields`` by default.
-    """
-    layout = layout or _layout(fields)
-    read = LAYOUT_NAMES if layout is None else _READ[layout]
-    if fields.keys() <= read:  # the common case; checked per row, so it must be fast
-        return []
-    return [item for item in fields.items() if item[0] not in read]
+
+def _template_args(fields: Fields) -> str:
+    """Return the arguments for the chat template, as JSON."""
+    given: dict[str, Any] = {}
+    for key, kind in (("chat_template_kwargs", dict), ("tools", list)):
+        value = fields.get(key)
+        if key == "tools" and value is None and isinstance(fields.get("input"), Mapping):
+            value = fields["input"].get("tools")  # OpenAI's preference format
+        if isinstance(value, str) and value:
+            try:
+                value = parse_json(value)
+            except ValueError:
+                raise BadRowError(f"expected '{key}' to be JSON, got {shown(value)}") from None
+        if not value:
+            continue
+        if not isinstance(value, kind):
+            raise BadRowError(f"expected '{key}' to be {_A[kind]}, got {shown(value)}")
+        given |= {"tools": value} if kind is list else value
+    if "tools" in given and not (isinstance(given["tools"], list) and all(map(called, given["tools"]))):
+        raise BadRowError("expected each of the 'tools' to be a function with a name")
+    return as_json(given, "tools") if given else ""
+
+
+_A = {dict: "an object", list: "a list"}
+
+
+def _refuse_reasoning(fields: Fields) -> None:
+    for key in REASONING_COLUMNS:
+        if key in fields and key not in fields.used:
+            raise BadRowError(
+                f"'{key}' belongs to a response; put it into that response's message, or name it "
+                f"otherwise with `columns`, as in `columns: {{notes: {key}}}`"
+            )
+
+
+def _typed(fields: Mapping[str, Any], held: Fields) -> list[tuple[str, Any]]:
+    """Return the columns of a row, with its weight as a number."""
+    if WEIGHT not in held:
+        return list(fields.items())
+    weight = number(fields[WEIGHT], WEIGHT)
+    if weight < 0:
+        raise BadRowError(f"expected '{WEIGHT}' to be at least 0, got {weight:g}")
+    return [(name, weight if name == WEIGHT else value) for name, value in fields.items()]
+
+
+# -- extra columns
 
 
 def why_not_carried(name: str, value: Any, responses: int) -> str:
@@ -289,106 +201,26 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+# -- back to columns
+
+
 def as_fields(row: PreferenceRow) -> dict[str, Any]:
     """Return raw fields that ``to_row`` converts back to ``row``, except for its origin."""
-    prompt = [message._asdict() for message in row.prompt]
-    responses = [[message._asdict() for message in response] for response in row.responses]
-    columns = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in row.columns.items()
-    }
-    if row.graded or row.scores is None:
-        scores = {} if row.scores is None else {"scores": list(row.scores)}
-        return {"prompt": prompt, "responses": responses, **scores, **columns}
-    if len(responses) == 1:
-        return {"prompt": prompt, "completion": responses[0], "label": row.scores[0] == 1, **columns}
-    return {"prompt": prompt, "chosen": responses[0], "rejected": responses[1], **columns}
-
-
-def _row(
-    prompt: Sequence[Message],
-    responses: Sequence[Sequence[Message]],
-    scores: Sequence[float] | None,
-    graded: bool,
-    names: Sequence[str] = (),
-) -> PreferenceRow:
-    """Run the checks common to all layouts and build the row."""
-    check_prompt(prompt)
-    if not responses:
-        raise BadRowError("expected at least one response, got none")
-    for number, response in enumerate(responses):
-        check_response(response, names[number] if names else f"response {number + 1}")
-    if scores is not None and len(scores) != len(responses):
-        raise BadRowError(
-            f"expected one score per response, got {len(scores)} for {len(responses)} responses"
-        )
-    return PreferenceRow(
-        prompt=tuple(prompt),
-        responses=tuple(tuple(response) for response in responses),
-        scores=None if scores is None else tuple(scores),
-        graded=graded,
-    )
-
-
-def _needed(fields: Fields, key: str, also: str = "") -> Any:
-    if fields.get(key) is None:
-        names = f"'{also}' or '{key}'" if also and also != key else f"'{key}'"
-        raise BadRowError(f"the key {names} is missing{_found(fields, key)}")
-    return fields[key]
-
-
-def _found(fields: Fields, key: str) -> str:
-    """Return the part of a message that lists the keys present and suggests a misspelt one."""
-    present = [name for name, value in fields.items() if value is not None]
-    similar = closest(key, present)
-    hint = f"; is '{similar}' a misspelt '{key}'?" if similar else ""
-    return f" (got {_listed(present)}){hint}"
-
-
-def _listed(names: Mapping[str, Any] | Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names) or "no keys"
-
-
-def _sequence(value: Any, key: str) -> list[Any]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            value = None
-    if not isinstance(value, list | tuple):
-        raise BadRowError(f"expected '{key}' to be a list")
-    return list(value)
-
-
-def _objects(value: Any, key: str) -> list[dict[str, Any]]:
-    """Return a list of objects; ``datasets`` may have converted it to an object of lists."""
-    if isinstance(value, Mapping):
-        columns = {name: _sequence(items, f"{key}.{name}") for name, items in value.items()}
-        return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
-    items = _sequence(value, key)
-    if not all(isinstance(item, Mapping) for item in items):
-        raise BadRowError(f"expected '{key}' to be a list of objects with the key 'response'")
-    return items
-
-
-def _number(value: Any, key: str) -> float:
-    if value is None:
-        raise BadRowError(f"expected '{key}' to be a number, got null")
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except OverflowError:
-        number = math.inf
-    except (TypeError, ValueError):
-        raise BadRowError(f"expected '{key}' to be a number, got {shown(value)}") from None
-    # Batches store scores in float32, where a larger value would overflow to inf.
-    if not abs(number) <= _LARGEST_SCORE:
-        raise BadRowError(f"expected '{key}' to be a finite number, got {shown(value)}")
-    return number
-
-
-def _label(value: Any) -> float:
-    text = str(value).strip().lower()
-    if text in ("true", "1", "1.0"):
-        return 1.0
-    if text in ("false", "0", "0.0"):
-        return 0.0
-    raise BadRowError(f"expected 'label' to be true or false, got {value!r}")
+    prompt = [message.as_dict() for message in row.prompt]
+    responses = [[message.as_dict() for message in response] for response in row.responses]
+    others = {name: list(value) if isinstance(value, tuple) else value for name, value in row.columns.items()}
+    if row.template_args:
+        given = json.loads(row.template_args)
+        tools = given.pop("tools", None)
+        others |= {"tools": tools} if tools else {}
+        others |= {"chat_template_kwargs": given} if given else {}
+    scores = row.scores
+    if scores is None:
+        return {"prompt": prompt, "responses": responses, **others}
+    if row.graded:
+        return {"prompt": prompt, "responses": responses, "scores": list(scores), **others}
+    if len(responses) == 1 and scores[0] in (0, 1):
+        return {"prompt": prompt, "completion": responses[0], "label": scores[0] == 1, **others}
+    if scores == (1, 0):
+        return {"prompt": prompt, "chosen": responses[0], "rejected": responses[1], **others}
+    return {"prompt": prompt, "responses": responses, "ranks": [-score for score in scores], **others}

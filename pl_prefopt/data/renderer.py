@@ -14,8 +14,16 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pl_prefopt.data.templates import ChatTemplate, NoTemplate, PlainTemplate, Template, TemplateError
-from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.data.dialogues import REASONING
+from pl_prefopt.data.templates import (
+    TURN_MARKERS,
+    ChatTemplate,
+    NoTemplate,
+    PlainTemplate,
+    Template,
+    TemplateError,
+)
+from pl_prefopt.errors import ConfigError, DataError, printable
 from pl_prefopt.rows import Message, PreferenceRow
 
 TemplateName = Literal["auto", "chat", "plain", "none"]
@@ -177,12 +185,17 @@ class Renderer:
             DataError: naming the row, if the chat template rejects it.
         """
         try:
-            prompt = self._template.opened(row.prompt)
-            responses = tuple(tuple(self._segments(row.prompt, r)) for r in row.responses)
+            self._check_untemplated(row)
+            template = self._template.bound(row.template_args)
+            prompt = template.opened(row.prompt)
+            responses = tuple(tuple(self._segments(template, row.prompt, r)) for r in row.responses)
+            self._check_one_turn(prompt, responses)
             return Rendered(prompt, responses, row.keep)
         except TemplateError as error:
+            reason = printable(str(error), limit=300)
             raise DataError(
-                f"{row.origin or 'a row'}: {error}; set `{self._setting}: plain`, or change the row"
+                f"{row.origin or 'a row'}: {reason}; set `{self._setting}: {error.instead}`, or change the "
+                "row"
             ) from error
 
     def encode(self, row: PreferenceRow) -> EncodedRow:
@@ -214,24 +227,50 @@ class Renderer:
 
     # -- text
 
-    def _segments(self, prompt: Sequence[Message], response: Sequence[Message]) -> Iterator[Segment]:
+    def _check_untemplated(self, row: PreferenceRow) -> None:
+        """Raise a ``TemplateError`` for text with a template's markers, which must not be templated again."""
+        for message in itertools.chain(row.prompt, *row.responses):
+            for marker in self._template.markers:
+                if marker in message.content:
+                    raise TemplateError(
+                        f"the text of a {message.role} turn has the marker {marker} of a chat template, "
+                        "which would be applied twice",
+                        instead="none",
+                    )
+
+    def _check_one_turn(self, prompt: str, responses: Sequence[Sequence[Segment]]) -> None:
+        """Raise a ``TemplateError`` for a templated response of several turns: all tokens would count."""
+        if not isinstance(self._template, NoTemplate) or not any(one in prompt for one in TURN_MARKERS):
+            return
+        for segment in itertools.chain(*responses):
+            if self._end in segment.text:
+                raise TemplateError(
+                    f"a response has text after its end token {self._end}; write its turns as messages",
+                    instead="chat",
+                )
+
+    def _segments(
+        self, template: Template, prompt: Sequence[Message], response: Sequence[Message]
+    ) -> Iterator[Segment]:
         """Split a response's text into assistant turns and the text between them."""
         glue = ""
-        before = self._template.opened(prompt)
+        before = template.opened(prompt)
         for turn, message in enumerate(response):
             if message.role != "assistant":
                 continue
             until = [*prompt, *response[: turn + 1]]
-            opened = self._template.opened(until[:-1])
+            opened = template.opened(until[:-1])
             if turn > 0:
                 yield Segment(glue + _after(before, opened), counted=False, ended=False)
-            text = self._template.text(until)
-            body, glue, ended = self._split_at_end(self._assistant_text(text, opened, until))
+            text = template.text(until)
+            body, glue, ended = self._split_at_end(self._assistant_text(template, text, opened, until))
+            if str(message.extras.get(REASONING[0], "")).strip() not in body:
+                raise TemplateError("the tokeniser's chat template leaves out the reasoning of a response")
             last = turn == len(response) - 1
             yield Segment(body, counted=True, ended=ended or last)
             before = text
 
-    def _assistant_text(self, text: str, opened: str, dialogue: Sequence[Message]) -> str:
+    def _assistant_text(self, template: Template, text: str, opened: str, dialogue: Sequence[Message]) -> str:
         """Return what the last turn adds to a dialogue.
 
         Some templates open a turn differently from how they write one down (such as with ``<think>``); there
@@ -239,7 +278,7 @@ class Renderer:
         """
         if text.startswith(opened):
             return text[len(opened) :]
-        stand_in = self._template.text([*dialogue[:-1], Message("assistant", _STAND_IN)])
+        stand_in = template.text([*dialogue[:-1], dialogue[-1]._replace(content=_STAND_IN)])
         at = stand_in.rfind(_STAND_IN)
         if at < 0 or text[:at] != stand_in[:at] or not text[at:].startswith(dialogue[-1].content.strip()):
             raise TemplateError("the tokeniser's chat template does not write the assistant's text as it is")
@@ -252,8 +291,8 @@ class Renderer:
         body, rest, ended = (
             (text, "", False) if at < 0 or end is None else (text[:at], text[at + len(end) :], True)
         )
-        while body.endswith(self._end):
-            body = body.removesuffix(self._end)
+        while body.rstrip().endswith(self._end):  # templated text often has a line break after it
+            body = body.rstrip().removesuffix(self._end)
         return body, rest, ended
 
     # -- tokens
@@ -384,7 +423,7 @@ def _make_template(tokenizer: Any, name: TemplateName, setting: str) -> Template
         return ChatTemplate(tokenizer)
     if name not in ("plain", "none"):
         raise ConfigError(f"expected `{setting}` to be auto, chat, plain or none, got '{name}'; choose one")
-    return PlainTemplate() if name == "plain" else NoTemplate()
+    return PlainTemplate(tokenizer) if name == "plain" else NoTemplate()
 
 
 def _leading_special_ids(tokenizer: Any) -> list[int]:

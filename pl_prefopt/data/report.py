@@ -80,11 +80,13 @@ class Tally:
         summary: the counts, without ``skipped``.
         percentiles: for ``prompt`` and ``response``, the median, 90th and 99th percentile and maximum of the
             number of tokens before truncation.
+        largest_token: the largest token id.
     """
 
     def __init__(self) -> None:
         self.summary = RowsSummary()
         self.percentiles: dict[str, list[int]] = {}
+        self.largest_token = 0
         self._lengths: dict[str, list[int]] = {"prompt": [], "response": []}
 
     def add(self, row: PreferenceRow, encoded: EncodedRow) -> None:
@@ -100,6 +102,8 @@ class Tally:
             truncated_prompts=before.truncated_prompts + (encoded.prompt_cut > 0),
             truncated_responses=before.truncated_responses + sum(cut > 0 for cut in encoded.response_cuts),
         )
+        ids = (encoded.prompt_ids, *encoded.response_ids)
+        self.largest_token = max(self.largest_token, *map(max, ids))
         self._lengths["prompt"].append(len(encoded.prompt_ids) + encoded.prompt_cut)
         self._lengths["response"] += [
             len(ids) + cut for ids, cut in zip(encoded.response_ids, encoded.response_cuts, strict=True)
@@ -112,7 +116,11 @@ class Tally:
 
     def to_json(self) -> dict[str, Any]:
         """Return the finished tally for a JSON file."""
-        return {"summary": dataclasses.asdict(self.summary), "percentiles": self.percentiles}
+        return {
+            "summary": dataclasses.asdict(self.summary),
+            "percentiles": self.percentiles,
+            "largest_token": self.largest_token,
+        }
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Tally:
@@ -120,6 +128,7 @@ class Tally:
         tally = cls()
         tally.summary = RowsSummary(**stored["summary"])
         tally.percentiles = dict(stored["percentiles"])
+        tally.largest_token = int(stored["largest_token"])
         return tally
 
 

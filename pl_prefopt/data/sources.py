@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import gzip
 import hashlib
-import io
-import itertools
-import json
-import shutil
-import tempfile
-import zlib
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
+from pl_prefopt.data.file_readers import READERS, Record, reader_of
 from pl_prefopt.errors import ConfigError, DataError, first_line, listed, printable, suggest
 from pl_prefopt.paths import data_suffix, is_data_path, missing_data
+
+_NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json")
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +42,72 @@ class Source:
     columns: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: str | Source) -> Source:
-        """Return ``source``, converting a path to a ``Source``."""
-        return cls(path=source) if isinstance(source, str) else source
+    def of(cls, source: Any) -> Source:
+        """Return a path, a ``Source``, or rows in memory as a ``Source``.
+
+        Args:
+            source: a path or hub name, a ``Source``, a list of dictionaries, a pandas or polars frame, or a
+                ``datasets.Dataset``.
+
+        Raises:
+            ConfigError: for a list of paths, or anything else.
+        """
+        if isinstance(source, Source):
+            return source
+        rows = _rows_in_memory(source)
+        if rows is not None:
+            return RowsInMemory(rows=rows)
+        if str(source).startswith("[") and not Path(str(source)).exists():
+            raise ConfigError(
+                "expected one path or hub name for the rows of a split, got a list; put the files into a "
+                "folder and name that"
+            )
+        if not isinstance(source, str | Path):
+            raise ConfigError(
+                "expected a path, a hub name, a Source, a list of dictionaries, a pandas or polars frame or "
+                f"a datasets.Dataset, got {type(source).__name__}"
+            )
+        return cls(path=str(source))
 
     @property
     def label(self) -> str:
         """The name of the source in messages: the file's or folder's name, or the hub name."""
-        return Path(self.path).name if Path(self.path).exists() else self.path
+        return printable(Path(self.path).name if Path(self.path).exists() else self.path, limit=200)
 
 
-class Record(NamedTuple):
-    """One raw row: its fields, or the problem if it could not be parsed."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowsInMemory(Source):
+    """Rows that are in memory; ``Source.of`` makes it.
 
-    origin: str
-    fields: Mapping[str, Any]
-    problem: str = ""
+    Attributes:
+        path: the name of the rows in messages.
+        rows: one dictionary per row.
+    """
+
+    path: str = "rows in memory"
+    rows: Sequence[Mapping[str, Any]]
+
+
+def _rows_in_memory(source: Any) -> Sequence[Mapping[str, Any]] | None:
+    """Return the rows of a list, a frame or a ``datasets.Dataset``; ``None`` for anything else."""
+    if hasattr(source, "to_dicts"):  # polars
+        source = source.to_dicts()
+    elif hasattr(source, "iloc"):  # pandas, where a missing value is NaN
+        source = source.astype(object).where(source.notna(), None).to_dict("records")
+    elif hasattr(source, "features") and hasattr(source, "__getitem__"):  # datasets
+        source = [source[index] for index in range(len(source))]
+    if not isinstance(source, list | tuple) or not all(isinstance(row, Mapping) for row in source):
+        return None
+    return [{str(name): _plain(value) for name, value in row.items()} for row in source]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without numpy's types, which frames have."""
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class Reading(NamedTuple):
@@ -81,14 +133,19 @@ def open_source(source: Source, scratch: Path, columns: Mapping[str, str] | None
 
 
 def _find(source: Source, scratch: Path) -> Reading:
+    if isinstance(source, RowsInMemory):
+        content = hashlib.blake2b(repr(source.rows).encode("utf-8", "surrogatepass"), digest_size=16)
+        return Reading(content.hexdigest(), lambda: _numbered(source.rows, source.label))
     path = Path(source.path).expanduser()
     if path.is_file():
-        content_key = _hash_files([path])
-        read = _file_reader(path)
-        return Reading(content_key, lambda: read(path, scratch))
+        read = reader_of(path)
+        return Reading(_hash_files([path]), lambda: read(path, source.label, scratch))
     if path.is_dir():
-        content_key = _hash_files(sorted(p for p in path.rglob("*") if p.is_file())) + source.split
-        return Reading(content_key, lambda: _read_folder(path, source))
+        if _is_saved(path):
+            files = sorted(p for p in path.rglob("*") if p.is_file())
+            return Reading(_hash_files(files) + source.split, lambda: _read_saved(path, source))
+        found = _files_of_split(path, source)
+        return Reading(_hash_files(found), lambda: _read_files(path, found, source, scratch))
     if is_data_path(source.path):
         raise DataError(missing_data(path))
     table = _load_hub(source)
@@ -99,7 +156,7 @@ def _hash_files(paths: Iterable[Path]) -> str:
     """Hash names and contents; modification times don't count."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
-        digest.update(path.name.encode())
+        digest.update(os.fsencode(path.name))
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -176,164 +233,85 @@ def _without_clash(record: Record, new_names: Mapping[str, str], setting: str) -
     return fields
 
 
-# -- files
-
-_BROKEN = (OSError, EOFError, zlib.error)
-"""What reading raises for a file that is truncated, or is not the gzip stream that its name says."""
-
-_FileReader = Callable[[Path, Path], Iterator[Record]]
+# -- folders and the hub
 
 
-def _file_reader(path: Path) -> _FileReader:
-    suffix = data_suffix(path)
-    readers: dict[str, _FileReader] = {
-        ".jsonl": _read_lines,
-        ".json": _read_json,
-        ".csv": _read_csv,
-        ".parquet": _read_parquet,
-    }
-    if suffix not in readers:
-        known = ", ".join(readers)
-        raise DataError(
-            f"expected a file ending in {known} (each also with .gz), got {path}; rename or convert it"
-        )
-    return readers[suffix]
+def _is_saved(path: Path) -> bool:
+    """Whether ``datasets`` has written the folder."""
+    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
 
 
-def _open_bytes(path: Path) -> BinaryIO:
-    if path.name.lower().endswith(".gz"):
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return path.open("rb")
-
-
-def _read_lines(path: Path, scratch: Path) -> Iterator[Record]:
-    """Read one JSON object per line; unlike ``datasets``, with the line number of an invalid line."""
-    del scratch
-    with _open_bytes(path) as file:
-        for number in itertools.count(1):
-            try:
-                line = file.readline()
-            except _BROKEN as error:
-                raise DataError(
-                    f"{path.name}, row {number}: the gzip stream is truncated or corrupt ({error}); "
-                    "fetch the file again"
-                ) from error
-            if not line:
-                return
-            if line.strip():
-                yield _parse_line(line, f"{path.name}, row {number}")
-
-
-def _parse_line(line: bytes, origin: str) -> Record:
-    try:
-        fields = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        byte = line[error.start]
-        return Record(origin, {}, f"not UTF-8 (byte 0x{byte:02x} at byte {error.start + 1} of the line)")
-    except (ValueError, RecursionError) as error:
-        return Record(origin, {}, f"invalid JSON ({error})")
-    if not isinstance(fields, dict):
-        return Record(origin, {}, f"expected a JSON object, got {type(fields).__name__}")
-    return Record(origin, fields)
-
-
-def _read_json(path: Path, scratch: Path) -> Iterator[Record]:
-    """Read a ``.json`` file: a list of objects, or JSON lines with the wrong suffix."""
-    try:
-        with _open_bytes(path) as file:
-            first = next((line for line in file if line.strip()), b"")
-    except _BROKEN as error:
-        raise _unreadable(path, "json", error) from error
-    if not first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
-        return _read_lines(path, scratch)
-    return _read_by_datasets("json", path, scratch)
-
-
-def _read_parquet(path: Path, scratch: Path) -> Iterator[Record]:
-    """Read a Parquet file, decompressing it first if it is gzipped, which ``datasets`` does not do."""
-    if not path.name.lower().endswith(".gz"):
-        yield from _read_by_datasets("parquet", path, scratch)
-        return
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        unpacked = Path(folder) / "unpacked.parquet"
-        try:
-            with _open_bytes(path) as packed, unpacked.open("wb") as file:
-                shutil.copyfileobj(packed, file)
-        except _BROKEN as error:
-            raise _unreadable(path, "parquet", error) from error
-        for number, record in enumerate(_read_by_datasets("parquet", unpacked, scratch), start=1):
-            yield record._replace(origin=f"{path.name}, row {number}")
-
-
-def _read_csv(path: Path, scratch: Path) -> Iterator[Record]:
-    """Read a CSV file. Every cell is read as text: ``007`` is not a number, and ``NA`` is not missing."""
-    try:
-        with _open_bytes(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-            header = next(csv.reader(text), [])
-    except (UnicodeDecodeError, csv.Error, *_BROKEN) as error:
-        raise _unreadable(path, "csv", error) from error
-    as_text = {column: str for column in header}
-    for record in _read_by_datasets("csv", path, scratch, converters=as_text, keep_default_na=False):
-        yield record._replace(fields={key: _csv_cell(cell) for key, cell in record.fields.items()})
-
-
-def _csv_cell(cell: Any) -> Any:
-    """Return a cell's value: a list if it is one in JSON, such as messages; ``None`` if it is empty."""
-    if not isinstance(cell, str) or not cell:
-        return None
-    if cell.startswith("[") and cell.endswith("]"):
-        try:
-            return json.loads(cell)
-        except ValueError:
-            return cell
-    return cell
-
-
-def _datasets() -> Any:
-    """Return the ``datasets`` library, with its download reports to the hub turned off."""
+def _read_saved(path: Path, source: Source) -> Iterator[Record]:
     import datasets
 
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    return datasets
-
-
-def _read_by_datasets(kind: str, path: Path, scratch: Path, **options: Any) -> Iterator[Record]:
-    datasets = _datasets()
     try:
-        table = datasets.load_dataset(
-            kind, data_files=str(path), split="train", cache_dir=str(scratch / "datasets"), **options
-        )
+        loaded = datasets.load_from_disk(str(path))
     except Exception as error:
-        raise _unreadable(path, kind, error) from error
-    yield from _numbered(table, path.name)
+        reason = printable(first_line(error), limit=200)
+        raise DataError(
+            f"expected a folder saved by `datasets` at {path} ({reason}); check `path`"
+        ) from error
+    yield from _numbered(_pick_split(loaded, source), source.label)
 
 
-def _unreadable(path: Path, kind: str, error: BaseException) -> DataError:
-    where = str(path)
-    if kind != "parquet" and (row := _first_undecodable_line(path)):
-        return DataError(
-            f"{path.name}, line {row}: not UTF-8; save the file as UTF-8, or as JSONL, where bad rows "
-            "can be skipped"
+def _files_of_split(path: Path, source: Source) -> list[Path]:
+    """Return the files of a folder that belong to a split by their names, as ``datasets`` understands them.
+
+    Raises:
+        DataError: if there are none.
+    """
+    files = sorted(p for p in path.rglob("*") if p.is_file() and data_suffix(p) in READERS)
+    files = [p for p in files if p.name not in _NOT_ROWS and not _is_hidden(p.relative_to(path))]
+    if not files:
+        known = ", ".join(READERS)
+        raise DataError(f"expected files ending in {known} in the folder {path}, got none; check `path`")
+    of_split: dict[str, list[Path]] = {}
+    for file in files:
+        of_split.setdefault(_split_of(file.relative_to(path)), []).append(file)
+    if list(of_split) == [""]:
+        of_split = {"train": files}
+    elif unnamed := of_split.pop("", []):
+        raise DataError(
+            f"expected each file in {path} to name its split (train, validation or test), but "
+            f"{listed(p.name for p in unnamed)} does not; rename or remove it"
         )
-    while error.__cause__ is not None:
-        error = error.__cause__
-    reason = first_line(error)
-    return DataError(f"could not read {where} as {kind} ({reason}); fix it, or save it as JSONL")
+    picked: list[Path] = _pick(of_split, source)
+    return picked
 
 
-def _first_undecodable_line(path: Path) -> int:
-    """Return the 1-based number of the first line that is not UTF-8, or 0."""
-    try:
-        with _open_bytes(path) as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    line.decode("utf-8")
-                except UnicodeDecodeError:
-                    return number
-    except _BROKEN:
-        return 0
-    return 0
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts)
+
+
+def _split_of(path: Path) -> str:
+    """Return the split that a file's name or folder says, or an empty string."""
+    for part in reversed(path.parts):
+        words = set(re.split(r"[^a-z]+", part.lower()))
+        for split, names in _SPLIT_WORDS.items():
+            if words.intersection(names):
+                return split
+    return ""
+
+
+def _read_files(path: Path, files: Sequence[Path], source: Source, scratch: Path) -> Iterator[Record]:
+    for file in files:
+        name = printable(f"{source.label}/{file.relative_to(path)}", limit=200)
+        yield from reader_of(file)(file, name, scratch)
+
+
+def _pick_split(loaded: Any, source: Source) -> Sequence[Mapping[str, Any]]:
+    rows: Sequence[Mapping[str, Any]] = _pick(loaded, source) if hasattr(loaded, "keys") else loaded
+    return rows
+
+
+def _pick(splits: Mapping[str, Any], source: Source) -> Any:
+    if source.split not in splits:
+        known = ", ".join(sorted(splits))
+        raise DataError(
+            f"expected a split '{source.split}' in {source.path}, got {known}; "
+            f"set `split` to one of them{suggest(source.split, splits)}"
+        )
+    return splits[source.split]
 
 
 def _numbered(table: Sequence[Mapping[str, Any]], name: str) -> Iterator[Record]:
@@ -346,38 +324,10 @@ def _numbered(table: Sequence[Mapping[str, Any]], name: str) -> Iterator[Record]
             yield Record(origin, {}, f"not UTF-8 ({error})")
 
 
-# -- folders and the hub
-
-
-def _read_folder(path: Path, source: Source) -> Iterator[Record]:
-    datasets = _datasets()
-    saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
-    load = datasets.load_from_disk if saved else datasets.load_dataset
-    try:
-        loaded = load(str(path))
-    except Exception as error:
-        reason = first_line(error)
-        raise DataError(
-            f"expected a folder saved by `datasets` or with data files at {path} ({reason}); check `path`"
-        ) from error
-    yield from _numbered(_pick_split(loaded, source), source.label)
-
-
-def _pick_split(loaded: Any, source: Source) -> Sequence[Mapping[str, Any]]:
-    if not hasattr(loaded, "keys"):
-        return loaded  # type: ignore[no-any-return]
-    if source.split not in loaded:
-        known = ", ".join(sorted(loaded.keys()))
-        raise DataError(
-            f"expected a split '{source.split}' in {source.path}, got {known}; "
-            f"set `split` to one of them{suggest(source.split, loaded.keys())}"
-        )
-    return loaded[source.split]  # type: ignore[no-any-return]
-
-
 def _load_hub(source: Source) -> Any:
     import datasets
 
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         return datasets.load_dataset(source.path, source.name, split=source.split)
     except Exception as error:

@@ -32,10 +32,11 @@ from pl_prefopt.data.columns import (
     infos_to_json,
 )
 from pl_prefopt.data.dialogues import BadRowError
-from pl_prefopt.data.formats import to_row
-from pl_prefopt.data.renderer import Rendered, Renderer
+from pl_prefopt.data.file_readers import Record
+from pl_prefopt.data.formats import convert
+from pl_prefopt.data.renderer import EncodedRow, Rendered, Renderer
 from pl_prefopt.data.report import OnBadRow, Problems, Tally
-from pl_prefopt.data.sources import Record, Source, open_source
+from pl_prefopt.data.sources import Source, open_source
 from pl_prefopt.data.tables import Table, write_table
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.rows import PreferenceRow
@@ -112,12 +113,13 @@ def store_rows(
     """
     columns = columns or {}
     reading = open_source(source, cache.root, columns)
+    mapped = frozenset((*columns, *source.columns.values()))
     renamed = (sorted(source.columns.items()), sorted(columns.items()))
     key = (reading.content_key, source.label, source.name, renamed, on_bad_row, max_rows)
 
     def build(folder: Path) -> None:
         problems, digest, further, tally = Problems(on_bad_row), _Digest(), _Digest(), ColumnTally()
-        rows = itertools.islice(_usable_rows(reading.records(), problems, tally), max_rows)
+        rows = itertools.islice(_usable_rows(reading.records(), mapped, problems, tally), max_rows)
         with closing(ColumnsWriter(folder / _COLUMNS_FILE)) as writer:
             records = (_noted(row, digest, further, writer) for row in rows)
             write_table(folder / _ROWS_FILE, ROWS_SCHEMA, records)
@@ -142,6 +144,7 @@ def store_tokens(
     key: tuple[object, ...],
     view: str = PLAIN,
     on_bad_row: OnBadRow = "error",
+    distinct: bool = False,
 ) -> TokenStore:
     """Tokenise rows, or read their tokens from the cache.
 
@@ -151,22 +154,27 @@ def store_tokens(
         renderer: tokenises them.
         key: everything that determines ``rows``.
         view: the name of the view, for the cache.
-        on_bad_row: what to do with rows that the chat template rejects.
+        on_bad_row: what to do with rows that the chat template rejects, or that ``distinct`` finds.
+        distinct: whether responses with different scores must differ as tokens. If they don't, there is
+            nothing to learn, and an objective would count the row all the same.
 
     Raises:
-        DataError: naming the row, if the chat template rejects it and ``on_bad_row`` is ``error``.
+        DataError: naming the row, if it is bad and ``on_bad_row`` is ``error``.
     """
 
     def build(folder: Path) -> None:
         problems, digest, tally = Problems(on_bad_row), _Digest(), Tally()
-        records = _token_records(_renderable(rows, renderer, problems), renderer, digest, tally)
+        encoded = _encoded(_renderable(rows, renderer, problems), renderer)
+        if distinct:
+            encoded = _distinct(encoded, problems)
+        records = _token_records(encoded, digest, tally)
         write_table(folder / _TOKENS_FILE, TOKENS_SCHEMA, records)
         if digest.items == 0:
-            raise DataError(f"expected rows that the template can render, got none: {problems.first[0]}")
+            raise DataError(f"expected rows that can be tokenised, got no usable one: {problems.first[0]}")
         tally.finish()
         _write_notes(folder, digest, problems, tally=tally.to_json())
 
-    folder = cache.entry("tokens", (key, view, renderer.fingerprint, on_bad_row), build)
+    folder = cache.entry("tokens", (key, view, renderer.fingerprint, on_bad_row, distinct), build)
     notes = _read_notes(folder)
     return TokenStore(Table(folder / _TOKENS_FILE), **{**notes, "tally": Tally.from_json(notes["tally"])})
 
@@ -188,19 +196,22 @@ class ViewedRows(Sequence[PreferenceRow]):
 
 
 def _usable_rows(
-    records: Iterable[Record], problems: Problems, tally: ColumnTally
+    records: Iterable[Record], mapped: frozenset[str], problems: Problems, tally: ColumnTally
 ) -> Iterator[PreferenceRow]:
     for record in records:
         if record.problem:
             problems.add(f"{record.origin}: {record.problem}")
             continue
         try:
-            row = to_row(record.fields)
+            converted = convert(record.fields, mapped)
         except BadRowError as error:
             problems.add(f"{record.origin}: {error}")
             continue
-        tally.add(record.fields, row, record.origin)
-        yield dataclasses.replace(row, origin=record.origin)
+        except RecursionError:
+            problems.add(f"{record.origin}: nested too deeply")
+            continue
+        tally.add(record.fields, converted, record.origin)
+        yield dataclasses.replace(converted.row, origin=record.origin)
 
 
 class _Renderable(NamedTuple):
@@ -224,16 +235,53 @@ def _renderable(
         yield _Renderable(number, row, rendered)
 
 
-def _token_records(
-    renderable: Iterator[_Renderable], renderer: Renderer, digest: _Digest, tally: Tally
-) -> Iterator[Mapping[str, Any]]:
+class _Encoded(NamedTuple):
+    number: int
+    row: PreferenceRow
+    tokens: EncodedRow
+
+
+def _encoded(renderable: Iterator[_Renderable], renderer: Renderer) -> Iterator[_Encoded]:
     while block := list(itertools.islice(renderable, _ROWS_A_CALL)):
         encoded = renderer.tokenise([item.rendered for item in block])
         for item, tokens in zip(block, encoded, strict=True):
-            record = tokens_record(item.number, tokens)
-            digest.add(row_record(_bare(item.row)) | record)
-            tally.add(item.row, tokens)
-            yield record
+            yield _Encoded(item.number, item.row, tokens)
+
+
+def _distinct(encoded: Iterator[_Encoded], problems: Problems) -> Iterator[_Encoded]:
+    """Leave out rows of which two responses have the same tokens and different scores."""
+    for item in encoded:
+        reason = _why_not_distinct(item.row.scores or (), item.tokens)
+        if reason:
+            problems.add(f"{item.row.origin or 'a row'}: {reason}")
+        else:
+            yield item
+
+
+def _why_not_distinct(scores: Sequence[float], tokens: EncodedRow) -> str:
+    first: dict[tuple[int, ...], int] = {}
+    for number, ids in enumerate(tokens.response_ids[: len(scores)]):
+        before = first.setdefault(tuple(ids), number)
+        if scores[before] != scores[number]:
+            cut = tokens.response_cuts[before] or tokens.response_cuts[number]
+            where = (
+                f"after the first {len(ids)} tokens, where `data.max_response_length` truncates them"
+                if cut
+                else "in nothing that is tokenised, such as white space"
+            )
+            return (
+                f"responses {before + 1} and {number + 1} have the scores {scores[before]:g} and "
+                f"{scores[number]:g}, but differ only {where}"
+            )
+    return ""
+
+
+def _token_records(encoded: Iterator[_Encoded], digest: _Digest, tally: Tally) -> Iterator[Mapping[str, Any]]:
+    for number, row, tokens in encoded:
+        record = tokens_record(number, tokens)
+        digest.add(row_record(_bare(row)) | record)
+        tally.add(row, tokens)
+        yield record
 
 
 class _Digest:

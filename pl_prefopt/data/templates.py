@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+import copy
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol, Self
 
+from pl_prefopt.data.dialogues import REASONING, called
 from pl_prefopt.rows import Message
 
 _PROBE = "Certainly"
+TURN_MARKERS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|start|>", "[INST]")
+"""What well-known chat templates write at the start of a turn."""
 
 
 class TemplateError(Exception):
-    """Raised for a dialogue that the template cannot render. The message is the reason."""
+    """Raised for a dialogue that the template cannot render. The message is the reason.
+
+    Args:
+        reason: the reason.
+        instead: the template to set instead.
+    """
+
+    def __init__(self, reason: str, instead: str = "plain") -> None:
+        super().__init__(reason)
+        self.instead = instead
 
 
 class Template(Protocol):
@@ -19,7 +35,11 @@ class Template(Protocol):
 
     Attributes:
         end_token: the token that the template writes after an assistant turn, if any.
+        markers: what it, or another template, writes at the start of a turn: text with them is templated
+            already.
     """
+
+    markers: frozenset[str]
 
     @property
     def end_token(self) -> str | None:
@@ -34,8 +54,34 @@ class Template(Protocol):
         """Render a dialogue and the header of the assistant turn that follows."""
         ...
 
+    def bound(self, arguments: str) -> Template:
+        """Return the template with a row's arguments, a JSON object.
 
-class PlainTemplate:
+        Raises:
+            TemplateError: if it doesn't read them.
+        """
+        ...
+
+
+class _Texts:
+    """What templates without code have in common: they write texts, and nothing else."""
+
+    def bound(self, arguments: str) -> Self:
+        """See ``Template``."""
+        if arguments:
+            names = ", ".join(json.loads(arguments))
+            raise TemplateError(f"only a chat template takes the row's {names}", instead="chat")
+        return self
+
+    def _check(self, dialogue: Sequence[Message]) -> None:
+        for message in dialogue:
+            for name in message.extras.keys() - {"name"}:
+                raise TemplateError(
+                    f"only a chat template can write the {name} of a {message.role} turn", instead="chat"
+                )
+
+
+class PlainTemplate(_Texts):
     r"""A template for base models: each turn is ``Role: text``, separated by blank lines.
 
     The prompt ends with ``Assistant:`` and the response starts with a space, since the tokenisers of base
@@ -47,8 +93,12 @@ class PlainTemplate:
 
     end_token = None
 
+    def __init__(self, tokenizer: Any = None) -> None:
+        self.markers = frozenset(_special_tokens(tokenizer).intersection(TURN_MARKERS))
+
     def text(self, dialogue: Sequence[Message]) -> str:
         """See the base class."""
+        self._check(dialogue)
         return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in dialogue)
 
     def opened(self, dialogue: Sequence[Message]) -> str:
@@ -56,13 +106,15 @@ class PlainTemplate:
         return f"{self.text(dialogue)}\n\nAssistant:"
 
 
-class NoTemplate:
+class NoTemplate(_Texts):
     """Concatenates texts unchanged, as TRL does with its standard (non-conversational) format."""
 
     end_token = None
+    markers: frozenset[str] = frozenset()
 
     def text(self, dialogue: Sequence[Message]) -> str:
         """See the base class."""
+        self._check(dialogue)
         return "".join(message.content for message in dialogue)
 
     def opened(self, dialogue: Sequence[Message]) -> str:
@@ -71,11 +123,34 @@ class NoTemplate:
 
 
 class ChatTemplate:
-    """The tokeniser's own chat template."""
+    """The tokeniser's own chat template.
+
+    A ``developer`` turn is a ``system`` turn for templates that don't know the role.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self.end_token = self._find_end_token()
+        self._arguments: Mapping[str, Any] = {}
+        self.end_token, self.markers = self._find_tokens()
+
+    @cached_property
+    def _source(self) -> str:
+        return json.dumps(self._tokenizer.chat_template)
+
+    def bound(self, arguments: str) -> ChatTemplate:
+        """See ``Template``."""
+        if not arguments:
+            return self
+        other = copy.copy(self)
+        other._arguments = json.loads(arguments)
+        own = inspect.signature(self._tokenizer.apply_chat_template).parameters.keys() - {
+            "tools",
+            "documents",
+        }
+        for name in other._arguments:
+            if name in own or name not in self._source:
+                raise TemplateError(f"the tokeniser's chat template doesn't read the row's '{name[:40]}'")
+        return other
 
     def text(self, dialogue: Sequence[Message]) -> str:
         """See the base class."""
@@ -86,24 +161,60 @@ class ChatTemplate:
         return self._render(dialogue, opened=True)
 
     def _render(self, dialogue: Sequence[Message], *, opened: bool) -> str:
-        messages = [message._asdict() for message in dialogue]
+        messages = [self._as_read(message) for message in dialogue]
         try:
-            return str(
-                self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
+            text = str(
+                self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=opened, **self._arguments
+                )
             )
         except Exception as error:  # templates can raise anything
-            roles = ", ".join(message.role for message in dialogue)
+            roles = ", ".join(message.role for message in dialogue[:20])
             raise TemplateError(
-                f"the tokeniser's chat template rejects the turns {roles} ({error})"
+                f"the tokeniser's chat template rejects the turns {roles} ({str(error)[:200]})"
             ) from error
+        self._check_written(dialogue, text)
+        return text
 
-    def _find_end_token(self) -> str | None:
-        """Return the first special token after an assistant's text, which is not always ``eos``."""
+    def _as_read(self, message: Message) -> dict[str, Any]:
+        """Return a message as templates read it: each knows one of the names of the reasoning."""
+        fields = message.as_dict() if message.more else {"role": message.role, "content": message.content}
+        if message.role == "developer" and "developer" not in self._source:
+            fields["role"] = "system"
+        if REASONING[0] in fields:
+            fields |= dict.fromkeys(REASONING, fields[REASONING[0]])
+        return fields
+
+    def _check_written(self, dialogue: Sequence[Message], text: str) -> None:
+        """Raise a ``TemplateError`` if the template left out something that it often leaves out."""
+        for message in dialogue:
+            if message.role in ("system", "developer") and message.content.strip() not in text:
+                raise TemplateError(f"the tokeniser's chat template leaves out the {message.role} turn")
+            for call in message.extras.get("tool_calls", ()):
+                if called(call) not in text:
+                    raise TemplateError("the tokeniser's chat template leaves out tool calls")
+        for tool in self._arguments.get("tools", ()):
+            if called(tool) not in text:
+                raise TemplateError("the tokeniser's chat template leaves out the tools")
+
+    def _find_tokens(self) -> tuple[str | None, frozenset[str]]:
+        """Return the token after an assistant's text, and what begins a turn.
+
+        The first is the first special token after the text, which is not always ``eos``.
+        """
         try:
             text = self.text([Message("user", "Hello"), Message("assistant", _PROBE)])
         except TemplateError:
-            return None
+            return None, frozenset()
         tail = text[text.rfind(_PROBE) + len(_PROBE) :]
-        special = {t.content for t in self._tokenizer.added_tokens_decoder.values() if t.special}
+        special = _special_tokens(self._tokenizer)
         found = [(tail.index(token), -len(token), token) for token in special if token in tail]
-        return min(found)[2] if found else None
+        end = min(found)[2] if found else None
+        head = text[: text.rfind(_PROBE)]
+        bare = {end, self._tokenizer.bos_token, self._tokenizer.eos_token}
+        return end, frozenset(one for one in {*special, *TURN_MARKERS} - bare if one and one in head)
+
+
+def _special_tokens(tokenizer: Any) -> set[str]:
+    added = {} if tokenizer is None else tokenizer.added_tokens_decoder
+    return {token.content for token in added.values() if token.special}

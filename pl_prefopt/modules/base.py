@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from pl_prefopt.data import row_source
+from pl_prefopt.data import WEIGHT, row_source
 from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.metrics import (
@@ -42,6 +43,7 @@ from pl_prefopt.modules.compatibility import (
     check_scores,
     check_strategy,
     check_token_rewards,
+    check_tokens,
     reference_source,
     warn_unchecked_rows,
 )
@@ -231,6 +233,7 @@ class PreferenceModule(LightningModule):
         source = row_source(self.trainer)
         self._knows_rows = source is not None
         check_rows(self.objective, {} if source is None else source.datasets)
+        check_tokens(self.policy_spec, {} if source is None else source.datasets)
         views, added = self.objective.rewarded_views, self.added_metrics
         check_added(added, self.objective.stats, self.num_references, views)
         self.suites = nn.ModuleDict(
@@ -439,7 +442,7 @@ class PreferenceModule(LightningModule):
         if not self._knows_rows:
             check_scores(self.objective, batch)
         scored = self.score(batch)
-        outcome: Outcome = self.objective(scored)
+        outcome = self._weighted(self.objective(scored), batch)
         suite: Any = self.suites[_key(stage)]
         suite.update(
             reward=outcome.reward,
@@ -465,6 +468,14 @@ class PreferenceModule(LightningModule):
             for name, value in outcome.stats.items():
                 self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=True)
         return scored, outcome
+
+    def _weighted(self, outcome: Outcome, batch: PreferenceBatch) -> Outcome:
+        """Multiply the loss of each prompt by the weight of its row, unless the objective reads it itself."""
+        weights = batch.columns.get(WEIGHT)
+        if not isinstance(weights, Tensor) or WEIGHT in self.objective.needs.columns:
+            return outcome
+        weights = weights.nan_to_num(nan=1.0).to(outcome.loss)  # a row without a weight counts once
+        return dataclasses.replace(outcome, loss=outcome.loss * weights)
 
     def _score_view(
         self, batch: PreferenceBatch, name: str, prefix_cache: PrefixCache | None

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from pl_prefopt.data import RowsSummary
 from pl_prefopt.errors import ConfigError, ContractError, DataError, listed
 from pl_prefopt.objectives import Needs, Objective
+from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import ReferenceSource
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import PreferenceBatch
@@ -95,6 +96,13 @@ def check_rows(objective: Objective, datasets: Mapping[str, Any]) -> None:
         if split != "predict":
             _check_scores(objective, split, rows.rows)
             _check_prompts(objective, split, rows.rows)
+
+
+def check_tokens(spec: PolicySpec, datasets: Mapping[str, Any]) -> None:
+    """Raise a ``ConfigError`` if the rows have a token that the policy has no embedding for."""
+    for rows in datasets.values():
+        token = rows.largest_token
+        spec.check_token(token, str(rows.renderer.tokenizer.convert_ids_to_tokens(token)))
 
 
 def check_batch(batch: PreferenceBatch, needs: Needs, needed_by: Callable[[str], str]) -> None:

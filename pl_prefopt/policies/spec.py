@@ -140,6 +140,21 @@ class PolicySpec:
         size: int = self._text_config().vocab_size
         return size
 
+    def check_token(self, token: int, text: str) -> None:
+        """Raise a ``ConfigError`` if the model has no embedding for a token.
+
+        Args:
+            token: the token's id.
+            text: the token.
+        """
+        size = self.vocabulary_size()
+        if token >= size:
+            raise ConfigError(
+                f"The rows have the token {token} ('{text}'), but {self.name} has embeddings for only {size} "
+                "tokens: use the model's own tokeniser, or call resize_token_embeddings(len(tokenizer)) of "
+                "transformers on the model and save it with the tokeniser."
+            )
+
     def _text_config(self) -> Any:
         from transformers import AutoConfig
 

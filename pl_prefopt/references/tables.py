@@ -95,13 +95,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            written = (file.metadata() or {}).get(_CHECKSUM)
+            notes = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except OSError as error:
         raise DataError(f"{path} can't be read ({error}); fetch it again or compute it anew.") from error
     except SafetensorError as error:
         raise DamagedTableError(f"{path} is damaged ({error}); fetch it again or compute it anew.") from error
-    if written not in (None, _checksum(tensors)):  # None is that of an earlier version
+    # A table without notes was not written here, and has no checksum to verify.
+    if notes and notes.get(_CHECKSUM) != _checksum(tensors):
         raise DamagedTableError(f"{path} is damaged (by its checksum); fetch it again or compute it anew.")
     return tensors
 

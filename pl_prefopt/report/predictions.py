@@ -80,7 +80,7 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 def _prediction(fields: Mapping[str, Any]) -> Prediction:
     return Prediction(
-        prompt=tuple(Message(**message) for message in fields["prompt"]),
+        prompt=tuple(Message.of(message) for message in fields["prompt"]),
         responses=tuple(_response(response) for response in fields["responses"]),
         graded=bool(fields["graded"]),
         source=str(fields["source"]),
@@ -90,7 +90,7 @@ def _prediction(fields: Mapping[str, Any]) -> Prediction:
 
 def _response(fields: Mapping[str, Any]) -> Response:
     said = fields["response"]
-    messages = [Message("assistant", said)] if isinstance(said, str) else [Message(**turn) for turn in said]
+    messages = [Message("assistant", said)] if isinstance(said, str) else [Message.of(turn) for turn in said]
     return Response(
         messages=tuple(messages),
         log_prob=float(fields["log_prob"]),

@@ -290,7 +290,12 @@ def flipped(content):
     return content[:-3] + bytes([content[-3] ^ 64]) + content[-2:]
 
 
-DAMAGES = {"cut": lambda content: content[:20], "empty": lambda content: b"", "a flipped bit": flipped}
+DAMAGES = {
+    "cut": lambda content: content[:20],
+    "empty": lambda content: b"",
+    "a flipped bit": flipped,
+    "a flipped bit in the checksum's name": lambda content: content.replace(b"checksum", b"chucksum"),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)

@@ -232,9 +232,9 @@ def test_a_run_names_unused_columns_once_and_batches_have_the_others(tmp_path: P
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     data = fit(tmp_path, path, columns=["annotator", "trust"], held_out=2, predict=path)
     printed = capsys.readouterr().out
-    assert printed.count("  columns not used: bad\\x1bname, easy, weight, worker\n") == 1
+    assert printed.count("  columns not used: bad\\x1bname, easy, worker\n") == 1
     assert printed.count("meta (nested values in rows.jsonl, row 1 and 8 more)") == 1
-    assert list(data.datasets["train"].batch([0]).columns) == ["annotator", "trust"]
+    assert list(data.datasets["train"].batch([0]).columns) == ["annotator", "weight", "trust"]
     assert set(data.datasets["train"].rows[0].columns) == {*EXTRA[0], "source", "bad\x1bname"}
 
 

@@ -150,7 +150,7 @@ def test_the_configs_of_the_shared_data_load(
         f"--data.tokenizer={tmp_path / 'tokenizer'}",
         f"--data.cache_dir={tmp_path / 'cache'}",
         "--data.max_prompt_length=64",
-        "--data.max_response_length=64",
+        "--data.max_response_length=512",
     )
     data.setup("fit")
     assert len(data.datasets["train"]) + len(data.datasets["val"]) == rows

@@ -204,7 +204,7 @@ def test_a_result_that_breaks_off_leaves_nothing_behind(tmp_path: Path):
         cache.entry("x", (1,), breaks)
     assert list(tmp_path.iterdir()) == []
     done = cache.entry("x", (1,), lambda folder: (folder / "whole").write_text("y") and None)
-    assert [path.name for path in done.iterdir()] == ["whole"]
+    assert sorted(path.name for path in done.iterdir()) == ["checksums.txt", "whole"]
 
 
 def test_the_first_of_two_processes_wins(tmp_path: Path):
@@ -214,7 +214,7 @@ def test_the_first_of_two_processes_wins(tmp_path: Path):
         cache.entry("x", (1,), lambda other: (other / "winner").write_text("") and None)
         (folder / "loser").write_text("")
 
-    assert [path.name for path in cache.entry("x", (1,), loses).iterdir()] == ["winner"]
+    assert "winner" in [path.name for path in cache.entry("x", (1,), loses).iterdir()]
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -232,3 +232,55 @@ def test_prompts_are_held_out_whole(held_out: float, least: int):
     assert (chosen[::2] == chosen[1::2]).all()
     assert (hold_out(rows, held_out, seed=1) == chosen).all()
     assert any((hold_out(rows, held_out, seed=seed) != chosen).any() for seed in range(2, 6))
+
+
+def test_no_flipped_bit_of_the_cache_is_trained_on(tmp_path: Path):
+    data = dataset([pair(i) for i in range(4)], tmp_path)
+    whole = data.batch([0, 1, 2, 3])
+    rng = np.random.default_rng(0)
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"rows.arrow", "tokens.arrow", "notes.json", "checksums.txt"}
+    for path in files:
+        content = bytearray(path.read_bytes())
+        for place in rng.integers(len(content) * 8, size=5).tolist():
+            content[place // 8] ^= 1 << (place % 8)
+            path.write_bytes(content)
+            with pytest.raises(DataError, match=r"is corrupt .* delete the folder"):
+                dataset([pair(i) for i in range(4)], tmp_path)
+            content[place // 8] ^= 1 << (place % 8)
+        path.write_bytes(content)
+    again = dataset([pair(i) for i in range(4)], tmp_path).batch([0, 1, 2, 3])
+    assert torch.equal(again.trees["plain"].response_ids, whole.trees["plain"].response_ids)
+
+
+SAME = [
+    ({"prompt": "Hi", "chosen": "a b c d", "rejected": "a b c e"}, 3, "after the first 3 tokens"),
+    ({"prompt": "Hi", "chosen": "ab ", "rejected": "ab"}, 9, "in nothing that is tokenised"),
+    (
+        {"prompt": "Hi", "responses": ["x", "y", "x"], "scores": [1, 2, 3]},
+        9,
+        "responses 1 and 3 have the scores 1",
+    ),
+    (
+        {
+            "instruction": "Hi",
+            "completions": [{"response": "x", "rating": 2}, {"response": "x", "rating": 1}],
+        },
+        9,
+        "responses 1 and 2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "limit", "reason"), SAME)
+def test_responses_that_are_the_same_tokens_are_a_bad_row(tmp_path: Path, fields, limit: int, reason: str):
+    trimming = CHATML.replace("m['content']", "m['content'] | trim")
+    renderer = Renderer(tiny_tokenizer(chat_template=trimming), max_response_length=limit)
+    with pytest.raises(DataError, match=rf"rows.jsonl, row 2: .*{reason}"):
+        dataset([pair(0), fields], tmp_path, renderer=renderer)
+    data = dataset([pair(0), fields], tmp_path, renderer=renderer, on_bad_row="skip")
+    assert (len(data), data.summary.skipped, data.summary.comparable) == (1, 1, 1)
+
+
+def test_equal_responses_of_equal_scores_are_a_tie(tmp_path: Path):
+    assert len(dataset([{"prompt": "Hi", "responses": ["x", "y", "x"], "scores": [1, 2, 1]}], tmp_path)) == 1

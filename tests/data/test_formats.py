@@ -11,6 +11,7 @@ import pytest
 from pl_prefopt.data.dialogues import BadRowError
 from pl_prefopt.data.formats import to_row
 from pl_prefopt.errors import DataError
+from pl_prefopt.rows import Message
 from tests.data.support import BAD_BYTES, assistant, pair, read, stored, user, write_jsonl
 
 CHAT = [{"role": "user", "content": "Hi"}]
@@ -43,7 +44,7 @@ def test_an_implicit_prompt_never_ends_with_an_assistant_turn():
     row = to_row(
         {"chosen": [*start, *then, *GOOD], "rejected": [*start, {"role": "user", "content": "Less"}, *BAD]}
     )
-    assert row.prompt == (("system", "Be brief."), ("user", "Hi"))
+    assert row.prompt == (Message("system", "Be brief."), user("Hi"))
     assert [len(response) for response in row.responses] == [3, 3]
     assert row.responses[0][0] == assistant("Hello.")
 
@@ -128,7 +129,7 @@ BAD_FIELDS = [
     ({**PAIR, "chosen": [{"content": "a"}]}, "to be a message with 'role' and 'content'"),
     ({**PAIR, "chosen": [{"role": "assistant", "content": None}]}, "content of 'chosen[0]' to be text"),
     ({**PAIR, "chosen": "\ud800"}, "valid Unicode"),
-    ({**PAIR, "tools": [{"name": "x"}]}, "'tools' is not supported"),
+    ({**PAIR, "tools": [{"nme": "x"}]}, "expected each of the 'tools' to be a function with a name"),
     ({**PAIR, "score_chosen": 1}, "without its counterpart"),
     ({**PAIR, "score_chosen": 1, "score_rejected": 2}, "is below"),
     ({**PAIR, "score_chosen": math.nan, "score_rejected": 2}, "'score_chosen' to be a finite number"),

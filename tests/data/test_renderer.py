@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pl_prefopt.data import Renderer
+from pl_prefopt.data.formats import to_row
 from pl_prefopt.errors import ConfigError, DataError
-from pl_prefopt.rows import Message
+from pl_prefopt.rows import Message, PreferenceRow
 from tests.data.support import assistant, row, user
 from tests.support import CHATML, tiny_tokenizer
 
@@ -215,3 +216,93 @@ def test_settings_that_cannot_work():
     endless.eos_token = None
     with pytest.raises(ConfigError, match="eos_token"):
         Renderer(endless)
+
+
+# -- what only chat templates write
+
+KIND = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+TOOLS = "{% if tools %}{{ tools | tojson }}{% endif %}{% if enable_thinking is false %}(fast){% endif %}"
+FULL = (
+    TOOLS
+    + "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    + "{% if m['role'] == 'assistant' %}<think>\n{{ m['reasoning_content'] | default('', true) }}\n</think>\n"
+    + "{% endif %}{{ m['content'] }}{% if m['tool_calls'] %}{{ m['tool_calls'] | tojson }}{% endif %}"
+    + "<|im_end|>\n"
+    + "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def one(fields: dict) -> PreferenceRow:
+    return to_row({"prompt": "Hi", "completion": "4.", "label": 1} | fields)
+
+
+def texts_of(renderer: Renderer, fields: dict) -> tuple[str, str]:
+    encoded = renderer.encode(one(fields))
+    decode = renderer.tokenizer.decode
+    return decode(encoded.prompt_ids), decode(encoded.response_ids[0])
+
+
+def test_reasoning_is_written_as_the_template_writes_it_or_refused():
+    full = Renderer(tiny_tokenizer(chat_template=FULL))
+    fields = {"completion": [{"role": "assistant", "content": "4.", "thinking": "2 + 2"}]}
+    assert texts_of(full, fields)[1] == "<think>\n2 + 2\n</think>\n4.<|im_end|>"
+    assert texts_of(full, {"reasoning_content": "2 + 2"})[1] == "<think>\n2 + 2\n</think>\n4.<|im_end|>"
+    with pytest.raises(DataError, match=r"leaves out the reasoning of a response"):
+        RENDERERS["chat"].encode(one(fields))
+    with pytest.raises(DataError, match=r"only a chat template can write the reasoning_content .*: chat`"):
+        RENDERERS["plain"].encode(one(fields))
+
+
+def test_tools_and_arguments_reach_the_template_or_are_refused():
+    full = Renderer(tiny_tokenizer(chat_template=FULL))
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    arguments = {"tools": tools, "chat_template_kwargs": {"enable_thinking": False}}
+    prompt, _ = texts_of(full, arguments)
+    assert prompt.startswith('[{"type": "function", "function": {"name": "add"}}](fast)<|im_start|>user')
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "add", "arguments": "{}"}}],
+    }
+    _, said = texts_of(full, {"completion": [call, {"role": "tool", "content": ""}, *fields_of("4.")]})
+    assert '{"name": "add", "arguments": {}}' in said
+    for renderer, fields, reason in (
+        (RENDERERS["chat"], {"tools": tools}, "doesn't read the row's 'tools'"),
+        (full, {"chat_template_kwargs": {"tokenize": True}}, "doesn't read the row's 'tokenize'"),
+        (RENDERERS["plain"], {"tools": tools}, "only a chat template takes the row's tools"),
+        (RENDERERS["chat"], {"completion": [call]}, "leaves out tool calls"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            renderer.encode(one(fields))
+
+
+def fields_of(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def test_a_system_turn_takes_the_place_of_the_templates_own():
+    renderer = Renderer(tiny_tokenizer(chat_template=KIND + CHATML))
+    assert texts_of(renderer, {"system": "Be brief."})[0].startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user"
+    )
+    developer = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert texts_of(renderer, {"prompt": developer}) == texts_of(renderer, {"system": "Be brief."})
+    dropping = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+    with pytest.raises(DataError, match="leaves out the system turn"):
+        Renderer(tiny_tokenizer(chat_template=dropping)).encode(one({"system": "Be brief."}))
+
+
+def test_templated_text_is_tokenised_as_such_and_never_templated_twice():
+    tokenizer = TOKENIZERS["chat"]
+    prompt = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    none, chat = Renderer(tokenizer, template="none"), RENDERERS["chat"]
+    templated = none.encode(row(prompt, "Hello there<|im_end|>\n", "No"))
+    plain = chat.encode(row("Hi", "Hello there", "No"))
+    assert templated.prompt_ids == plain.prompt_ids
+    assert templated.response_ids == plain.response_ids
+    assert chat.encode(row("Hi", "Hello there<|im_end|>\n")).response_ids == plain.response_ids[:1]
+    for renderer in (chat, Renderer(tokenizer, template="plain")):
+        with pytest.raises(DataError, match=r"has the marker <\|im_start\|> .* set `data.template: none`"):
+            renderer.encode(row(prompt, "Hello"))
+    with pytest.raises(DataError, match="after its end token"):
+        none.encode(row(prompt, "Hello<|im_end|>\n<|im_start|>user\nMore"))

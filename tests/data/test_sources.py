@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -12,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pl_prefopt.data import Source
-from pl_prefopt.errors import DataError
+from pl_prefopt.data import Source, file_readers
+from pl_prefopt.errors import ConfigError, DataError
 from tests.data.support import assistant, pair, read, stored, write_jsonl
 
 PAIRS = [pair(i) for i in range(3)]
@@ -46,13 +47,8 @@ def as_saved_splits(path: Path) -> None:
     datasets.DatasetDict(train=datasets.Dataset.from_list(PAIRS)).save_to_disk(path)
 
 
-def as_folder_of_files(path: Path) -> None:
-    path.mkdir()
-    write_jsonl(path / "train.jsonl", PAIRS)
-
-
 FILES = [("a.jsonl", as_json_lines), ("a.json", as_json), ("b.json", as_json_lines), ("a.csv", as_csv)]
-FOLDERS = [("saved", as_saved_dataset), ("splits", as_saved_splits), ("files", as_folder_of_files)]
+FOLDERS = [("saved", as_saved_dataset), ("splits", as_saved_splits)]
 
 
 @pytest.mark.parametrize(("name", "write"), [*FILES, ("a.parquet", as_parquet), *FOLDERS])
@@ -134,10 +130,12 @@ def test_an_unknown_name_is_looked_for_on_the_hub(tmp_path: Path):
     ("name", "content", "reason"),
     [
         ("a.json", b'[{"prompt": "Hi"', r"a\.json as json"),
-        ("a.csv", b"prompt,chosen,rejected\nHi,caf\xe9,b\n", r"a\.csv, line 2: not UTF-8"),
+        ("a.csv", b'prompt,chosen,rejected\nHi,"a,b\n', r"a\.csv as csv .*unexpected end"),
+        ("a.csv", b"prompt,chosen,rejected,chosen\nHi,a,b,c\n", r"a\.csv: the header has chosen twice"),
         ("a.csv", b"\xff,chosen\nHi,b\n", r"a\.csv, line 1: not UTF-8"),
         ("a.json", b'[\n{"prompt": "caf\xe9"}]', r"a\.json, line 2: not UTF-8"),
-        ("a.csv", b"prompt,chosen\nHi,b\nHi,b,c,d\n", r"a\.csv as csv .*line 3"),
+        ("a.json", json.dumps(PAIRS).replace("},", "}").encode(), r"a\.json as json \(expected ','"),
+        ("a.json", b"[", r"a\.json as json"),
         ("a.parquet", b"nothing of the kind", r"a\.parquet as parquet"),
         (
             "a.jsonl.gz",
@@ -163,3 +161,190 @@ def test_a_parquet_row_that_is_no_text_costs_that_row_only(tmp_path: Path):
     store = stored(str(path), tmp_path / "cache", on_bad_row="skip")
     assert [row.origin for row in store.rows] == ["a.parquet, row 1", "a.parquet, row 3"]
     assert store.skipped == 1
+
+
+def test_a_csv_row_of_another_width_is_bad_and_shifts_nothing(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"prompt,chosen,rejected\nHi,a,b\nHo,a,b,c\n\nHe,a\ncaf\xe9,a,b\nLast,a,b\n")
+    store = stored(str(path), tmp_path / "cache", on_bad_row="skip")
+    assert [row.prompt[0].content for row in store.rows] == ["Hi", "Last"]
+    assert [problem.split(";")[0] for problem in store.problems] == [
+        "a.csv, row 2: 4 cells for 3 columns",
+        "a.csv, row 3: 2 cells for 3 columns",
+        "a.csv, row 4: not UTF-8 (line 6)",
+    ]
+
+
+def problems_of(path: Path, cache: Path) -> list[str]:
+    return stored(str(path), cache, on_bad_row="skip").problems
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_key_that_occurs_twice_is_a_bad_row(tmp_path: Path, name: str):
+    rows = [json.dumps(PAIRS[0]), '{"prompt": "Hi", "chosen": "a", "rejected": "b", "chosen": "c"}']
+    (tmp_path / name).write_text("\n".join(rows) if name == "a.jsonl" else f"[{', '.join(rows)}]")
+    assert problems_of(tmp_path / name, tmp_path / "cache") == [
+        f"{name}, row 2: invalid JSON (the key 'chosen' occurs twice)"
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.parquet"])
+def test_texts_that_look_like_something_else_stay_texts(tmp_path: Path, name: str):
+    texts = ["2024-01-05", "2024-01-05T00:00:00Z"]
+    rows = [{"prompt": text, "chosen": "1e5", "rejected": "True"} for text in texts]
+    path = tmp_path / name
+    if name == "a.json":
+        path.write_text(json.dumps(rows))
+    elif name == "a.csv":
+        path.write_text("prompt,chosen,rejected\n" + "".join(",".join(row.values()) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    assert [row.prompt[0].content for row in read(str(path), tmp_path / "cache")] == texts
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.csv", "rows.parquet", "folder"])
+def test_a_file_rewritten_with_its_old_time_stamp_gives_the_new_rows(tmp_path: Path, name: str):
+    path = tmp_path / name
+    file = path / "train.csv" if name == "folder" else path
+    file.parent.mkdir(exist_ok=True)
+    write = {".csv": as_csv, ".json": as_json, ".parquet": as_parquet}[file.suffix]
+    for marker in ("Good", "Poor"):
+        write(file)
+        file.write_bytes(file.read_bytes().replace(b"Good", marker.encode()))
+        os.utime(file, (1e9, 1e9))
+        rows = read(str(path), tmp_path / "cache")
+        assert rows[0].responses[0][0].content.startswith(marker)
+
+
+NAMES = ["rows[1].parquet", "r::x.parquet", "a*.parquet", os.fsdecode(b"caf\xe9.parquet")]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_file_name_is_no_pattern(tmp_path: Path, name: str):
+    as_parquet(tmp_path / "good.parquet")
+    (tmp_path / "good.parquet").rename(tmp_path / name)
+    pq.write_table(pa.Table.from_pylist([pair(9)]), tmp_path / "rows1.parquet")
+    rows = read(str(tmp_path / name), tmp_path / "cache")
+    assert [row.prompt[0].content for row in rows] == [p["prompt"] for p in PAIRS]
+    assert rows[0].origin.isprintable()
+
+
+def test_a_folder_gives_the_files_of_a_split_whatever_their_kind_and_layout(tmp_path: Path):
+    folder = tmp_path / "files"
+    (folder / "data").mkdir(parents=True)
+    as_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    write_jsonl(folder / "train.jsonl", [{"prompt": "Hi", "completion": "a", "label": 1}])
+    write_jsonl(folder / "test.jsonl", [pair(7)])
+    rows = read(str(folder), tmp_path / "cache")
+    assert [len(row.responses) for row in rows] == [2, 2, 2, 1]
+    assert rows[-1].origin == "files/train.jsonl, row 1"
+    (test,) = read(Source(path=str(folder), split="test"), tmp_path / "cache")
+    assert test.prompt[0].content == "Question 7?"
+    with pytest.raises(DataError, match=r"expected a split 'validation' in .*, got test, train"):
+        read(Source(path=str(folder), split="validation"), tmp_path / "cache")
+    write_jsonl(folder / "more.jsonl", [pair(8)])
+    with pytest.raises(DataError, match=r"name its split .* but more\.jsonl does not"):
+        read(str(folder), tmp_path / "cache")
+
+
+def test_a_list_of_files_is_called_one():
+    with pytest.raises(ConfigError, match="got a list; put the files into a folder"):
+        Source.of("[a.jsonl, b.jsonl]")
+
+
+def test_a_file_without_rows_is_empty(tmp_path: Path):
+    pq.write_table(pa.Table.from_pylist(PAIRS).slice(0, 0), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected\n")
+    (tmp_path / "a.json").write_text("[]")
+    for name in ("a.csv", "a.json", "a.parquet"):
+        with pytest.raises(DataError, match="it is empty"):
+            read(str(tmp_path / name), tmp_path / "cache")
+
+
+def test_a_row_has_a_bound(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(file_readers, "LARGEST_ROW", 200)
+    monkeypatch.setattr(file_readers, "_FIRST_READ", 50)
+    long = pair(1) | {"chosen": "x" * 300}
+    path = write_jsonl(tmp_path / "a.jsonl.gz", [PAIRS[0], long, PAIRS[2]])
+    store = stored(path, tmp_path / "cache", on_bad_row="skip")
+    assert [row.origin for row in store.rows] == ["a.jsonl.gz, row 1", "a.jsonl.gz, row 3"]
+    assert "row 2: a line longer than" in store.problems[0]
+    for name, content in (("a.json", json.dumps([long])), ("a.csv", f"prompt,chosen\n{'x' * 300},a\n")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(DataError, match=r"an item is longer|field larger than field limit"):
+            read(str(tmp_path / name), tmp_path / "cache")
+    # Items that span several reads are whole.
+    (tmp_path / "b.json").write_text(json.dumps(PAIRS, indent=9))
+    assert len(read(str(tmp_path / "b.json"), tmp_path / "cache")) == 3
+
+
+DEEP = "[" * 10**5
+BAD_VALUES = [
+    (PAIRS[0] | {"source": "\ud800"}, "'source' to be valid Unicode"),
+    ({"prompt": "Hi", "completions": {"response": ["a", "b"], "rating": [1]}}, "to have one length"),
+    ({"prompt": "Hi", "responses": DEEP}, "expected 'responses' to be a list"),
+    ({"x" * 10**6: 1}, "expected the keys"),
+    ({"\x1b[31m": 1}, "\\x1b[31m"),
+    ({"prompt": "Hi", "chosen": [{"role": "x" * 10**6, "content": "a"}], "rejected": "b"}, "the role of"),
+]
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD_VALUES, ids=range(len(BAD_VALUES)))
+def test_one_bad_row_never_ends_a_run_that_skips_bad_rows(tmp_path: Path, bad, reason: str):
+    path = write_jsonl(tmp_path / "a.jsonl", [PAIRS[0], bad, DEEP.encode(), PAIRS[1]])
+    store = stored(path, tmp_path / "cache", on_bad_row="skip")
+    assert (len(store.rows), store.skipped) == (2, 2)
+    assert reason in store.problems[0]
+    assert "nested too deeply" in store.problems[1]
+    assert all(len(problem) < 600 and problem.isprintable() for problem in store.problems)
+
+
+def test_a_nested_cell_is_a_bad_row(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text(f"prompt,chosen,rejected\nHi,a,{DEEP[:50000]}{']' * 50000}\nHi,a,b\n")
+    assert problems_of(path, tmp_path / "cache") == [
+        "a.csv, row 1: invalid JSON in a cell (nested too deeply)"
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.parquet"])
+def test_a_null_is_an_absent_column(tmp_path: Path, name: str):
+    rows = [
+        {"prompt": "Hi", "chosen": "a", "rejected": "b"},
+        {"prompt": "Hi", "responses": ["a", "b"], "scores": [1.0, 2.0]},
+        {"prompt": "Hi", "completion": "a", "label": True},
+    ]
+    mixed = [dict.fromkeys(key for one in rows for key in one) | row for row in rows]
+    if name == "a.json":
+        (tmp_path / name).write_text(json.dumps(mixed))
+    else:
+        pq.write_table(pa.Table.from_pylist(mixed), tmp_path / name)
+    assert [row.scores for row in read(str(tmp_path / name), tmp_path / "cache")] == [(1, 0), (1, 2), (1,)]
+
+
+def as_pandas(rows: list) -> object:
+    return pytest.importorskip("pandas").DataFrame(rows)
+
+
+def as_polars(rows: list) -> object:
+    return pytest.importorskip("polars").DataFrame(rows)
+
+
+@pytest.mark.parametrize("wrap", [list, as_pandas, as_polars, datasets.Dataset.from_list])
+def test_rows_in_memory(tmp_path: Path, wrap):
+    several = {"prompt": "Hi", "responses": ["a", "b"], "scores": [1, 2]}
+    rows = [dict.fromkeys((*PAIRS[0], *several)) | one for one in (PAIRS[0], several)]
+    expected = read(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "cache")
+    found = read(Source.of(wrap(rows)), tmp_path / "cache")
+    assert [(row.prompt, row.responses, row.scores) for row in found] == [
+        (row.prompt, row.responses, row.scores) for row in expected
+    ]
+    assert found[1].origin == "rows in memory, row 2"
+    changed = read(Source.of(wrap([rows[1]])), tmp_path / "cache")
+    assert [row.scores for row in changed] == [(1, 2)]
+
+
+@pytest.mark.parametrize("source", [7, ["a.jsonl", "b.jsonl"], [{"a": 1}, "b"]])
+def test_anything_else_is_no_source(source):
+    with pytest.raises(ConfigError, match=r"got (a )?(int|list)"):
+        Source.of(source)

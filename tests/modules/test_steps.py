@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import AutoTokenizer
 
 from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.data.formats import to_row
@@ -386,3 +387,46 @@ def test_second_views_read_what_the_first_pass_left_and_change_nothing(objective
     assert after_history < from_the_start
     torch.testing.assert_close(scored[0].views[name].policy.sum, scored[1].views[name].policy.sum)
     torch.testing.assert_close(scored[0].policy.sum, scored[1].policy.sum)
+
+
+def test_a_weight_counts_as_that_many_rows_however_the_step_is_divided(tiny_model, tmp_path):
+    first, second = pair_rows(2)
+
+    def weights_after(name, rows, lr, **options):
+        batches = {"batch_size": options.pop("batch_size")}
+        (tmp_path / name).mkdir()
+        torch.manual_seed(0)
+        module = DPOModule(
+            lora_spec(tiny_model), DPO(beta=0.5), optimizer=lambda held: torch.optim.SGD(held, lr=lr)
+        )
+        trainer = make_trainer(tmp_path / name, ReferenceEnsemble([AdapterOff()]), max_steps=1, **options)
+        trainer.fit(module, make_datamodule(tmp_path / name, rows, **batches))
+        return trained(module)
+
+    # The mean of 3 l1 + l2 over two prompts is twice the mean over l1, l1, l1, l2.
+    weighted = [first | {"weight": 3}, second]
+    repeated = weights_after("repeated", [first] * 3 + [second], 1.0, batch_size=4)
+    for name, options in (
+        ("one batch", {"batch_size": 2}),
+        ("two batches", {"batch_size": 1, "accumulate_grad_batches": 2}),
+    ):
+        found = weights_after(name, weighted, 0.5, **options)
+        for key, held in repeated.items():
+            torch.testing.assert_close(found[key], held, atol=1e-6, rtol=1e-5)
+        assert any(held.abs().max() > 0 for key, held in found.items() if "lora_B" in key)
+
+
+def test_a_token_without_an_embedding_is_named_before_a_model_loads(tiny_model, tmp_path, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    rows = [row | {"chosen": "It is <new>."} for row in pair_rows(2)]
+    data = make_datamodule(tmp_path, rows, tokenizer=str(tmp_path / "tokenizer"))
+    monkeypatch.setattr(module_base, "build_policy", None)
+    new = len(tokenizer) - 1
+    with pytest.raises(
+        ConfigError, match=rf"token {new} \('<new>'\), but .* for only {new} tokens: .*resize_"
+    ):
+        make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()])).fit(
+            DPOModule(lora_spec(tiny_model), DPO()), data
+        )
