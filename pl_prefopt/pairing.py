@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pl_prefopt.errors import ConfigError
+
 
 class Pairing(ABC):
     """A rule that picks the pairs of a prompt's responses to compare."""
@@ -67,6 +69,37 @@ class BestAgainstEach(Pairing):
     def __call__(self, scores: Tensor, present: Tensor) -> Tensor:
         """Pick the pairs whose winner has the best score."""
         return AllPairs()(scores, present) & best(scores, present).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class LargeMargin(Pairing):
+    """Good responses against those that score much less.
+
+    Args:
+        min_score: the lowest score of a winner.
+        min_gap: the smallest difference of the scores, above 0.
+
+    Raises:
+        ConfigError: if ``min_gap`` is not above 0.
+
+    Examples:
+        >>> pairing = LargeMargin(min_score=5.0, min_gap=2.0)
+        >>> pairing(torch.tensor([[6.0, 4.5, 3.0]]), torch.tensor([[True, True, True]])).nonzero().tolist()
+        [[0, 0, 2]]
+    """
+
+    min_score: float
+    min_gap: float
+
+    def __post_init__(self) -> None:
+        if not self.min_gap > 0:
+            raise ConfigError(f"min_gap must be above 0, but is {self.min_gap}.")
+
+    def __call__(self, scores: Tensor, present: Tensor) -> Tensor:
+        """Pick the pairs whose winner is good enough and far enough above the loser."""
+        scores = torch.where(present, scores, torch.nan)
+        far = scores.unsqueeze(-1) - scores.unsqueeze(-2) >= self.min_gap
+        return far & (scores >= self.min_score).unsqueeze(-1)
 
 
 ALL_PAIRS = AllPairs()

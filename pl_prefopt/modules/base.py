@@ -37,6 +37,7 @@ from pl_prefopt.modules.checkpoints import (
     trained_weights,
 )
 from pl_prefopt.modules.compatibility import (
+    check_accumulation,
     check_batch,
     check_references,
     check_rows,
@@ -49,6 +50,7 @@ from pl_prefopt.modules.compatibility import (
 )
 from pl_prefopt.modules.finite_loss import FiniteLossGuard
 from pl_prefopt.modules.learning_rate import base_rate, set_base_rate
+from pl_prefopt.modules.objective_state import ObjectiveState
 from pl_prefopt.modules.output_heads import build_heads, shard_heads
 from pl_prefopt.modules.randomness import BatchSeeds
 from pl_prefopt.modules.resumed_settings import (
@@ -151,6 +153,7 @@ class PreferenceModule(LightningModule):
         self._trying = False
         self._knows_rows = True  # whether a PreferenceDataModule has them, so that setup checks them
         self._seeds, self._guard, self._mean = BatchSeeds(), FiniteLossGuard(), StepMean()
+        self._objective_state = ObjectiveState(objective)
 
     def needed_by(self, column: str) -> str:
         """Return the class that needs a column of the rows: the objective's, or a metric's."""
@@ -209,11 +212,12 @@ class PreferenceModule(LightningModule):
     @contextmanager
     def trying(self) -> Iterator[None]:
         """Allow non-finite losses within the context, whose steps are undone afterwards."""
-        self._trying = True
+        self._trying, state = True, self._objective_state.now()
         try:
             yield
         finally:
             self._trying = False
+            self._objective_state.restore(state)
 
     def configure_callbacks(self) -> list[Callback]:
         """Check the trainer's callbacks before anything is prepared or loaded; add none."""
@@ -230,6 +234,8 @@ class PreferenceModule(LightningModule):
             check_shardable(self.policy_spec, self.device_mesh)
         self._references = reference_source(self.trainer)
         check_references(self.objective, self.num_references)
+        if stage == "fit":
+            check_accumulation(self.objective, self.trainer)
         source = row_source(self.trainer)
         self._knows_rows = source is not None
         check_rows(self.objective, {} if source is None else source.datasets)
@@ -258,6 +264,7 @@ class PreferenceModule(LightningModule):
     def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
         """Seed the batch's random numbers by its position in the run."""
         self._seeds.seed(self.trainer)
+        self._objective_state.note_step(self.trainer)
         self._take_found_lr()  # of a search that begins later than the run
 
     def configure_model(self) -> None:
@@ -405,6 +412,7 @@ class PreferenceModule(LightningModule):
         save_description(checkpoint, self._description() | describe_optimizer(*optimizers[:1]))
         save_settings(checkpoint, self._optimizer_settings)
         save_objective(checkpoint, self.objective)
+        self._objective_state.save(checkpoint, self.trainer)
         self._seeds.save(checkpoint)
         states = {} if self._references is None else self._references.state()
         if states:
@@ -418,6 +426,7 @@ class PreferenceModule(LightningModule):
         if self._references is not None:
             states = checkpoint.get(_REFERENCES, {})
             self._references.restore(self, states, training=self._is_fitting)
+        self._objective_state.load(checkpoint)
         if self._is_fitting:
             trainer: Any = self.trainer
             require_averaging(checkpoint, trainer.callbacks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -39,6 +40,24 @@ def check_strategy(strategy: Strategy) -> None:
             "With Lightning's ModelParallelStrategy, a run killed while saving loses the previous checkpoint "
             "too: set trainer.strategy.class_path to pl_prefopt.modules.FSDP2Strategy, which takes the same "
             "settings."
+        )
+
+
+def check_accumulation(objective: Objective, trainer: Any) -> None:
+    """Refuse to accumulate batches if the objective compares all prompts of an optimiser step.
+
+    Raises:
+        ConfigError: saying what to set instead.
+    """
+    if not objective.whole_step:
+        return
+    scheduled = any(isinstance(each, GradientAccumulationScheduler) for each in trainer.callbacks)
+    if trainer.accumulate_grad_batches > 1 or scheduled:
+        given = "by GradientAccumulationScheduler" if scheduled else f"{trainer.accumulate_grad_batches} each"
+        raise ConfigError(
+            f"{type(objective).__name__} depends on all prompts of an optimiser step at once, but batches "
+            f"are accumulated, {given}: set trainer.accumulate_grad_batches to 1, and data.batch_size to the "
+            "number of prompts per step."
         )
 
 

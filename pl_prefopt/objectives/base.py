@@ -103,11 +103,14 @@ class Objective(nn.Module, ABC):
             ``scores`` where scores must be more than the labels of a pair.
         references: the lowest and the highest number of references it can take, ``None`` for any number.
         use_when: when to prefer it, one sentence for the catalogue; not inherited.
+        whole_step: whether a prompt's loss depends on all prompts of the optimiser step. Such an objective
+            looks at all ranks by itself, and is refused where batches are accumulated.
     """
 
     data: ClassVar[tuple[DataKind, ...]] = ("pairs", "lists")
     references: ClassVar[tuple[int, int | None]] = (0, None)
     use_when: ClassVar[str] = ""
+    whole_step: bool = False
 
     @property
     @abstractmethod

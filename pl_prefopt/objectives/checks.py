@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pl_prefopt.errors import ConfigError
+from collections.abc import Sequence
+
+from pl_prefopt.errors import ConfigError, ContractError
+from pl_prefopt.rows import PreferenceRow
 
 
 def positive(name: str, value: float) -> float:
@@ -36,3 +39,28 @@ def below_half(name: str, value: float) -> float:
     if not 0 <= value < 0.5:
         raise ConfigError(f"{name} must be at least 0 and below 0.5, but is {value}.")
     return value
+
+
+def require_grades(objective: str, rows: Sequence[PreferenceRow]) -> None:
+    """Raise if no row has scores whose differences mean something.
+
+    Raises:
+        ContractError: if all rows have only a better and a worse response.
+    """
+    if not any(row.graded for row in rows):
+        raise ContractError(
+            f"{objective} learns from differences of scores, but none of the {len(rows)} train rows has "
+            "graded scores: give each response a score, or use an objective for pairs, such as "
+            "pl_prefopt.objectives.DPO."
+        )
+
+
+def score_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the lowest and the highest score, or raise if they are not two numbers in ascending order.
+
+    Raises:
+        ConfigError: if they are not.
+    """
+    if len(values) != 2 or not values[0] < values[1]:
+        raise ConfigError(f"score_range must be [lowest, highest], but is {list(values)}.")
+    return values[0], values[1]

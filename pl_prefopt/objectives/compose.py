@@ -13,12 +13,15 @@ from pl_prefopt.errors import ConfigError
 from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.objectives.base import Needs, Objective
 from pl_prefopt.objectives.comparisons import Comparisons
-from pl_prefopt.objectives.links import LOGISTIC, Link
+from pl_prefopt.objectives.labels import SoftLabel, labelled
+from pl_prefopt.objectives.links import LOGISTIC, GivenLosses, Link
 from pl_prefopt.objectives.offsets import Offset
 from pl_prefopt.objectives.pair_weights import PairWeight
 from pl_prefopt.objectives.scores import Score
 from pl_prefopt.objectives.structures import MEAN_OF_PAIRS, Structure
 from pl_prefopt.objectives.terms import Term
+from pl_prefopt.objectives.two_sided import TwoSidedLink
+from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import Outcome, ScoredBatch, TokenNumbers, ViewLogProbs
 
 PAGE = "methods/compose.md"
@@ -45,10 +48,12 @@ class Compose(Objective):
     Args:
         score: the implicit reward of a response.
         structure: which responses are compared, and how comparisons add up.
-        link: the loss of a margin.
+        link: the loss of a margin, or of both rewards of a pair; then without offsets or a label.
         offsets: what a margin must reach beyond 0.
         weights: of the pairs, for structures in which each pair has a loss of its own.
         terms: losses to add, each logged by its name.
+        label: the probability q that the winner of a pair is preferred, 1 by default; with it, the loss of a
+            pair is q φ(z) + (1 − q) φ(−z) for the link φ. It needs a structure as weights do.
 
     Raises:
         ConfigError: if the parts do not go together.
@@ -78,10 +83,11 @@ class Compose(Objective):
         *,
         score: Score,
         structure: Structure = MEAN_OF_PAIRS,
-        link: Link = LOGISTIC,
+        link: Link | TwoSidedLink = LOGISTIC,
         offsets: Sequence[Offset] = (),
         weights: Sequence[PairWeight] = (),
         terms: Sequence[Term] = (),
+        label: SoftLabel | None = None,
     ) -> None:
         super().__init__()
         if weights and not structure.separate:
@@ -95,10 +101,12 @@ class Compose(Objective):
                 f"{type(score).__name__} reads single tokens, but an offset asks it for rewards of the view "
                 f"'{views[0]}', of which there are only sums: remove the offset, or use another `score`."
             )
+        if isinstance(link, TwoSidedLink) or label is not None:
+            _check_pair_losses(structure, link, offsets, label)
         names = [term.name for term in terms]
         if len(set(names)) < len(names):
             raise ConfigError(f"expected `terms` of different names, got {', '.join(names)}.")
-        self.score, self.structure, self.link = score, structure, link
+        self.score, self.structure, self.link, self.label = score, structure, link, label
         self.offsets, self.weights, self.terms = tuple(offsets), tuple(weights), tuple(terms)
 
     # Settings have one place, in the parts; an objective only shows them.
@@ -107,7 +115,8 @@ class Compose(Objective):
     @property
     def needs(self) -> Needs:
         """What the parts must be given, and two responses."""
-        parts: tuple[_Needing, ...] = (self.score, *self.offsets, *self.weights, *self.terms)
+        labels = () if self.label is None else (self.label,)
+        parts: tuple[_Needing, ...] = (self.score, *self.offsets, *self.weights, *self.terms, *labels)
         return Needs.of_all(Needs(min_responses=2), *(part.needs for part in parts))
 
     @property
@@ -125,29 +134,71 @@ class Compose(Objective):
         """Those that offsets ask the score for."""
         return tuple(name for offset in self.offsets for name in offset.rewarded_views)
 
+    def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
+        """Refuse rows that give no training signal, or that lack what a part reads."""
+        super().check_training_rows(rows)
+        for offset in self.offsets:
+            offset.check_rows(rows)
+        for term in self.terms:
+            term.check_rows(rows)
+        if self.label is not None:
+            self.label.check_rows(rows)
+
     def pairs(self, batch: ScoredBatch) -> Tensor:
         """Return bool [B, R, R], the pairs to compare, winner by row and loser by column."""
         return self.structure.pairing(batch.scores, batch.present)
+
+    def margins(self, compared: Comparisons) -> Tensor:
+        """Return z of each pair, [B, R, R]."""
+        margins = compared.margins
+        for offset in self.offsets:
+            margins = margins - offset(compared)
+        return margins
+
+    def _pair_link(self, compared: Comparisons, margins: Tensor) -> Link:
+        """Return a link that knows what the loss of a pair depends on in addition to its margin."""
+        if isinstance(self.link, TwoSidedLink):
+            return GivenLosses(self.link(compared.rewards.chosen, compared.rewards.rejected))
+        if self.label is not None:
+            return GivenLosses(labelled(self.link, margins, self.label(compared)))
+        return self.link
 
     def forward(self, batch: ScoredBatch) -> Outcome:
         """Return each prompt's loss and each response's reward."""
         pairs = self.pairs(batch)
         compared = Comparisons(without_absent(batch), pairs, self.score)
-        margins = compared.margins
-        for offset in self.offsets:
-            margins = margins - offset(compared)
+        margins = self.margins(compared)
         weights = margins.new_ones(())
         for weight in self.weights:
             weights = weights * weight(compared).detach()
         losses = {term.name: term(compared) for term in self.terms}
         counted = pairs.any(dim=-1).any(dim=-1)
+        compared_loss = self.structure(margins, pairs, weights, self._pair_link(compared, margins))
         return Outcome(
-            loss=sum(losses.values(), self.structure(margins, pairs, weights, self.link)),
+            loss=sum(losses.values(), compared_loss),
             counted=counted,
             reward=compared.rewards.response.detach(),
             stats={**compared.rewards.stats, **_means(losses, counted)},
             view_rewards=compared.view_rewards,
             token_reward=_detached(None if batch.tokens is None else self.score.token_reward(compared.batch)),
+        )
+
+
+def _check_pair_losses(
+    structure: Structure, link: Link | TwoSidedLink, offsets: Sequence[Offset], label: SoftLabel | None
+) -> None:
+    """Refuse a link of two rewards, or a label, beside parts that it can't go with."""
+    if isinstance(link, TwoSidedLink) and (offsets or label is not None):
+        raise ConfigError(
+            f"{type(link).__name__} is a loss of two rewards, so that there is no margin for `offsets` "
+            "or a `label`: set `offsets` to [] and `label` to null, or `link` to one of margins, such as "
+            "Logistic."
+        )
+    if not structure.separate:
+        raise ConfigError(
+            f"{type(structure).__name__} merges margins before the link, so that no pair has a loss of "
+            "its own: set `structure` to MeanOfPairs or SumOfPairs, or `link` to one of margins and "
+            "`label` to null."
         )
 
 

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from pl_prefopt import functional
-from pl_prefopt.errors import ContractError
 from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.objectives.base import Needs, ReferenceObjective
 from pl_prefopt.objectives.checks import non_negative, positive
+from pl_prefopt.objectives.ranks import summed_over_ranks
+from pl_prefopt.objectives.unpaired import check_both_kinds
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import Outcome, ScoredBatch, ViewLogProbs
 from pl_prefopt.views import Mismatched
@@ -77,20 +77,7 @@ class KTO(ReferenceObjective):
         super().check_training_rows(rows)
         if not self.desirable_weight or not self.undesirable_weight:
             return
-        at, low, high = self.desirable_above, math.inf, -math.inf
-        for row in rows:
-            low, high = min((low, *(row.scores or ()))), max((high, *(row.scores or ())))
-            if low <= at < high:
-                return
-        there, missing = ("desirable", "undesirable") if low > at else ("undesirable", "desirable")
-        remedy = f"add rows that are {missing}"
-        if low < high:
-            remedy = f"set objective.init_args.desirable_above between them, such as to {(low + high) / 2:g}"
-        raise ContractError(
-            f"KTO needs desirable and undesirable responses, but in all {len(rows)} train rows they are "
-            f"{there}: scores run from {low:g} to {high:g}, objective.init_args.desirable_above is {at:g}; "
-            f"{remedy}, or set {missing}_weight to 0 to train on {there} responses alone."
-        )
+        check_both_kinds(type(self).__name__, rows, self.desirable_above)
 
     def forward(self, batch: ScoredBatch) -> Outcome:
         """Average each prompt's losses over its responses with a known score."""
@@ -117,7 +104,5 @@ def reference_point(view: ViewLogProbs) -> Tensor:
     """
     log_ratio = (view.policy.sum - view.references[0]).detach()
     total = torch.where(view.present, log_ratio, 0.0).sum()
-    parts = torch.stack([total, view.present.sum().to(total.dtype)])
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(parts)
+    parts = summed_over_ranks(torch.stack([total, view.present.sum().to(total.dtype)]))
     return (parts[0] / parts[1].clamp(min=1)).clamp(min=0)

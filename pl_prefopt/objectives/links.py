@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pl_prefopt.errors import ConfigError
 from pl_prefopt.functional import links
-from pl_prefopt.objectives.checks import below_half, positive
+from pl_prefopt.objectives.checks import below_half, non_negative, positive
 
 
 class Link(ABC):
@@ -61,10 +62,22 @@ class Squared(Link):
 
 @dataclass(frozen=True)
 class HingeLink(Link):
-    """max(0, 1 − z), see ``functional.links.hinge``."""
+    """max(0, δ − z), see ``functional.links.hinge``.
+
+    Args:
+        target: δ ≥ 0, the margin beyond which there is no loss.
+
+    Raises:
+        ConfigError: if ``target`` is negative.
+    """
+
+    target: float = 1.0
+
+    def __post_init__(self) -> None:
+        non_negative("target", self.target)
 
     def __call__(self, margin: Tensor) -> Tensor:
-        return links.hinge(margin)
+        return links.hinge(margin, target=self.target)
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,61 @@ class Robust(Link):
 
     def __call__(self, margin: Tensor) -> Tensor:
         return links.robust(margin, flip_rate=self.flip_rate)
+
+
+@dataclass(frozen=True)
+class ExactOptimization(Link):
+    """KL(q ‖ (1 − ε, ε)) with q = σ(z), see ``functional.links.exo``.
+
+    Args:
+        epsilon: ε in (0, 0.5), the probability that the label leaves to the loser.
+
+    Raises:
+        ConfigError: if ``epsilon`` is out of range.
+    """
+
+    epsilon: float = 1e-3
+
+    def __post_init__(self) -> None:
+        positive("epsilon", below_half("epsilon", self.epsilon))
+
+    def __call__(self, margin: Tensor) -> Tensor:
+        return links.exo(margin, epsilon=self.epsilon)
+
+
+@dataclass(frozen=True)
+class LogRatioModulated(Link):
+    """−(1 − m) log σ(z) + m exp(−z) with m = σ(z/τ), see ``functional.links.discopop``.
+
+    Args:
+        tau: τ in (0, 1), the width of the blend.
+
+    Raises:
+        ConfigError: if ``tau`` is out of range.
+    """
+
+    tau: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tau < 1:
+            raise ConfigError(f"tau must be above 0 and below 1, but is {self.tau}.")
+
+    def __call__(self, margin: Tensor) -> Tensor:
+        return links.discopop(margin, tau=self.tau)
+
+
+class GivenLosses(Link):
+    """Losses that were computed before, in the shape of the margins: for structures, which apply a link.
+
+    Args:
+        losses: of each pair.
+    """
+
+    def __init__(self, losses: Tensor) -> None:
+        self.losses = losses
+
+    def __call__(self, margin: Tensor) -> Tensor:
+        return self.losses.expand_as(margin)
 
 
 LOGISTIC = Logistic()

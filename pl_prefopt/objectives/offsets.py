@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import non_negative, positive
 from pl_prefopt.objectives.comparisons import Comparisons
+from pl_prefopt.objectives.pair_columns import check_pair_column, column_of_pairs, or_else
+from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.views import QualityPrompt, View
 
 QUALITY = "quality"
@@ -29,6 +32,10 @@ class Offset(ABC):
     def needs(self) -> Needs:
         """What the offset must be given beyond what the score is: by default nothing."""
         return Needs()
+
+    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+        """Raise if the training rows lack what the offset reads; by default they don't."""
+        del rows
 
     @abstractmethod
     def __call__(self, compared: Comparisons) -> Tensor:
@@ -101,9 +108,10 @@ class LogScoreGap(Offset):
 
 @dataclass(frozen=True)
 class LengthGap(Offset):
-    """α(|y_w| − |y_l|), in tokens of the policy: a longer winner must win by more (R-DPO).
+    """α(|y_w| − |y_l|), in tokens: for α > 0 longer winners must win by more, for α < 0 by less.
 
-    Park et al., "Disentangling Length from Quality in Direct Preference Optimization", arXiv 2403.19159.
+    A negative α is the length penalty of R-DPO (Park et al., "Disentangling Length from Quality in Direct
+    Preference Optimization", arXiv 2403.19159), see ``LengthDPO``.
 
     Args:
         alpha: α, in units of the reward per token.
@@ -167,6 +175,32 @@ class Refinement(Offset):
     def __call__(self, compared: Comparisons) -> Tensor:
         quality = compared.on_view(QUALITY)
         return self.strength * (quality.chosen - quality.rejected).detach()
+
+
+@dataclass(frozen=True)
+class ColumnMargin(Offset):
+    """α û with û from a column: pairs of known strength must win by it. 0 where the column has no number.
+
+    Args:
+        column: its name. One number per row is û of its pair; of one number per response, such as rewards, û
+            is the winner's minus the loser's.
+        alpha: α, in units of the reward per unit of the column.
+    """
+
+    column: str
+    alpha: float = 1.0
+
+    @property
+    def needs(self) -> Needs:
+        """The column."""
+        return Needs(columns=(self.column,))
+
+    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+        """Refuse a column without numbers, and one number for more than two responses."""
+        check_pair_column(rows, self.column)
+
+    def __call__(self, compared: Comparisons) -> Tensor:
+        return self.alpha * or_else(column_of_pairs(compared, self.column), 0.0)
 
 
 def gap(values: Tensor) -> Tensor:

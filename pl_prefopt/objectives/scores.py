@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pl_prefopt.functional import log1mexp
+from pl_prefopt.functional.numerics import tangent_expm1
 from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import positive
@@ -302,3 +303,30 @@ class MeanLikelihood(ResponseScore):
 
     def reward(self, scored: Scored) -> Tensor:
         return (scored.policy.mean / self.temperature).exp()
+
+
+@dataclass(frozen=True)
+class TransformedMeanLogProb(ResponseScore):
+    """β(1 − p^−α)/α with p = exp(log π_θ(y|x) / |y|), the mean likelihood per token: AlphaPO's reward.
+
+    For α → 0 it is β log p, SimPO's reward; its slope in log p is βp^−α. Where −α log p exceeds 30, its
+    tangent is followed instead, which keeps value and gradient finite.
+
+    Args:
+        beta: β > 0, the scale of the reward.
+        alpha: α, the shape of the reward.
+
+    Raises:
+        ConfigError: if ``beta`` is not above 0.
+    """
+
+    beta: float
+    alpha: float
+
+    def __post_init__(self) -> None:
+        positive("beta", self.beta)
+
+    def reward(self, scored: Scored) -> Tensor:
+        if self.alpha == 0:
+            return self.beta * scored.policy.mean
+        return self.beta * tangent_expm1(-self.alpha * scored.policy.mean) / -self.alpha

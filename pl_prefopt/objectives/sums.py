@@ -80,6 +80,11 @@ class Sum(Objective):
         return self._first.token_rewarded
 
     @property
+    def whole_step(self) -> bool:  # type: ignore[override]
+        """Whether any part depends on the whole optimiser step."""
+        return any(part.whole_step for part in self._objectives.values())
+
+    @property
     def stats(self) -> tuple[MetricInfo, ...]:
         """The loss of each part, and what the parts log, after their names."""
         return tuple(info for name, part in self._objectives.items() for info in _of_part(name, part))

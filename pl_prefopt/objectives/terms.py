@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias, get_args
 
+import torch
 from torch import Tensor
 
+from pl_prefopt.errors import ConfigError
 from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import non_negative
 from pl_prefopt.objectives.comparisons import Comparisons
+from pl_prefopt.objectives.pair_columns import check_marks, numbers
 from pl_prefopt.objectives.structures import mean_over
+from pl_prefopt.pairing import best
+from pl_prefopt.rows import PreferenceRow
 
 PAGE = "methods/compose.md"
 
@@ -32,6 +38,10 @@ class Term(ABC):
     def needs(self) -> Needs:
         """What the term must be given beyond what the score is: by default nothing."""
         return Needs()
+
+    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+        """Raise if the training rows lack what the term reads; by default they don't."""
+        del rows
 
     @abstractmethod
     def __call__(self, compared: Comparisons) -> Tensor:
@@ -65,3 +75,92 @@ class NegativeLogLikelihood(Term):
 
     def __call__(self, compared: Comparisons) -> Tensor:
         return self.weight * mean_over(compared.pairs, -compared.batch.policy.mean.unsqueeze(-1))
+
+
+@dataclass(frozen=True)
+class SequenceNegativeLogLikelihood(Term):
+    """−λ log π_θ(y|x) of the best scored response, summed over its tokens; the mean of best ones that tie.
+
+    Args:
+        weight: λ ≥ 0.
+
+    Raises:
+        ConfigError: if ``weight`` is negative.
+    """
+
+    name = "sequence_nll"
+    info = MetricInfo(
+        name="sequence_nll",
+        help="Mean over prompts of the NLL of the best response, summed over its tokens, with its weight.",
+        unit="nats",
+        better="lower",
+    )
+    weight: float
+
+    def __post_init__(self) -> None:
+        non_negative("weight", self.weight)
+
+    def __call__(self, compared: Comparisons) -> Tensor:
+        batch = compared.batch
+        chosen = best(batch.scores, batch.present) & compared.pairs.any(dim=-1)
+        return -self.weight * mean_where(chosen, batch.policy.sum)
+
+
+CalibratedOn: TypeAlias = Literal["chosen", "rejected", "both", "reference_samples"]
+"""The responses that stand for π_cal: winners, losers, both weighted equally, or samples of the reference."""
+
+
+@dataclass(frozen=True)
+class Calibration(Term):
+    """λ E log π_θ(y|x) over y ~ π_cal: VPO's and XPO's term. λ < 0 raises these responses, λ > 0 lowers them.
+
+    Args:
+        weight: λ; −αβ in offline VPO, +αβ in online VPO.
+        on: the responses that stand for π_cal. The first three take the mean over a prompt's pairs; samples
+            of the reference are the responses that ``column`` marks, and a row without any adds 0.
+        column: for ``reference_samples``, the name of a column with true or false (or 1 and 0) per response.
+
+    Raises:
+        ConfigError: if ``on`` is unknown.
+    """
+
+    name = "calibration"
+    info = MetricInfo(
+        name="calibration",
+        help="Mean over prompts of the log-prob of the calibration responses, with its weight.",
+        unit="nats",
+    )
+    weight: float
+    on: CalibratedOn = "chosen"
+    column: str = "reference_sample"
+
+    def __post_init__(self) -> None:
+        if self.on not in get_args(CalibratedOn):
+            raise ConfigError(f"on must be one of {', '.join(get_args(CalibratedOn))}, but is {self.on!r}.")
+
+    @property
+    def needs(self) -> Needs:
+        """The column that marks samples of the reference, for those."""
+        return Needs(columns=(self.column,) if self.on == "reference_samples" else ())
+
+    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+        """Refuse rows of which none has a sample of the reference, where those are asked for."""
+        if self.on == "reference_samples":
+            check_marks(rows, self.column)
+
+    def __call__(self, compared: Comparisons) -> Tensor:
+        logps = compared.batch.policy.sum
+        if self.on == "reference_samples":
+            marks = numbers(compared, self.column)
+            marked = marks.view(-1, 1).expand_as(logps) if marks.dim() == 1 else marks
+            marked = (marked > 0) & compared.batch.present & compared.pairs.any(-1).any(-1).unsqueeze(-1)
+            return self.weight * mean_where(marked, logps)
+        winners = mean_over(compared.pairs, logps.unsqueeze(-1))
+        losers = mean_over(compared.pairs, logps.unsqueeze(-2))
+        expected = {"chosen": winners, "rejected": losers, "both": (winners + losers) / 2}
+        return self.weight * expected[self.on]
+
+
+def mean_where(chosen: Tensor, values: Tensor) -> Tensor:
+    """Return the mean of ``values`` [B, R] over the responses in ``chosen``, [B]; 0 where there is none."""
+    return torch.where(chosen, values, 0.0).sum(dim=-1) / chosen.sum(dim=-1).clamp(min=1)

@@ -51,6 +51,19 @@ ROOT = Path(__file__).parents[2]
 WITHOUT_DEFAULTS: dict[str, Callable[[], Objective]] = {
     "Compose": lambda: Compose(score=LogRatio(0.2), structure=PlackettLuce(), link=HingeLink()),
     "Sum": lambda: Sum(parts={"dpo": DPO(), "simpo": SimPO()}, weights={"simpo": 0.5}),
+    "ODPO": lambda: objectives.ODPO(offset=objectives.LogScoreGap(alpha=0.5)),
+    "LengthDPO": lambda: objectives.LengthDPO(alpha=0.1),
+    "SmPO": lambda: objectives.SmPO(beta=0.1, score_range=(1.0, 10.0)),
+    "OSP": lambda: objectives.OSP(beta=0.2),
+    "DNO": lambda: objectives.DNO(eta=0.2),
+    "GammaDPO": lambda: objectives.GammaDPO(gamma=0.5),
+    "FlexDPO": lambda: objectives.FlexDPO(beta_chosen=0.2, beta_rejected=0.1, sft_weight=0.1),
+    "NormDPO": lambda: objectives.NormDPO(beta=2.0),
+    "INPO": lambda: objectives.INPO(eta=0.2, tau=0.05),
+    "VPO": lambda: objectives.VPO(alpha=0.3),
+    "SLiCHF": lambda: objectives.SLiCHF(delta=1.0, nll_weight=0.1),
+    "RRHF": lambda: objectives.RRHF(nll_weight=0.1),
+    "ASFT": lambda: objectives.ASFT(weight=0.5),
 }
 """How to make one that has no defaults."""
 VARIANTS: dict[str, Callable[[], Objective]] = {
@@ -71,12 +84,26 @@ VARIANTS: dict[str, Callable[[], Objective]] = {
     ),
     "Sr-IPO, strong": lambda: SrIPO(strength=1.0),
     "Pair-MNM, warm": lambda: PairMNM(temperature=2.5),
+    "VPO, both": lambda: objectives.VPO(alpha=0.3, calibration="both"),
+    "VPO, reference samples": lambda: objectives.VPO(alpha=0.3, calibration="reference_samples"),
+    "BCO, density ratio": lambda: objectives.BCO(beta=0.2, probability_column="preference"),
+    "SFT, chosen": lambda: objectives.SFT(responses="chosen"),
+    "SFT, desirable": lambda: objectives.SFT(responses="desirable", desirable_above=5.0),
+    "SFT per token": lambda: objectives.SFT(average="token"),
 }
 """Settings other than the defaults."""
-LOOKS_AT_THE_WHOLE_BATCH = {"KTO": "its reference point is a mean over the batch"}
+LOOKS_AT_THE_WHOLE_BATCH = {
+    "KTO": "its reference point is a mean over the batch",
+    "AOT": "it sorts the batch",
+    "AOTUnpaired": "it sorts the batch",
+    "SFT per token": "it divides by the tokens of the batch",
+}
+TAKES_PARTNERS_AS_CONSTANTS = {"AOTUnpaired": "the gradient of a partner comes from the partner's own prompt"}
 ROUGH_AT_TIES = {
     "Hinge": "a hinge has no slope at its kink",
     "Compose": "a hinge has no slope at its kink",
+    "SLiCHF": "a hinge has no slope at its kink",
+    "RRHF": "a hinge has no slope at its kink",
     "DPOP": "its penalty has no slope where policy and reference agree",
 }
 
@@ -113,7 +140,11 @@ def made(name: str) -> Objective:
 def batch_for(objective: Objective) -> ScoredBatch:
     """A batch with all that the objective needs."""
     most = objective.needs.max_references
-    return frozen_batch(references=3 if most is None else most, views=objective.needs.views)
+    batch = frozen_batch(references=3 if most is None else most, views=objective.needs.views)
+    numbers = torch.linspace(0.1, 0.9, len(batch.graded), dtype=torch.float64)
+    marks = torch.arange(batch.scores.numel()).view_as(batch.scores) % 3 == 0
+    columns = {"preference": numbers, "strength": 5 * numbers - 1, "reference_sample": marks}
+    return dataclasses.replace(batch, columns={name: columns[name] for name in objective.needs.columns})
 
 
 def changed(batch: ScoredBatch, rows: Callable[[torch.Tensor], torch.Tensor]) -> ScoredBatch:
@@ -131,7 +162,14 @@ def changed(batch: ScoredBatch, rows: Callable[[torch.Tensor], torch.Tensor]) ->
         return {"policy": policy, "references": references, "present": rows(scored.present)}
 
     views = {name: dataclasses.replace(view, **of_scored(view)) for name, view in batch.views.items()}
-    return dataclasses.replace(batch, **of_scored(batch), scores=rows(batch.scores), views=views)
+
+    def of_column(values):
+        wide = values if values.dim() == 2 else values.unsqueeze(1).expand(batch.scores.shape)
+        return rows(wide) if values.dim() == 2 else rows(wide)[:, 0]
+
+    columns = {name: of_column(values) for name, values in batch.columns.items()}
+    changes = {**of_scored(batch), "scores": rows(batch.scores), "columns": columns}
+    return dataclasses.replace(batch, **changes, views=views)
 
 
 def scored_with(objective: Objective, batch: ScoredBatch, sums: torch.Tensor) -> Outcome:
@@ -298,7 +336,8 @@ def test_gradients_equal_finite_differences(name):
         )
 
     def loss(sums):
-        return scored_with(objective, batch, sums).loss
+        losses = scored_with(objective, batch, sums).loss
+        return losses.sum() if name in TAKES_PARTNERS_AS_CONSTANTS else losses
 
     sums = torch.where(batch.present, batch.policy.sum.detach(), 0.0).requires_grad_()
     assert torch.autograd.gradcheck(loss, sums, eps=1e-7, atol=1e-5, rtol=1e-4)

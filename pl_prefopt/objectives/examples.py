@@ -1,0 +1,44 @@
+"""One prompt with given numbers, to try objectives on: for docstrings, notebooks and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from pl_prefopt.types import Column, ResponseLogProbs, ScoredBatch
+
+
+def example(
+    policy: Sequence[float],
+    *references: Sequence[float],
+    scores: Sequence[float] = (1.0, 0.0),
+    lengths: Sequence[int] | None = None,
+    columns: Mapping[str, Column] | None = None,
+) -> ScoredBatch:
+    """Return a batch of one prompt.
+
+    Args:
+        policy: log π_θ(y|x) of each response.
+        references: log π_ref(y|x) of each response, once per reference.
+        scores: of each response.
+        lengths: the number of tokens of each response; 4 by default.
+        columns: the row's further columns.
+
+    Examples:
+        >>> from pl_prefopt.objectives import DPO
+        >>> outcome = DPO(beta=0.5)(example([-7.0, -9.0], [-10.0, -10.0]))
+        >>> outcome.loss, outcome.reward
+        (tensor([0.3133]), tensor([[1.5000, 0.5000]]))
+    """
+    sums = torch.tensor([policy])
+    return ScoredBatch(
+        policy=ResponseLogProbs(
+            sum=sums, length=torch.tensor([lengths]) if lengths else torch.full(sums.shape, 4)
+        ),
+        references=torch.tensor(references).unsqueeze(1) if references else sums.new_empty((0, *sums.shape)),
+        scores=torch.tensor([scores]),
+        present=torch.ones(sums.shape, dtype=torch.bool),
+        graded=torch.tensor([True]),
+        columns=columns or {},
+    )
