@@ -141,7 +141,7 @@ class Folder:
             if "SrDPO" in block.text:
                 settings["model"]["class_path"] = "pl_prefopt.modules.SrModule"
             how = ["--print_config"]
-        if "KTO" in block.text:  # its threshold is one for scores of 1 and 0
+        if "KTO" in block.text or "BCO" in block.text:  # their threshold is one for scores of 1 and 0
             how += ["--data.train", "pairs.jsonl"]
         (self.folder / "block.yaml").write_text(yaml.safe_dump(settings))
         self.prefopt("fit", *AXES, "-c", "block.yaml", *how)

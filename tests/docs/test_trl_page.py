@@ -73,8 +73,17 @@ def test_every_setting_of_trl_is_on_the_page(config):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_setting_on_the_page_is_trls(config):
-    values = {"sigmoid", "hinge", "ipo", "alphapo"}  # of loss_type
+    values = {"sigmoid", "robust", "exo_pair", "aot", "aot_unpaired"}  # of loss_type
     assert named(config) - values <= fields(config)
+
+
+def test_every_loss_of_trls_dpo_trainer_is_on_the_page():
+    source = inspect.getsource(trl.DPOTrainer._compute_loss)
+    theirs = set(re.findall(r'loss_type == "(\w+)"', source))
+    assert len(theirs) == 15
+    table = dict(re.findall(r"^\| `(\w+)` \| `…objectives[^|]*\| `(\w+)` \|", PAGE, flags=re.MULTILINE))
+    assert table.keys() == theirs
+    assert set(table.values()) <= {path.stem for path in (ROOT / "configs" / "methods").glob("*.yaml")}
 
 
 def test_what_all_trainers_share_is_transformers_or_the_trainers():
