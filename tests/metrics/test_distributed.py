@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pl_prefopt.metrics import build_suite
-from pl_prefopt.objectives import KTO
+from pl_prefopt.objectives import AOT, BCO, KTO, SFT, AOTUnpaired
 from tests.metrics.inputs import random_inputs
 from tests.objectives.batches import make_batch, make_view
 
@@ -33,6 +33,32 @@ def kto_batch(rank):
     return make_batch([[-4.0]], [[-5.0]], [[1.0]], views={"mismatched": view})
 
 
+SPLIT = ([0, 1, 2, 3, 4], [5, 6])
+"""Prompts of each rank; prompt 1 has nothing to compare, and 6 has three responses."""
+
+
+def on_prompts(objective, rows):
+    """The losses, and the gradient of their sum, on some of seven prompts."""
+    generator = torch.Generator().manual_seed(5)
+    policy = -9 * torch.rand(7, 3, generator=generator)
+    reference = -9 * torch.rand(7, 3, generator=generator)
+    scores = torch.tensor([[1.0, 0.0, float("nan")]] * 7)
+    scores[1, 0], scores[6, 2] = 0.0, -1.0
+    length = torch.randint(1, 9, (7, 3), generator=generator)
+    batch = make_batch(policy[rows], reference[rows], scores[rows], length=length[rows])
+    loss = objective(batch).loss
+    loss.sum().backward()
+    return loss.detach(), batch.policy.sum.grad
+
+
+LOOK_AT_ALL_RANKS = {
+    "aot": lambda: AOT(beta=0.3),
+    "aot_unpaired": lambda: AOTUnpaired(beta=0.3),
+    "bco": lambda: BCO(beta=0.3),
+    "sft": lambda: SFT(average="token"),
+}
+
+
 def work(rank, port, folder):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
@@ -43,6 +69,7 @@ def work(rank, port, folder):
         "idle": evaluate(IDLE[rank]),
         "kl": kto.stats["kl"].item(),
         "loss": kto.loss.item(),
+        "whole": {name: on_prompts(make(), SPLIT[rank]) for name, make in LOOK_AT_ALL_RANKS.items()},
     }
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -64,3 +91,7 @@ def test_two_processes_agree_with_one(tmp_path):
         assert rank["kl"] == 4.0
         # a = 1: 1 − σ(0.1·(1 − 4))
         assert abs(rank["loss"] - torch.sigmoid(torch.tensor(0.3)).item()) < 1e-6
+    for name, make in LOOK_AT_ALL_RANKS.items():
+        together = [torch.cat(parts) for parts in zip(*(rank["whole"][name] for rank in ranks), strict=True)]
+        for found, expected in zip(together, on_prompts(make(), list(range(7))), strict=True):
+            torch.testing.assert_close(found, expected, msg=lambda text, name=name: f"{name}: {text}")

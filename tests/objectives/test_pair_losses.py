@@ -10,7 +10,8 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from pl_prefopt import objectives
-from pl_prefopt.errors import ConfigError
+from pl_prefopt.data.formats import to_row
+from pl_prefopt.errors import ConfigError, ContractError, DataError
 from pl_prefopt.functional import anchored, links
 from pl_prefopt.objectives import (
     AOT,
@@ -44,6 +45,7 @@ from pl_prefopt.objectives import (
     SPPOHard,
 )
 from pl_prefopt.objectives.examples import example
+from pl_prefopt.rows import Columns
 from tests.frozen.batches import frozen_batch
 
 
@@ -511,3 +513,51 @@ def test_extreme_log_probs_in_float32_give_finite_losses_and_gradients(name):
 def test_settings_out_of_range_are_named(build, said):
     with pytest.raises(ConfigError, match=said):
         build()
+
+
+PAIRS = [{"prompt": "Hi.", "chosen": "Yes.", "rejected": "No."}]
+
+
+def with_column(values, **more):
+    return [{**PAIRS[0], **more, "extra": value} for value in values]
+
+
+@pytest.mark.parametrize(
+    ("objective", "rows", "said"),
+    [
+        (objectives.ODPO(offset=objectives.ScoreGap(1.0)), PAIRS, "ODPO learns from differences of scores"),
+        (DNO(eta=0.1), PAIRS, "none of the 1 train rows has graded scores"),
+        (SmPO(beta=0.1, score_range=(0.0, 1.0)), PAIRS, "SmPO learns from differences"),
+        (DNOPrct(), PAIRS, "winner scores at least 5 and 2 more than the loser"),
+        (OSP(beta=0.1, column="extra"), with_column([0.5, 1.5]), "numbers from 0 to 1 .* got 1.5 in"),
+        (OSP(beta=0.1, column="extra"), with_column([[0.5, 0.5]]), "one probability per row .* got one for"),
+        (OSP(beta=0.1, column="extra"), with_column([None]), "none of the 1 train rows has one"),
+        (
+            objectives.AdaptiveMarginDPO(column="extra"),
+            [{"prompt": "Hi.", "responses": ["a", "b", "c"], "scores": [3, 2, 1], "extra": 0.5}],
+            "one number per response in the column 'extra' of a row with 3 responses",
+        ),
+        (XPO(column="extra"), with_column([True]), "true or false per response .* got single values"),
+        (XPO(column="extra"), with_column([[False, False]]), "to mark responses with true"),
+        (BCO(probability_column="extra"), with_column([2.0]), "numbers from 0 to 1"),
+        (SFT(responses="desirable", desirable_above=2.0), PAIRS, "SFT imitates the desirable responses"),
+        (
+            APOZeroUnpaired(desirable_above=1.0),
+            PAIRS,
+            "APOZeroUnpaired needs desirable and undesirable responses",
+        ),
+    ],
+)
+def test_rows_without_what_an_objective_reads_are_refused(objective, rows, said):
+    with pytest.raises((ContractError, DataError), match=said):
+        objective.check_training_rows([columned(fields) for fields in rows])
+
+
+def columned(fields):
+    """A row with the column ``extra``, as the data module makes it."""
+    row = to_row({name: value for name, value in fields.items() if name != "extra"})
+    return dataclasses.replace(row, columns=Columns({"extra": fields.get("extra")}))
+
+
+def test_fine_tuning_on_all_responses_needs_no_scores():
+    SFT(responses="all").check_training_rows([to_row({"prompt": "Hi.", "responses": ["Yes.", "No."]})])
