@@ -178,6 +178,7 @@ class INPO(Compose):
     """
 
     data = ("pairs", "lists")
+    references = (2, 2)
     use_when = "Rounds of self-play that should stay close to the first policy, too."
 
     def __init__(self, *, eta: float, tau: float, pairing: Pairing = ALL_PAIRS) -> None:
