@@ -206,7 +206,7 @@ def test_without_validation_rows_the_last_checkpoint_is_kept(prefopt, settings):
 
 
 @pytest.mark.parametrize("method", one_of_each_family(), ids=lambda path: path.stem)
-def test_every_family_takes_a_step(prefopt, settings, method, tiny_model):
+def test_every_family_takes_a_step(prefopt, settings, method, tiny_model, tmp_path):
     files = yaml.safe_load(method.read_text())
     members = files.get("references", {}).get("members", [])
     extra = [
@@ -215,8 +215,11 @@ def test_every_family_takes_a_step(prefopt, settings, method, tiny_model):
         if "model" in member.get("init_args", {})
         for part in ("--references.members.init_args.model.name", tiny_model)  # of the last one
     ]
-    if method.stem == "kto":  # the rows have grades
+    if "desirable_above" in method.read_text():  # the rows have grades
         extra += ["--model.init_args.objective.init_args.desirable_above", "4"]
+    if method.stem == "adaptive_margin_dpo":
+        rows = [row | {"strength": row["scores"]} for row in scored_rows(8)]
+        extra += ["--data.train", write_rows(tmp_path / "strengths.jsonl", rows)]
     prefopt("fit", *axes(method.stem), *settings, *extra, "--trainer.fast_dev_run", "1")
 
 
