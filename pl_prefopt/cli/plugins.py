@@ -29,7 +29,7 @@ class Plugin:
     """A class that an installed package adds. Its short name is the name of the class.
 
     Attributes:
-        path: the path of the class, such as ``mylab.pro.PRO``.
+        path: the path of the class, such as ``mylab.ranking.GapRanking``.
         package: the package that adds it.
         url: the URL of the package's documentation, or an empty string.
     """

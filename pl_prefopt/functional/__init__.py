@@ -1,6 +1,7 @@
 """Pure functions: the losses as their papers print them, unreduced, on tensors of log-probs."""
 
 from pl_prefopt.functional.divergences import alpha_divergence, forward_kl, jensen_shannon, reverse_kl
+from pl_prefopt.functional.lists import pro, softmax_cross_entropy, softmax_over, swap_gain, win_rates
 from pl_prefopt.functional.mixture import (
     adaptive_epsilon,
     adaptive_weights,
@@ -54,10 +55,15 @@ __all__ = [
     "pair_single",
     "point_ce",
     "point_mse",
+    "pro",
     "refinement",
     "reverse_kl",
     "robust_dpo",
     "simpo",
+    "softmax_cross_entropy",
+    "softmax_over",
     "sr_dpo",
     "sr_ipo",
+    "swap_gain",
+    "win_rates",
 ]

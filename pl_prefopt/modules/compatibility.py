@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from pl_prefopt.data import RowsSummary
 from pl_prefopt.errors import ConfigError, ContractError, DataError, listed
 from pl_prefopt.objectives import Needs, Objective
+from pl_prefopt.pairing import known
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import ReferenceSource
 from pl_prefopt.rows import PreferenceRow
@@ -106,7 +107,7 @@ def check_rows(objective: Objective, datasets: Mapping[str, Any]) -> None:
 
     Raises:
         ContractError: if the training rows give no gradient, or one of its views needs a second prompt.
-        DataError: if a score is out of the objective's range.
+        DataError: if a score is out of the objective's range, or a bare label where grades are needed.
     """
     for split, rows in datasets.items():
         if split == "train":
@@ -177,7 +178,11 @@ def _check_prompts(objective: Objective, split: str, rows: Sequence[PreferenceRo
 
 
 def check_scores(objective: Objective, batch: PreferenceBatch) -> None:
-    """Raise a ``DataError`` if a score is out of range, for rows that weren't checked at start-up."""
+    """Raise a ``DataError`` if a score can't be used, for rows that weren't checked at start-up."""
+    if objective.needs.graded:
+        bare = (known(batch.scores, batch.present).any(dim=-1) & ~batch.graded).nonzero().flatten().tolist()
+        for place in bare:
+            _refuse_label(objective, batch.rows[place].origin if batch.rows else "", batch.split)
     allowed = objective.needs.score_range
     if allowed is None:
         return
@@ -189,10 +194,15 @@ def check_scores(objective: Objective, batch: PreferenceBatch) -> None:
 
 
 def _check_scores(objective: Objective, split: str, rows: Sequence[PreferenceRow]) -> None:
-    allowed = objective.needs.score_range
-    if allowed is None:
+    needs = objective.needs
+    allowed = needs.score_range
+    if allowed is None and not needs.graded:
         return
     for row in rows:
+        if needs.graded and row.scores and not row.graded:
+            _refuse_label(objective, row.origin, split)
+        if allowed is None:
+            continue
         for score in row.scores or ():
             if not allowed[0] <= score <= allowed[1]:
                 _refuse_score(objective, score, row.origin, split)
@@ -200,8 +210,20 @@ def _check_scores(objective: Objective, split: str, rows: Sequence[PreferenceRow
 
 def _refuse_score(objective: Objective, score: float, origin: str, split: str) -> NoReturn:
     low, high = objective.needs.score_range or (score, score)
+    remedy = "rescale the scores"
+    if hasattr(objective, "score_range"):
+        remedy = (
+            "set objective.init_args.score_range to the lowest and the highest score that your data can have"
+        )
     raise DataError(
         f"{type(objective).__name__} expects scores from {low} to {high}, but {origin or 'a row'} ({split}) "
-        f"has the score {score}: set objective.init_args.score_range to the lowest and the highest score "
-        "that your data can have."
+        f"has the score {score}: {remedy}."
+    )
+
+
+def _refuse_label(objective: Objective, origin: str, split: str) -> NoReturn:
+    raise DataError(
+        f"{type(objective).__name__} needs scores whose differences mean something, but {origin or 'a row'} "
+        f"({split}) says only which response is better: add 'scores', or use an objective for pairs such as "
+        "pl_prefopt.objectives.DPO."
     )

@@ -24,6 +24,18 @@ from pl_prefopt.objectives.links import (
     Robust,
     Squared,
 )
+from pl_prefopt.objectives.lists import (
+    GPO,
+    PRO,
+    RAFT,
+    SPPO,
+    BRAIn,
+    LambdaLoss,
+    ListNet,
+    PlackettLuceDPO,
+    PlackettLuceRanking,
+    SoftmaxCrossEntropy,
+)
 from pl_prefopt.objectives.log_ratios import FlexibleLogRatio, GeometricLogRatio, PartialLogRatio
 from pl_prefopt.objectives.mixture import (
     AdaptiveClip,
@@ -64,8 +76,15 @@ from pl_prefopt.objectives.offsets import (
 )
 from pl_prefopt.objectives.pair_margins import ODPO, AdaptiveMarginDPO, LengthDPO, SmPO
 from pl_prefopt.objectives.pair_references import PairReference, SingleReference, VirtualReference
-from pl_prefopt.objectives.pair_weights import ConstantWeight, PairWeight, PolicyProbability
+from pl_prefopt.objectives.pair_weights import (
+    ColumnWeight,
+    ConstantWeight,
+    PairWeight,
+    PolicyProbability,
+    SwapGain,
+)
 from pl_prefopt.objectives.pairs import PairwiseReferenceFreeObjective, PairwiseReferenceObjective
+from pl_prefopt.objectives.proposals import ColumnProposal, Proposal, ReferenceProposal
 from pl_prefopt.objectives.reference_free import ORPO, SimPO
 from pl_prefopt.objectives.reference_strength import INPO, DiscoPOP, FlexDPO, GammaDPO, NormDPO
 from pl_prefopt.objectives.scores import (
@@ -116,6 +135,7 @@ from pl_prefopt.objectives.two_sided import (
     TwoSidedLink,
 )
 from pl_prefopt.objectives.unpaired import BCO, APOZeroUnpaired
+from pl_prefopt.objectives.win_rates import BradleyTerryWinRates, GivenWinRates, WinRates
 
 __all__ = [
     "AOT",
@@ -128,6 +148,7 @@ __all__ = [
     "DPOP",
     "EXO",
     "FDPO",
+    "GPO",
     "INPO",
     "IPO",
     "KTO",
@@ -137,8 +158,11 @@ __all__ = [
     "ODPO",
     "ORPO",
     "OSP",
+    "PRO",
+    "RAFT",
     "RRHF",
     "SFT",
+    "SPPO",
     "TDPO1",
     "TDPO2",
     "TGDPO",
@@ -158,12 +182,16 @@ __all__ = [
     "AnchoredDown",
     "AnchoredZero",
     "BCOPair",
+    "BRAIn",
     "BinaryClassification",
+    "BradleyTerryWinRates",
     "CPOSimPO",
     "Calibration",
     "Clip",
     "ColumnLabel",
     "ColumnMargin",
+    "ColumnProposal",
+    "ColumnWeight",
     "Comparisons",
     "Compose",
     "ConstantWeight",
@@ -180,17 +208,20 @@ __all__ = [
     "GammaDPO",
     "Geometric",
     "GeometricLogRatio",
+    "GivenWinRates",
     "GuidedLogRatio",
     "HardWinRates",
     "Harmonic",
     "Hinge",
     "HingeLink",
     "JensenShannon",
+    "LambdaLoss",
     "LengthDPO",
     "LengthDesensitized",
     "LengthGap",
     "Link",
     "ListMLE",
+    "ListNet",
     "LogOdds",
     "LogRatio",
     "LogRatioKL",
@@ -227,11 +258,15 @@ __all__ = [
     "PairwiseReferenceObjective",
     "PartialLogRatio",
     "PlackettLuce",
+    "PlackettLuceDPO",
+    "PlackettLuceRanking",
     "PointCE",
     "PointMSE",
     "PolicyProbability",
+    "Proposal",
     "ReferenceFreeObjective",
     "ReferenceObjective",
+    "ReferenceProposal",
     "ReferenceScore",
     "Refinement",
     "ResponseScore",
@@ -249,6 +284,7 @@ __all__ = [
     "SingleReference",
     "SmPO",
     "SoftLabel",
+    "SoftmaxCrossEntropy",
     "Squared",
     "SrDPO",
     "SrIPO",
@@ -257,6 +293,7 @@ __all__ = [
     "SumLogProb",
     "SumOfPairs",
     "SumPerWinner",
+    "SwapGain",
     "Term",
     "TokenLevelObjective",
     "TransformedMeanLogProb",
@@ -265,4 +302,5 @@ __all__ = [
     "VirtualLogRatio",
     "VirtualReference",
     "Weights",
+    "WinRates",
 ]

@@ -32,6 +32,7 @@ class Needs:
         max_references: maximum number of references; ``None`` for any number.
         min_responses: minimum number of responses of a row that gives a loss.
         score_range: the lowest and the highest valid score; ``None`` for any.
+        graded: whether differences of scores must mean something; rows of bare labels are then refused.
         views: other renderings of the rows to score, by the name under which they arrive in
             ``ScoredBatch.views``.
         trained_views: the names of those through which gradients flow; the others are scored without gradient
@@ -46,6 +47,7 @@ class Needs:
     max_references: int | None = None
     min_responses: int = 1
     score_range: tuple[float, float] | None = None
+    graded: bool = False
     views: Mapping[str, View] = field(default_factory=dict)
     trained_views: frozenset[str] = frozenset()
     tokens: TokenRequest | None = None
@@ -73,6 +75,7 @@ class Needs:
             max_references=most,
             min_responses=max(each.min_responses for each in needs),
             score_range=(max(low for low, _ in ranges), min(high for _, high in ranges)) if ranges else None,
+            graded=any(each.graded for each in needs),
             views=_united("view", [each.views for each in needs]),
             trained_views=frozenset().union(*(each.trained_views for each in needs)),
             tokens=TokenRequest.of_all(tokens) if tokens else None,

@@ -15,7 +15,7 @@ def _shown(name: str) -> tuple[str, str]:
     return found[place].text, settings.text
 
 
-PRO, PRO_YAML = _shown("my_pro.py")
+RANKING, RANKING_YAML = _shown("my_ranking.py")
 TDPO2, TDPO2_YAML = _shown("my_tdpo.py")
 BRADLEY_TERRY, BRADLEY_TERRY_YAML = _shown("my_reward.py")
 

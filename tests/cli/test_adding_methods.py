@@ -28,7 +28,7 @@ from tests.runs import (
 )
 
 METHODS = {
-    "my_pro": (plugins.PRO, plugins.PRO_YAML),
+    "my_ranking": (plugins.RANKING, plugins.RANKING_YAML),
     "my_tdpo": (plugins.TDPO2, plugins.TDPO2_YAML),
     "my_reward": (plugins.BRADLEY_TERRY, plugins.BRADLEY_TERRY_YAML),
 }

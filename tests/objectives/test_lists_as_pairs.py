@@ -15,14 +15,24 @@ from tests.objectives.batches import ensemble, select_with_views
 from tests.objectives.test_method_configs import NAMES, build, load
 
 NOT_OVER_PAIRS = {
+    "brain",
+    "gpo",
     "kto",
+    "lipo_lambda",
+    "lipo_softmax",
+    "listnet",
     "mppo_list_mle",
     "mppo_pair_mcm",
     "mppo_pair_mnm",
     "mppo_point_ce",
     "mppo_point_mse",
+    "plackett_luce",
+    "plackett_luce_dpo",
+    "pro",
+    "raft",
+    "sppo",
 }
-"""Losses of single responses, or of all pairs at once."""
+"""Losses of single responses, or of all pairs at once, or weights by the whole list."""
 SUMS = {"mppo_pair_mcs", "mppo_pair_mns"}
 """Sums over pairs, as printed in the paper; Pair-MNS averages over winners that tie."""
 OWN_PAIRS = {
