@@ -9,6 +9,7 @@ from pl_prefopt.data.contracts import RowReader, RowSource, datamodule_of, row_s
 from pl_prefopt.data.datamodule import SPLITS_OF_STAGE, PreferenceDataModule, batches_since_step
 from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.formats import WEIGHT
+from pl_prefopt.data.order import ByColumn, ByColumnGap, ByScoreGap, RowOrder
 from pl_prefopt.data.renderer import EncodedRow, Renderer
 from pl_prefopt.data.report import RowsSummary
 from pl_prefopt.data.sampler import LengthGroupedSampler
@@ -17,12 +18,16 @@ from pl_prefopt.data.sources import Source
 __all__ = [
     "SPLITS_OF_STAGE",
     "WEIGHT",
+    "ByColumn",
+    "ByColumnGap",
+    "ByScoreGap",
     "Cache",
     "EncodedRow",
     "LengthGroupedSampler",
     "PreferenceDataModule",
     "PreferenceDataset",
     "Renderer",
+    "RowOrder",
     "RowReader",
     "RowSource",
     "RowsSummary",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.contracts import RowReader, is_row_reader
 from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.formats import WEIGHT
+from pl_prefopt.data.order import RowOrder
 from pl_prefopt.data.renderer import Renderer, TemplateName
 from pl_prefopt.data.report import OnBadRow
 from pl_prefopt.data.required import require_columns, require_same_kinds
@@ -63,6 +65,7 @@ class PreferenceDataModule(LightningDataModule):
         max_rows: maximum number of rows to read from the start of each source; ``None`` for all.
         columns: maps our column names to those of the files, such as ``{prompt: question, annotator:
             rater}``. Ours are the columns of the layouts; any other name becomes an extra column of the rows.
+        order: the order of the training rows within an epoch, for a curriculum; random if ``None``.
         seed: random seed of the training order and of ``held_out``.
         num_workers: number of worker processes that prepare batches.
         cache_dir: folder of the cache for rows and tokens.
@@ -92,6 +95,7 @@ class PreferenceDataModule(LightningDataModule):
         on_bad_row: OnBadRow = "error",
         max_rows: int | None = None,
         columns: dict[str, str] | None = None,
+        order: RowOrder | None = None,
         seed: int = 0,
         num_workers: int = 0,
         cache_dir: str = ".cache/pl_prefopt",
@@ -106,6 +110,8 @@ class PreferenceDataModule(LightningDataModule):
         self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
         self.on_bad_row, self.max_rows = on_bad_row, max_rows
         self.columns = columns or {}
+        self.order = order
+        self._keys: tuple[str, npt.NDArray[np.float64]] = ("", np.empty(0))
         self.seed, self.num_workers = seed, num_workers
         self.datasets: dict[str, PreferenceDataset] = {}
         self._cache = Cache(cache_dir)
@@ -176,6 +182,8 @@ class PreferenceDataModule(LightningDataModule):
             self.datasets[split] = fresh
         if self._reader() is not None:
             require_same_kinds(self.datasets)
+        if "train" in self.datasets:
+            self._order_keys(self.datasets["train"])  # rows that can't be ordered are refused here
 
     def _splits(self, stage: str | None) -> list[str]:
         """Return the splits to open for a stage; raise if one that it needs is not set."""
@@ -206,6 +214,8 @@ class PreferenceDataModule(LightningDataModule):
             numbers = split_rows(self._cache, store, self.held_out, self.seed)[held]
         reader = self._reader()
         asked = dict.fromkeys(self.sampler_columns, type(self).__name__)
+        if self.order is not None and split == "train":
+            asked |= dict.fromkeys(self.order.columns, "data.order")
         if reader is not None:
             asked |= {column: reader.needed_by(column) for column in reader.needs.columns}
         require_columns(store, numbers, asked, f"{split} ({source.label})")
@@ -290,9 +300,18 @@ class PreferenceDataModule(LightningDataModule):
         ranks = {} if self.trainer is None else self.trainer.distributed_sampler_kwargs or {}
         limit = self.max_tokens_per_batch if shuffle else None
         overfits = bool(getattr(self.trainer, "overfit_batches", 0))
+        keys = self._order_keys(dataset) if shuffle else None
         return (SameOrderSampler if overfits else LengthGroupedSampler)(
-            dataset.lengths, batch_size, shuffle=shuffle, max_tokens=limit, seed=self.seed, **ranks
+            dataset.lengths, batch_size, shuffle=shuffle, max_tokens=limit, seed=self.seed, keys=keys, **ranks
         )
+
+    def _order_keys(self, dataset: PreferenceDataset) -> npt.NDArray[np.float64] | None:
+        """Return the numbers by which the training rows are ordered, computed once per dataset."""
+        if self.order is None:
+            return None
+        if self._keys[0] != dataset.fingerprint:
+            self._keys = (dataset.fingerprint, self.order.keys(dataset))
+        return self._keys[1]
 
     def _loader(self, dataset: Dataset[Any], sampler: LengthGroupedSampler) -> DataLoader[PreferenceBatch]:
         return _Loader(
@@ -368,8 +387,9 @@ class PreferenceDataModule(LightningDataModule):
             return
         if state_dict["order"] != self._order():
             rank_zero_warn(
-                "The training rows, `data.batch_size`, `data.seed` or the number of devices differ from "
-                "those of the checkpoint, so the rest of its epoch may repeat some rows and miss others."
+                "The training rows, `data.batch_size`, `data.seed`, `data.order` or the number of devices "
+                "differ from those of the checkpoint, so the rest of its epoch may repeat some rows and miss "
+                "others."
             )
         self._start = _Position(**{field: state_dict[field] for field in _Position._fields})
 
@@ -378,7 +398,9 @@ class PreferenceDataModule(LightningDataModule):
         dataset = self.datasets["train"]
         sampler = self._sampler(dataset, self.batch_size, shuffle=True)
         limits = [self.batch_size, self.max_tokens_per_batch]
-        return [dataset.tokens_fingerprint, *limits, self.seed, sampler.num_replicas]
+        keys = self._order_keys(dataset)
+        ordered = [] if keys is None else [hashlib.sha256(keys.tobytes()).hexdigest()]
+        return [dataset.tokens_fingerprint, *limits, self.seed, sampler.num_replicas, *ordered]
 
     def _position(self) -> tuple[int, int]:
         """Return the current epoch and the number of its batches that are done.

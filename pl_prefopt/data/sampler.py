@@ -23,6 +23,9 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
     a batch by itself. Which rows share a batch is then the same in every epoch, since Lightning reads the
     number of batches per epoch only once; the order of the batches still changes.
 
+    With ``keys``, an epoch goes through the rows by ascending key instead; rows with equal keys are shuffled.
+    Each step takes the next rows, and its ranks share them by length.
+
     It derives from ``DistributedSampler`` so that Lightning does not replace it.
 
     Args:
@@ -31,6 +34,7 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
         max_tokens: maximum number of tokens per batch and rank; ``None`` for no limit.
         shuffle: whether the order changes from epoch to epoch.
         seed: random seed of the order.
+        keys: float64 [rows], the order of the rows; ``None`` for a random one.
         num_replicas: the number of ranks.
         rank: this rank.
     """
@@ -43,6 +47,7 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
         shuffle: bool,
         max_tokens: int | None = None,
         seed: int = 0,
+        keys: npt.NDArray[np.float64] | None = None,
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
@@ -50,7 +55,7 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
             _Rows(len(lengths)), num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed
         )
         self._lengths = np.asarray(lengths)
-        self._batch_size, self._max_tokens = batch_size, max_tokens
+        self._batch_size, self._max_tokens, self._keys = batch_size, max_tokens, keys
         self._resume_at = (-1, 0)
 
     def __len__(self) -> int:
@@ -75,6 +80,9 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
         a_step = self._batch_size * self.num_replicas
         random = np.random.default_rng((self.seed, self._order_of(self.epoch)))
         once = random if self._max_tokens is None else np.random.default_rng(self.seed)
+        if self._keys is not None:
+            order = once.permutation(len(self._keys))
+            return self._cut(order[np.argsort(self._keys[order], kind="stable")], a_step)
         order = once.permutation(len(self._lengths)) if self.shuffle else np.arange(len(self._lengths))
         run = a_step * self._steps_sorted_together() if self.shuffle else len(order)
         steps: list[list[list[int]]] = []
@@ -86,6 +94,15 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
                 continue
             steps += [self._shared_out(rows[at : at + a_step].tolist()) for at in range(0, len(rows), a_step)]
         return [steps[i] for i in random.permutation(len(steps))] if self.shuffle else steps
+
+    def _cut(self, rows: npt.NDArray[np.int64], a_step: int) -> list[list[list[int]]]:
+        """Cut rows into steps without changing their order, but for who gets which within a step."""
+        if self._max_tokens is not None:
+            return self._within_tokens(rows.tolist(), self._max_tokens)
+        steps = (rows[at : at + a_step] for at in range(0, len(rows), a_step))
+        return [
+            self._shared_out(step[np.argsort(-self._lengths[step], kind="stable")].tolist()) for step in steps
+        ]
 
     def _order_of(self, epoch: int) -> int:
         """Return the epoch whose order is used in ``epoch``."""
@@ -103,7 +120,7 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
         return [rows[rank * a_rank : (rank + 1) * a_rank] for rank in range(self.num_replicas)]
 
     def _within_tokens(self, rows: list[int], limit: int) -> list[list[list[int]]]:
-        """Cut rows, longest first, into batches within the limits, and the batches into steps."""
+        """Cut rows in their order into batches within the limits, and the batches into steps."""
         batches: list[list[int]] = [[]]
         for row in rows:
             tokens = self._lengths[[*batches[-1], row]].sum()
