@@ -102,6 +102,7 @@ from pl_prefopt.objectives.scores import (
 )
 from pl_prefopt.objectives.self_refined import SelfRefinedObjective, SrDPO, SrIPO
 from pl_prefopt.objectives.sft import SFT
+from pl_prefopt.objectives.strengths import StrengthLabel
 from pl_prefopt.objectives.structures import (
     MeanOfPairs,
     MergedPairs,
@@ -288,6 +289,7 @@ __all__ = [
     "Squared",
     "SrDPO",
     "SrIPO",
+    "StrengthLabel",
     "Structure",
     "Sum",
     "SumLogProb",

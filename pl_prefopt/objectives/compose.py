@@ -139,6 +139,8 @@ class Compose(Objective):
         super().check_training_rows(rows)
         for offset in self.offsets:
             offset.check_rows(rows)
+        for weight in self.weights:
+            weight.check_rows(rows)
         for term in self.terms:
             term.check_rows(rows)
         if self.label is not None:

@@ -21,6 +21,7 @@ from pl_prefopt.objectives.offsets import gap
 from pl_prefopt.objectives.pair_weights import SwapGain
 from pl_prefopt.objectives.proposals import Proposal
 from pl_prefopt.objectives.scores import LogRatio, MeanLogProb
+from pl_prefopt.objectives.sft import SFT
 from pl_prefopt.objectives.structures import PlackettLuce, SumOfPairs
 from pl_prefopt.objectives.terms import NegativeLogLikelihood
 from pl_prefopt.objectives.win_rates import BRADLEY_TERRY, WinRates
@@ -473,36 +474,22 @@ class GPO(_SquaredTarget):
         return scores - torch.where(there, scores, 0.0).sum(dim=-1, keepdim=True) / count
 
 
-class RAFT(ReferenceFreeObjective):
+class RAFT(SFT):
     """Reward-ranked fine-tuning, best-of-n SFT: −log π_θ(y_best|x) / |y_best|.
 
     Dong et al., arXiv 2304.06767. Best responses that tie are averaged over. Prompts are weighted equally,
-    however long their responses are; a mean over the tokens of a batch would weight long ones more.
+    however long their responses are. It is ``SFT`` with its defaults, under a name of its own.
 
     Examples:
-        >>> from pl_prefopt.types import ResponseLogProbs
-        >>> batch = ScoredBatch(
-        ...     policy=ResponseLogProbs(sum=torch.tensor([[-4.0, -12.0]]), length=torch.tensor([[4, 4]])),
-        ...     references=torch.zeros(0, 1, 2),
-        ...     scores=torch.tensor([[5.0, 4.0]]),
-        ...     present=torch.tensor([[True, True]]),
-        ...     graded=torch.tensor([True]),
-        ... )
-        >>> RAFT()(batch).loss
+        >>> from pl_prefopt.objectives.examples import example
+        >>> RAFT()(example([-4.0, -12.0, -8.0], scores=[5.0, 4.0, 1.0])).loss
         tensor([1.])
     """
 
-    data = ("lists", "pairs", "unpaired")
     use_when = "A base model is to be fine-tuned on the best of several responses before anything else."
 
-    def __init__(self) -> None:  # nn.Module's own takes anything
-        super().__init__()
-
-    def forward(self, batch: ScoredBatch) -> Outcome:
-        """Return each prompt's loss and the rewards ℓ̄."""
-        chosen = best(batch.scores, batch.present)
-        mean = torch.where(batch.present, batch.policy.mean, 0.0)
-        return Outcome(loss=_mean_over(chosen, -mean), counted=chosen.any(dim=-1), reward=mean.detach())
+    def __init__(self) -> None:
+        super().__init__(responses="best", average="sequence")
 
 
 def _mean_over(chosen: Tensor, values: Tensor) -> Tensor:

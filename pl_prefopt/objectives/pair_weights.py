@@ -13,7 +13,7 @@ from pl_prefopt.errors import ContractError
 from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import non_negative
 from pl_prefopt.objectives.comparisons import Comparisons
-from pl_prefopt.objectives.number_columns import numbers, require_numbers
+from pl_prefopt.objectives.pair_columns import numbers
 from pl_prefopt.objectives.token_scores import tokens_of
 from pl_prefopt.pairing import known
 from pl_prefopt.requests import TokenRequest
@@ -76,7 +76,6 @@ class ColumnWeight(PairWeight):
 
     def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
         """Raise a ``ContractError`` unless the column has one number of at least 0 per row."""
-        require_numbers(rows, self.column, "ColumnWeight", per_response=False)
         for row in rows:
             value = row.columns[self.column]
             if isinstance(value, tuple) or not isinstance(value, int | float) or value < 0:
@@ -86,7 +85,7 @@ class ColumnWeight(PairWeight):
                 )
 
     def __call__(self, compared: Comparisons) -> Tensor:
-        values = numbers(compared.batch, self.column, "ColumnWeight")
+        values = numbers(compared, self.column)
         if values.dim() != 1 or (values < 0).any():
             raise ContractError(
                 f"ColumnWeight needs one number of at least 0 per row in the column '{self.column}'."

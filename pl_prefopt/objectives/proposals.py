@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.objectives.base import Needs
-from pl_prefopt.objectives.number_columns import per_response, require_numbers
+from pl_prefopt.objectives.pair_columns import as_numbers
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import ScoredBatch
 
@@ -78,17 +78,20 @@ class ColumnProposal(Proposal):
         return Needs(min_references=1, max_references=1, columns=(self.column,))
 
     def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
-        """Raise a ``ContractError`` unless the column has one number per response, at most 0."""
-        require_numbers(rows, self.column, "ColumnProposal", per_response=True)
+        """Raise a ``ContractError`` unless the column has one log-prob per response."""
         for row in rows:
-            values = row.columns[self.column]
-            above = [value for value in values if isinstance(value, int | float) and value > 0]  # type: ignore[union-attr]
-            if above:
+            value = row.columns[self.column]
+            if not isinstance(value, tuple) or not all(
+                isinstance(each, int | float) and each <= 0 for each in value
+            ):
                 raise ContractError(
-                    f"ColumnProposal expects log-probs, at most 0, in the column '{self.column}', but "
-                    f"{row.origin or 'a row'} has {above[0]}: give natural logarithms of probabilities."
+                    f"ColumnProposal expects one log-prob per response, at most 0, in the column "
+                    f"'{self.column}', but {row.origin or 'a row'} has {value!r}: give the natural logarithm "
+                    "of each response's probability."
                 )
 
     def __call__(self, batch: ScoredBatch) -> Tensor:
-        values = per_response(batch, self.column, "ColumnProposal")
+        values = as_numbers(batch, self.column, batch.policy.sum)
+        if values.dim() != 2:
+            raise ContractError(f"ColumnProposal expects one log-prob per response in '{self.column}'.")
         return torch.where(batch.present, values, 0.0)
