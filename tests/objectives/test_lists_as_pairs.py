@@ -19,8 +19,10 @@ NOT_OVER_PAIRS = {
     "gpo",
     "kto",
     "lipo_lambda",
+    "iterative_rpo",
     "lipo_softmax",
     "listnet",
+    "mpo",
     "mppo_list_mle",
     "mppo_pair_mcm",
     "mppo_pair_mnm",
@@ -30,6 +32,7 @@ NOT_OVER_PAIRS = {
     "plackett_luce_dpo",
     "pro",
     "raft",
+    "rpo",
     "sppo",
 }
 """Losses of single responses, or of all pairs at once, or weights by the whole list."""
