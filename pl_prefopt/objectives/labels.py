@@ -53,6 +53,11 @@ class ScoreLabel(SoftLabel):
     def __post_init__(self) -> None:
         positive("temperature", self.temperature)
 
+    @property
+    def needs(self) -> Needs:
+        """Scores whose differences mean something: a pair's bare labels, 1 and 0, would be softened."""
+        return Needs(graded=True)
+
     def __call__(self, compared: Comparisons) -> Tensor:
         scores = compared.batch.scores.to(compared.rewards.response)
         return torch.where(compared.pairs, gap(scores), 0.0).div(self.temperature).sigmoid()

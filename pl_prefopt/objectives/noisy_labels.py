@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from pl_prefopt.errors import ContractError
 from pl_prefopt.objectives.base import ReferenceObjective
-from pl_prefopt.objectives.checks import require_grades
 from pl_prefopt.objectives.compose import Compose
 from pl_prefopt.objectives.labels import ColumnLabel, ScoreLabel
 from pl_prefopt.objectives.links import ExactOptimization, Logistic
@@ -145,11 +144,6 @@ class DNO(Compose, ReferenceObjective):
         super().__init__(score=LogRatio(eta), structure=MeanOfPairs(pairing), label=ScoreLabel())
 
     eta = property(lambda self: self.score.beta)
-
-    def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
-        """Refuse rows without scores whose differences mean something."""
-        super().check_training_rows(rows)
-        require_grades(type(self).__name__, rows)
 
 
 class DNOPrct(Compose, ReferenceObjective):

@@ -177,13 +177,8 @@ class SmPO(Compose, ReferenceObjective):
 
     @property
     def needs(self) -> Needs:
-        """One reference, and scores in the range."""
-        return Needs.of_all(super().needs, Needs(score_range=self.score_range))
-
-    def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
-        """Refuse rows without scores whose differences mean something."""
-        super().check_training_rows(rows)
-        require_grades(type(self).__name__, rows)
+        """One reference, and scores in the range whose differences mean something."""
+        return Needs.of_all(super().needs, Needs(score_range=self.score_range, graded=True))
 
     def margins(self, compared: Comparisons) -> Tensor:
         """Return γ(2p − 1)βh."""

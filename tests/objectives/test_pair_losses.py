@@ -526,8 +526,6 @@ def with_column(values, **more):
     ("objective", "rows", "said"),
     [
         (objectives.ODPO(offset=objectives.ScoreGap(1.0)), PAIRS, "ODPO learns from differences of scores"),
-        (DNO(eta=0.1), PAIRS, "none of the 1 train rows has graded scores"),
-        (SmPO(beta=0.1, score_range=(0.0, 1.0)), PAIRS, "SmPO learns from differences"),
         (DNOPrct(), PAIRS, "winner scores at least 5 and 2 more than the loser"),
         (OSP(beta=0.1, column="extra"), with_column([0.5, 1.5]), "numbers from 0 to 1 .* got 1.5 in"),
         (OSP(beta=0.1, column="extra"), with_column([[0.5, 0.5]]), "one probability per row .* got one for"),
@@ -551,6 +549,12 @@ def with_column(values, **more):
 def test_rows_without_what_an_objective_reads_are_refused(objective, rows, said):
     with pytest.raises((ContractError, DataError), match=said):
         objective.check_training_rows([columned(fields) for fields in rows])
+
+
+def test_objectives_of_score_differences_ask_for_grades():
+    """The module refuses rows of bare labels then, see `tests/objectives/test_lists.py`."""
+    for objective in (DNO(eta=0.1), SmPO(beta=0.1, score_range=(0.0, 1.0))):
+        assert objective.needs.graded
 
 
 def columned(fields):
