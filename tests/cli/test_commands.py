@@ -215,7 +215,7 @@ def test_every_family_takes_a_step(prefopt, settings, method, tiny_model, tmp_pa
         if "model" in member.get("init_args", {})
         for part in ("--references.members.init_args.model.name", tiny_model)  # of the last one
     ]
-    if "desirable_above" in method.read_text():  # the rows have grades
+    if "desirable_above" in files["model"]["init_args"]["objective"]["init_args"]:  # the rows have grades
         extra += ["--model.init_args.objective.init_args.desirable_above", "4"]
     if method.stem == "adaptive_margin_dpo":
         rows = [row | {"strength": row["scores"]} for row in scored_rows(8)]
