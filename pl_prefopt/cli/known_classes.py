@@ -144,9 +144,11 @@ def _unknown(
 
 def _listed(known: Mapping[str, ClassSource]) -> str:
     """Return ``" Available: A, B in package; C in other."``."""
+    parts = sorted({name.rpartition(".")[::2] for name in known})
+    if len(known) > _MOST_LISTED and {package for package, _ in parts} == {"pl_prefopt.objectives"}:
+        return " `prefopt list objectives` lists all objectives."
     if not known or len(known) > _MOST_LISTED:
         return ""
-    parts = sorted({name.rpartition(".")[::2] for name in known})
     packages = itertools.groupby(parts, key=lambda part: part[0])
     told = [f"{', '.join(name for _, name in those)} in {package}" for package, those in packages]
     return f" Available: {'; '.join(told)}."

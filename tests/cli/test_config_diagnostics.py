@@ -88,6 +88,8 @@ def test_sources_say_what_python_says(package):
         assert source.name == real.__name__
         if real.__module__.split(".")[0] != package.split(".")[0] or getattr(real, "_is_protocol", False):
             continue
+        if issubclass(real, Exception):  # which a setting can't name, and which Python has no signature of
+            continue
         read = signature(source)
         parameters = [
             one
