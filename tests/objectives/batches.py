@@ -6,7 +6,8 @@ import dataclasses
 
 import torch
 
-from pl_prefopt.types import ResponseLogProbs, ScoredBatch, ViewLogProbs
+from pl_prefopt.requests import TokenRequest
+from pl_prefopt.types import ResponseLogProbs, ScoredBatch, TokenNumbers, ViewLogProbs
 
 NAN = float("nan")
 
@@ -75,6 +76,7 @@ def select(batch, rows, columns=None):
         present=pick(batch.present),
         graded=batch.graded[rows],
         views=batch.views,
+        columns={name: pick(values) for name, values in batch.columns.items()},
     )
 
 
@@ -111,6 +113,27 @@ def select_with_views(batch, rows, columns=None):
         for name, view in batch.views.items()
     }
     return dataclasses.replace(chosen, views=views)
+
+
+def tokens_of(batch: ScoredBatch, request: TokenRequest) -> TokenNumbers:
+    """Numbers per token that depend on the response's sums alone, with gradient; log-probs add up to them."""
+    length = batch.policy.length.unsqueeze(-1)
+    place = torch.arange(9, device=length.device)
+    counted = place < length
+
+    def spread(sums):
+        share = (2.0 * (length - place) / (length * (length + 1)).clamp(min=1)).to(sums.dtype)
+        return torch.where(counted, share * sums.unsqueeze(-1), 0.0)
+
+    policy, references = spread(batch.policy.sum), torch.stack([spread(one) for one in batch.references])
+    kl = torch.where(counted, (policy - references) ** 2 / (1 + place), 0.0)
+    return TokenNumbers(
+        counted=counted,
+        policy=policy,
+        references=references if request.references else references[:0],
+        kl=dict.fromkeys(request.kl, kl),
+        collisions=0.5 * policy.detach() if request.collisions else None,
+    )
 
 
 def garbage_where_absent(batch):

@@ -47,10 +47,10 @@ from pl_prefopt.objectives import (
     VirtualReference,
 )
 from pl_prefopt.pairing import BestAgainstEach, BestAgainstWorst
-from pl_prefopt.requests import TokenRequest
-from pl_prefopt.types import Outcome, ScoredBatch, TokenNumbers
+from pl_prefopt.types import Outcome, ScoredBatch
 from tests.frozen.batches import NAN, frozen_batch
 from tests.frozen.numbers import METHODS, built
+from tests.objectives.batches import tokens_of
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_DEFAULTS: dict[str, Callable[[], Objective]] = {
@@ -186,27 +186,6 @@ def scored_with(objective: Objective, batch: ScoredBatch, sums: torch.Tensor) ->
     if objective.needs.tokens is not None:
         batch = dataclasses.replace(batch, tokens=tokens_of(batch, objective.needs.tokens))
     return objective(batch)
-
-
-def tokens_of(batch: ScoredBatch, request: TokenRequest) -> TokenNumbers:
-    """Numbers per token that depend on the response's sums alone, with gradient; log-probs add up to them."""
-    length = batch.policy.length.unsqueeze(-1)
-    place = torch.arange(9, device=length.device)
-    counted = place < length
-
-    def spread(sums):
-        share = (2.0 * (length - place) / (length * (length + 1)).clamp(min=1)).to(sums.dtype)
-        return torch.where(counted, share * sums.unsqueeze(-1), 0.0)
-
-    policy, references = spread(batch.policy.sum), torch.stack([spread(one) for one in batch.references])
-    kl = torch.where(counted, (policy - references) ** 2 / (1 + place), 0.0)
-    return TokenNumbers(
-        counted=counted,
-        policy=policy,
-        references=references if request.references else references[:0],
-        kl=dict.fromkeys(request.kl, kl),
-        collisions=0.5 * policy.detach() if request.collisions else None,
-    )
 
 
 def evaluated(objective: Objective, batch: ScoredBatch) -> tuple[Outcome, torch.Tensor]:

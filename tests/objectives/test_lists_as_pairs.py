@@ -11,10 +11,14 @@ import torch
 from pl_prefopt.objectives import Compose
 from pl_prefopt.pairing import AllPairs, BestAgainstEach, BestAgainstWorst
 from pl_prefopt.types import ResponseLogProbs, ScoredBatch, ViewLogProbs
-from tests.objectives.batches import ensemble, select_with_views
+from tests.objectives.batches import ensemble, select_with_views, tokens_of
 from tests.objectives.test_method_configs import NAMES, build, load
 
 NOT_OVER_PAIRS = {
+    "aot",
+    "aot_unpaired",
+    "apo_zero_unpaired",
+    "bco",
     "brain",
     "gpo",
     "kto",
@@ -28,14 +32,19 @@ NOT_OVER_PAIRS = {
     "mppo_pair_mnm",
     "mppo_point_ce",
     "mppo_point_mse",
+    "osp",
     "plackett_luce",
     "plackett_luce_dpo",
     "pro",
     "raft",
     "rpo",
+    "rrhf",
+    "sft",
+    "slic_hf",
     "sppo",
+    "xpo",
 }
-"""Losses of single responses, or of all pairs at once, or weights by the whole list."""
+"""Losses or terms of single responses, of all pairs at once, or of rows with one pair; or weights by lists."""
 SUMS = {"mppo_pair_mcs", "mppo_pair_mns"}
 """Sums over pairs, as printed in the paper; Pair-MNS averages over winners that tie."""
 OWN_PAIRS = {
@@ -74,7 +83,8 @@ def in_double(batch):
 def a_list(name, seed) -> ScoredBatch:
     """Prompts with one to five responses, some of them tied, of unknown score or absent."""
     members = len(load(name)["references"]["members"])
-    return in_double(ensemble(seed, members, prompts=8, responses=5, view="quality"))
+    batch = in_double(ensemble(seed, members, prompts=8, responses=5, view="quality"))
+    return dataclasses.replace(batch, columns={"strength": 0.3 * batch.policy.sum.detach()})
 
 
 def with_pairing(objective, pairing):
@@ -87,12 +97,19 @@ def with_pairing(objective, pairing):
     return objective
 
 
+def outcome_of(objective, batch):
+    """What the objective gives, with numbers per token if it asks for them."""
+    if objective.needs.tokens is not None:
+        batch = dataclasses.replace(batch, tokens=tokens_of(batch, objective.needs.tokens))
+    return objective(batch)
+
+
 def one_by_one(objective, whole, row, pairs):
     """The losses of pairs of a prompt's responses, each a prompt of its own, added up; and their gradient."""
     loss, gradient = torch.zeros((), dtype=torch.float64), torch.zeros_like(whole.policy.sum[row]).detach()
     for pair in pairs:
         alone = select_with_views(whole, [row], torch.tensor(pair))
-        outcome = objective(alone)
+        outcome = outcome_of(objective, alone)
         outcome.loss.sum().backward()
         loss += outcome.loss[0].detach()
         gradient[pair] += alone.policy.sum.grad[0]
@@ -105,7 +122,7 @@ def test_a_list_is_the_mean_over_its_pairs(name, seed):
     own, long_lists = build(load(name)), 0
     for pairing in (OWN_PAIRS[name],) if name in OWN_PAIRS else PAIRINGS:
         objective, whole = with_pairing(own, pairing), a_list(name, seed)
-        outcome = objective(whole)
+        outcome = outcome_of(objective, whole)
         outcome.loss.sum().backward()
         wins = pairing(whole.scores, whole.present)
         for row in range(len(wins)):
@@ -123,7 +140,7 @@ def test_a_list_is_the_mean_over_its_pairs(name, seed):
 @pytest.mark.parametrize("name", [name for name in OVER_PAIRS if not name.startswith("mppo")])
 def test_a_response_of_a_list_has_the_mean_reward_of_its_pairs(name):
     objective, whole = build(load(name)), a_list(name, 0)
-    outcome = objective(whole)
+    outcome = outcome_of(objective, whole)
     for row in range(len(whole.scores)):
         here = whole.present[row].nonzero()[:, 0].tolist()
         for response in here:
@@ -131,5 +148,5 @@ def test_a_response_of_a_list_has_the_mean_reward_of_its_pairs(name):
             if not others:
                 continue
             pairs = [select_with_views(whole, [row], torch.tensor([response, other])) for other in others]
-            rewards = torch.stack([objective(pair).reward[0, 0] for pair in pairs])
+            rewards = torch.stack([outcome_of(objective, pair).reward[0, 0] for pair in pairs])
             torch.testing.assert_close(outcome.reward[row, response], rewards.mean(), rtol=1e-12, atol=1e-12)
