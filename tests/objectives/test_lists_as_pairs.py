@@ -44,7 +44,7 @@ NOT_OVER_PAIRS = {
     "sppo",
     "xpo",
 }
-"""Losses or terms of single responses, of all pairs at once, or of rows with one pair; or weights by lists."""
+"""Losses or terms of single responses, of all pairs at once, of rows with one pair, or weighted by lists."""
 SUMS = {"mppo_pair_mcs", "mppo_pair_mns"}
 """Sums over pairs, as printed in the paper; Pair-MNS averages over winners that tie."""
 OWN_PAIRS = {
