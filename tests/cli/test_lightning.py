@@ -161,14 +161,17 @@ def test_a_step_to_try_leaves_no_run(prefopt, settings):
     assert not Path("run/config.yaml").exists()
 
 
-@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
-def test_processes_that_lightning_starts_itself(tiny_model, tmp_path, settings, strategy):
-    two = flags(strategy=strategy, devices=2, num_sanity_val_steps=0)
-    prefopt_process(tmp_path, "fit", *settings, *two, "--run_dir", "two", "--data.batch_size", "1")
-    prefopt_process(tmp_path, "fit", *settings, "--run_dir", "one", "--data.batch_size", "2")
-    one, two = (adapter_of(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, atol=1e-3, rtol=1e-3)
+def test_processes_that_lightning_starts_itself(tiny_model, tmp_path, settings):
+    def trained(name, *more):
+        prefopt_process(tmp_path, "fit", *settings, *more, "--run_dir", name)
+        return adapter_of(tmp_path / name / "checkpoints" / "last.ckpt")
+
+    one = trained("one", "--data.batch_size", "2")
+    for strategy in ("ddp_spawn", "ddp_fork"):
+        two = flags(strategy=strategy, devices=2, num_sanity_val_steps=0)
+        found = trained(strategy, *two, "--data.batch_size", "1")
+        for name, weight in one.items():
+            torch.testing.assert_close(found[name], weight, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", sorted(table("Callbacks")["refused"]))
