@@ -183,7 +183,7 @@ class ViewLogProbs:
 
     @property
     def tokens(self) -> None:
-        """No numbers per token: those are of the plain view alone."""
+        """``None``: only the plain view has numbers per token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

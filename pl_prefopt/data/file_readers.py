@@ -140,7 +140,7 @@ def _items(text: io.TextIOWrapper) -> Iterator[str]:
     """Yield the texts of the items of a JSON list, without reading the whole list.
 
     Raises:
-        ValueError: if it is no list, or breaks off.
+        ValueError: if it isn't a list, or is incomplete.
     """
     window = _Window(text)
     window.take("[")

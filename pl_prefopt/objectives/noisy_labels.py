@@ -40,7 +40,7 @@ class CDPO(Compose, ReferenceObjective):
     """
 
     data = ("pairs", "lists")
-    use_when = "Some labels are wrong, and nobody knows how many."
+    use_when = "An unknown share of the labels is wrong."
 
     def __init__(
         self, *, beta: float = 0.1, label_smoothing: float = 0.1, pairing: Pairing = ALL_PAIRS

@@ -179,7 +179,7 @@ class Refinement(Offset):
 
 @dataclass(frozen=True)
 class ColumnMargin(Offset):
-    """α û with û from a column: pairs of known strength must win by it. 0 where the column has no number.
+    """α û, with the strength û of each pair from a column as its target margin; 0 where the value is missing.
 
     Args:
         column: its name. One number per row is û of its pair; of one number per response, such as rewards, û

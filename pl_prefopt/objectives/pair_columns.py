@@ -51,7 +51,7 @@ def as_numbers(batch: ScoredBatch, name: str, like: Tensor) -> Tensor:
 
 
 def check_pair_column(rows: Sequence[PreferenceRow], name: str) -> None:
-    """Refuse a column that gives pairs no number, or a single one to a row with several pairs.
+    """Refuse a column without any number, or with a single number for a row with several pairs.
 
     Raises:
         DataError: naming the row.

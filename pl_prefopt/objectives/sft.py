@@ -33,7 +33,7 @@ class SFT(ReferenceFreeObjective):
             one. ``desirable``: those with a score above ``desirable_above``. ``all``: every response, with or
             without a score. With pairs, the first two are the chosen response.
         average: ``sequence`` averages over a response's tokens first, then over a prompt's responses and over
-            prompts, so that each prompt weighs the same. ``token`` weighs each token the same, as TRL's
+            prompts, so that prompts are weighted equally. ``token`` weights tokens equally, as TRL's
             ``sft`` does: the sum over all tokens of an optimiser step, on all ranks, divided by their number.
             Accumulated batches are refused with it.
         desirable_above: a response with a score above this is desirable.

@@ -71,7 +71,7 @@ class Collisions(Readout):
     """log Σ_v π(v)² of the distribution that predicts each response token, [M], without gradient.
 
     It takes the logits a second time, in chunks: computed along with the log-probs, it would store a gradient
-    that nobody asks for.
+    that nothing uses.
     """
 
     @torch.no_grad()

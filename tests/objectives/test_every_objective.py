@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -46,6 +47,7 @@ from pl_prefopt.objectives import (
     UniformWeights,
     VirtualReference,
 )
+from pl_prefopt.objectives.base import DataKind
 from pl_prefopt.pairing import BestAgainstEach, BestAgainstWorst
 from pl_prefopt.types import Outcome, ScoredBatch
 from tests.frozen.batches import NAN, frozen_batch
@@ -201,6 +203,10 @@ def check_equal(found: tuple[Outcome, torch.Tensor], expected: tuple[Outcome, to
     assert torch.equal(outcome.counted, other.counted)
     for one, two in ((outcome.loss, other.loss), (outcome.reward, other.reward), (slope, at)):
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+def test_the_command_line_knows_the_kinds_of_data():
+    assert get_args(DataKind) == DATA
 
 
 def test_all_objectives_are_found():
