@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from importlib.metadata import version
 
@@ -18,6 +19,7 @@ _COMMANDS = {
     "validate": "evaluate a policy on the validation rows",
     "test": "evaluate a policy on the test rows",
     "predict": "write each response's log-prob, reward and rank",
+    "data": "show what the rows of files are taken for, and their tokens",
     "plan": "estimate the memory of a run, without loading a model",
     "precompute": "score the rows with every reference, without training",
     "export": "write a trained policy as a PEFT folder or a merged model",
@@ -25,6 +27,16 @@ _COMMANDS = {
     "configs": "list the configurations that come with prefopt, or print one",
     "list": "list objectives, metrics, references or sources, including plug-ins",
 }
+
+# Commands that are not based on LightningCLI, and their functions.
+_OWN = {
+    "configs": "configs.configs",
+    "list": "listing.list_known",
+    "data": "data.data",
+    "export": "export.export",
+    "report": "report.report",
+}
+_WITHOUT_TRANSFORMERS = ("configs", "list")
 
 _HELP = """prefopt {version}: preference optimisation of language models
 
@@ -74,37 +86,23 @@ def main() -> None:
 def _run(arguments: list[str]) -> None:
     forget_modules()
     forget_plugins()
-    if arguments[0] == "configs":
-        from pl_prefopt.cli.configs import configs
+    command, words = arguments[0], arguments[1:]
+    if command not in _WITHOUT_TRANSFORMERS:
+        from pl_prefopt.cli.log_filters import install_log_filters
 
-        configs(arguments[1:])
+        install_log_filters()
+    if command in _OWN:
+        if command in ("export", "report"):
+            check_options(command, words)
+        module, _, function = _OWN[command].partition(".")
+        getattr(importlib.import_module(f"pl_prefopt.cli.{module}"), function)(words)
         return
-    if arguments[0] == "list":
-        from pl_prefopt.cli.listing import list_known
-
-        list_known(arguments[1:])
-        return
-    from pl_prefopt.cli.log_filters import install_log_filters
-
-    install_log_filters()
-    if arguments[0] in ("export", "report"):
-        check_options(arguments[0], arguments[1:])
-    if arguments[0] == "export":
-        from pl_prefopt.cli.export import export
-
-        export(arguments[1:])
-        return
-    if arguments[0] == "report":
-        from pl_prefopt.cli.report import report
-
-        report(arguments[1:])
-        return
-    if len(arguments) == 1:
-        _fail(_needs(arguments[0]))
+    if not words:
+        _fail(_needs(command))
     arguments = with_paths(arguments)
-    check_command(arguments[0], arguments[1:])
+    check_command(command, arguments[1:])
     sys.argv[1:] = arguments
-    if arguments[0] == "plan":
+    if command == "plan":
         from pl_prefopt.cli.plan import plan
 
         plan()

@@ -35,10 +35,12 @@ class Converted(NamedTuple):
     Attributes:
         row: the row, with the extra columns that can be kept.
         further: names and values of all columns that were not read, and why a value can't be kept.
+        layout: the name of the layout that the row was read as.
     """
 
     row: PreferenceRow
     further: list[tuple[str, Any, str]]
+    layout: str
 
 
 def to_row(fields: Mapping[str, Any]) -> PreferenceRow:
@@ -64,7 +66,8 @@ def convert(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> Converted:
     for key in _IMAGES:
         if held.get(key):
             raise BadRowError(f"the key '{key}' is not supported; remove it if the text does not need it")
-    row = _layout(held).convert(held)
+    layout = _layout(held)
+    row = layout.convert(held)
     row = dataclasses.replace(row, source=_source(held), template_args=_template_args(held))
     _refuse_reasoning(held)
     further = [
@@ -73,7 +76,8 @@ def convert(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> Converted:
         if name not in held.used
     ]
     columns = {name: value for name, value, reason in further if not reason}
-    return Converted(dataclasses.replace(row, columns=Columns(columns)) if columns else row, further)
+    row = dataclasses.replace(row, columns=Columns(columns)) if columns else row
+    return Converted(row, further, layout.name)
 
 
 def _layout(fields: Fields) -> Layout:

@@ -55,6 +55,7 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
             _Rows(len(lengths)), num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed
         )
         self._lengths = np.asarray(lengths)
+        self._filler = ~int(np.argmin(self._lengths)) if len(self._lengths) else ~0
         self._batch_size, self._max_tokens, self._keys = batch_size, max_tokens, keys
         self._resume_at = (-1, 0)
 
@@ -122,17 +123,16 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
     def _within_tokens(self, rows: list[int], limit: int) -> list[list[list[int]]]:
         """Cut rows in their order into batches within the limits, and the batches into steps."""
         batches: list[list[int]] = [[]]
+        tokens = 0
         for row in rows:
-            tokens = self._lengths[[*batches[-1], row]].sum()
-            if batches[-1] and (len(batches[-1]) == self._batch_size or tokens > limit):
+            length = int(self._lengths[row])
+            if batches[-1] and (len(batches[-1]) == self._batch_size or tokens + length > limit):
                 batches.append([])
+                tokens = 0
             batches[-1].append(row)
+            tokens += length
         batches += [[self._filler]] * (-len(batches) % self.num_replicas)
         return [batches[at : at + self.num_replicas] for at in range(0, len(batches), self.num_replicas)]
-
-    @property
-    def _filler(self) -> int:
-        return ~int(np.argmin(self._lengths))
 
 
 class SameOrderSampler(LengthGroupedSampler, SequentialSampler):  # type: ignore[misc]

@@ -379,9 +379,10 @@ def hold_out(rows: Sequence[PreferenceRow], held_out: float, seed: int) -> npt.N
     for number, row in enumerate(rows):
         prompts.setdefault(row.prompt, []).append(number)
     groups = list(prompts.values())
-    chosen = np.zeros(len(rows), dtype=np.bool_)
+    chosen, count = np.zeros(len(rows), dtype=np.bool_), 0
     for group in np.random.default_rng(seed).permutation(len(groups)):
-        if chosen.sum() >= target:
+        if count >= target:
             break
         chosen[groups[group]] = True
+        count += len(groups[group])
     return chosen
