@@ -174,7 +174,7 @@ class JsonServer:
 
     def _pause(self, attempt: int, asked: float | None) -> None:
         """Wait before a repetition. What the server asks for holds for all threads."""
-        if asked is not None:
+        if asked:
             self._gate.hold(asked)
             return
         most = min(self._patience.backoff * 2.0**attempt, self._patience.longest_wait)

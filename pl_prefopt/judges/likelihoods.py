@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,8 +16,6 @@ from pl_prefopt.rows import Message, PreferenceRow
 from pl_prefopt.views import QUALITY_TEXT, QualityPrompt
 
 PAGE = "judges.md"
-
-Read = Callable[[JudgedRow], PreferenceRow]
 
 
 class _LikelihoodJudge(Judge):

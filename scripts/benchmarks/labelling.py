@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/labelling.py [--rows 100000]
 
-Writes pairs of about a kilobyte, labels them, and prints the resident set of the process after each tenth of the
-rows. It is flat if memory doesn't depend on the number of rows.
+Writes pairs of about a kilobyte, labels them, and prints the resident set of the process after each tenth of
+the rows. It is flat if memory doesn't depend on the number of rows.
 """
 
 from __future__ import annotations
