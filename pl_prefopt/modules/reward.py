@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from pl_prefopt.data import row_source
-from pl_prefopt.errors import ContractError, DataError
+from pl_prefopt.errors import DataError
 from pl_prefopt.heads import Head, ScalarHead
 from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.checkpoint_files import read_head
+from pl_prefopt.modules.reward_folders import describe_head
+from pl_prefopt.modules.reward_outputs import reward_outputs
 from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.requests import REWARD
@@ -31,7 +32,7 @@ from pl_prefopt.scoring import (
 from pl_prefopt.types import PreferenceBatch, ResponseLogProbs
 
 _LAST, _PROMPT = "last states", "prompt states"
-_LEARNED = "pl_prefopt_reward_head"
+LEARNED = "pl_prefopt_reward_head"
 
 
 class RewardModule(PreferenceModule):
@@ -99,7 +100,7 @@ class RewardModule(PreferenceModule):
     def build_heads(self, policy: nn.Module) -> nn.ModuleDict:
         """Return the heads on the policy's hidden states, the reward head among them."""
         if not self.reads_log_probs:
-            _freeze_output_embeddings(policy)
+            freeze_output_embeddings(policy)
         heads = super().build_heads(policy)
         head = self.reward_head
         head.build(base_model(policy).config.get_text_config().hidden_size)
@@ -121,45 +122,13 @@ class RewardModule(PreferenceModule):
         """Return the heads' outputs, with those of the reward head for what it reads."""
         others = {name: values for name, values in found.items() if name not in (_LAST, _PROMPT)}
         present = batch.trees[view].response_mask.any(dim=-1)
-        return {**others, REWARD: self.rewards(batch, present, found[_LAST], found.get(_PROMPT))}
-
-    def rewards(self, batch: PreferenceBatch, present: Tensor, last: Tensor, prompt: Tensor | None) -> Tensor:
-        """Return the reward head's outputs, [B, R, J] in float32 or better, 0 where a response is absent.
-
-        Args:
-            batch: the batch.
-            present: bool [B, R].
-            last: [B, R, H], the hidden states at the responses' last tokens.
-            prompt: [B, H], those at the prompts' last tokens, if the head reads them.
-        """
-        head, (rows, responses) = self.reward_head, present.shape
-        dtype = next((weight.dtype for weight in head.parameters()), last.dtype)
-        flat = last.flatten(0, 1).to(dtype)
-        of_prompt = flat[:, :0] if prompt is None else prompt.to(dtype).repeat_interleave(responses, dim=0)
-        columns = {name: self._column(batch, name, responses) for name in head.columns}
-        with torch.autocast(last.device.type, enabled=False):
-            outputs: Tensor = head(flat, of_prompt, columns)
-        if outputs.shape != (rows * responses, head.outputs):
-            raise ContractError(
-                f"{type(head).__name__} gave outputs of the shape {list(outputs.shape)}, expected "
-                f"{[rows * responses, head.outputs]}: correct its `outputs` or its `forward`."
-            )
-        return outputs.view(rows, responses, -1).masked_fill(~present.unsqueeze(-1), 0.0)
+        rewards = reward_outputs(self.reward_head, present, found[_LAST], found.get(_PROMPT), batch.columns)
+        return {**others, REWARD: rewards}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what the head took from the training rows, too."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[_LEARNED] = self.reward_head.learned
-
-    def _column(self, batch: PreferenceBatch, name: str, responses: int) -> Tensor:
-        """Return a column's value for each response, [B · R]."""
-        values = batch.columns[name]
-        if isinstance(values, Tensor):
-            return values.repeat_interleave(responses, dim=0) if values.dim() == 1 else values.flatten(0, 1)
-        flat: list[str | None] = []
-        for value in values:
-            flat += value if isinstance(value, tuple) else [value] * responses
-        return self.reward_head.encode(name, flat).to(batch.index.device)
+        checkpoint[LEARNED] = self.reward_head.learned
 
     def _read_view(
         self, batch: PreferenceBatch, name: str, prefix_cache: PrefixCache | None
@@ -175,7 +144,7 @@ class RewardModule(PreferenceModule):
         head = self.reward_head
         path = self.restored_from or self.trainer.ckpt_path
         if type(head).learn is not Head.learn:
-            held = read_head(Path(path)).rest.get(_LEARNED) if path else None
+            held = read_head(Path(path)).rest.get(LEARNED) if path else None
             if held is not None:
                 head.learned = held
             elif fitting and "train" in rows:
@@ -201,14 +170,7 @@ class RewardModule(PreferenceModule):
         return super()._description() | {"model.reward_head": describe_head(self.reward_head)}
 
 
-def describe_head(head: Head) -> str:
-    """Return a head's class and settings, as JSON."""
-    kind = type(head)
-    settings = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": head.settings()}
-    return json.dumps(settings, sort_keys=True, default=str)
-
-
-def _freeze_output_embeddings(policy: nn.Module) -> None:
+def freeze_output_embeddings(policy: nn.Module) -> None:
     """Stop training weights that take no part: DDP would wait for their gradients in vain."""
     base: Any = base_model(policy)
     output, shared = base.get_output_embeddings(), {id(weight) for weight in base.base_model.parameters()}
