@@ -11,14 +11,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from pl_prefopt.data import row_source
-from pl_prefopt.errors import DataError
+from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.heads import Head, ScalarHead
 from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.checkpoint_files import read_head
+from pl_prefopt.modules.hidden_states import FOLDER, HiddenStateTables
 from pl_prefopt.modules.reward_folders import describe_head
 from pl_prefopt.modules.reward_outputs import reward_outputs
 from pl_prefopt.objectives import Needs, Objective
-from pl_prefopt.policies import PolicySpec
+from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
+from pl_prefopt.references import ReferenceAnswers
 from pl_prefopt.requests import REWARD
 from pl_prefopt.scoring import (
     EndStates,
@@ -26,10 +28,11 @@ from pl_prefopt.scoring import (
     PrefixCache,
     Readout,
     base_model,
+    evaluating,
     summed,
     unknown_log_probs,
 )
-from pl_prefopt.types import PreferenceBatch, ResponseLogProbs
+from pl_prefopt.types import PLAIN, PreferenceBatch, ResponseLogProbs, ScoredBatch
 
 _LAST, _PROMPT = "last states", "prompt states"
 LEARNED = "pl_prefopt_reward_head"
@@ -47,6 +50,8 @@ class RewardModule(PreferenceModule):
         reward_head: from hidden states to rewards; ``ScalarHead`` by default.
         truncated_responses: what to do where responses are truncated, so that they have no end token and the
             head reads another token in its place: ``warn`` counts them, ``refuse`` raises.
+        freeze_policy: train the head alone, on hidden states that are computed once for all rows.
+        states_dir: where these are kept, a folder per model.
         options: the same for all families, see ``PreferenceModule``.
 
     Raises:
@@ -59,13 +64,19 @@ class RewardModule(PreferenceModule):
         objective: Objective,
         reward_head: Head | None = None,
         truncated_responses: Literal["warn", "refuse"] = "warn",
+        freeze_policy: bool = False,
+        states_dir: str = FOLDER,
         **options: Any,
     ) -> None:
         super().__init__(policy, objective, **options)
+        self.freeze_policy = freeze_policy
         head = ScalarHead() if reward_head is None else reward_head
         self._unbuilt = (head,)  # a part of the module only when it has weights
         self.truncated_responses = truncated_responses
         self.needs = Needs.of_all(self.needs, Needs(columns=head.columns, log_probs=False))
+        self._states = HiddenStateTables(states_dir, prompts=head.reads_prompt)
+        if freeze_policy:
+            _check_frozen(policy, objective)
 
     @property
     def reward_head(self) -> Head:
@@ -97,6 +108,61 @@ class RewardModule(PreferenceModule):
             self._check_truncated(split, summary.truncated_responses, summary.responses)
         self._learn({split: dataset.rows for split, dataset in datasets.items()}, fitting=stage == "fit")
 
+    def load_policy(self) -> nn.Module:
+        """Return the model under the head."""
+        if self.freeze_policy:
+            return self.load(self.policy_spec, build_frozen, sketch_frozen)
+        return super().load_policy()
+
+    def sketch_policy(self) -> nn.Module:
+        """Return the model under the head on the meta device."""
+        return sketch_frozen(self.policy_spec) if self.freeze_policy else super().sketch_policy()
+
+    def score_with(self, batch: PreferenceBatch, answers: ReferenceAnswers) -> ScoredBatch:
+        """Return the values that the objective needs: of a frozen policy's states, those that are kept."""
+        if not self.freeze_policy:
+            return super().score_with(batch, answers)
+        last, prompt = self._frozen_states(batch)
+        present = batch.trees[PLAIN].response_mask.any(dim=-1)
+        outputs = reward_outputs(self.reward_head, present, last, prompt, batch.columns)
+        return ScoredBatch(
+            policy=unknown_log_probs(batch.trees[PLAIN]),
+            references=batch.scores.new_empty((0, *batch.scores.shape)),
+            scores=batch.scores,
+            present=batch.present,
+            graded=batch.graded,
+            outputs={REWARD: outputs},
+            columns={name: batch.columns[name] for name in self.needs.columns if name in batch.columns},
+        )
+
+    def _frozen_states(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor | None]:
+        """Return kept states of a batch, or computed ones where the rows aren't known."""
+        source = None if self._trainer is None else row_source(self.trainer)
+        if source is None or batch.split not in source.datasets:
+            states = self._read_states(batch)
+            return (states[:, 1:], states[:, 0]) if self.reward_head.reads_prompt else (states, None)
+        if not self._states.has(batch.split):
+            precision = str(self.trainer.precision)
+            suffix = "" if precision == "32-true" else f"-{precision}"
+            model = f"{self.policy_spec.fingerprint}{suffix}"
+            self._states.prepare(source.datasets[batch.split], model, self._states_to_keep, self.trainer)
+        return self._states.of(batch)
+
+    @torch.no_grad()
+    def _read_states(self, batch: PreferenceBatch) -> Tensor:
+        """Return [B, R, H] of the responses' ends, after the prompt's if the head reads it."""
+        readouts = list(self.own_readouts().values())
+        with evaluating(self.policy):
+            last, *prompt = self.scorer.read(self.policy, batch.trees[PLAIN], readouts)
+        return torch.cat([prompt[0].unsqueeze(1), last], dim=1) if prompt else last
+
+    def _states_to_keep(self, batch: PreferenceBatch) -> Tensor:
+        """Return the states as a table has them, float32, NaN where a response is absent."""
+        states, absent = self._read_states(batch).float(), ~batch.trees[PLAIN].response_mask.any(dim=-1)
+        if self.reward_head.reads_prompt:
+            absent = torch.cat([absent.new_zeros(len(absent), 1), absent], dim=1)
+        return states.masked_fill(absent.unsqueeze(-1), torch.nan)
+
     def build_heads(self, policy: nn.Module) -> nn.ModuleDict:
         """Return the heads on the policy's hidden states, the reward head among them."""
         if not self.reads_log_probs:
@@ -111,10 +177,14 @@ class RewardModule(PreferenceModule):
 
     def head_readouts(self) -> dict[str, Readout]:
         """Return what heads read, by name."""
+        return {**super().head_readouts(), **self.own_readouts()}
+
+    def own_readouts(self) -> dict[str, Readout]:
+        """Return what the reward head reads, responses first."""
         own: dict[str, Readout] = {_LAST: EndStates("response")}
         if self.reward_head.reads_prompt:
             own[_PROMPT] = EndStates("prompt")
-        return {**super().head_readouts(), **own}
+        return own
 
     def head_outputs(
         self, batch: PreferenceBatch, view: str, found: Mapping[str, Tensor]
@@ -168,6 +238,21 @@ class RewardModule(PreferenceModule):
 
     def _description(self) -> dict[str, str]:
         return super()._description() | {"model.reward_head": describe_head(self.reward_head)}
+
+
+def _check_frozen(policy: PolicySpec, objective: Objective) -> None:
+    """Refuse what a frozen policy can't do."""
+    if policy.lora is not None:
+        raise ConfigError(
+            "model.init_args.freeze_policy trains the head alone, but policy.lora describes an adapter to "
+            "train: set policy.lora to null."
+        )
+    needs = objective.needs
+    if needs.log_probs or needs.tokens is not None or needs.views or needs.heads:
+        raise ConfigError(
+            f"model.init_args.freeze_policy keeps hidden states at the ends of responses, but "
+            f"{type(objective).__name__} reads more: set freeze_policy to false."
+        )
 
 
 def freeze_output_embeddings(policy: nn.Module) -> None:
