@@ -231,6 +231,9 @@ class RewardRegression(PointwiseRewardObjective):
     data = ("scores", "lists", "unpaired")
     use_when = "Responses have scores on one scale, and the reward should predict them."
 
+    def __init__(self) -> None:
+        super().__init__()
+
     @property
     def needs(self) -> Needs:
         """One reward per response, and scores whose differences mean something."""
