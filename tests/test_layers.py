@@ -13,7 +13,7 @@ LAYERS = [
     {"pairing", "requests"},
     {"evaluations", "paths", "servers", "types", "views", "yaml_files"},
     {"functional", "scoring", "policies", "data", "saved_settings"},
-    {"judges", "metrics", "objectives", "references"},
+    {"heads", "judges", "metrics", "objectives", "references"},
     {"callbacks", "modules", "report"},
     {"planning"},
     {"cli"},

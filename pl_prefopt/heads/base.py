@@ -1,0 +1,104 @@
+"""The base class of reward heads."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pl_prefopt.errors import ContractError
+from pl_prefopt.rows import PreferenceRow
+
+
+class Head(nn.Module, ABC):
+    """Maps the hidden states of a response, and of its prompt, to J numbers per response.
+
+    To add a head, derive a class, keep each argument of the constructor as an attribute of the same name,
+    create the weights in ``build``, and compute the outputs in ``forward``. A head has no access to the
+    model. Its outputs are computed in float32 or better, outside autocast.
+
+    Attributes:
+        reads_prompt: whether ``forward`` reads ``prompt``; a zero-width tensor arrives otherwise.
+        columns: the columns that every row must have; their values arrive in ``forward``.
+    """
+
+    reads_prompt: bool = False
+    columns: tuple[str, ...] = ()
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """J, the number of outputs per response; known before ``build``."""
+
+    @abstractmethod
+    def build(self, hidden_size: int) -> None:
+        """Create the weights, for hidden states of ``hidden_size`` numbers. Called once, after ``learn``."""
+
+    @abstractmethod
+    def forward(self, last: Tensor, prompt: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
+        """Return the outputs of N responses, float32 [N, J].
+
+        Args:
+            last: [N, H], the hidden state at each response's last token.
+            prompt: [N, H], the hidden state at the last token of its prompt.
+            columns: values [N] of ``columns``: numbers as they are, the row's for each of its responses where
+                the row has one; texts as ``encode`` numbers them. Anything at absent responses.
+        """
+
+    def learn(self, rows: Sequence[PreferenceRow]) -> None:
+        """Take from the training rows what ``build`` must know, such as the users; before a model loads.
+
+        Whatever it takes is in ``learned`` afterwards.
+        """
+
+    @property
+    def learned(self) -> dict[str, Any]:
+        """What ``learn`` has taken, as JSON; checkpoints and exported folders keep it."""
+        return {}
+
+    @learned.setter
+    def learned(self, values: Mapping[str, Any]) -> None:
+        """Restore what an earlier run's ``learn`` has taken, before ``build``."""
+
+    def check_rows(self, split: str, rows: Sequence[PreferenceRow]) -> None:
+        """Raise a ``DataError`` if a row's columns can't be used, before a model loads.
+
+        Args:
+            split: ``train``, ``val``, ``test`` or ``predict``.
+            rows: its rows.
+        """
+
+    def encode(self, column: str, texts: Sequence[str | None]) -> Tensor:
+        """Return a number for each value of a column of texts, int64 [len(texts)].
+
+        Raises:
+            ContractError: by default: the head reads numbers only.
+        """
+        raise ContractError(
+            f"{type(self).__name__} needs numbers in the column '{column}', but a row has the text "
+            f"{texts[0]!r}."
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow the model to its device, but not to half precision, which Lightning's ``bf16-true`` sets."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            halved = result.dtype in (torch.bfloat16, torch.float16) and tensor.dtype != result.dtype
+            return tensor.to(result.device) if halved and not tensor.is_meta else result
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """Return the constructor's arguments by name, as JSON, for checkpoints and exported folders."""
+        taken = inspect.signature(type(self)).parameters.values()
+        return {
+            one.name: getattr(self, one.name)
+            for one in taken
+            if one.kind is one.KEYWORD_ONLY or one.kind is one.POSITIONAL_OR_KEYWORD
+        }

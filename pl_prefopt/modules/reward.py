@@ -1,0 +1,266 @@
+"""Reward models: a head on the policy's hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from pl_prefopt.data import row_source
+from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.heads import Head, ScalarHead
+from pl_prefopt.modules.base import PreferenceModule
+from pl_prefopt.modules.checkpoint_files import read_head
+from pl_prefopt.modules.hidden_states import FOLDER, HiddenStateTables
+from pl_prefopt.modules.reward_folders import describe_head
+from pl_prefopt.modules.reward_outputs import reward_outputs
+from pl_prefopt.objectives import Needs, Objective
+from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
+from pl_prefopt.references import ReferenceAnswers
+from pl_prefopt.requests import REWARD
+from pl_prefopt.scoring import (
+    EndStates,
+    LogProbs,
+    PrefixCache,
+    Readout,
+    base_model,
+    evaluating,
+    summed,
+    unknown_log_probs,
+)
+from pl_prefopt.types import PLAIN, PreferenceBatch, ResponseLogProbs, ScoredBatch
+
+_LAST, _PROMPT = "last states", "prompt states"
+LEARNED = "pl_prefopt_reward_head"
+
+
+class RewardModule(PreferenceModule):
+    """Trains a reward model: a head that reads the hidden state at the last token of each response.
+
+    The model computes no logits, unless a part of the objective reads log-probs. Output embeddings that the
+    model doesn't share with its input are then not trained.
+
+    Args:
+        policy: the model under the head.
+        objective: the loss, of rewards.
+        reward_head: from hidden states to rewards; ``ScalarHead`` by default.
+        truncated_responses: what to do where responses are truncated, so that they have no end token and the
+            head reads another token in its place: ``warn`` counts them, ``refuse`` raises.
+        freeze_policy: train the head alone, on hidden states that are computed once for all rows.
+        states_dir: where these are kept, a folder per model.
+        options: the same for all families, see ``PreferenceModule``.
+
+    Raises:
+        ConfigError: if a setting is unknown.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySpec,
+        objective: Objective,
+        reward_head: Head | None = None,
+        truncated_responses: Literal["warn", "refuse"] = "warn",
+        freeze_policy: bool = False,
+        states_dir: str = FOLDER,
+        **options: Any,
+    ) -> None:
+        super().__init__(policy, objective, **options)
+        self.freeze_policy = freeze_policy
+        head = ScalarHead() if reward_head is None else reward_head
+        self._unbuilt = (head,)  # a part of the module only when it has weights
+        self.truncated_responses = truncated_responses
+        self.needs = Needs.of_all(self.needs, Needs(columns=head.columns, log_probs=False))
+        self._states = HiddenStateTables(states_dir, prompts=head.reads_prompt)
+        if freeze_policy:
+            _check_frozen(policy, objective)
+
+    @property
+    def reward_head(self) -> Head:
+        """The head."""
+        return self._unbuilt[0]
+
+    @property
+    def reward_outputs(self) -> int | None:  # type: ignore[override]
+        """The number of the head's outputs."""
+        return self.reward_head.outputs
+
+    @property
+    def reads_log_probs(self) -> bool:
+        """Whether the objective reads the policy's log-probs."""
+        return self.needs.log_probs or self.tokens is not None
+
+    def needed_by(self, column: str) -> str:
+        """Return the class that needs a column of the rows: the head's, the objective's, or a metric's."""
+        head = self.reward_head
+        return type(head).__name__ if column in head.columns else super().needed_by(column)
+
+    def setup(self, stage: str) -> None:
+        """Check that head and rows are compatible, too."""
+        super().setup(stage)
+        source = row_source(self.trainer)
+        datasets = {} if source is None else source.datasets
+        for split, dataset in datasets.items():
+            summary = dataset.summary
+            self._check_truncated(split, summary.truncated_responses, summary.responses)
+        self._learn({split: dataset.rows for split, dataset in datasets.items()}, fitting=stage == "fit")
+
+    def load_policy(self) -> nn.Module:
+        """Return the model under the head."""
+        if self.freeze_policy:
+            return self.load(self.policy_spec, build_frozen, sketch_frozen)
+        return super().load_policy()
+
+    def sketch_policy(self) -> nn.Module:
+        """Return the model under the head on the meta device."""
+        return sketch_frozen(self.policy_spec) if self.freeze_policy else super().sketch_policy()
+
+    def score_with(self, batch: PreferenceBatch, answers: ReferenceAnswers) -> ScoredBatch:
+        """Return the values that the objective needs: of a frozen policy's states, those that are kept."""
+        if not self.freeze_policy:
+            return super().score_with(batch, answers)
+        last, prompt = self._frozen_states(batch)
+        present = batch.trees[PLAIN].response_mask.any(dim=-1)
+        outputs = reward_outputs(self.reward_head, present, last, prompt, batch.columns)
+        return ScoredBatch(
+            policy=unknown_log_probs(batch.trees[PLAIN]),
+            references=batch.scores.new_empty((0, *batch.scores.shape)),
+            scores=batch.scores,
+            present=batch.present,
+            graded=batch.graded,
+            outputs={REWARD: outputs},
+            columns={name: batch.columns[name] for name in self.needs.columns if name in batch.columns},
+        )
+
+    def _frozen_states(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor | None]:
+        """Return kept states of a batch, or computed ones where the rows aren't known."""
+        source = None if self._trainer is None else row_source(self.trainer)
+        if source is None or batch.split not in source.datasets:
+            states = self._read_states(batch)
+            return (states[:, 1:], states[:, 0]) if self.reward_head.reads_prompt else (states, None)
+        if not self._states.has(batch.split):
+            precision = str(self.trainer.precision)
+            suffix = "" if precision == "32-true" else f"-{precision}"
+            model = f"{self.policy_spec.fingerprint}{suffix}"
+            self._states.prepare(source.datasets[batch.split], model, self._states_to_keep, self.trainer)
+        return self._states.of(batch)
+
+    @torch.no_grad()
+    def _read_states(self, batch: PreferenceBatch) -> Tensor:
+        """Return [B, R, H] of the responses' ends, after the prompt's if the head reads it."""
+        readouts = list(self.own_readouts().values())
+        with evaluating(self.policy):
+            last, *prompt = self.scorer.read(self.policy, batch.trees[PLAIN], readouts)
+        return torch.cat([prompt[0].unsqueeze(1), last], dim=1) if prompt else last
+
+    def _states_to_keep(self, batch: PreferenceBatch) -> Tensor:
+        """Return the states as a table has them, float32, NaN where a response is absent."""
+        states, absent = self._read_states(batch).float(), ~batch.trees[PLAIN].response_mask.any(dim=-1)
+        if self.reward_head.reads_prompt:
+            absent = torch.cat([absent.new_zeros(len(absent), 1), absent], dim=1)
+        return states.masked_fill(absent.unsqueeze(-1), torch.nan)
+
+    def build_heads(self, policy: nn.Module) -> nn.ModuleDict:
+        """Return the heads on the policy's hidden states, the reward head among them."""
+        if not self.reads_log_probs:
+            freeze_output_embeddings(policy)
+        heads = super().build_heads(policy)
+        head = self.reward_head
+        head.build(base_model(policy).config.get_text_config().hidden_size)
+        if any(weight.dtype in (torch.bfloat16, torch.float16) for weight in head.parameters()):
+            head.float()  # Lightning's ``bf16-true`` creates weights in half precision
+        heads[REWARD] = head.to(next(policy.parameters()).device)
+        return heads
+
+    def head_readouts(self) -> dict[str, Readout]:
+        """Return what heads read, by name."""
+        return {**super().head_readouts(), **self.own_readouts()}
+
+    def own_readouts(self) -> dict[str, Readout]:
+        """Return what the reward head reads, responses first."""
+        own: dict[str, Readout] = {_LAST: EndStates("response")}
+        if self.reward_head.reads_prompt:
+            own[_PROMPT] = EndStates("prompt")
+        return own
+
+    def head_outputs(
+        self, batch: PreferenceBatch, view: str, found: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the heads' outputs, with those of the reward head for what it reads."""
+        others = {name: values for name, values in found.items() if name not in (_LAST, _PROMPT)}
+        present = batch.trees[view].response_mask.any(dim=-1)
+        rewards = reward_outputs(self.reward_head, present, found[_LAST], found.get(_PROMPT), batch.columns)
+        return {**others, REWARD: rewards}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what the head took from the training rows, too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[LEARNED] = self.reward_head.learned
+
+    def _read_view(
+        self, batch: PreferenceBatch, name: str, prefix_cache: PrefixCache | None
+    ) -> tuple[ResponseLogProbs, dict[str, Tensor]]:
+        tree, readouts = batch.trees[name], self.head_readouts()
+        first: list[Readout] = [LogProbs()] if self.reads_log_probs else []
+        found = self.scorer.read(self.policy, tree, [*first, *readouts.values()], prefix_cache)
+        outputs = self.head_outputs(batch, name, dict(zip(readouts, found[len(first) :], strict=True)))
+        return summed(found[0], tree) if first else unknown_log_probs(tree), outputs
+
+    def _learn(self, rows: Mapping[str, Sequence[Any]], *, fitting: bool) -> None:
+        """Let the head see the rows, unless it has learned from those of the checkpoint's run."""
+        head = self.reward_head
+        path = self.restored_from or self.trainer.ckpt_path
+        if type(head).learn is not Head.learn:
+            held = read_head(Path(path)).rest.get(LEARNED) if path else None
+            if held is not None:
+                head.learned = held
+            elif fitting and "train" in rows:
+                head.learn(rows["train"])
+        for split, some in rows.items():
+            head.check_rows(split, some)
+
+    def _check_truncated(self, split: str, truncated: int, responses: int) -> None:
+        if not truncated:
+            return
+        found = (
+            f"{truncated} of {responses} {split} responses are truncated by data.max_response_length and "
+            "have no end token, so that the reward head reads another token"
+        )
+        if self.truncated_responses == "refuse":
+            raise DataError(
+                f"{found}: raise data.max_response_length, remove these rows, or set "
+                "model.init_args.truncated_responses to 'warn'."
+            )
+        rank_zero_warn(f"{found}: raise data.max_response_length, or remove these rows.")
+
+    def _description(self) -> dict[str, str]:
+        return super()._description() | {"model.reward_head": describe_head(self.reward_head)}
+
+
+def _check_frozen(policy: PolicySpec, objective: Objective) -> None:
+    """Refuse what a frozen policy can't do."""
+    if policy.lora is not None:
+        raise ConfigError(
+            "model.init_args.freeze_policy trains the head alone, but policy.lora describes an adapter to "
+            "train: set policy.lora to null."
+        )
+    needs = objective.needs
+    if needs.log_probs or needs.tokens is not None or needs.views or needs.heads:
+        raise ConfigError(
+            f"model.init_args.freeze_policy keeps hidden states at the ends of responses, but "
+            f"{type(objective).__name__} reads more: set freeze_policy to false."
+        )
+
+
+def freeze_output_embeddings(policy: nn.Module) -> None:
+    """Stop training weights that take no part: DDP would wait for their gradients in vain."""
+    base: Any = base_model(policy)
+    output, shared = base.get_output_embeddings(), {id(weight) for weight in base.base_model.parameters()}
+    if output is None:
+        return
+    for weight in output.parameters():
+        if id(weight) not in shared:
+            weight.requires_grad_(requires_grad=False)
