@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
     {"errors", "files", "metric_info", "rows"},
-    {"pairing", "requests"},
+    {"checks", "pairing", "requests"},
     {"evaluations", "paths", "types", "views", "yaml_files"},
     {"functional", "scoring", "policies", "data", "saved_settings"},
-    {"heads", "metrics", "objectives", "references"},
+    {"heads", "metrics", "objectives", "references", "rewards"},
     {"callbacks", "modules", "report"},
     {"planning"},
     {"cli"},
