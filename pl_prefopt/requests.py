@@ -15,6 +15,8 @@ Direction = Literal["forward", "reverse"]
 """Of a KL divergence: ``forward`` is KL(π_ref ‖ π_θ), ``reverse`` is KL(π_θ ‖ π_ref)."""
 Place = Literal["response", "prompt"]
 """Where a head reads: at the last token of each response, or of each prompt."""
+REWARD = "reward"
+"""The name in ``ScoredBatch.outputs`` of what a ``RewardModule``'s head gives: [B, R, J]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

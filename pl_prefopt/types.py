@@ -175,11 +175,13 @@ class ViewLogProbs:
         policy: the policy's, on the view; with gradient where the objective asked for one.
         references: float32 [K, B, R'], the references', on the view.
         present: bool [B, R'].
+        outputs: outputs of a reward head on the view, as in ``ScoredBatch``.
     """
 
     policy: ResponseLogProbs
     references: Tensor
     present: Tensor
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def tokens(self) -> None:
@@ -213,7 +215,8 @@ class ScoredBatch:
     """All that an objective sees: numbers per response and, where asked for, per token; never a model.
 
     Attributes:
-        policy: the policy's log-probs, with gradient.
+        policy: the policy's log-probs, with gradient; NaN, with their lengths, where a reward model's
+            objective does without them.
         references: float32 [K, B, R] sums of log-probs, no gradient.
         scores: float32 [B, R], NaN where absent or unknown.
         present: bool [B, R].
@@ -221,7 +224,7 @@ class ScoredBatch:
         views: the second views that the objective asked for.
         tokens: numbers per token, if the objective asked for them.
         outputs: outputs of heads by name, with gradient: float32 [B, R, O], 0 where a response is absent, or
-            [B, O] of heads that read prompts.
+            [B, O] of heads that read prompts. A reward head's are called ``requests.REWARD``.
         columns: the rows' columns that the objective or a metric asked for, as in ``PreferenceBatch``.
     """
 

@@ -6,7 +6,13 @@ objectives.
 """
 
 from pl_prefopt.objectives.anchored import NCA, APODown, APOZero, BCOPair, SPPOHard
-from pl_prefopt.objectives.base import Needs, Objective, ReferenceFreeObjective, ReferenceObjective
+from pl_prefopt.objectives.base import (
+    Needs,
+    Objective,
+    ReferenceFreeObjective,
+    ReferenceObjective,
+    RewardObjective,
+)
 from pl_prefopt.objectives.calibrated import VPO, XPO
 from pl_prefopt.objectives.comparisons import Comparisons
 from pl_prefopt.objectives.compose import Compose
@@ -87,7 +93,16 @@ from pl_prefopt.objectives.pairs import PairwiseReferenceFreeObjective, Pairwise
 from pl_prefopt.objectives.proposals import ColumnProposal, Proposal, ReferenceProposal
 from pl_prefopt.objectives.reference_free import ORPO, SimPO
 from pl_prefopt.objectives.reference_strength import INPO, DiscoPOP, FlexDPO, GammaDPO, NormDPO
+from pl_prefopt.objectives.reward_models import (
+    BradleyTerry,
+    MarginBradleyTerry,
+    RewardClassification,
+    RewardPlackettLuce,
+    RewardRegression,
+    ScaledBradleyTerry,
+)
 from pl_prefopt.objectives.scores import (
+    HeadReward,
     LogOdds,
     LogRatio,
     MeanLikelihood,
@@ -115,6 +130,7 @@ from pl_prefopt.objectives.structures import (
 from pl_prefopt.objectives.sums import Sum
 from pl_prefopt.objectives.terms import (
     Calibration,
+    Centring,
     NegativeLogLikelihood,
     SequenceNegativeLogLikelihood,
     Term,
@@ -185,9 +201,11 @@ __all__ = [
     "BCOPair",
     "BRAIn",
     "BinaryClassification",
+    "BradleyTerry",
     "BradleyTerryWinRates",
     "CPOSimPO",
     "Calibration",
+    "Centring",
     "Clip",
     "ColumnLabel",
     "ColumnMargin",
@@ -213,6 +231,7 @@ __all__ = [
     "GuidedLogRatio",
     "HardWinRates",
     "Harmonic",
+    "HeadReward",
     "Hinge",
     "HingeLink",
     "JensenShannon",
@@ -234,6 +253,7 @@ __all__ = [
     "MPPOObjective",
     "MPPOPointObjective",
     "Margin",
+    "MarginBradleyTerry",
     "MeanLikelihood",
     "MeanLogProb",
     "MeanLogRatio",
@@ -272,10 +292,15 @@ __all__ = [
     "Refinement",
     "ResponseScore",
     "ReverseKL",
+    "RewardClassification",
+    "RewardObjective",
+    "RewardPlackettLuce",
+    "RewardRegression",
     "Robust",
     "RobustDPO",
     "SLiCHF",
     "SPPOHard",
+    "ScaledBradleyTerry",
     "Score",
     "ScoreGap",
     "ScoreLabel",

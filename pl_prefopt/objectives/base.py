@@ -41,6 +41,10 @@ class Needs:
         heads: heads on the policy's hidden states, by the name under which their outputs arrive in
             ``ScoredBatch.outputs``.
         columns: extra columns that every row must have; they arrive in ``ScoredBatch.columns``.
+        reward_outputs: the number of outputs per response that a reward head must have, 0 for any number;
+            ``None`` where no reward head is needed.
+        log_probs: whether the policy's log-probs are read. A ``RewardModule`` computes no logits where they
+            aren't.
     """
 
     min_references: int = 0
@@ -53,6 +57,8 @@ class Needs:
     tokens: TokenRequest | None = None
     heads: Mapping[str, OutputHead] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
+    reward_outputs: int | None = None
+    log_probs: bool = True
 
     @classmethod
     def of_all(cls, *needs: Self) -> Self:
@@ -70,6 +76,12 @@ class Needs:
             )
         ranges = [each.score_range for each in needs if each.score_range is not None]
         tokens = [each.tokens for each in needs if each.tokens is not None]
+        outputs = {each.reward_outputs for each in needs if each.reward_outputs is not None}
+        if len(outputs - {0}) > 1:
+            raise ConfigError(
+                "the parts of the objective contradict each other: they need reward heads of "
+                f"{' and '.join(map(str, sorted(outputs - {0})))} outputs."
+            )
         return cls(
             min_references=fewest,
             max_references=most,
@@ -81,6 +93,8 @@ class Needs:
             tokens=TokenRequest.of_all(tokens) if tokens else None,
             heads=_united("head", [each.heads for each in needs]),
             columns=tuple(dict.fromkeys(name for each in needs for name in each.columns)),
+            reward_outputs=max(outputs, default=None),
+            log_probs=any(each.log_probs for each in needs),
         )
 
 
@@ -174,6 +188,18 @@ class ReferenceObjective(Objective):
     def needs(self) -> Needs:
         """One reference."""
         return Needs(min_references=1, max_references=1)
+
+
+class RewardObjective(Objective):
+    """The family that trains a reward head on the policy's hidden states: Bradley-Terry and its relatives.
+
+    References may still be configured, but nothing is measured with them.
+    """
+
+    @property
+    def needs(self) -> Needs:
+        """One reward per response, and no log-probs."""
+        return Needs(reward_outputs=1, log_probs=False)
 
 
 class ReferenceFreeObjective(Objective):

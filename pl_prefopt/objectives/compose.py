@@ -117,7 +117,10 @@ class Compose(Objective):
         """What the parts must be given, and two responses."""
         labels = () if self.label is None else (self.label,)
         parts: tuple[_Needing, ...] = (self.score, *self.offsets, *self.weights, *self.terms, *labels)
-        return Needs.of_all(Needs(min_responses=2), *(part.needs for part in parts))
+        needs = Needs.of_all(Needs(min_responses=2), *(part.needs for part in parts))
+        # Offsets, weights and labels read log-probs of single tokens, if any.
+        log_probs = self.score.needs.log_probs or any(term.needs.log_probs for term in self.terms)
+        return dataclasses.replace(needs, log_probs=log_probs or needs.tokens is not None)
 
     @property
     def stats(self) -> tuple[MetricInfo, ...]:
@@ -205,12 +208,16 @@ def _check_pair_losses(
 
 
 def without_absent(batch: ScoredBatch) -> ScoredBatch:
-    """Return the batch with log-probs 0 at absent responses, so that NaN there reaches no gradient."""
+    """Return the batch with 0 in place of values of absent responses, so that NaN reaches no gradient."""
 
     def filled(scored: _Scored) -> _Scored:
         policy = dataclasses.replace(scored.policy, sum=torch.where(batch.present, scored.policy.sum, 0.0))
         references = torch.where(batch.present, scored.references, 0.0)
-        return dataclasses.replace(scored, policy=policy, references=references)
+        outputs = {
+            name: torch.where(batch.present.unsqueeze(-1), values, 0.0) if values.dim() == 3 else values
+            for name, values in scored.outputs.items()
+        }
+        return dataclasses.replace(scored, policy=policy, references=references, outputs=outputs)
 
     alike = {name: view for name, view in batch.views.items() if view.present.shape == batch.present.shape}
     views = {**batch.views, **{name: filled(view) for name, view in alike.items()}}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
 
+from pl_prefopt.requests import REWARD
 from pl_prefopt.types import Column, ResponseLogProbs, ScoredBatch
 
 
@@ -42,3 +44,20 @@ def example(
         graded=torch.tensor([True]),
         columns=columns or {},
     )
+
+
+def rewarded(
+    rewards: Sequence[float],
+    *,
+    scores: Sequence[float] = (1.0, 0.0),
+    columns: Mapping[str, Column] | None = None,
+) -> ScoredBatch:
+    """Return a batch of one prompt whose responses have these rewards, as a head gives them.
+
+    Examples:
+        >>> from pl_prefopt.objectives import BradleyTerry
+        >>> BradleyTerry()(rewarded([0.0, 0.0])).loss
+        tensor([0.6931])
+    """
+    batch = example([torch.nan] * len(rewards), scores=scores, columns=columns)
+    return dataclasses.replace(batch, outputs={REWARD: torch.tensor([rewards]).unsqueeze(-1)})

@@ -21,6 +21,7 @@ from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import positive
 from pl_prefopt.objectives.divergences import REVERSE_KL, Divergence
 from pl_prefopt.objectives.pair_references import VIRTUAL_REFERENCE, PairReference
+from pl_prefopt.requests import REWARD
 from pl_prefopt.types import ResponseLogProbs, TokenNumbers
 
 
@@ -31,6 +32,7 @@ class Scored(Protocol):
         policy: the policy's log-probs of each response, [B, R].
         references: sums of log-probs of each reference, [K, B, R].
         tokens: numbers per token, for scores that need them; ``None`` on second views.
+        outputs: outputs of heads by name.
     """
 
     @property
@@ -39,6 +41,8 @@ class Scored(Protocol):
     def references(self) -> Tensor: ...
     @property
     def tokens(self) -> TokenNumbers | None: ...
+    @property
+    def outputs(self) -> Mapping[str, Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +113,31 @@ class ResponseScore(Score):
     @abstractmethod
     def reward(self, scored: Scored) -> Tensor:
         """Return r(y), [B, R], with gradient."""
+
+
+@dataclass(frozen=True)
+class HeadReward(ResponseScore):
+    """β r(x, y), the output of a reward head with one output: a reward model's reward.
+
+    Args:
+        beta: β > 0, the scale of the reward.
+
+    Raises:
+        ConfigError: if ``beta`` is not above 0.
+    """
+
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive("beta", self.beta)
+
+    @property
+    def needs(self) -> Needs:
+        """A reward head with one output, and no log-probs."""
+        return Needs(reward_outputs=1, log_probs=False)
+
+    def reward(self, scored: Scored) -> Tensor:
+        return self.beta * scored.outputs[REWARD].squeeze(-1)
 
 
 class ReferenceScore(ResponseScore):

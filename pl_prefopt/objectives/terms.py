@@ -36,7 +36,7 @@ class Term(ABC):
 
     @property
     def needs(self) -> Needs:
-        """What the term must be given beyond what the score is: by default nothing."""
+        """What the term must be given beyond what the score is: by default the policy's log-probs."""
         return Needs()
 
     def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
@@ -104,6 +104,40 @@ class SequenceNegativeLogLikelihood(Term):
         batch = compared.batch
         chosen = best(batch.scores, batch.present) & compared.pairs.any(dim=-1)
         return -self.weight * mean_where(chosen, batch.policy.sum)
+
+
+@dataclass(frozen=True)
+class Centring(Term):
+    """c (r_w + r_l)², the mean over pairs: rewards around 0, which comparisons alone leave open.
+
+    TRL's ``center_rewards_coefficient``, after Eisenstein et al., arXiv 2312.09244. TRL recommends 0.01.
+
+    Args:
+        weight: c ≥ 0.
+
+    Raises:
+        ConfigError: if ``weight`` is negative.
+    """
+
+    name = "centring"
+    info = MetricInfo(
+        name="centring",
+        help="Mean over prompts of the squared sum of both rewards of a pair, with its weight.",
+        better="lower",
+    )
+    weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        non_negative("weight", self.weight)
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing beyond the rewards."""
+        return Needs(log_probs=False)
+
+    def __call__(self, compared: Comparisons) -> Tensor:
+        total = compared.rewards.chosen + compared.rewards.rejected
+        return self.weight * mean_over(compared.pairs, total.square())
 
 
 CalibratedOn: TypeAlias = Literal["chosen", "rejected", "both", "reference_samples"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -167,10 +168,11 @@ class LengthDesensitized(Score):
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"expected `alpha` from 0 to 1, got {self.alpha}.")
-        if self.score.needs.tokens is not None:
+        if self.score.needs.tokens is not None or not self.score.needs.log_probs:
+            read = "single tokens" if self.score.needs.log_probs else "no log-probs"
             raise ConfigError(
-                f"LengthDesensitized sums weighted tokens, but {type(self.score).__name__} reads single "
-                "tokens: set `score` to one of log-probs of responses, such as LogRatio."
+                f"LengthDesensitized sums weighted tokens, but {type(self.score).__name__} reads {read}: set "
+                "`score` to one of log-probs of responses, such as LogRatio."
             )
 
     @property
@@ -208,6 +210,7 @@ class _Pairs:
     """The B·R·R pairs of a batch as rows of two responses, with the tail of the longer one weighted by α."""
 
     tokens = None
+    outputs: Mapping[str, Tensor] = {}
 
     def __init__(
         self, tokens: TokenNumbers, scored: Scored, present: Tensor, pairs: Tensor, alpha: float

@@ -49,6 +49,7 @@ from pl_prefopt.objectives import (
 )
 from pl_prefopt.objectives.base import DataKind
 from pl_prefopt.pairing import BestAgainstEach, BestAgainstWorst
+from pl_prefopt.requests import REWARD
 from pl_prefopt.types import Outcome, ScoredBatch
 from tests.frozen.batches import NAN, frozen_batch
 from tests.frozen.numbers import METHODS, built
@@ -72,6 +73,7 @@ WITHOUT_DEFAULTS: dict[str, Callable[[], Objective]] = {
     "SLiCHF": lambda: objectives.SLiCHF(delta=1.0, nll_weight=0.1),
     "RRHF": lambda: objectives.RRHF(nll_weight=0.1),
     "ASFT": lambda: objectives.ASFT(weight=0.5),
+    "MarginBradleyTerry": lambda: objectives.MarginBradleyTerry(margin=objectives.ColumnMargin("strength")),
 }
 """How to make one that has no defaults."""
 VARIANTS: dict[str, Callable[[], Objective]] = {
@@ -100,6 +102,11 @@ VARIANTS: dict[str, Callable[[], Objective]] = {
     "SFT, chosen": lambda: objectives.SFT(responses="chosen"),
     "SFT, desirable": lambda: objectives.SFT(responses="desirable", desirable_above=5.0),
     "SFT per token": lambda: objectives.SFT(average="token"),
+    "Bradley-Terry, smoothed and centred": lambda: objectives.BradleyTerry(label_smoothing=0.1, centring=0.1),
+    "Bradley-Terry, score gap": lambda: objectives.MarginBradleyTerry(
+        margin=objectives.ScoreGap(alpha=0.5), centring=0.01
+    ),
+    "Plackett-Luce rewards, centred": lambda: objectives.RewardPlackettLuce(centring=0.1),
 }
 """Settings other than the defaults."""
 LOOKS_AT_THE_WHOLE_BATCH = {
@@ -154,6 +161,7 @@ def batch_for(objective: Objective) -> ScoredBatch:
     numbers = torch.linspace(0.1, 0.9, len(batch.graded), dtype=torch.float64)
     marks = torch.arange(batch.scores.numel()).view_as(batch.scores) % 3 == 0
     columns = {"preference": numbers, "strength": 5 * numbers - 1, "reference_sample": marks}
+    columns |= {"margin": numbers, "magnitude": 3 * numbers}
     return dataclasses.replace(batch, columns={name: columns[name] for name in objective.needs.columns})
 
 
@@ -183,8 +191,17 @@ def changed(batch: ScoredBatch, rows: Callable[[torch.Tensor], torch.Tensor]) ->
 
 
 def scored_with(objective: Objective, batch: ScoredBatch, sums: torch.Tensor) -> Outcome:
-    """The outcome where the policy's log-probs are ``sums``, of tokens too if the objective asks for them."""
-    batch = dataclasses.replace(batch, policy=dataclasses.replace(batch.policy, sum=sums))
+    """The outcome where the policy's log-probs are ``sums``, of tokens too if the objective asks for them.
+
+    The first output of a reward head is ``sums`` as well, and the others are multiples. Log-probs are NaN
+    where the objective does without them.
+    """
+    needs = objective.needs
+    policy = dataclasses.replace(batch.policy, sum=sums if needs.log_probs else torch.full_like(sums, NAN))
+    batch = dataclasses.replace(batch, policy=policy)
+    if needs.reward_outputs is not None:
+        multiples = torch.arange(1, 1 + max(1, needs.reward_outputs), dtype=sums.dtype)
+        batch = dataclasses.replace(batch, outputs={REWARD: sums.unsqueeze(-1) * multiples})
     if objective.needs.tokens is not None:
         batch = dataclasses.replace(batch, tokens=tokens_of(batch, objective.needs.tokens))
     return objective(batch)
