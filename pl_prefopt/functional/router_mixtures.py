@@ -49,7 +49,8 @@ def negative_entropy(log_weights: Tensor) -> Tensor:
         >>> negative_entropy(torch.tensor([0.5, 0.5]).log())
         tensor(-0.6931)
     """
-    return (log_weights.exp() * log_weights).sum(dim=-1)
+    weights = log_weights.exp()
+    return (weights * torch.where(weights > 0, log_weights, 0.0)).sum(dim=-1)
 
 
 def hedge(log_weights: Tensor, losses: Tensor, *, step: float) -> Tensor:
@@ -69,6 +70,19 @@ def hedge(log_weights: Tensor, losses: Tensor, *, step: float) -> Tensor:
         tensor([0.7311, 0.2689])
     """
     return (log_weights - step * losses.sum(dim=0)).log_softmax(dim=-1)
+
+
+def mixture_logit(log_weights: Tensor, margins: Tensor) -> Tensor:
+    """Return logit P of P = Σ_k f_k σ(d_k): the margin of one Bradley-Terry model with the same probability.
+
+    −log σ of it is ``mixture_nll``, and it changes its sign with the margins. Computed as the difference of
+    the two sides' log-probabilities, which stays exact where P rounds to 1; weights need not add up to 1.
+
+    Examples:
+        >>> mixture_logit(torch.zeros(1), torch.tensor([2.0]))
+        tensor(2.)
+    """
+    return mixture_nll(log_weights, -margins) - mixture_nll(log_weights, margins)
 
 
 def mixture_probability(log_weights: Tensor, margins: Tensor) -> Tensor:

@@ -55,8 +55,8 @@ class Users:
             raise DataError(f"expected a new user, but {user!r} is known already: give another name.")
         if self.known and isinstance(user, str) != isinstance(self.known[0], str):
             raise DataError(
-                f"expected a user like the others, such as {self.known[0]!r}, got {user!r}: give a text where "
-                "they are texts, a whole number where they are numbers."
+                f"expected a user like the others, such as {self.known[0]!r}, got {user!r}: give a text if "
+                "they are texts, a whole number if they are numbers."
             )
         return Users(self.column, [*self.known, user])
 

@@ -73,6 +73,9 @@ WITHOUT_DEFAULTS: dict[str, Callable[[], Objective]] = {
     "SLiCHF": lambda: objectives.SLiCHF(delta=1.0, nll_weight=0.1),
     "RRHF": lambda: objectives.RRHF(nll_weight=0.1),
     "ASFT": lambda: objectives.ASFT(weight=0.5),
+    "AttributeRegression": lambda: objectives.AttributeRegression(
+        attributes=["helpful", "brief"], reward={"helpful": 1.0, "brief": -0.5}
+    ),
     "MarginBradleyTerry": lambda: objectives.MarginBradleyTerry(margin=objectives.ColumnMargin("strength")),
 }
 """How to make one that has no defaults."""
@@ -106,6 +109,9 @@ VARIANTS: dict[str, Callable[[], Objective]] = {
     "Bradley-Terry, score gap": lambda: objectives.MarginBradleyTerry(
         margin=objectives.ScoreGap(alpha=0.5), centring=0.01
     ),
+    "GPM, warm": lambda: objectives.GPM(temperature=50.0, margin=0.3, label_smoothing=0.1),
+    "Mixture without entropy": lambda: objectives.RewardMixture(router_entropy=0.0),
+    "Bradley-Terry, flipped": lambda: objectives.StrengthBradleyTerry(flip_below=-0.2, label_smoothing=0.1),
     "Plackett-Luce rewards, centred": lambda: objectives.RewardPlackettLuce(centring=0.1),
 }
 """Settings other than the defaults."""
@@ -162,6 +168,8 @@ def batch_for(objective: Objective) -> ScoredBatch:
     marks = torch.arange(batch.scores.numel()).view_as(batch.scores) % 3 == 0
     columns = {"preference": numbers, "strength": 5 * numbers - 1, "reference_sample": marks}
     columns |= {"margin": numbers, "magnitude": 3 * numbers}
+    ratings = torch.where(marks, torch.nan, torch.arange(batch.scores.numel()).view_as(batch.scores) % 5.0)
+    columns |= {"helpful": ratings, "brief": ratings.roll(1, 0)}
     return dataclasses.replace(batch, columns={name: columns[name] for name in objective.needs.columns})
 
 
@@ -193,15 +201,15 @@ def changed(batch: ScoredBatch, rows: Callable[[torch.Tensor], torch.Tensor]) ->
 def scored_with(objective: Objective, batch: ScoredBatch, sums: torch.Tensor) -> Outcome:
     """The outcome where the policy's log-probs are ``sums``, of tokens too if the objective asks for them.
 
-    The first output of a reward head is ``sums`` as well, and the others are multiples. Log-probs are NaN
+    The first output of a reward head is ``sums`` as well, and the others are linear in it. Log-probs are NaN
     where the objective does without them.
     """
     needs = objective.needs
     policy = dataclasses.replace(batch.policy, sum=sums if needs.log_probs else torch.full_like(sums, NAN))
     batch = dataclasses.replace(batch, policy=policy)
     if needs.reward_outputs is not None:
-        multiples = torch.arange(1, 1 + max(1, needs.reward_outputs), dtype=sums.dtype)
-        batch = dataclasses.replace(batch, outputs={REWARD: sums.unsqueeze(-1) * multiples})
+        multiples = torch.arange(1, 1 + (needs.reward_outputs or 4), dtype=sums.dtype)
+        batch = dataclasses.replace(batch, outputs={REWARD: sums.unsqueeze(-1) * multiples + multiples - 1})
     if objective.needs.tokens is not None:
         batch = dataclasses.replace(batch, tokens=tokens_of(batch, objective.needs.tokens))
     return objective(batch)
