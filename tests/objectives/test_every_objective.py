@@ -115,6 +115,7 @@ VARIANTS: dict[str, Callable[[], Objective]] = {
     "Plackett-Luce rewards, centred": lambda: objectives.RewardPlackettLuce(centring=0.1),
 }
 """Settings other than the defaults."""
+LEARNS_FROM_COLUMNS = {"AttributeRegression": "its targets are columns, and not the scores"}
 LOOKS_AT_THE_WHOLE_BATCH = {
     "KTO": "its reference point is a mean over the batch",
     "AOT": "it sorts the batch",
@@ -379,6 +380,8 @@ def test_a_batch_with_nothing_to_compare_has_a_gradient_of_zero(name):
     """Distributed training needs a backward pass on every rank, whatever its rows are."""
     objective = made(name)
     batch = batch_for(objective)
+    unknown = {name: torch.full_like(values, NAN) for name, values in batch.columns.items()}
+    batch = dataclasses.replace(batch, columns=unknown if name in LEARNS_FROM_COLUMNS else batch.columns)
     outcome, slope = evaluated(
         objective, dataclasses.replace(batch, scores=torch.full_like(batch.scores, NAN))
     )
