@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from pl_prefopt.files import atomic_write, name_os_errors
+from pl_prefopt.requests import REWARD
 from pl_prefopt.rows import Message, PreferenceRow
 from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch
 
@@ -27,8 +29,9 @@ class PredictionWriter(Callback):
 
     A prompt comes with its ``origin``, its ``source``, whether its scores are ``graded``, and the further
     ``columns`` of its row; each response
-    with its ``log_prob`` (a sum over tokens), ``length`` (in tokens), ``reward``, ``rank`` by reward (1 is
-    best), and its ``score`` if the data has one. With the module's ``token_rewards`` it has ``tokens``, too:
+    with its ``log_prob`` (a sum over tokens; null where a reward model computes none), ``length`` (in
+    tokens), ``reward``, ``rank`` by reward (1 is best), its ``score`` if the data has one, and the
+    ``outputs`` of a reward head with several. With the module's ``token_rewards`` it has ``tokens``, too:
     each token's text and its share of the reward, null for tokens that don't count.
 
     Args:
@@ -121,16 +124,29 @@ def _lines(
             "responses": [
                 {
                     "response": _text(row, number),
-                    "log_prob": log_probs[position][number],
+                    "log_prob": _or_null(log_probs[position][number]),
                     "length": lengths[position][number],
                     "reward": rewards[position][number],
                     "rank": ranks[position][number],
+                    **_outputs(scored, position, number),
                     "score": None if row.scores is None else row.scores[number],
                     **({} if tokenizer is None else _tokens(batch, outcome, (position, number), tokenizer)),
                 }
                 for number in range(len(row.responses))
             ],
         }
+
+
+def _or_null(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _outputs(scored: ScoredBatch, position: int, number: int) -> dict[str, list[float]]:
+    """Return a response's outputs of a reward head that has several."""
+    outputs = scored.outputs.get(REWARD)
+    if outputs is None or outputs.shape[-1] == 1:
+        return {}
+    return {"outputs": outputs[position, number].tolist()}
 
 
 def _tokens(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from pl_prefopt.errors import ContractError
@@ -81,6 +82,17 @@ class Head(nn.Module, ABC):
             f"{type(self).__name__} needs numbers in the column '{column}', but a row has the text "
             f"{texts[0]!r}."
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow the model to its device, but not to half precision, which Lightning's ``bf16-true`` sets."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            halved = result.dtype in (torch.bfloat16, torch.float16) and tensor.dtype != result.dtype
+            return tensor.to(result.device) if halved and not tensor.is_meta else result
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments by name, as JSON, for checkpoints and exported folders."""

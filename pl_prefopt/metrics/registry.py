@@ -41,9 +41,11 @@ class RegisteredMetric(MetricInfo):
     Attributes:
         build: makes it; called with ``reference=k`` for each reference or ``view=name`` for each judged view
             where the name has a place for them.
+        log_probs: whether it reads log-probs of the policy.
     """
 
     build: Callable[..., Metric]
+    log_probs: bool = False
 
     def built(self, num_references: int, views: Sequence[str]) -> Iterator[tuple[str, Metric]]:
         """Yield the metrics of a run by their names."""
@@ -203,6 +205,7 @@ REGISTRY: tuple[RegisteredMetric, ...] = (
         plot="accuracy of the policy's own ranking",
         headline=True,
         build=RankingAccuracy,
+        log_probs=True,
     ),
     RegisteredMetric(
         name="ranking_accuracy_normalized",
@@ -214,6 +217,7 @@ REGISTRY: tuple[RegisteredMetric, ...] = (
         logged="evaluation",
         plot="accuracy of the policy's own ranking",
         build=NormalizedRankingAccuracy,
+        log_probs=True,
     ),
     RegisteredMetric(
         name="chosen_logp",
@@ -223,6 +227,7 @@ REGISTRY: tuple[RegisteredMetric, ...] = (
         better="higher",
         plot="chosen against rejected log-prob",
         build=ChosenLogProb,
+        log_probs=True,
     ),
     RegisteredMetric(
         name="rejected_logp",
@@ -231,6 +236,7 @@ REGISTRY: tuple[RegisteredMetric, ...] = (
         group=_LIKELIHOOD,
         plot="chosen against rejected log-prob",
         build=RejectedLogProb,
+        log_probs=True,
     ),
     RegisteredMetric(
         name="likelihood_best",
@@ -241,6 +247,7 @@ REGISTRY: tuple[RegisteredMetric, ...] = (
         logged="evaluation",
         plot="likelihood by rank",
         build=functools.partial(RankLikelihood, rank=1),
+        log_probs=True,
     ),
     RegisteredMetric(
         name="likelihood_rank_2",
@@ -250,6 +257,7 @@ REGISTRY: tuple[RegisteredMetric, ...] = (
         logged="evaluation",
         plot="likelihood by rank",
         build=functools.partial(RankLikelihood, rank=2),
+        log_probs=True,
     ),
     RegisteredMetric(
         name="likelihood_rank_3",
@@ -259,6 +267,7 @@ REGISTRY: tuple[RegisteredMetric, ...] = (
         logged="evaluation",
         plot="likelihood by rank",
         build=functools.partial(RankLikelihood, rank=3),
+        log_probs=True,
     ),
     RegisteredMetric(
         name="likelihood_rank_4",
@@ -268,6 +277,7 @@ REGISTRY: tuple[RegisteredMetric, ...] = (
         logged="evaluation",
         plot="likelihood by rank",
         build=functools.partial(RankLikelihood, rank=4),
+        log_probs=True,
     ),
     RegisteredMetric(
         name="likelihood_gap",
@@ -277,6 +287,7 @@ REGISTRY: tuple[RegisteredMetric, ...] = (
         better="higher",
         logged="evaluation",
         build=LikelihoodGap,
+        log_probs=True,
     ),
     RegisteredMetric(
         name="length_bias",
@@ -296,6 +307,7 @@ REGISTRY: tuple[RegisteredMetric, ...] = (
         plot="distance from each reference",
         headline=True,
         build=SequenceKL,
+        log_probs=True,
     ),
     RegisteredMetric(
         name="log_ratio_margin_{k}",
@@ -307,6 +319,7 @@ REGISTRY: tuple[RegisteredMetric, ...] = (
         interval=True,
         plot="log-ratio margin to each reference",
         build=LogRatioMargin,
+        log_probs=True,
     ),
 )
 """The metrics, in display order."""

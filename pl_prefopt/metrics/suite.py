@@ -29,7 +29,12 @@ INPUTS = (
 
 
 def build_suite(
-    stage: str, num_references: int, views: Sequence[str] = (), added: Sequence[PreferenceMetric] = ()
+    stage: str,
+    num_references: int,
+    views: Sequence[str] = (),
+    added: Sequence[PreferenceMetric] = (),
+    *,
+    log_probs: bool = True,
 ) -> MetricCollection:
     """Build the metrics of a stage; their names begin with ``{stage}/``.
 
@@ -41,11 +46,12 @@ def build_suite(
         num_references: K; there is one ``kl_k`` for each.
         views: the second views whose rewards are judged.
         added: metrics to measure in addition to those of the registry, checked with ``check_added``.
+        log_probs: whether there are log-probs of the policy, which reward models do without.
 
     Returns:
         A collection whose ``update`` takes ``INPUTS`` by keyword and hands each metric what it asks for.
     """
-    entries = [entry for entry in REGISTRY if entry.is_logged_in(stage)]
+    entries = [one for one in REGISTRY if one.is_logged_in(stage) and (log_probs or not one.log_probs)]
     metrics: dict[str, Metric | MetricCollection] = {
         name: metric for entry in entries for name, metric in entry.built(num_references, views)
     }

@@ -8,6 +8,7 @@ from pl_prefopt.modules.fsdp2 import FSDP2Strategy
 from pl_prefopt.modules.mppo import MPPOModule
 from pl_prefopt.modules.mrpo import MRPOModule
 from pl_prefopt.modules.reference_free import ReferenceFreeModule
+from pl_prefopt.modules.reward import RewardModule
 from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.modules.self_refined import SrModule
 from pl_prefopt.modules.token_level import TokenLevelModule
@@ -19,6 +20,7 @@ __all__ = [
     "MRPOModule",
     "PreferenceModule",
     "ReferenceFreeModule",
+    "RewardModule",
     "SafeCheckpointIO",
     "Schedule",
     "SrModule",

@@ -40,6 +40,7 @@ from pl_prefopt.modules.compatibility import (
     check_accumulation,
     check_batch,
     check_references,
+    check_reward_head,
     check_rows,
     check_scores,
     check_strategy,
@@ -80,8 +81,18 @@ from pl_prefopt.scoring import (
     Scorer,
     evaluating,
     summed,
+    unknown_log_probs,
 )
-from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch, ViewLogProbs
+from pl_prefopt.types import (
+    PLAIN,
+    Outcome,
+    PreferenceBatch,
+    ResponseLogProbs,
+    ScoredBatch,
+    TokenNumbers,
+    TokenTree,
+    ViewLogProbs,
+)
 from pl_prefopt.views import View
 
 _STAGES = ("train", "val", "test")
@@ -113,6 +124,8 @@ class PreferenceModule(LightningModule):
     """
 
     policy: nn.Module
+    reward_outputs: int | None = None
+    """The number of outputs of a reward head, ``None`` where there is no such head."""
 
     def __init__(
         self,
@@ -131,7 +144,9 @@ class PreferenceModule(LightningModule):
         self.objective = objective
         self.added_metrics = with_info(metrics)
         self._columns_of_metrics = columns_read(self.added_metrics)
-        self.needs = Needs.of_all(objective.needs, Needs(columns=tuple(self._columns_of_metrics)))
+        self.needs = Needs.of_all(
+            objective.needs, Needs(columns=tuple(self._columns_of_metrics), log_probs=False)
+        )
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.token_rewards = token_rewards
@@ -228,6 +243,7 @@ class PreferenceModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check that objective, references, rows and strategy are compatible, and build the metrics."""
         check_strategy(self.trainer.strategy)
+        check_reward_head(self.objective, self.reward_outputs)
         check_token_rewards(self.objective, wanted=self.token_rewards)
         self._try_optimizer()
         if self.device_mesh is not None:
@@ -243,7 +259,12 @@ class PreferenceModule(LightningModule):
         views, added = self.objective.rewarded_views, self.added_metrics
         check_added(added, self.objective.stats, self.num_references, views)
         self.suites = nn.ModuleDict(
-            {_key(name): build_suite(name, self.num_references, views, added) for name in _STAGES}
+            {
+                _key(name): build_suite(
+                    name, self.num_references, views, added, log_probs=self.reads_log_probs
+                )
+                for name in _STAGES
+            }
         )
 
     def on_train_start(self) -> None:
@@ -270,7 +291,7 @@ class PreferenceModule(LightningModule):
     def configure_model(self) -> None:
         """Load the policy once, and shard it if the strategy does."""
         if "policy" not in self._modules:
-            self.policy = self.load(self.policy_spec, build_policy, sketch_policy)
+            self.policy = self.load_policy()
             self._base_identity = self.policy_spec.base_identity  # now, since files may change
             self._adapter_identity = self.policy_spec.adapter_identity
             self._own_weights = {f"policy.{name}" for name in self.policy.state_dict()}
@@ -279,11 +300,23 @@ class PreferenceModule(LightningModule):
                 self.start = {
                     name: held.detach().clone() for name, held in trained_weights(self.policy).items()
                 }
-            self.heads = build_heads(self.needs.heads, self.policy)
+            self.heads = self.build_heads(self.policy)
             if self.device_mesh is not None:
                 shard_heads(self.heads, self.device_mesh, precision=self.trainer.precision)
         if self.restored_from is not None:
             self._look_into(Path(self.restored_from))
+
+    def load_policy(self) -> nn.Module:
+        """Return the model to train."""
+        return self.load(self.policy_spec, build_policy, sketch_policy)
+
+    def sketch_policy(self) -> nn.Module:
+        """Return the model to train on the meta device."""
+        return sketch_policy(self.policy_spec)
+
+    def build_heads(self, policy: nn.Module) -> nn.ModuleDict:
+        """Return the heads on the policy's hidden states, by name."""
+        return build_heads(self.needs.heads, policy)
 
     def load(self, spec: PolicySpec, build: Make, sketch: Make) -> nn.Module:
         """Return the model that ``build`` loads, with sharded weights if the strategy shards.
@@ -351,27 +384,57 @@ class PreferenceModule(LightningModule):
     def score_with(self, batch: PreferenceBatch, answers: ReferenceAnswers) -> ScoredBatch:
         """Return the values that the objective needs, given the references' ``answers``."""
         prefix_cache = self.scorer.prefix_cache(self.policy, batch.index.device) if self.views else None
-        heads = self.needs.heads
-        of_heads: list[Readout] = [Outputs(self.heads[name], head.at) for name, head in heads.items()]
-        of_tokens = token_readouts(self.tokens, answers)
+        of_heads = self.head_readouts()
+        of_tokens = token_readouts(self.tokens, answers) if self.reads_log_probs else []
         tree = batch.trees[PLAIN]
-        found = self.scorer.read(self.policy, tree, [*of_tokens, *of_heads], prefix_cache)
-        (log_probs, *collisions), outputs = found[: len(of_tokens)], found[len(of_tokens) :]
-        numbers = log_probs.unsqueeze(-1) if log_probs.dim() == 3 else log_probs
-        tokens = None
-        if self.tokens is not None:
-            tokens = token_numbers(numbers, tree, self.tokens, answers, *collisions)
+        found = self.scorer.read(self.policy, tree, [*of_tokens, *of_heads.values()], prefix_cache)
+        at_tokens, at_ends = found[: len(of_tokens)], found[len(of_tokens) :]
+        policy, tokens = self._log_probs(tree, at_tokens, answers)
         return ScoredBatch(
-            policy=summed(numbers[..., 0], tree),
+            policy=policy,
             references=answers.log_probs.get(PLAIN, batch.scores.new_empty((0, *batch.scores.shape))),
             scores=batch.scores,
             present=batch.present,
             graded=batch.graded,
             views={name: self._score_view(batch, name, prefix_cache) for name in self.views},
             tokens=tokens,
-            outputs=dict(zip(heads, outputs, strict=True)),
+            outputs=self.head_outputs(batch, PLAIN, dict(zip(of_heads, at_ends, strict=True))),
             columns={name: batch.columns[name] for name in self.needs.columns if name in batch.columns},
         )
+
+    @property
+    def reads_log_probs(self) -> bool:
+        """Whether the policy's log-probs are computed."""
+        return True
+
+    def head_readouts(self) -> dict[str, Readout]:
+        """Return what heads read, by name."""
+        return {name: Outputs(self.heads[name], head.at) for name, head in self.needs.heads.items()}
+
+    def head_outputs(
+        self, batch: PreferenceBatch, view: str, found: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the heads' outputs by name.
+
+        Args:
+            batch: the batch.
+            view: the view that was read.
+            found: what ``head_readouts`` gave.
+        """
+        return dict(found)
+
+    def _log_probs(
+        self, tree: TokenTree, found: Sequence[Tensor], answers: ReferenceAnswers
+    ) -> tuple[ResponseLogProbs, TokenNumbers | None]:
+        """Return the policy's log-probs, NaN where they weren't read, and numbers per token."""
+        if not found:
+            return unknown_log_probs(tree), None
+        log_probs, *collisions = found
+        numbers = log_probs.unsqueeze(-1) if log_probs.dim() == 3 else log_probs
+        tokens = None
+        if self.tokens is not None:
+            tokens = token_numbers(numbers, tree, self.tokens, answers, *collisions)
+        return summed(numbers[..., 0], tree), tokens
 
     def _ask_references(self, batch: PreferenceBatch) -> ReferenceAnswers:
         """Return the references' answers: those that came with the batch, or the ensemble's."""
@@ -493,11 +556,17 @@ class PreferenceModule(LightningModule):
         present = tree.response_mask.any(dim=-1) & batch.present.any(dim=-1, keepdim=True)
         references = batch.references.get(name, batch.scores.new_empty((0, *present.shape)))
         if name in self.needs.trained_views:
-            log_probs = self.scorer(self.policy, tree)  # a prefix cache has no gradient
+            log_probs, outputs = self._read_view(batch, name, None)  # a prefix cache has no gradient
         else:
             with torch.no_grad(), evaluating(self.policy):  # an offset should not depend on dropout
-                log_probs = self.scorer(self.policy, tree, prefix_cache)
-        return ViewLogProbs(policy=log_probs, references=references, present=present)
+                log_probs, outputs = self._read_view(batch, name, prefix_cache)
+        return ViewLogProbs(policy=log_probs, references=references, present=present, outputs=outputs)
+
+    def _read_view(
+        self, batch: PreferenceBatch, name: str, prefix_cache: PrefixCache | None
+    ) -> tuple[ResponseLogProbs, dict[str, Tensor]]:
+        """Return the policy's log-probs of a second view, and the outputs of a reward head."""
+        return self.scorer(self.policy, batch.trees[name], prefix_cache), {}
 
     def _log_metrics(self, stage: str, others: Mapping[str, Tensor] = _NOTHING) -> None:
         """Log the metrics' values, leaving out NaN, which means that nothing was counted."""

@@ -89,6 +89,32 @@ def check_references(objective: Objective, count: int) -> None:
         )
 
 
+def check_reward_head(objective: Objective, outputs: int | None) -> None:
+    """Raise a ``ContractError`` if an objective on rewards is trained without a reward head, or vice versa.
+
+    Args:
+        objective: the objective.
+        outputs: the number of outputs of the module's reward head; ``None`` if it has none.
+    """
+    needed, name = objective.needs.reward_outputs, type(objective).__name__
+    if needed is not None and outputs is None:
+        raise ContractError(
+            f"{name} reads the rewards of a head, which this module has not: set model.class_path to "
+            "pl_prefopt.modules.RewardModule."
+        )
+    if needed is None and outputs is not None:
+        raise ContractError(
+            f"RewardModule trains a reward head, but {name} reads none: use an objective on rewards, such as "
+            "pl_prefopt.objectives.BradleyTerry, or Compose with the score HeadReward."
+        )
+    if needed and needed != outputs:
+        raise ContractError(
+            f"{name} needs a reward head with {needed} output(s) per response, but "
+            f"model.init_args.reward_head has {outputs}: use another head, such as "
+            "pl_prefopt.heads.ScalarHead for one output."
+        )
+
+
 def check_token_rewards(objective: Objective, *, wanted: bool) -> None:
     """Raise a ``ContractError`` if rewards per token are wanted and the objective has none."""
     if wanted and not objective.token_rewarded:

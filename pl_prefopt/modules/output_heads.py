@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from pl_prefopt.heads import Head
 from pl_prefopt.policies import shard_whole
 from pl_prefopt.requests import OutputHead
 from pl_prefopt.scoring import base_model
@@ -21,7 +22,7 @@ def build_heads(heads: Mapping[str, OutputHead], policy: nn.Module) -> nn.Module
 
 
 def shard_heads(heads: nn.ModuleDict, mesh: DeviceMesh, *, precision: str) -> None:
-    """Shard every head, with rank 0's initial values.
+    """Shard every head, with rank 0's initial values. A reward head computes in float32 all the same.
 
     Args:
         heads: the heads by name.
@@ -31,4 +32,4 @@ def shard_heads(heads: nn.ModuleDict, mesh: DeviceMesh, *, precision: str) -> No
     for head in heads.values():
         for weight in head.parameters():
             dist.broadcast(weight.data, 0)
-        shard_whole(head, mesh, precision=precision)
+        shard_whole(head, mesh, precision="32-true" if isinstance(head, Head) else precision)

@@ -191,15 +191,14 @@ class ReferenceObjective(Objective):
 
 
 class RewardObjective(Objective):
-    """The family that trains a reward head on the policy's hidden states: Bradley-Terry and its relatives.
+    """The family that trains a reward head on the policy's hidden states: Bradley-Terry and its relatives."""
 
-    References may still be configured, but nothing is measured with them.
-    """
+    references = (0, 0)
 
     @property
     def needs(self) -> Needs:
         """One reward per response, and no log-probs."""
-        return Needs(reward_outputs=1, log_probs=False)
+        return Needs(max_references=0, reward_outputs=1, log_probs=False)
 
 
 class ReferenceFreeObjective(Objective):

@@ -236,7 +236,7 @@ class RewardRegression(PointwiseRewardObjective):
     @property
     def needs(self) -> Needs:
         """One reward per response, and scores whose differences mean something."""
-        return Needs(reward_outputs=1, log_probs=False, graded=True)
+        return Needs(max_references=0, reward_outputs=1, log_probs=False, graded=True)
 
     def losses(self, reward: Tensor, scores: Tensor) -> Tensor:
         return (reward - scores).square()

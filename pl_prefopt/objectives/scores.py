@@ -134,7 +134,7 @@ class HeadReward(ResponseScore):
     @property
     def needs(self) -> Needs:
         """A reward head with one output, and no log-probs."""
-        return Needs(reward_outputs=1, log_probs=False)
+        return Needs(max_references=0, reward_outputs=1, log_probs=False)
 
     def reward(self, scored: Scored) -> Tensor:
         return self.beta * scored.outputs[REWARD].squeeze(-1)

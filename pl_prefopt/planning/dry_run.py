@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pl_prefopt.modules import PreferenceModule
-from pl_prefopt.modules.output_heads import build_heads
 from pl_prefopt.planning.fake_tensors import untraced, with_fake_values, with_fake_weights
 from pl_prefopt.planning.memory_tracker import MemoryTracker
 from pl_prefopt.planning.optimisers import make_states, take_step, use_foreach
@@ -33,7 +32,7 @@ from pl_prefopt.planning.parts import (
 )
 from pl_prefopt.planning.plan import Plan
 from pl_prefopt.planning.sharing import Sharing
-from pl_prefopt.policies import sketch_frozen, sketch_policy, sketch_second_adapter
+from pl_prefopt.policies import sketch_frozen, sketch_second_adapter
 from pl_prefopt.references import Footprint, ReferenceAnswers
 from pl_prefopt.scoring import (
     HiddenStates,
@@ -107,13 +106,13 @@ class DryRun:
         return Plan(parameters=counts[0], trained=counts[1], phases=phases, paged=paged)
 
     def _sketch(self) -> Any:
-        policy = sketch_policy(self.module.policy_spec)
+        policy: Any = self.module.sketch_policy()
         for footprint in (*self.references, *self.precomputed):
             if footprint.adapter is not None:
                 sketch_second_adapter(policy, footprint.adapter)
         self.module.policy = policy
         with torch.device("meta"):
-            self.module.heads = build_heads(self.module.objective.needs.heads, policy)
+            self.module.heads = self.module.build_heads(policy)
         self.precision.convert_module(self.module)
         self.module.scorer.presume(policy)
         return policy

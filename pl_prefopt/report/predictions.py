@@ -18,7 +18,7 @@ class Response:
 
     Attributes:
         messages: its turns.
-        log_prob: the sum over its tokens under the policy, in nats.
+        log_prob: the sum over its tokens under the policy, in nats; ``None`` of reward models.
         length: in tokens.
         reward: the objective's implicit reward.
         score: the data's, if it has one.
@@ -27,7 +27,7 @@ class Response:
     """
 
     messages: tuple[Message, ...]
-    log_prob: float
+    log_prob: float | None
     length: int
     reward: float
     score: float | None
@@ -93,7 +93,7 @@ def _response(fields: Mapping[str, Any]) -> Response:
     messages = [Message("assistant", said)] if isinstance(said, str) else [Message.of(turn) for turn in said]
     return Response(
         messages=tuple(messages),
-        log_prob=float(fields["log_prob"]),
+        log_prob=_number(fields["log_prob"]),
         length=int(fields["length"]),
         reward=float(fields["reward"]),
         score=None if fields["score"] is None else float(fields["score"]),

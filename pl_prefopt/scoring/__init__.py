@@ -8,6 +8,7 @@ from pl_prefopt.scoring.prefix_cache import PrefixCache
 from pl_prefopt.scoring.readouts import (
     Collisions,
     DivergingLogProbs,
+    EndStates,
     HiddenStates,
     LogProbs,
     Outputs,
@@ -15,11 +16,12 @@ from pl_prefopt.scoring.readouts import (
     Vocabulary,
     divergence,
 )
-from pl_prefopt.scoring.scorer import HeadName, LayoutName, Scorer, check_length, summed
+from pl_prefopt.scoring.scorer import HeadName, LayoutName, Scorer, check_length, summed, unknown_log_probs
 
 __all__ = [
     "Collisions",
     "DivergingLogProbs",
+    "EndStates",
     "HeadName",
     "HiddenStates",
     "LayoutName",
@@ -35,4 +37,5 @@ __all__ = [
     "divergence",
     "evaluating",
     "summed",
+    "unknown_log_probs",
 ]

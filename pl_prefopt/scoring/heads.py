@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -57,12 +57,17 @@ class Head(ABC):
 
 
 class WholeLogits(Head):
-    """Runs the model's own forward pass. Works with every causal model."""
+    """Runs the model's own forward pass, or its body where no readout takes logits.
+
+    Works with every causal model.
+    """
 
     def read(
         self, model: nn.Module, readings: Sequence[Reading], tokens: Tokens, start: int, **inputs: Any
     ) -> tuple[Tensor, ...]:
         """Run ``model`` on ``inputs`` once and return what each of ``readings`` gives."""
+        if all(reading.readout.of_states for reading in readings):
+            return _read_states(model, readings, tokens, WholeLayer, inputs)
         width = inputs["input_ids"].shape[1]
         states: list[Tensor] = []
         with ExitStack() as hooks:
@@ -99,14 +104,7 @@ class SplitHead(Head):
         self, model: nn.Module, readings: Sequence[Reading], tokens: Tokens, start: int, **inputs: Any
     ) -> tuple[Tensor, ...]:
         """Run ``model`` on ``inputs`` once and return what each of ``readings`` gives."""
-        base = base_model(model)
-
-        def compute() -> tuple[Tensor, ...]:
-            states = base.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-            layer = self._of(base)
-            return tuple(one.readout(states[one.source], layer, tokens) for one in readings)
-
-        return as_forward(model, compute)
+        return _read_states(model, readings, tokens, lambda: self._of(base_model(model)), inputs)
 
     def layer(self, model: nn.Module) -> OutputLayer:
         """Return the output layer of ``model``, with gathered copies of sharded weights."""
@@ -130,3 +128,21 @@ class FusedHead(SplitHead):
 
     def __init__(self) -> None:
         super().__init__(FusedLayer)
+
+
+def _read_states(
+    model: nn.Module,
+    readings: Sequence[Reading],
+    tokens: Tokens,
+    layer: Callable[[], OutputLayer],
+    inputs: dict[str, Any],
+) -> tuple[Tensor, ...]:
+    """Run the body of ``model`` and apply readouts to its last hidden states."""
+    body = base_model(model).base_model
+
+    def compute() -> tuple[Tensor, ...]:
+        states = body(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        made = layer()
+        return tuple(one.readout(states[one.source], made, tokens) for one in readings)
+
+    return as_forward(model, compute)

@@ -109,6 +109,22 @@ class Outputs(Readout):
 
 
 @dataclass(frozen=True)
+class EndStates(Readout):
+    """The last hidden state at the last token of each response or prompt, [N, D], in float32 or better.
+
+    Attributes:
+        at: where.
+    """
+
+    at: Place = "response"
+    of_states = True
+
+    def __call__(self, hidden: Tensor, layer: OutputLayer, tokens: Tokens) -> Tensor:
+        """Return [N, D]."""
+        return at_least_float32(hidden)
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """A reference's distributions over the vocabulary, as hidden states: logits are formed chunk by chunk.
 

@@ -223,6 +223,12 @@ def summed(log_probs: Tensor, tree: TokenTree) -> ResponseLogProbs:
     )
 
 
+def unknown_log_probs(tree: TokenTree) -> ResponseLogProbs:
+    """Return the lengths of responses with NaN for their log-probs."""
+    length = tree.counted_mask.sum(dim=-1)
+    return ResponseLogProbs(sum=torch.full(length.shape, torch.nan, device=length.device), length=length)
+
+
 def check_length(model: nn.Module, tree: TokenTree) -> None:
     """Refuse a prompt and a response that together exceed the model's context length.
 
