@@ -2,6 +2,7 @@
 
 from pl_prefopt.functional.divergences import alpha_divergence, forward_kl, jensen_shannon, reverse_kl
 from pl_prefopt.functional.embeddings import gpm_logistic, gpm_regression, skew_score, skew_scores
+from pl_prefopt.functional.extrapolation import extrapolate
 from pl_prefopt.functional.ideal_points import direction_reward, distance_reward
 from pl_prefopt.functional.lists import pro, softmax_cross_entropy, softmax_over, swap_gain, win_rates
 from pl_prefopt.functional.meta_rewards import meta_gradient, reward_spread
@@ -33,7 +34,13 @@ from pl_prefopt.functional.reward_losses import (
     contrastive,
     language_and_reward,
 )
-from pl_prefopt.functional.router_mixtures import hedge, mixture_nll, mixture_probability, responsibilities
+from pl_prefopt.functional.router_mixtures import (
+    context_weights,
+    hedge,
+    mixture_nll,
+    mixture_probability,
+    responsibilities,
+)
 from pl_prefopt.functional.self_refined import refinement, sr_dpo, sr_ipo
 from pl_prefopt.functional.strengths import adaptive_margin, preference_strength, smoothed_where_doubtful
 from pl_prefopt.functional.unpaired import UnpairedLoss, kto
@@ -51,12 +58,14 @@ __all__ = [
     "best_groups",
     "clip_to_first",
     "conditional_bradley_terry",
+    "context_weights",
     "contrastive",
     "direction_reward",
     "distance_reward",
     "dpo",
     "dpop",
     "easy_to_hard",
+    "extrapolate",
     "f_dpo",
     "forward_kl",
     "gpm_logistic",

@@ -72,6 +72,26 @@ def hedge(log_weights: Tensor, losses: Tensor, *, step: float) -> Tensor:
     return (log_weights - step * losses.sum(dim=0)).log_softmax(dim=-1)
 
 
+def context_weights(log_weights: Tensor, margins: Tensor, *, step: float) -> Tensor:
+    """Return log w, [K], of a context given N labelled pairs: MiCRo's second stage.
+
+    The router's mean weights over the pairs' prompts, updated by ``hedge`` with the losses −log σ(d_k).
+    ``mixture_logit`` with these weights judges further pairs of the context.
+
+    Args:
+        log_weights: log f_k of each pair's prompt, [N, K].
+        margins: d_k of each pair, the winner's reward less the loser's, [N, K].
+        step: η > 0, without a default: see ``hedge``.
+
+    Examples:
+        >>> prior, margins = torch.zeros(2, 2).log_softmax(dim=-1), torch.tensor([[2.0, -2.0], [2.0, -2.0]])
+        >>> context_weights(prior, margins, step=1.0).exp()
+        tensor([0.9820, 0.0180])
+    """
+    prior = (log_weights.logsumexp(dim=0)).log_softmax(dim=-1)
+    return hedge(prior, -logsigmoid(margins), step=step)
+
+
 def mixture_logit(log_weights: Tensor, margins: Tensor) -> Tensor:
     """Return logit P of P = Σ_k f_k σ(d_k): the margin of one Bradley-Terry model with the same probability.
 

@@ -82,7 +82,7 @@ from pl_prefopt.objectives.offsets import (
 )
 from pl_prefopt.objectives.pair_margins import ODPO, AdaptiveMarginDPO, LengthDPO, SmPO
 from pl_prefopt.objectives.pair_references import PairReference, SingleReference, VirtualReference
-from pl_prefopt.objectives.pair_rewards import EmbeddingScore, MixtureScore, PairScore
+from pl_prefopt.objectives.pair_rewards import CombinedReward, EmbeddingScore, MixtureScore, PairScore
 from pl_prefopt.objectives.pair_weights import (
     ColumnWeight,
     ConstantWeight,
@@ -227,6 +227,7 @@ __all__ = [
     "ColumnMargin",
     "ColumnProposal",
     "ColumnWeight",
+    "CombinedReward",
     "Comparisons",
     "Compose",
     "ConstantWeight",

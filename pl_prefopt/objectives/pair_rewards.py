@@ -1,4 +1,4 @@
-"""Scores of pairs from a head's outputs: embeddings, and mixtures of rewards."""
+"""Scores from several outputs of a head: embeddings, mixtures and combinations of rewards."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pl_prefopt.checks import at_least
 from pl_prefopt.errors import ContractError
 from pl_prefopt.functional.embeddings import mean_score, skew_scores
 from pl_prefopt.functional.router_mixtures import mixture_logit
 from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import positive
-from pl_prefopt.objectives.scores import Rewards, Score, Scored
+from pl_prefopt.objectives.scores import ResponseScore, Rewards, Score, Scored
 from pl_prefopt.requests import REWARD
+from pl_prefopt.rewards import RewardCombination
 
 
 class PairScore(Score):
@@ -25,7 +27,7 @@ class PairScore(Score):
     @property
     def needs(self) -> Needs:
         """A reward head with several outputs, and no log-probs."""
-        return Needs(reward_outputs=0, log_probs=False)
+        return Needs(max_references=0, reward_outputs=0, log_probs=False)
 
     def __call__(self, scored: Scored, present: Tensor, pairs: Tensor) -> Rewards:
         """Return z/2 for winners and −z/2 for losers."""
@@ -82,3 +84,35 @@ class MixtureScore(PairScore):
         # Responses to one prompt have the same weights; the mean keeps the score antisymmetric.
         weights = (log_weights.unsqueeze(-2) + log_weights.unsqueeze(-3)) / 2
         return mixture_logit(weights, rewards.unsqueeze(-2) - rewards.unsqueeze(-3))
+
+
+@dataclass(frozen=True)
+class CombinedReward(ResponseScore):
+    """One reward per response from a head's several rewards, such as their minimum or a weighted mean.
+
+    Args:
+        combination: of the rewards.
+        rewards: the number of rewards; they are the first of the head's outputs.
+        outputs: the number of all outputs of the head, where it has others behind its rewards: twice
+            ``rewards`` for ``MixtureHead`` and ``GroupHead``. As many as rewards by default.
+
+    Raises:
+        ConfigError: if ``rewards`` is below 1, or above ``outputs``.
+    """
+
+    combination: RewardCombination
+    rewards: int
+    outputs: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least("rewards", self.rewards, 1)
+        if self.outputs is not None:
+            at_least("outputs", self.outputs, self.rewards)
+
+    @property
+    def needs(self) -> Needs:
+        """A reward head with these outputs, and no log-probs."""
+        return Needs(max_references=0, reward_outputs=self.outputs or self.rewards, log_probs=False)
+
+    def reward(self, scored: Scored) -> Tensor:
+        return self.combination(scored.outputs[REWARD][..., : self.rewards])

@@ -419,7 +419,12 @@ class AttributeRegression(RewardObjective):
     @property
     def needs(self) -> Needs:
         """A head with one output per attribute, and their columns."""
-        return Needs(reward_outputs=len(self.attributes), log_probs=False, columns=tuple(self.attributes))
+        return Needs(
+            max_references=0,
+            reward_outputs=len(self.attributes),
+            log_probs=False,
+            columns=tuple(self.attributes),
+        )
 
     def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
         """Refuse an attribute without any rating, or with one per row instead of one per response."""

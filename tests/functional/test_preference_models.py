@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
 from pl_prefopt import functional
+from pl_prefopt.errors import ContractError
 from pl_prefopt.functional import meta_rewards, peer_review, reward_losses, strengths, user_groups
 
 DOUBLE = torch.float64
@@ -183,3 +184,19 @@ def test_relabelled_groups_give_relabelled_assignments_and_large_rewards_stay_fi
     margins = torch.tensor([[-2000.0, 2000.0]])
     found = functional.log_likelihoods(margins, torch.tensor([0]), 1)
     assert found.tolist() == [[-2000.0, 0.0]]
+
+
+def test_extrapolation_goes_through_both_models():
+    initial, trained = ({"w": drawn(3, seed=seed), "n": torch.tensor(seed)} for seed in (0, 1))
+    for factor, expected in (
+        (0.0, trained["w"]),
+        (-1.0, initial["w"]),
+        (1.0, 2 * trained["w"] - initial["w"]),
+    ):
+        found = functional.extrapolate(initial, trained, factor=factor)
+        torch.testing.assert_close(found["w"], expected)
+        assert found["n"] == 1
+    half = {name: value.bfloat16() if name == "w" else value for name, value in trained.items()}
+    assert functional.extrapolate(initial, half, factor=0.3)["w"].dtype == torch.bfloat16
+    with pytest.raises(ContractError, match="1 differ, such as 'w'"):
+        functional.extrapolate({**initial, "w": drawn(4)}, trained, factor=0.3)

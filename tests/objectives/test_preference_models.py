@@ -9,11 +9,20 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from pl_prefopt import functional
-from pl_prefopt.errors import ContractError
+from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.functional import embeddings, router_mixtures
-from pl_prefopt.objectives import GPM, AttributeRegression, BradleyTerry, RewardMixture, StrengthBradleyTerry
+from pl_prefopt.objectives import (
+    GPM,
+    AttributeRegression,
+    BradleyTerry,
+    CombinedReward,
+    Compose,
+    RewardMixture,
+    StrengthBradleyTerry,
+)
 from pl_prefopt.objectives.examples import embedded, rewarded
 from pl_prefopt.requests import REWARD
+from pl_prefopt.rewards import Minimum
 
 DOUBLE = torch.float64
 
@@ -207,3 +216,27 @@ def test_ratings_that_are_missing_teach_nothing():
     torch.testing.assert_close(outcome.loss, expected)
     assert (slope[ratings.isnan()] == 0).all()
     torch.testing.assert_close(outcome.reward, (outputs[..., 0] - 0.5 * outputs[..., 2]).detach())
+
+
+def test_a_few_labelled_pairs_find_the_part_of_a_context():
+    """Router weights are equal; the context's labels are those of the second of three parts."""
+    rewards = drawn(40, 2, 3)
+    margins = rewards[:, 0] - rewards[:, 1]
+    margins = margins * margins[:, 1:2].sign()
+    prior = torch.zeros(8, 3, dtype=DOUBLE).log_softmax(dim=-1)
+    weights = functional.context_weights(prior, margins[:8], step=1.0)
+    assert weights.argmax() == 1
+    rest = margins[8:]
+    judged, before = (router_mixtures.mixture_logit(each, rest) for each in (weights, prior[0]))
+    assert (judged > 0).double().mean() > (before > 0).double().mean()
+
+
+def test_combined_rewards_read_rewards_only():
+    """The log-weights behind them must not be the minimum."""
+    score = CombinedReward(Minimum(), rewards=2, outputs=4)
+    outputs = torch.tensor([[[1.0, 3.0, -9.0, 0.0], [2.0, 0.5, -9.0, 0.0]]])
+    outcome = Compose(score=score)(batch_of(outputs, torch.tensor([[1.0, 0.0]])))
+    assert outcome.reward.tolist() == [[1.0, 0.5]]
+    assert score.needs.reward_outputs == 4
+    with pytest.raises(ConfigError, match="outputs must be at least 2, but is 1"):
+        CombinedReward(Minimum(), rewards=2, outputs=1)
