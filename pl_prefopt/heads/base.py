@@ -96,4 +96,9 @@ class Head(nn.Module, ABC):
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments by name, as JSON, for checkpoints and exported folders."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        taken = inspect.signature(type(self)).parameters.values()
+        return {
+            one.name: getattr(self, one.name)
+            for one in taken
+            if one.kind is one.KEYWORD_ONLY or one.kind is one.POSITIONAL_OR_KEYWORD
+        }

@@ -103,6 +103,8 @@ class RewardModule(PreferenceModule):
         heads = super().build_heads(policy)
         head = self.reward_head
         head.build(base_model(policy).config.get_text_config().hidden_size)
+        if any(weight.dtype in (torch.bfloat16, torch.float16) for weight in head.parameters()):
+            head.float()  # Lightning's ``bf16-true`` creates weights in half precision
         heads[REWARD] = head.to(next(policy.parameters()).device)
         return heads
 
