@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from pl_prefopt.checks import at_least, non_negative
 from pl_prefopt.errors import ConfigError, ContractError, DataError
 from pl_prefopt.functional.ideal_points import direction_reward, distance_reward
-from pl_prefopt.functional.user_groups import best_groups, first_groups, reseed_empty
+from pl_prefopt.functional.user_groups import best_groups, first_groups, log_likelihoods, reseed_empty
 from pl_prefopt.heads.base import Head
 from pl_prefopt.heads.layers import linear, projection
 from pl_prefopt.heads.users import Users
+from pl_prefopt.pairing import ALL_PAIRS
+from pl_prefopt.requests import REWARD
 from pl_prefopt.rows import PreferenceRow
+from pl_prefopt.types import Column, ScoredBatch
+
+_log = logging.getLogger(__name__)
 
 PrototypeSpace: TypeAlias = Literal["projected", "hidden", "mixed"]
 """Where PAL-A's prototypes lie: see ``IdealPointHead``."""
@@ -80,6 +87,26 @@ class UserHead(Head):
         """Return the users' numbers, −1 for one who isn't known."""
         del column
         return self.users.encode(texts)
+
+    def with_new_user(self, user: str | int, pairs: int) -> Users:
+        """Return the users and one more, who has so many pairs.
+
+        Raises:
+            DataError: if the user is known already, or has fewer than ``min_pairs`` pairs.
+        """
+        users = self.users.with_user(user)
+        if pairs < self.min_pairs:
+            raise DataError(
+                f"expected at least {self.min_pairs} pairs of the new user {user!r}, got {pairs}: give more "
+                "pairs, or set `min_pairs` to 1."
+            )
+        return users
+
+    def numbers_of(self, column: Column) -> Tensor:
+        """Return the users' numbers for a batch's column, int64 [B], −1 for one who isn't known."""
+        if isinstance(column, Tensor):
+            return self.users.numbers(column)
+        return self.users.encode([value if isinstance(value, str) else None for value in column])
 
     def known_users(self, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the users' numbers [N], 0 where not known, and bool [N], which are known."""
@@ -149,12 +176,7 @@ class PrototypeHead(UserHead):
         Raises:
             DataError: if the user is known already, or has fewer than ``min_pairs`` pairs.
         """
-        users = self.users.with_user(user)
-        if len(chosen) < self.min_pairs:
-            raise DataError(
-                f"expected at least {self.min_pairs} pairs of the new user {user!r}, got {len(chosen)}: give "
-                "more pairs, or set `min_pairs` to 1."
-            )
+        users = self.with_new_user(user, len(chosen))
         prompt = chosen.new_empty(len(chosen), 0) if prompt is None else prompt
         logits = torch.zeros(self.prototypes, dtype=chosen.dtype, device=chosen.device, requires_grad=True)
         self._minimise(logits, (chosen, rejected, prompt), non_negative("ridge", ridge))
@@ -297,9 +319,9 @@ class GroupHead(UserHead):
 
     Chakraborty et al., arXiv 2402.08925. The outputs are those of a mixture whose router knows the user:
     rewards, and log-weights that are 0 for the user's group and −∞ for the others.
-    ``pl_prefopt.objectives.RewardMixture`` on them is Bradley-Terry within each group (the M-step).
-    ``assign`` moves users to the groups that explain their pairs best (the E-step). The assignment is part of
-    the head's state.
+    ``pl_prefopt.objectives.RewardMixture`` on them is Bradley-Terry within each group (the M-step). Before
+    each epoch but the first, users move to the groups that explain their pairs best (the E-step). The
+    assignment is part of the head's state.
 
     Args:
         groups: C, at most the number of users.
@@ -335,6 +357,46 @@ class GroupHead(UserHead):
         own = self.assigned[numbers].unsqueeze(-1) == torch.arange(self.groups, device=rewards.device)
         log_weights = torch.where(own, 0.0, -torch.inf).to(rewards)
         return torch.cat([rewards, torch.where(known.unsqueeze(-1), log_weights, torch.nan)], dim=-1)
+
+    def update(self, batches: Iterable[ScoredBatch]) -> None:
+        """Take the E-step on the training rows, of all ranks.
+
+        Each pair of responses with different scores counts, as in ``RewardMixture``'s default pairing.
+        """
+        sums = self.score.weight.new_zeros((len(self.users), self.groups), dtype=torch.float64)
+        counts = sums.new_zeros(len(self.users), dtype=torch.long)
+        for batch in batches:
+            rewards = batch.outputs[REWARD][..., : self.groups]
+            row, winner, loser = ALL_PAIRS(batch.scores, batch.present).nonzero(as_tuple=True)
+            users = self.numbers_of(batch.columns[self.column]).to(row.device)[row]
+            margins = (rewards[row, winner] - rewards[row, loser]).double()
+            sums += log_likelihoods(margins, users, len(self.users))
+            counts += users.bincount(minlength=len(self.users))
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+            dist.all_reduce(counts)
+        moved = self.assign(sums, counts)
+        sizes = self.assigned.bincount(minlength=self.groups).tolist()
+        _log.info("E-step: %d of %d users moved, users per group: %s", moved, len(self.users), sizes)
+
+    def fit_user(self, user: str | int, chosen: Tensor, rejected: Tensor) -> int:
+        """Add a user to the group that explains a few pairs best, and return its number.
+
+        Args:
+            user: the new user.
+            chosen: hidden states of N chosen responses, [N, H].
+            rejected: of the rejected ones, [N, H].
+
+        Raises:
+            DataError: if the user is known already, or has fewer than ``min_pairs`` pairs.
+        """
+        users = self.with_new_user(user, len(chosen))
+        with torch.no_grad():
+            margins = self.score(chosen) - self.score(rejected)
+        group = best_groups(logsigmoid(margins).sum(dim=0, keepdim=True))
+        self.assigned = torch.cat([self.assigned, group.to(self.assigned)])
+        self.users = users
+        return int(group)
 
     def assign(self, likelihoods: Tensor, pairs: Tensor) -> int:
         """Move each user to the group with the highest log-likelihood, and seed empty groups: the E-step.

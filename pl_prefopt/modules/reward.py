@@ -16,6 +16,7 @@ from pl_prefopt.errors import ContractError, DataError
 from pl_prefopt.heads import Head, ScalarHead
 from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.checkpoint_files import read_head
+from pl_prefopt.modules.head_updates import scored_anew
 from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.requests import REWARD
@@ -145,6 +146,13 @@ class RewardModule(PreferenceModule):
                 f"{[rows * responses, head.outputs]}: correct its `outputs` or its `forward`."
             )
         return outputs.view(rows, responses, -1).masked_fill(~present.unsqueeze(-1), 0.0)
+
+    def on_train_epoch_start(self) -> None:
+        """Let the head change what no gradient trains, from the second epoch on."""
+        source, update = row_source(self.trainer), self.reward_head.update
+        if type(self.reward_head).update is not Head.update and self.current_epoch and source is not None:
+            size = max(1, round(source.prompts_per_batch))
+            update(scored_anew(self, self.trainer, source.datasets["train"], size))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what the head took from the training rows, too."""
