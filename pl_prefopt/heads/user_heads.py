@@ -25,6 +25,8 @@ from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import Column, ScoredBatch
 
 _log = logging.getLogger(__name__)
+_NEVER = -1e30
+"""The log-weight of a group that is not the user's: a probability of 0, as a number that JSON can hold."""
 
 PrototypeSpace: TypeAlias = Literal["projected", "hidden", "mixed"]
 """Where PAL-A's prototypes lie: see ``IdealPointHead``."""
@@ -318,7 +320,7 @@ class GroupHead(UserHead):
     """C rewards per response, one per group of users, of which a user's group decides: MaxMin-RLHF.
 
     Chakraborty et al., arXiv 2402.08925. The outputs are those of a mixture whose router knows the user:
-    rewards, and log-weights that are 0 for the user's group and −∞ for the others.
+    rewards, and log-weights that are 0 for the user's group and −1e30 for the others.
     ``pl_prefopt.objectives.RewardMixture`` on them is Bradley-Terry within each group (the M-step). Before
     each epoch but the first, users move to the groups that explain their pairs best (the E-step). The
     assignment is part of the head's state.
@@ -355,7 +357,7 @@ class GroupHead(UserHead):
         rewards: Tensor = self.score(last)
         numbers, known = self.known_users(columns)
         own = self.assigned[numbers].unsqueeze(-1) == torch.arange(self.groups, device=rewards.device)
-        log_weights = torch.where(own, 0.0, -torch.inf).to(rewards)
+        log_weights = torch.where(own, 0.0, _NEVER).to(rewards)
         return torch.cat([rewards, torch.where(known.unsqueeze(-1), log_weights, torch.nan)], dim=-1)
 
     def update(self, batches: Iterable[ScoredBatch]) -> None:
