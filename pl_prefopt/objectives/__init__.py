@@ -94,6 +94,7 @@ from pl_prefopt.objectives.pairs import PairwiseReferenceFreeObjective, Pairwise
 from pl_prefopt.objectives.preference_models import (
     GPM,
     AttributeRegression,
+    ConditionalBradleyTerry,
     DoubtLabel,
     GPMRegression,
     PairLikelihood,
@@ -230,6 +231,7 @@ __all__ = [
     "CombinedReward",
     "Comparisons",
     "Compose",
+    "ConditionalBradleyTerry",
     "ConstantWeight",
     "DNOPrct",
     "DiscoPOP",

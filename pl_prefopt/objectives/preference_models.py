@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pl_prefopt.errors import ConfigError, ContractError
-from pl_prefopt.functional.reward_losses import attribute_regression
+from pl_prefopt.functional.reward_losses import attribute_regression, conditional_bradley_terry
 from pl_prefopt.functional.router_mixtures import negative_entropy
 from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.objectives.base import Needs, RewardObjective
@@ -31,8 +31,10 @@ from pl_prefopt.pairing import ALL_PAIRS, Pairing
 from pl_prefopt.requests import REWARD
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import Outcome, ScoredBatch
+from pl_prefopt.views import ColumnPrompt
 
 PAGE = "methods/preference_models.md"
+_OTHER = "other_prompt"
 
 
 @dataclass(frozen=True)
@@ -448,3 +450,64 @@ class AttributeRegression(RewardObjective):
         return Outcome(
             loss=losses, counted=rated.any(dim=-1), reward=(outputs.detach() * weights).sum(dim=-1)
         )
+
+
+class ConditionalBradleyTerry(RewardObjective):
+    """Rc-BT: −log σ(r(x, y) − r(x′, y)), one response under the row's prompt and under another one.
+
+    "MAPL", arXiv 2505.12845: y satisfies the instructions of its own prompt x, and not all of those of x′,
+    which a column holds. A prompt's loss is the mean over its responses; scores aren't read. Rewards that
+    depend on the response alone cancel, those that depend on the prompt alone don't. Together with
+    ``BradleyTerry`` it is a ``Sum``, whose weights are the paper's λ; the published learning rate is 1e-5,
+    with batches of 64.
+
+    Args:
+        column: the column with x′ as a text, which takes the place of the prompt's last user turn.
+
+    Examples:
+        >>> from pl_prefopt.objectives.examples import rewarded
+        >>> from pl_prefopt.types import ViewLogProbs
+        >>> import dataclasses
+        >>> batch, other = rewarded([2.0], scores=[1.0]), rewarded([0.0], scores=[1.0])
+        >>> view = ViewLogProbs(
+        ...     policy=other.policy, references=other.references, present=other.present, outputs=other.outputs
+        ... )
+        >>> ConditionalBradleyTerry()(dataclasses.replace(batch, views={"other_prompt": view})).loss
+        tensor([0.1269])
+    """
+
+    data = ("unpaired", "pairs", "lists")
+    use_when = "A response is right for one prompt and wrong for a similar one with other instructions."
+
+    def __init__(self, *, column: str = "other_prompt") -> None:
+        super().__init__()
+        self.column = column
+
+    @property
+    def needs(self) -> Needs:
+        """One reward per response, and the other prompt."""
+        return Needs(
+            max_references=0,
+            reward_outputs=1,
+            log_probs=False,
+            columns=(self.column,),
+            views={_OTHER: ColumnPrompt(self.column)},
+            trained_views=frozenset({_OTHER}),
+        )
+
+    def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
+        """Refuse rows without another prompt; scores aren't needed."""
+        for index in range(len(rows)):
+            ColumnPrompt(self.column)(rows, index)
+
+    def forward(self, batch: ScoredBatch) -> Outcome:
+        """Average each prompt's losses over its responses."""
+        there = batch.present & batch.views[_OTHER].present
+        own, other = (
+            torch.where(there, outputs[REWARD].squeeze(-1), 0.0)
+            for outputs in (batch.outputs, batch.views[_OTHER].outputs)
+        )
+        losses = torch.where(there, conditional_bradley_terry(own, other), 0.0)
+        loss = losses.sum(dim=-1) / there.sum(dim=-1).clamp(min=1)
+        reward = torch.where(batch.present, batch.outputs[REWARD].squeeze(-1), 0.0).detach()
+        return Outcome(loss=loss, counted=there.any(dim=-1), reward=reward)

@@ -20,7 +20,7 @@ def test_users_are_trained_predicted_and_refused_where_unknown(prefopt, tmp_path
     written = [json.loads(line) for path in (tmp_path / "run").rglob("*.jsonl") for line in path.open()]
     outputs = [response["outputs"] for row in written for response in row.get("responses", [])]
     assert len(outputs) == 16
-    assert all(len(each) == 4 and min(each) > -1e31 for each in outputs), "two rewards, and which of them is the user's"
+    assert all(len(each) == 4 and min(each) > -1e31 for each in outputs), "two rewards, two log-weights"
     stranger = write_rows(tmp_path / "stranger.jsonl", [{**rows[0], "user": "eve"}])
     said = prefopt.fails(*predict, "--data.predict", stranger)
     assert (

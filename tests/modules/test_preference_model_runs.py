@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 from pl_prefopt.errors import DataError
 from pl_prefopt.heads import GroupHead, Head
 from pl_prefopt.modules import RewardModule
-from pl_prefopt.objectives import Objective, RewardMixture
+from pl_prefopt.objectives import BradleyTerry, ConditionalBradleyTerry, Objective, RewardMixture
 from tests.method_files import CONFIGS
 from tests.runs import lora_spec, make_datamodule, make_trainer, pair_rows
 
@@ -112,3 +112,23 @@ def test_groups_move_to_what_explains_their_pairs_and_a_resumed_run_goes_on(tiny
     strangers = make_datamodule(tmp_path / "strangers", [{**rows[0], "user": 9}])
     with pytest.raises(DataError, match=r"got 9 in .*: fit the user first"):
         make_trainer(tmp_path).validate(resumed, strangers, verbose=False)
+
+
+def test_a_response_is_scored_under_two_prompts_with_gradients_through_both(tiny_model, tmp_path):
+    rows = [{**row, "other_prompt": f"Else {number}?"} for number, row in enumerate(pair_rows(3))]
+    module = RewardModule(lora_spec(tiny_model), ConditionalBradleyTerry())
+    data = make_datamodule(tmp_path, rows, batch_size=3)
+    trainer = make_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    trainer.fit(module, data)
+    plain = make_datamodule(tmp_path, [{**row, "prompt": row["other_prompt"]} for row in rows], batch_size=3)
+    batch = module.score(data.datasets["train"].batch(range(3)))
+    other = batch.views["other_prompt"].outputs["reward"]
+    assert other.requires_grad
+    again = RewardModule(lora_spec(tiny_model), BradleyTerry())
+    make_trainer(tmp_path).validate(again, plain, verbose=False)
+    again.load_state_dict(module.state_dict(), strict=False)  # adapter and head
+    expected = again.score(plain.datasets["val"].batch(range(3))).outputs["reward"]
+    torch.testing.assert_close(other, expected, rtol=1e-4, atol=1e-5)
+    outcome = module.objective(batch)
+    margins = (batch.outputs["reward"] - other).squeeze(-1)
+    torch.testing.assert_close(outcome.loss, -logsigmoid(margins).mean(dim=1))
