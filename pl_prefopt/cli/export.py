@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from pl_prefopt.cli.card import read_card
 from pl_prefopt.cli.export_check import compare, score, trial_rows, unit_of
+from pl_prefopt.cli.export_reward import described_head, export_reward
 from pl_prefopt.cli.parser import Parser, RefusedError
 from pl_prefopt.cli.plain_parser import PlainParser
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.files import new_folder, restore_backup, without_dots
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
 from pl_prefopt.modules.checkpoints import check_description, describe
+from pl_prefopt.modules.reward import freeze_output_embeddings
 from pl_prefopt.policies import PolicySpec, alters_base, build_frozen, build_policy, merged
 from pl_prefopt.policies.spec import Dtype
 from pl_prefopt.saved_settings import FILE_NAME, read_saved
@@ -87,6 +89,12 @@ def export_policy(
         spec = dataclasses.replace(spec, four_bit=None)
     whole = merge or not spec.has_adapter
     source = _Source(spec, ckpt_path, f"{ckpt_path} doesn't fit the policy of {config_path}")
+    if described_head(head.rest) is not None:
+        source = source._replace(spec=dataclasses.replace(spec, four_bit=None), has_logits=False)
+        with new_folder(out) as draft:
+            export_reward(draft, source, head.rest, card.config, dtype=dtype)
+            card.write(draft)
+        return
     with new_folder(out) as draft:
         trial = _write(
             draft, source, trial_rows(spec, card.config.get("data") or {}), whole=whole, dtype=dtype
@@ -104,17 +112,25 @@ class _Source(NamedTuple):
         spec: the policy before training.
         ckpt_path: the checkpoint.
         unfit: the start of the error message for a checkpoint that does not match the policy.
+        has_logits: whether output embeddings were trained; those of a reward model needn't be.
     """
 
     spec: PolicySpec
     ckpt_path: Path
     unfit: str
+    has_logits: bool = True
+
+    def weights(self, prefix: str) -> dict[str, Tensor]:
+        """Return the trained weights with a prefix, without it."""
+        return _trained_weights(self.ckpt_path, prefix=prefix)
 
     def load(self, *, start: Path | None = None) -> Any:
         """Return the trained policy, after saving the untrained one's adapter to ``start``."""
         policy: Any = build_policy(self.spec)
         if start is not None:
             policy.save_pretrained(start)
+        if not self.has_logits:
+            freeze_output_embeddings(policy)
         _load(policy, _trained_weights(self.ckpt_path), self.unfit)
         return policy
 

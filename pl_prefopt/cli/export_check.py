@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -48,6 +48,9 @@ class Gap:
         return self.mean <= (_COPIED if copied else _ROUNDED) * self.rounding
 
 
+Score = Callable[[nn.Module, list[list[int]]], Tensor]
+
+
 def trial_rows(spec: PolicySpec, data: Mapping[str, Any]) -> list[list[int]]:
     """Return a few rows of tokens: over the whole vocabulary, and from the run's data if it is in files.
 
@@ -75,7 +78,9 @@ def score(model: nn.Module, rows: list[list[int]]) -> Tensor:
     return torch.cat(scores).double()
 
 
-def compare(model: nn.Module, rows: list[list[int]], expected: Tensor, unit: float) -> Gap:
+def compare(
+    model: nn.Module, rows: list[list[int]], expected: Tensor, unit: float, score: Score = score
+) -> Gap:
     """Compare a model's scores with those of the policy.
 
     Args:
@@ -83,6 +88,7 @@ def compare(model: nn.Module, rows: list[list[int]], expected: Tensor, unit: flo
         rows: rows of tokens.
         expected: the policy's scores of them.
         unit: the largest machine epsilon of any dtype that either model computes in.
+        score: gives a model's scores of rows.
     """
     found = score(model, rows)
     difference = found - expected

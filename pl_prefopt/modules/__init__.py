@@ -9,6 +9,7 @@ from pl_prefopt.modules.mppo import MPPOModule
 from pl_prefopt.modules.mrpo import MRPOModule
 from pl_prefopt.modules.reference_free import ReferenceFreeModule
 from pl_prefopt.modules.reward import RewardModule
+from pl_prefopt.modules.reward_scorer import RewardScorer
 from pl_prefopt.modules.schedule import Schedule
 from pl_prefopt.modules.self_refined import SrModule
 from pl_prefopt.modules.token_level import TokenLevelModule
@@ -21,6 +22,7 @@ __all__ = [
     "PreferenceModule",
     "ReferenceFreeModule",
     "RewardModule",
+    "RewardScorer",
     "SafeCheckpointIO",
     "Schedule",
     "SrModule",

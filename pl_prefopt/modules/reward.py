@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +11,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from pl_prefopt.data import row_source
-from pl_prefopt.errors import ContractError, DataError
+from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.heads import Head, ScalarHead
 from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.checkpoint_files import read_head
 from pl_prefopt.modules.head_updates import scored_anew
+from pl_prefopt.modules.hidden_states import FOLDER, HiddenStateTables
+from pl_prefopt.modules.reward_folders import describe_head
+from pl_prefopt.modules.reward_outputs import reward_outputs
 from pl_prefopt.objectives import Needs, Objective
-from pl_prefopt.policies import PolicySpec
+from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
+from pl_prefopt.references import ReferenceAnswers
 from pl_prefopt.requests import REWARD
 from pl_prefopt.scoring import (
     EndStates,
@@ -26,13 +29,14 @@ from pl_prefopt.scoring import (
     PrefixCache,
     Readout,
     base_model,
+    evaluating,
     summed,
     unknown_log_probs,
 )
-from pl_prefopt.types import PreferenceBatch, ResponseLogProbs
+from pl_prefopt.types import PLAIN, PreferenceBatch, ResponseLogProbs, ScoredBatch
 
 _LAST, _PROMPT = "last states", "prompt states"
-_LEARNED = "pl_prefopt_reward_head"
+LEARNED = "pl_prefopt_reward_head"
 
 
 class RewardModule(PreferenceModule):
@@ -47,6 +51,8 @@ class RewardModule(PreferenceModule):
         reward_head: from hidden states to rewards; ``ScalarHead`` by default.
         truncated_responses: what to do where responses are truncated, so that they have no end token and the
             head reads another token in its place: ``warn`` counts them, ``refuse`` raises.
+        freeze_policy: train the head alone, on hidden states that are computed once for all rows.
+        states_dir: where these are kept, a folder per model.
         options: the same for all families, see ``PreferenceModule``.
 
     Raises:
@@ -59,13 +65,19 @@ class RewardModule(PreferenceModule):
         objective: Objective,
         reward_head: Head | None = None,
         truncated_responses: Literal["warn", "refuse"] = "warn",
+        freeze_policy: bool = False,
+        states_dir: str = FOLDER,
         **options: Any,
     ) -> None:
         super().__init__(policy, objective, **options)
+        self.freeze_policy = freeze_policy
         head = ScalarHead() if reward_head is None else reward_head
         self._unbuilt = (head,)  # a part of the module only when it has weights
         self.truncated_responses = truncated_responses
         self.needs = Needs.of_all(self.needs, Needs(columns=head.columns, log_probs=False))
+        self._states = HiddenStateTables(states_dir, prompts=head.reads_prompt)
+        if freeze_policy:
+            _check_frozen(policy, objective)
 
     @property
     def reward_head(self) -> Head:
@@ -97,10 +109,65 @@ class RewardModule(PreferenceModule):
             self._check_truncated(split, summary.truncated_responses, summary.responses)
         self._learn({split: dataset.rows for split, dataset in datasets.items()}, fitting=stage == "fit")
 
+    def load_policy(self) -> nn.Module:
+        """Return the model under the head."""
+        if self.freeze_policy:
+            return self.load(self.policy_spec, build_frozen, sketch_frozen)
+        return super().load_policy()
+
+    def sketch_policy(self) -> nn.Module:
+        """Return the model under the head on the meta device."""
+        return sketch_frozen(self.policy_spec) if self.freeze_policy else super().sketch_policy()
+
+    def score_with(self, batch: PreferenceBatch, answers: ReferenceAnswers) -> ScoredBatch:
+        """Return the values that the objective needs: of a frozen policy's states, those that are kept."""
+        if not self.freeze_policy:
+            return super().score_with(batch, answers)
+        last, prompt = self._frozen_states(batch)
+        present = batch.trees[PLAIN].response_mask.any(dim=-1)
+        outputs = reward_outputs(self.reward_head, present, last, prompt, batch.columns)
+        return ScoredBatch(
+            policy=unknown_log_probs(batch.trees[PLAIN]),
+            references=batch.scores.new_empty((0, *batch.scores.shape)),
+            scores=batch.scores,
+            present=batch.present,
+            graded=batch.graded,
+            outputs={REWARD: outputs},
+            columns={name: batch.columns[name] for name in self.needs.columns if name in batch.columns},
+        )
+
+    def _frozen_states(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor | None]:
+        """Return kept states of a batch, or computed ones where the rows aren't known."""
+        source = None if self._trainer is None else row_source(self.trainer)
+        if source is None or batch.split not in source.datasets:
+            states = self._read_states(batch)
+            return (states[:, 1:], states[:, 0]) if self.reward_head.reads_prompt else (states, None)
+        if not self._states.has(batch.split):
+            precision = str(self.trainer.precision)
+            suffix = "" if precision == "32-true" else f"-{precision}"
+            model = f"{self.policy_spec.fingerprint}{suffix}"
+            self._states.prepare(source.datasets[batch.split], model, self._states_to_keep, self.trainer)
+        return self._states.of(batch)
+
+    @torch.no_grad()
+    def _read_states(self, batch: PreferenceBatch) -> Tensor:
+        """Return [B, R, H] of the responses' ends, after the prompt's if the head reads it."""
+        readouts = list(self.own_readouts().values())
+        with evaluating(self.policy):
+            last, *prompt = self.scorer.read(self.policy, batch.trees[PLAIN], readouts)
+        return torch.cat([prompt[0].unsqueeze(1), last], dim=1) if prompt else last
+
+    def _states_to_keep(self, batch: PreferenceBatch) -> Tensor:
+        """Return the states as a table has them, float32, NaN where a response is absent."""
+        states, absent = self._read_states(batch).float(), ~batch.trees[PLAIN].response_mask.any(dim=-1)
+        if self.reward_head.reads_prompt:
+            absent = torch.cat([absent.new_zeros(len(absent), 1), absent], dim=1)
+        return states.masked_fill(absent.unsqueeze(-1), torch.nan)
+
     def build_heads(self, policy: nn.Module) -> nn.ModuleDict:
         """Return the heads on the policy's hidden states, the reward head among them."""
         if not self.reads_log_probs:
-            _freeze_output_embeddings(policy)
+            freeze_output_embeddings(policy)
         heads = super().build_heads(policy)
         head = self.reward_head
         head.build(base_model(policy).config.get_text_config().hidden_size)
@@ -111,10 +178,14 @@ class RewardModule(PreferenceModule):
 
     def head_readouts(self) -> dict[str, Readout]:
         """Return what heads read, by name."""
+        return {**super().head_readouts(), **self.own_readouts()}
+
+    def own_readouts(self) -> dict[str, Readout]:
+        """Return what the reward head reads, responses first."""
         own: dict[str, Readout] = {_LAST: EndStates("response")}
         if self.reward_head.reads_prompt:
             own[_PROMPT] = EndStates("prompt")
-        return {**super().head_readouts(), **own}
+        return own
 
     def head_outputs(
         self, batch: PreferenceBatch, view: str, found: Mapping[str, Tensor]
@@ -122,30 +193,8 @@ class RewardModule(PreferenceModule):
         """Return the heads' outputs, with those of the reward head for what it reads."""
         others = {name: values for name, values in found.items() if name not in (_LAST, _PROMPT)}
         present = batch.trees[view].response_mask.any(dim=-1)
-        return {**others, REWARD: self.rewards(batch, present, found[_LAST], found.get(_PROMPT))}
-
-    def rewards(self, batch: PreferenceBatch, present: Tensor, last: Tensor, prompt: Tensor | None) -> Tensor:
-        """Return the reward head's outputs, [B, R, J] in float32 or better, 0 where a response is absent.
-
-        Args:
-            batch: the batch.
-            present: bool [B, R].
-            last: [B, R, H], the hidden states at the responses' last tokens.
-            prompt: [B, H], those at the prompts' last tokens, if the head reads them.
-        """
-        head, (rows, responses) = self.reward_head, present.shape
-        dtype = next((weight.dtype for weight in head.parameters()), last.dtype)
-        flat = last.flatten(0, 1).to(dtype)
-        of_prompt = flat[:, :0] if prompt is None else prompt.to(dtype).repeat_interleave(responses, dim=0)
-        columns = {name: self._column(batch, name, responses) for name in head.columns}
-        with torch.autocast(last.device.type, enabled=False):
-            outputs: Tensor = head(flat, of_prompt, columns)
-        if outputs.shape != (rows * responses, head.outputs):
-            raise ContractError(
-                f"{type(head).__name__} gave outputs of the shape {list(outputs.shape)}, expected "
-                f"{[rows * responses, head.outputs]}: correct its `outputs` or its `forward`."
-            )
-        return outputs.view(rows, responses, -1).masked_fill(~present.unsqueeze(-1), 0.0)
+        rewards = reward_outputs(self.reward_head, present, found[_LAST], found.get(_PROMPT), batch.columns)
+        return {**others, REWARD: rewards}
 
     def on_train_epoch_start(self) -> None:
         """Let the head change what no gradient trains, from the second epoch on."""
@@ -157,17 +206,7 @@ class RewardModule(PreferenceModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what the head took from the training rows, too."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[_LEARNED] = self.reward_head.learned
-
-    def _column(self, batch: PreferenceBatch, name: str, responses: int) -> Tensor:
-        """Return a column's value for each response, [B · R]."""
-        values = batch.columns[name]
-        if isinstance(values, Tensor):
-            return values.repeat_interleave(responses, dim=0) if values.dim() == 1 else values.flatten(0, 1)
-        flat: list[str | None] = []
-        for value in values:
-            flat += value if isinstance(value, tuple) else [value] * responses
-        return self.reward_head.encode(name, flat).to(batch.index.device)
+        checkpoint[LEARNED] = self.reward_head.learned
 
     def _read_view(
         self, batch: PreferenceBatch, name: str, prefix_cache: PrefixCache | None
@@ -183,7 +222,7 @@ class RewardModule(PreferenceModule):
         head = self.reward_head
         path = self.restored_from or self.trainer.ckpt_path
         if type(head).learn is not Head.learn:
-            held = read_head(Path(path)).rest.get(_LEARNED) if path else None
+            held = read_head(Path(path)).rest.get(LEARNED) if path else None
             if held is not None:
                 head.learned = held
             elif fitting and "train" in rows:
@@ -209,14 +248,22 @@ class RewardModule(PreferenceModule):
         return super()._description() | {"model.reward_head": describe_head(self.reward_head)}
 
 
-def describe_head(head: Head) -> str:
-    """Return a head's class and settings, as JSON."""
-    kind = type(head)
-    settings = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": head.settings()}
-    return json.dumps(settings, sort_keys=True, default=str)
+def _check_frozen(policy: PolicySpec, objective: Objective) -> None:
+    """Refuse what a frozen policy can't do."""
+    if policy.lora is not None:
+        raise ConfigError(
+            "model.init_args.freeze_policy trains the head alone, but policy.lora describes an adapter to "
+            "train: set policy.lora to null."
+        )
+    needs = objective.needs
+    if needs.log_probs or needs.tokens is not None or needs.views or needs.heads:
+        raise ConfigError(
+            f"model.init_args.freeze_policy keeps hidden states at the ends of responses, but "
+            f"{type(objective).__name__} reads more: set freeze_policy to false."
+        )
 
 
-def _freeze_output_embeddings(policy: nn.Module) -> None:
+def freeze_output_embeddings(policy: nn.Module) -> None:
     """Stop training weights that take no part: DDP would wait for their gradients in vain."""
     base: Any = base_model(policy)
     output, shared = base.get_output_embeddings(), {id(weight) for weight in base.base_model.parameters()}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pl_prefopt.references.base import PolicyHost, Reference
 from pl_prefopt.references.tables import TableFile, read_cached, read_tensors, stack_ragged, write_tensors
+from pl_prefopt.types import PreferenceBatch
 
 ROWS_PER_SHARD = 64
 """Rows per shard, and so the work that a kill can lose."""
@@ -44,7 +45,7 @@ class Workers:
 def fill_table(
     reference: Reference, host: PolicyHost, file: TableFile, *, batch_size: int, workers: Workers
 ) -> None:
-    """Score every row of ``file.dataset`` and write the table; existing parts are reused.
+    """Score every row of ``file.dataset`` with a reference and write the table; existing parts are reused.
 
     Args:
         reference: a prepared reference.
@@ -53,24 +54,83 @@ def fill_table(
         batch_size: rows per forward pass.
         workers: the ranks that share the work; each scores every ``count``-th part.
     """
-    lengths = torch.tensor(file.dataset.lengths)
-    # The longest rows first: if memory doesn't suffice, this shows at once.
-    order = torch.argsort(lengths, descending=True, stable=True)
-    parts = torch.tensor_split(order, -(-len(order) // ROWS_PER_SHARD))
-    passes = -(-len(parts[0]) // batch_size)
-    missing = [number for number, rows in enumerate(parts) if not _is_done(file.part(number), rows)]
-    workers.wait()  # every rank has checked for parts before one of them writes
-    mine = workers.share(missing)
-    for number in _shown(mine, f"{file.dataset.split} rows, view {file.view}", visible=workers.rank == 0):
-        batches = torch.tensor_split(parts[number], passes)
-        _score_part(reference, host, file, number, [rows if len(rows) else order[:1] for rows in batches])
-    workers.wait()
-    if workers.rank == 0:
-        scored = [read_tensors(file.part(number)) for number in range(len(parts))]
-        table = stack_ragged([(part["index"], part["log_probs"]) for part in scored], len(file.dataset))
-        write_tensors(file.path, {"log_probs": table}, _notes(reference, host, file))
-        shutil.rmtree(file.part(0).parent)
-    workers.wait()
+
+    def log_probs(batch: PreferenceBatch) -> Tensor:
+        values = reference.log_probs(host, batch, file.view).float()
+        return values.masked_fill(~batch.trees[file.view].response_mask.any(dim=-1), torch.nan)
+
+    table = Table(
+        file=file,
+        name="log_probs",
+        score=log_probs,
+        device=host.device,
+        notes={
+            "reference": reference.fingerprint(host.policy_spec),
+            "dataset": file.dataset.tokens_fingerprint,
+            "split": file.dataset.split,
+            "view": file.view,
+            "rendering": file.rendering,
+        },
+    )
+    table.fill(batch_size=batch_size, workers=workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table to fill with values per response.
+
+    Attributes:
+        file: the file.
+        name: the tensor's name in it.
+        score: returns float32 [B, R, ...] of a batch on ``device``, NaN where a response is absent.
+        device: where rows are scored.
+        notes: of the file.
+    """
+
+    file: TableFile
+    name: str
+    score: Callable[[PreferenceBatch], Tensor]
+    device: torch.device
+    notes: dict[str, str]
+
+    def fill(self, *, batch_size: int, workers: Workers) -> None:
+        """Score every row and write the table; existing parts are reused.
+
+        Args:
+            batch_size: rows per forward pass.
+            workers: the ranks that share the work; each scores every ``count``-th part.
+        """
+        file = self.file
+        lengths = torch.tensor(file.dataset.lengths)
+        # The longest rows first: if memory doesn't suffice, this shows at once.
+        order = torch.argsort(lengths, descending=True, stable=True)
+        parts = torch.tensor_split(order, -(-len(order) // ROWS_PER_SHARD))
+        passes = -(-len(parts[0]) // batch_size)
+        missing = [number for number, rows in enumerate(parts) if not _is_done(file.part(number), rows)]
+        workers.wait()  # every rank has checked for parts before one of them writes
+        mine = workers.share(missing)
+        for number in _shown(mine, f"{file.dataset.split} rows, view {file.view}", visible=workers.rank == 0):
+            batches = torch.tensor_split(parts[number], passes)
+            self._score_part(number, [rows if len(rows) else order[:1] for rows in batches])
+        workers.wait()
+        if workers.rank == 0:
+            scored = [read_tensors(file.part(number)) for number in range(len(parts))]
+            whole = stack_ragged([(part["index"], part[self.name]) for part in scored], len(file.dataset))
+            write_tensors(file.path, {self.name: whole}, self.notes)
+            shutil.rmtree(file.part(0).parent)
+        workers.wait()
+
+    @torch.no_grad()
+    def _score_part(self, number: int, batches: Iterable[Tensor]) -> None:
+        scored = []
+        for index in batches:
+            batch = self.file.dataset.batch(index.tolist()).to(self.device)
+            scored.append((index, self.score(batch).cpu()))
+        positions = torch.cat([index for index, _ in scored])
+        place = {row: position for position, row in enumerate(positions.tolist())}
+        local = [(torch.tensor([place[row] for row in index.tolist()]), values) for index, values in scored]
+        tensors = {"index": positions, self.name: stack_ragged(local, len(positions))}
+        write_tensors(self.file.part(number), tensors, self.notes)
 
 
 def _is_done(part: Path, rows: Tensor) -> bool:
@@ -78,33 +138,6 @@ def _is_done(part: Path, rows: Tensor) -> bool:
     # A row that filled an empty batch may follow them.
     held = read_cached(part)
     return held is not None and torch.equal(held["index"][: len(rows)], rows)
-
-
-@torch.no_grad()
-def _score_part(
-    reference: Reference, host: PolicyHost, file: TableFile, number: int, batches: Iterable[Tensor]
-) -> None:
-    scored = []
-    for index in batches:
-        batch = file.dataset.batch(index.tolist()).to(host.device)
-        log_probs = reference.log_probs(host, batch, file.view).float()
-        absent = ~batch.trees[file.view].response_mask.any(dim=-1)
-        scored.append((index, log_probs.masked_fill(absent, torch.nan).cpu()))
-    positions = torch.cat([index for index, _ in scored])
-    place = {row: position for position, row in enumerate(positions.tolist())}
-    local = [(torch.tensor([place[row] for row in index.tolist()]), values) for index, values in scored]
-    tensors = {"index": positions, "log_probs": stack_ragged(local, len(positions))}
-    write_tensors(file.part(number), tensors, _notes(reference, host, file))
-
-
-def _notes(reference: Reference, host: PolicyHost, file: TableFile) -> dict[str, str]:
-    return {
-        "reference": reference.fingerprint(host.policy_spec),
-        "dataset": file.dataset.tokens_fingerprint,
-        "split": file.dataset.split,
-        "view": file.view,
-        "rendering": file.rendering,
-    }
 
 
 def _shown(numbers: list[int], what: str, *, visible: bool) -> Iterable[int]:

@@ -137,7 +137,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def stack_ragged(parts: list[tuple[Tensor, Tensor]], rows: int) -> Tensor:
-    """Assemble parts (row numbers [N], log-probs [N, R_i]) into one [rows, R], with NaN elsewhere.
+    """Assemble parts (row numbers [N], values [N, R_i, ...]) into one [rows, R, ...], with NaN elsewhere.
 
     >>> second = (torch.tensor([1]), torch.tensor([[2.0, 3.0]]))
     >>> first = (torch.tensor([0]), torch.tensor([[1.0]]))
@@ -145,10 +145,10 @@ def stack_ragged(parts: list[tuple[Tensor, Tensor]], rows: int) -> Tensor:
     tensor([[1., nan],
             [2., 3.]])
     """
-    width = max(log_probs.shape[1] for _, log_probs in parts)
-    table = torch.full((rows, width), torch.nan, dtype=torch.float32)
-    for index, log_probs in parts:
-        table[index, : log_probs.shape[1]] = log_probs
+    width, rest = max(values.shape[1] for _, values in parts), parts[0][1].shape[2:]
+    table = torch.full((rows, width, *rest), torch.nan, dtype=torch.float32)
+    for index, values in parts:
+        table[index, : values.shape[1]] = values
     return table
 
 

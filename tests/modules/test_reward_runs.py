@@ -222,3 +222,59 @@ def test_a_checkpoint_is_resumed_and_refused_by_another_head(tiny_model, tmp_pat
     other = RewardModule(lora_spec(tiny_model), BradleyTerry(), reward_head=TwiceHead())
     with pytest.raises(ConfigError, match=r"made with model.reward_head .*ScalarHead.* has .*TwiceHead"):
         make_trainer(tmp_path).validate(other, data, ckpt_path=tmp_path / "half.ckpt")
+
+
+def test_a_frozen_policy_is_run_once_per_row(tiny_model, tmp_path):
+    rows = [{**row, "weight": float(number)} for number, row in enumerate(scored_rows(4))]
+    runs = []
+
+    class Watch(Callback):
+        def on_train_start(self, trainer, module):
+            module.policy.model.register_forward_hook(lambda *_: runs.append(1))
+
+    def fitted():
+        torch.manual_seed(0)
+        keep, head = Keep(), PromptGate()
+        module = RewardModule(
+            PolicySpec(name=str(tiny_model)),
+            FirstOutput(),
+            reward_head=head,
+            freeze_policy=True,
+            states_dir=str(tmp_path / "states"),
+            optimizer=lambda weights: torch.optim.SGD(weights, lr=0.1),
+        )
+        trainer = make_trainer(tmp_path, keep, Watch(), max_epochs=2)
+        trainer.fit(module, make_datamodule(tmp_path, rows, batch_size=2))
+        return module, keep.seen[-2:]
+
+    first, seen = fitted()
+    assert runs
+    assert [name for name, weight in first.named_parameters() if weight.requires_grad] == [
+        "heads.reward.gate.weight"
+    ]
+    gate = first.heads["reward"].gate.weight[0]
+    for batch, scored, _ in seen:
+        for row, number in batch.present.nonzero().tolist():
+            last, prompt = end_states(first.policy, batch.trees["plain"], row, number)
+            found = scored.outputs["reward"][row, number, 0].item()
+            assert found == pytest.approx((gate @ (last * prompt)).item(), abs=1e-5)
+    runs.clear()
+    second, _ = fitted()
+    assert not runs, "the second run reads the tables"
+    assert torch.equal(second.heads["reward"].gate.weight[0], gate)
+    for module, said in (
+        (
+            lambda: RewardModule(lora_spec(tiny_model), BradleyTerry(), freeze_policy=True),
+            "set policy.lora to",
+        ),
+        (
+            lambda: RewardModule(
+                PolicySpec(name=str(tiny_model)),
+                Compose(score=HeadReward(), terms=[NegativeLogLikelihood(0.5)]),
+                freeze_policy=True,
+            ),
+            "Compose reads more: set freeze_policy to false",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            module()

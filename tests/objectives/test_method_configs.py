@@ -17,6 +17,7 @@ from pl_prefopt.objectives import (
     Objective,
     ReferenceFreeObjective,
     ReferenceObjective,
+    RewardObjective,
     SelfRefinedObjective,
     TokenLevelObjective,
     UniformWeights,
@@ -31,6 +32,7 @@ FAMILIES = {
     "SrModule": SelfRefinedObjective,
     "TokenLevelModule": TokenLevelObjective,
     "DPOModule": ReferenceObjective,
+    "RewardModule": RewardObjective,
     "ReferenceFreeModule": ReferenceFreeObjective,
 }
 

@@ -1,0 +1,157 @@
+"""Folders of reward models: for `AutoModelForSequenceClassification`, and for `RewardScorer`."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from pl_prefopt.errors import ConfigError, first_line
+from pl_prefopt.heads import Head, ScalarHead
+
+SETTINGS_FILE, HEAD_FILE = "reward_model.json", "reward_head.safetensors"
+
+
+def describe_head(head: Head) -> str:
+    """Return a head's class and settings, as JSON."""
+    kind = type(head)
+    settings = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": head.settings()}
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def made_head(described: str, learned: Mapping[str, Any], weights: Mapping[str, Tensor], size: int) -> Head:
+    """Return a head with its weights.
+
+    Args:
+        described: of ``describe_head``.
+        learned: what it has learned from rows.
+        weights: its state.
+        size: H, the size of hidden states.
+
+    Raises:
+        ConfigError: if there is no such class, or the weights don't fit.
+    """
+    settings = json.loads(described)
+    module, _, name = settings["class_path"].rpartition(".")
+    try:
+        head = getattr(importlib.import_module(module), name)(**settings["init_args"])
+        head.learned = learned
+        head.build(size)
+        head.load_state_dict(weights)
+    except (ImportError, AttributeError, TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"The reward head {settings['class_path']} can't be made ({first_line(error)}): use the version "
+            "of pl_prefopt, and the plug-ins, that it was trained with."
+        ) from error
+    if not isinstance(head, Head):
+        raise ConfigError(
+            f"{settings['class_path']} is no reward head: name a subclass of pl_prefopt.heads.Head."
+        )
+    return head
+
+
+def write_folder(folder: Path, model: Any, head: Head, tokenizer: Any, settings: Mapping[str, Any]) -> None:
+    """Write a reward model.
+
+    With a ``ScalarHead`` it is a model that ``AutoModelForSequenceClassification`` loads; its tokeniser's
+    padding token is one that no response ends with, since transformers reads the last token that is no
+    padding. With other heads it is the causal language model under the head. ``RewardScorer`` reads both.
+
+    Args:
+        folder: an existing folder.
+        model: a plain transformers model; its embeddings may grow by one.
+        head: the head.
+        tokenizer: the model's; its padding token may change.
+        settings: of the ``Renderer``, and the id ``end_token_id`` of the token that ends responses.
+    """
+    if isinstance(head, ScalarHead):
+        _choose_padding(model, tokenizer, int(settings["end_token_id"]))
+        classifier(model, head.score.weight, tokenizer.pad_token_id).save_pretrained(folder)
+    else:
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights = {name: weight.detach().contiguous() for name, weight in head.state_dict().items()}
+    (folder / HEAD_FILE).write_bytes(save(weights))
+    described = {"reward_head": json.loads(describe_head(head)), "learned": head.learned, **settings}
+    (folder / SETTINGS_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def read_head_of(folder: Path, size: int) -> tuple[Head, dict[str, Any]]:
+    """Return the head of a folder, and its other settings.
+
+    Raises:
+        ConfigError: if it is no folder of a reward model.
+    """
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"Expected a folder that `prefopt export` wrote of a reward model, but {folder} has no "
+            f"{SETTINGS_FILE}: name another folder."
+        )
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    weights = load((folder / HEAD_FILE).read_bytes())
+    described, learned = json.dumps(settings.pop("reward_head")), settings.pop("learned")
+    return made_head(described, learned, weights, size), settings
+
+
+def classifier(model: Any, weight: Tensor, padding: int) -> Any:
+    """Return a sequence classifier with the body of a causal language model.
+
+    Args:
+        model: the causal language model.
+        weight: [1, H], of the score.
+        padding: the id of the padding token.
+
+    Raises:
+        ConfigError: if transformers has no such classifier for the model.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(model.config)
+    config.num_labels = len(weight)
+    config.pad_token_id = config.get_text_config().pad_token_id = padding
+    try:
+        with torch.device("meta"):
+            made: Any = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:
+        raise _no_classifier(model, first_line(error)) from error
+    body, score = model.base_model, getattr(made, "score", None)
+    if not isinstance(score, nn.Linear) or score.bias is not None or type(made.base_model) is not type(body):
+        raise _no_classifier(model, "its classifier has another form")
+    setattr(made, made.base_model_prefix, body)
+    made.score = nn.Linear(weight.shape[1], len(weight), bias=False)
+    dtype = next(body.parameters()).dtype
+    made.score.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+    return made.eval()
+
+
+def _no_classifier(model: Any, reason: str) -> ConfigError:
+    return ConfigError(
+        f"transformers has no sequence classifier of {type(model).__name__} that a scalar head fits "
+        f"({reason}): score rows with `prefopt predict` on the run."
+    )
+
+
+def _choose_padding(model: Any, tokenizer: Any, end: int) -> None:
+    """Give the tokeniser a padding token that is not ``end``."""
+    for token in _candidates(tokenizer):
+        if token not in (None, end):
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(token)
+            return
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+
+def _candidates(tokenizer: Any) -> Iterator[int | None]:
+    yield tokenizer.pad_token_id
+    yield tokenizer.unk_token_id
+    yield tokenizer.bos_token_id
+    yield from tokenizer.all_special_ids
