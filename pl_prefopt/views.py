@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pl_prefopt.errors import ConfigError
+from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.rows import PreferenceRow
 
 QUALITY_TEXT = (
@@ -148,3 +148,37 @@ class QualityPrompt(View):
         augmented = message._replace(content=f"{self.text} {message.content}")
         prompt = (*row.prompt[:place], augmented, *row.prompt[place + 1 :])
         return dataclasses.replace(row, prompt=prompt, keep=self.text)
+
+
+@dataclass(frozen=True)
+class ColumnPrompt(View):
+    """Each row with another prompt: its last user turn has the text of a column. Responses and scores stay.
+
+    Args:
+        column: the column, with one text per row.
+    """
+
+    column: str
+
+    @property
+    def fingerprint(self) -> str:
+        """The name and a hash of the column's name."""
+        return f"column-prompt-{hashlib.sha256(self.column.encode()).hexdigest()[:16]}"
+
+    def __call__(self, rows: Sequence[PreferenceRow], index: int) -> PreferenceRow:
+        """Return row ``index`` with the column's text as its query.
+
+        Raises:
+            DataError: if the row has no text in the column, or no user turn.
+        """
+        row = rows[index]
+        text, users = row.columns.get(self.column), [m.role == "user" for m in row.prompt]
+        if not isinstance(text, str) or not any(users):
+            found = "a prompt without a user turn" if isinstance(text, str) else repr(text)
+            raise DataError(
+                f"expected a prompt as text in the column '{self.column}', got {found} in "
+                f"{row.origin or 'a row'}: add it to the data, or remove the row."
+            )
+        place = len(users) - 1 - users[::-1].index(True)
+        turn = row.prompt[place]._replace(content=text)
+        return dataclasses.replace(row, prompt=(*row.prompt[:place], turn, *row.prompt[place + 1 :]))

@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
     {"errors", "files", "metric_info", "rows"},
-    {"pairing", "requests"},
+    {"checks", "pairing", "requests"},
     {"evaluations", "paths", "servers", "types", "views", "yaml_files"},
-    {"functional", "scoring", "policies", "data", "saved_settings"},
+    {"data", "functional", "policies", "rewards", "saved_settings", "scoring"},
     {"heads", "judges", "metrics", "objectives", "references"},
     {"callbacks", "modules", "report"},
     {"planning"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.errors import ContractError
 from pl_prefopt.rows import PreferenceRow
+from pl_prefopt.types import ScoredBatch
 
 
 class Head(nn.Module, ABC):
@@ -70,6 +71,13 @@ class Head(nn.Module, ABC):
         Args:
             split: ``train``, ``val``, ``test`` or ``predict``.
             rows: its rows.
+        """
+
+    def update(self, batches: Iterable[ScoredBatch]) -> None:
+        """Change what no gradient trains; called before each epoch but the first, if a head overrides it.
+
+        Args:
+            batches: this rank's share of the training rows, scored without gradient.
         """
 
     def encode(self, column: str, texts: Sequence[str | None]) -> Tensor:

@@ -15,6 +15,7 @@ from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.heads import Head, ScalarHead
 from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.checkpoint_files import read_head
+from pl_prefopt.modules.head_updates import scored_anew
 from pl_prefopt.modules.hidden_states import FOLDER, HiddenStateTables
 from pl_prefopt.modules.reward_folders import describe_head
 from pl_prefopt.modules.reward_outputs import reward_outputs
@@ -194,6 +195,13 @@ class RewardModule(PreferenceModule):
         present = batch.trees[view].response_mask.any(dim=-1)
         rewards = reward_outputs(self.reward_head, present, found[_LAST], found.get(_PROMPT), batch.columns)
         return {**others, REWARD: rewards}
+
+    def on_train_epoch_start(self) -> None:
+        """Let the head change what no gradient trains, from the second epoch on."""
+        source, update = row_source(self.trainer), self.reward_head.update
+        if type(self.reward_head).update is not Head.update and self.current_epoch and source is not None:
+            size = max(1, round(source.prompts_per_batch))
+            update(scored_anew(self, self.trainer, source.datasets["train"], size))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what the head took from the training rows, too."""

@@ -50,6 +50,7 @@ def rewarded(
     rewards: Sequence[float],
     *,
     scores: Sequence[float] = (1.0, 0.0),
+    log_probs: Sequence[float] | None = None,
     columns: Mapping[str, Column] | None = None,
 ) -> ScoredBatch:
     """Return a batch of one prompt whose responses have these rewards, as a head gives them.
@@ -59,5 +60,23 @@ def rewarded(
         >>> BradleyTerry()(rewarded([0.0, 0.0])).loss
         tensor([0.6931])
     """
-    batch = example([torch.nan] * len(rewards), scores=scores, columns=columns)
-    return dataclasses.replace(batch, outputs={REWARD: torch.tensor([rewards]).unsqueeze(-1)})
+    return embedded([[reward] for reward in rewards], scores=scores, log_probs=log_probs, columns=columns)
+
+
+def embedded(
+    outputs: Sequence[Sequence[float]],
+    *,
+    scores: Sequence[float] = (1.0, 0.0),
+    log_probs: Sequence[float] | None = None,
+    columns: Mapping[str, Column] | None = None,
+) -> ScoredBatch:
+    """Return a batch of one prompt for whose responses a head gives these outputs.
+
+    Args:
+        outputs: J numbers per response, such as an embedding.
+        scores: of each response.
+        log_probs: log π_θ(y|x) of each response of 4 tokens, for objectives that read them.
+        columns: the row's further columns.
+    """
+    batch = example(log_probs or [torch.nan] * len(outputs), scores=scores, columns=columns)
+    return dataclasses.replace(batch, outputs={REWARD: torch.tensor([outputs])})

@@ -17,7 +17,7 @@ from pl_prefopt.objectives.offsets import ColumnMargin, LogScoreGap, Offset, Sco
 from pl_prefopt.objectives.pair_weights import ColumnWeight, PairWeight
 from pl_prefopt.objectives.scores import HeadReward
 from pl_prefopt.objectives.structures import MeanOfPairs, PlackettLuce
-from pl_prefopt.objectives.terms import Centring
+from pl_prefopt.objectives.terms import Centring, Term
 from pl_prefopt.objectives.unpaired import check_both_kinds
 from pl_prefopt.pairing import ALL_PAIRS, Pairing, known
 from pl_prefopt.requests import REWARD
@@ -36,6 +36,7 @@ class BradleyTerryObjective(Compose, RewardObjective):
         pairing: which responses to compare.
         offsets: what a difference must reach beyond 0.
         weights: of the pairs.
+        more_terms: losses to add.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class BradleyTerryObjective(Compose, RewardObjective):
         pairing: Pairing = ALL_PAIRS,
         offsets: Sequence[Offset] = (),
         weights: Sequence[PairWeight] = (),
+        more_terms: Sequence[Term] = (),
     ) -> None:
-        terms = [Centring(centring)] if centring else []
+        terms = [*([Centring(centring)] if centring else []), *more_terms]
         super().__init__(
             score=HeadReward(),
             structure=MeanOfPairs(pairing),

@@ -1,0 +1,69 @@
+"""The embedding head of general preference models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from pl_prefopt.checks import at_least
+from pl_prefopt.functional.embeddings import gate_blocks, unit_norm
+from pl_prefopt.heads.base import Head
+from pl_prefopt.heads.layers import linear
+
+
+class EmbeddingHead(Head):
+    """An embedding v of 2k numbers per response, for preferences that may be cyclic: GPM.
+
+    Zhang et al., arXiv 2410.02197. ``pl_prefopt.objectives.GPM`` compares embeddings by a skew-symmetric
+    form. With the prompt gate the k blocks of two are weighted by λ(x) = k softmax(Gh_x), h_x the hidden
+    state at the prompt's last token: v's blocks are multiplied by √λ, so that a form of two responses to the
+    prompt has λ. (The authors' gate divides G h_x by the square root of the hidden size; with a trained G
+    that is a matter of its scale, and here G starts at 0: all λ are 1.)
+
+    Args:
+        blocks: k; one block expresses a cycle of three, more express more kinds of them at once.
+        unit_norm: whether v has length 1 before the gate, as in the paper. The authors' code leaves this out,
+            and published checkpoints exist of both kinds.
+        prompt_gate: whether the prompt weighs the blocks.
+
+    Raises:
+        ConfigError: if ``blocks`` is below 1.
+
+    Examples:
+        >>> import torch
+        >>> head = EmbeddingHead(blocks=1)
+        >>> head.build(2)
+        >>> _ = head.embedding.weight.data.copy_(torch.eye(2))
+        >>> head(torch.tensor([[3.0, 4.0]]), torch.empty(1, 0), {})
+        tensor([[0.6000, 0.8000]], grad_fn=<DivBackward0>)
+    """
+
+    def __init__(self, *, blocks: int = 3, unit_norm: bool = True, prompt_gate: bool = False) -> None:
+        super().__init__()
+        self.blocks = at_least("blocks", blocks, 1)
+        self.unit_norm, self.prompt_gate = unit_norm, prompt_gate
+        self.reads_prompt = prompt_gate
+
+    @property
+    def outputs(self) -> int:
+        """2k."""
+        return 2 * self.blocks
+
+    def build(self, hidden_size: int) -> None:
+        """Create the weights [2k, H], and the gate's [k, H]."""
+        self.embedding = linear(hidden_size, self.outputs)
+        if self.prompt_gate:
+            self.gate = nn.Linear(hidden_size, self.blocks, bias=False)
+            nn.init.zeros_(self.gate.weight)
+
+    def forward(self, last: Tensor, prompt: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
+        """Return embeddings [N, 2k]."""
+        del columns
+        embeddings: Tensor = self.embedding(last)
+        if self.unit_norm:
+            embeddings = unit_norm(embeddings)
+        if not self.prompt_gate:
+            return embeddings
+        log_shares = self.gate(prompt).log_softmax(dim=-1)
+        return gate_blocks(embeddings, log_shares + log_shares.new_tensor(self.blocks).log())

@@ -1,0 +1,134 @@
+"""Preference models in runs: every shipped head trains, and groups of users are found between epochs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback
+from torch.nn.functional import logsigmoid
+
+from pl_prefopt.errors import DataError
+from pl_prefopt.heads import GroupHead, Head
+from pl_prefopt.modules import RewardModule
+from pl_prefopt.objectives import BradleyTerry, ConditionalBradleyTerry, Objective, RewardMixture
+from tests.method_files import CONFIGS
+from tests.runs import lora_spec, make_datamodule, make_trainer, pair_rows
+
+FILES = sorted(
+    path.stem
+    for path in (CONFIGS / "methods").glob("*.yaml")
+    if "pl_prefopt.heads." in path.read_text()
+    and "ScalarHead" not in path.read_text()
+    and path.stem not in ("gpm_regression", "pal_a_hinge")  # other losses of the same heads
+)
+
+
+def rows_with_columns(count=6):
+    """Pairs with a user, and a number per response for each feature and attribute."""
+    names = ("coherence", "relevance", "helpfulness", "correctness", "complexity", "verbosity")
+    return [
+        {**row, "user": f"u{number % 3}"}
+        | {name: [(number + place) % 5, place] for place, name in enumerate(names)}
+        for number, row in enumerate(pair_rows(count))
+    ]
+
+
+def parts_of(name):
+    """Objective and head of a file of configs/methods."""
+    settings = yaml.safe_load((CONFIGS / "methods" / f"{name}.yaml").read_text())["model"]["init_args"]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Objective, "objective")
+    parser.add_subclass_arguments(Head, "reward_head")
+    found = parser.instantiate(parser.parse_object(settings))
+    return found.objective, found.reward_head
+
+
+class Slopes(Callback):
+    """Keeps the size of each gradient of the head."""
+
+    def __init__(self):
+        self.found = {}
+
+    def on_after_backward(self, trainer, module):
+        self.found = {name: w.grad.abs().max().item() for name, w in module.reward_head.named_parameters()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_shipped_head_trains_on_its_rows(tiny_model, tmp_path, name):
+    torch.manual_seed(0)
+    objective, head = parts_of(name)
+    slopes = Slopes()
+    trainer = make_trainer(tmp_path, slopes, max_steps=1)
+    trainer.fit(
+        RewardModule(lora_spec(tiny_model), objective, reward_head=head),
+        make_datamodule(tmp_path, rows_with_columns(), batch_size=6),
+    )
+    assert slopes.found
+    assert all(0 < slope < float("inf") for slope in slopes.found.values()), slopes.found
+    assert trainer.callback_metrics["val/loss"].isfinite()
+
+
+def test_groups_move_to_what_explains_their_pairs_and_a_resumed_run_goes_on(tiny_model, tmp_path):
+    rows = [{**row, "user": number % 4} for number, row in enumerate(pair_rows(8))]
+    data = make_datamodule(tmp_path, rows, batch_size=4)
+    seen = []
+
+    class Watched(GroupHead):
+        def assign(self, likelihoods, pairs):
+            seen.append((likelihoods.clone(), pairs.clone(), super().assign(likelihoods, pairs)))
+            return seen[-1][-1]
+
+    def fitted(epochs, **settings):
+        torch.manual_seed(0)
+        module = RewardModule(
+            lora_spec(tiny_model), RewardMixture(router_entropy=0.0), reward_head=Watched(groups=2)
+        )
+        trainer = make_trainer(tmp_path, max_epochs=epochs, limit_val_batches=0)
+        trainer.fit(module, data, **settings)
+        return module, trainer
+
+    first, trainer = fitted(1)
+    assert not seen, "the first epoch keeps the first assignment"
+    assert first.reward_head.assigned.tolist() == [0, 1, 0, 1]
+    with torch.no_grad():
+        first.eval()
+        batch = first.score(data.datasets["train"].batch(range(8)))
+    better = torch.where(batch.scores[:, :1] == 1, 1.0, -1.0)
+    rewards = batch.outputs["reward"][..., :2]
+    expected = logsigmoid(better * (rewards[:, 0] - rewards[:, 1]))
+    expected = torch.stack([expected[user::4].sum(dim=0) for user in range(4)])
+
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = fitted(3, ckpt_path=tmp_path / "half.ckpt")
+    torch.testing.assert_close(seen[0][0].float(), expected, rtol=1e-4, atol=1e-4)
+    assert seen[0][1].tolist() == [2, 2, 2, 2]
+    assert len(seen) == 2
+    whole, _ = fitted(3)
+    for key, value in whole.heads["reward"].state_dict().items():
+        assert torch.equal(value, resumed.heads["reward"].state_dict()[key]), key
+    (tmp_path / "strangers").mkdir()
+    strangers = make_datamodule(tmp_path / "strangers", [{**rows[0], "user": 9}])
+    with pytest.raises(DataError, match=r"got 9 in .*: fit the user first"):
+        make_trainer(tmp_path).validate(resumed, strangers, verbose=False)
+
+
+def test_a_response_is_scored_under_two_prompts_with_gradients_through_both(tiny_model, tmp_path):
+    rows = [{**row, "other_prompt": f"Else {number}?"} for number, row in enumerate(pair_rows(3))]
+    module = RewardModule(lora_spec(tiny_model), ConditionalBradleyTerry())
+    data = make_datamodule(tmp_path, rows, batch_size=3)
+    trainer = make_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    trainer.fit(module, data)
+    plain = make_datamodule(tmp_path, [{**row, "prompt": row["other_prompt"]} for row in rows], batch_size=3)
+    batch = module.score(data.datasets["train"].batch(range(3)))
+    other = batch.views["other_prompt"].outputs["reward"]
+    assert other.requires_grad
+    again = RewardModule(lora_spec(tiny_model), BradleyTerry())
+    make_trainer(tmp_path).validate(again, plain, verbose=False)
+    again.load_state_dict(module.state_dict(), strict=False)  # adapter and head
+    expected = again.score(plain.datasets["val"].batch(range(3))).outputs["reward"]
+    torch.testing.assert_close(other, expected, rtol=1e-4, atol=1e-5)
+    outcome = module.objective(batch)
+    margins = (batch.outputs["reward"] - other).squeeze(-1)
+    torch.testing.assert_close(outcome.loss, -logsigmoid(margins).mean(dim=1))
