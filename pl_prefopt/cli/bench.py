@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pl_prefopt.cli.plain_parser import PlainParser
+from pl_prefopt.cli.config_diagnostics import make_importable
+from pl_prefopt.cli.label import check_judge
+from pl_prefopt.cli.parser import Parser
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.data.sources import Source, open_source
 from pl_prefopt.errors import ConfigError, DataError, first_line, suggest
@@ -29,13 +31,17 @@ class Scored(NamedTuple):
 
 def bench(arguments: list[str]) -> None:
     """Run ``prefopt bench`` with the given command-line arguments."""
-    parser = PlainParser(
+    parser = Parser(
         prog="prefopt bench", description="Score a judge or a reward model on a public benchmark."
     )
     names = [*BENCHMARKS, *_STORED]
     parser.add_argument("name", type=str, help=f"One of {', '.join(names)}.")
-    parser.add_argument("-c", "--config", action="config", help="A YAML file with `judge:`.")
-    parser.add_argument("--judge", type=Judge | None, default=None, help="The class_path of a judge.")
+    parser.add_argument(
+        "--judge",
+        type=Judge,
+        sub_configs=True,
+        help="The judge: a class with its settings as --judge.NAME VALUE, or a YAML file.",
+    )
     parser.add_argument(
         "--data", type=str | None, default=None, help="A file, a folder or a data set of the hub."
     )
@@ -49,6 +55,8 @@ def bench(arguments: list[str]) -> None:
     parser.add_argument(
         "--responses", type=str | None, default=None, help="Of IFEval, a file with `prompt` and `response`."
     )
+    make_importable([word.rpartition("=")[2] for word in arguments])
+    check_judge(arguments)
     settings = parser.parse_args(arguments)
     if settings.name not in names:
         raise ConfigError(
@@ -57,7 +65,7 @@ def bench(arguments: list[str]) -> None:
         )
     out = without_dots(Path(settings.out or f"bench/{settings.name}"))
     if settings.name in BENCHMARKS:
-        judge = parser.instantiate_classes(settings).judge
+        judge = parser.instantiate(settings).judge
         scored = _ask(BENCHMARKS[settings.name](), judge, settings, out)
     else:
         scored = _STORED[settings.name](settings)

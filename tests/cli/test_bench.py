@@ -32,8 +32,8 @@ def test_a_judge_is_named_and_its_numbers_are_written(prefopt, tmp_path, monkeyp
     rows = [{**ROW, "id": number} for number in range(3)]
     rows[2] |= {"chosen": ROW["rejected"], "rejected": ROW["chosen"]}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "judge.yaml").write_text("judge: {class_path: longest.Longest, init_args: {factor: 2}}\n")
-    given = ("bench", "rewardbench", "-c", tmp_path / "judge.yaml", "--data", tmp_path / "rows.jsonl")
+    (tmp_path / "judge.yaml").write_text("class_path: longest.Longest\ninit_args: {factor: 2}\n")
+    given = ("bench", "rewardbench", "--judge", tmp_path / "judge.yaml", "--data", tmp_path / "rows.jsonl")
     assert "type --partial to score what is there" in prefopt.fails(*given, "--out", tmp_path / "out")
     printed = prefopt(*given, "--out", tmp_path / "out", "--partial")
     assert "Longest: 3 questions, 0 of them answered before" in printed
