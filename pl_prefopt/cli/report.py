@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pl_prefopt.cli.config_diagnostics import make_importable
 from pl_prefopt.cli.plain_parser import PlainParser
+from pl_prefopt.cli.transform import named_in
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.sources import Source
 from pl_prefopt.data.store import RowStore, store_rows
@@ -61,6 +63,7 @@ def report(arguments: list[str]) -> None:
         default=None,
         help="A folder for every figure as SVG and PNG; needs kaleido and a Chrome or Chromium.",
     )
+    make_importable(named_in(arguments))
     settings = parser.parse_args(arguments)
     out = without_dots(Path(settings.out)) if settings.out else None
     if settings.data is not None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from pl_prefopt.cli.config_diagnostics import make_importable
 from pl_prefopt.cli.plain_parser import PlainParser
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.formats import as_fields
@@ -15,6 +19,22 @@ from pl_prefopt.data.store import RowStore, store_rows
 from pl_prefopt.data.transforms import RowTransform, transform_rows
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.files import atomic_write, without_dots
+
+
+def named_in(arguments: list[str]) -> list[Any]:
+    """Return the settings of a command line and of the YAML files that it names."""
+    found = []
+    for word in arguments:
+        try:
+            found.append(yaml.safe_load(Path(word).read_text(encoding="utf-8") if is_yaml(word) else word))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # the parser says what is wrong
+    return found
+
+
+def is_yaml(word: str) -> bool:
+    """Return whether a word of a command line names a YAML file."""
+    return word.endswith((".yaml", ".yml"))
 
 
 def transform(arguments: list[str]) -> None:
@@ -33,6 +53,7 @@ def transform(arguments: list[str]) -> None:
     parser.add_argument("--columns", type=dict[str, str], default={}, help="Our names of columns: theirs.")
     parser.add_argument("--on_bad_row", type=OnBadRow, default="error", help="error or skip.")
     parser.add_argument("--max_rows", type=int | None, default=None, help="Read so many rows from the start.")
+    make_importable(named_in(arguments))
     settings = parser.parse_args(arguments)
     out = without_dots(Path(settings.out))
     if out.suffix != ".jsonl":

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import yaml
 
 from tests.runs import pair_rows, scored_rows, write_rows
 
+OWN = """
+from dataclasses import dataclass
 
-def test_rows_are_transformed_from_a_file_to_a_file(prefopt, tmp_path):
+from pl_prefopt.data.transforms import RowTransform
+
+
+@dataclass(frozen=True)
+class Everything(RowTransform):
+    def apply(self, rows, held_out):
+        return ((number, None) for number in range(len(rows)))
+"""
+
+
+def test_rows_are_transformed_from_a_file_to_a_file(prefopt, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own_rows.py").write_text(OWN)
     write_rows(tmp_path / "rows.jsonl", [*scored_rows(3), scored_rows(1)[0]])
     write_rows(tmp_path / "test.jsonl", scored_rows(2)[1:])
     names = ("RemoveDuplicates", "RemoveLeakage", "BestAgainstEach")
     transforms = [{"class_path": f"pl_prefopt.data.transforms.{name}"} for name in names]
     transforms[2]["init_args"] = {"into": "step"}
+    transforms.append({"class_path": "own_rows.Everything"})
     (tmp_path / "transforms.yaml").write_text(yaml.safe_dump({"transforms": transforms}))
     given = ("transform", tmp_path / "rows.jsonl", "-c", tmp_path / "transforms.yaml")
     out = tmp_path / "out.jsonl"
