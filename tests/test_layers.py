@@ -14,7 +14,7 @@ LAYERS = [
     {"evaluations", "paths", "servers", "types", "views", "yaml_files"},
     {"data", "functional", "policies", "rewards", "saved_settings", "scoring"},
     {"heads", "judges", "metrics", "objectives", "references"},
-    {"callbacks", "modules", "report"},
+    {"callbacks", "evaluation", "modules", "report"},
     {"planning"},
     {"cli"},
     {"__main__"},

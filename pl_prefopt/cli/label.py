@@ -57,7 +57,7 @@ def label(arguments: list[str]) -> None:
     )
     parser.add_argument("--max_rows", type=int | None, default=None, help="Read so many rows from the start.")
     make_importable([word.rpartition("=")[2] for word in arguments])
-    _check_judge(arguments)
+    check_judge(arguments)
     settings = parser.parse_args(arguments)
     judge: Judge = parser.instantiate(settings).judge
     labelling = Labelling(
@@ -78,8 +78,11 @@ def label(arguments: list[str]) -> None:
     print("\n".join(_summary(found, out)))
 
 
-def _check_judge(arguments: Sequence[str]) -> None:
-    """Check that the judge is a class or a file, and import plug-ins.
+def check_judge(arguments: Sequence[str]) -> None:
+    """Check that ``--judge``, if there is one, is a class or a file, and import plug-ins.
+
+    Args:
+        arguments: those of the command line.
 
     Raises:
         ConfigError: if there is no such class or file.

@@ -24,6 +24,8 @@ _COMMANDS = {
     "plan": "estimate the memory of a run, without loading a model",
     "precompute": "score the rows with every reference, without training",
     "export": "write a trained policy as a PEFT folder or a merged model",
+    "transform": "write rows that transforms have cleaned, labelled or multiplied",
+    "bench": "score a judge or a reward model on a public benchmark",
     "report": "write one HTML page that compares runs",
     "configs": "list the configurations that come with prefopt, or print one",
     "list": "list objectives, metrics, references, sources or judges, including plug-ins",
@@ -35,6 +37,8 @@ _OWN = {
     "list": "listing.list_known",
     "data": "data.data",
     "label": "label.label",
+    "transform": "transform.transform",
+    "bench": "bench.bench",
     "export": "export.export",
     "report": "report.report",
 }

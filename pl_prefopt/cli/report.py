@@ -1,19 +1,56 @@
-"""`prefopt report`: writes an HTML page that compares runs."""
+"""`prefopt report`: writes an HTML page on runs, on benchmarks or on preference data."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from pl_prefopt.cli.config_diagnostics import make_importable
 from pl_prefopt.cli.plain_parser import PlainParser
+from pl_prefopt.cli.transform import named_in
+from pl_prefopt.data.cache import Cache
+from pl_prefopt.data.sources import Source
+from pl_prefopt.data.store import RowStore, store_rows
+from pl_prefopt.data.transforms import RowTransform, transform_rows
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.files import atomic_write, without_dots
-from pl_prefopt.report import build_report, find_config, read_runs, write_figures
+from pl_prefopt.report import (
+    Table,
+    bench_tables,
+    build_report,
+    data_tables,
+    find_config,
+    is_bench,
+    plain_page,
+    read_results,
+    read_runs,
+    write_figures,
+)
 
 
 def report(arguments: list[str]) -> None:
     """Run ``prefopt report`` with the given command-line arguments."""
-    parser = PlainParser(prog="prefopt report", description="Write one HTML page that compares runs.")
-    parser.add_argument("runs", type=str, nargs="+", help="The runs' folders: runs/NAME runs/OTHER.")
+    parser = PlainParser(
+        prog="prefopt report", description="Write one HTML page on runs, benchmarks or preference data."
+    )
+    parser.add_argument(
+        "runs", type=str, nargs="*", help="The folders of runs, or of `prefopt bench`: runs/NAME runs/OTHER."
+    )
+    parser.add_argument("-c", "--config", action="config", help="A YAML file with `transforms:` for --data.")
+    parser.add_argument(
+        "--data", type=str | None, default=None, help="A file of preference data to describe."
+    )
+    parser.add_argument(
+        "--held_out", type=str | None, default=None, help="Of --data: a file that should not be among it."
+    )
+    parser.add_argument(
+        "--compare", type=str | None, default=None, help="Of --data: two columns of scores: ONE,OTHER."
+    )
+    parser.add_argument(
+        "--transforms", type=list[RowTransform], default=[], help="Of --data: transforms to try."
+    )
     parser.add_argument(
         "--out",
         type=str | None,
@@ -26,12 +63,51 @@ def report(arguments: list[str]) -> None:
         default=None,
         help="A folder for every figure as SVG and PNG; needs kaleido and a Chrome or Chromium.",
     )
+    make_importable(named_in(arguments))
     settings = parser.parse_args(arguments)
-    write_report(
-        [Path(run) for run in settings.runs],
-        without_dots(Path(settings.out)) if settings.out else None,
-        without_dots(Path(settings.figures)) if settings.figures else None,
-    )
+    out = without_dots(Path(settings.out)) if settings.out else None
+    if settings.data is not None:
+        _report_data(settings, parser.instantiate_classes(settings).transforms, out)
+        return
+    folders = [Path(run) for run in settings.runs]
+    if not folders:
+        raise ConfigError("prefopt report needs the folders of runs, or --data FILE.")
+    if all(is_bench(folder) for folder in folders):
+        tables, notes = bench_tables(read_results(folders))
+        _write_page("Benchmarks", tables, notes, out or Path("bench.html"))
+        return
+    write_report(folders, out, without_dots(Path(settings.figures)) if settings.figures else None)
+
+
+def _report_data(settings: Any, transforms: list[RowTransform], out: Path | None) -> None:
+    """Describe a file of preference data."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Cache(folder)
+
+        def read(path: str) -> RowStore:
+            return store_rows(cache, Source.of(path), on_bad_row="skip", max_rows=None)
+
+        store, others = read(settings.data), [read(settings.held_out)] if settings.held_out else []
+        held_out = [row for one in others for row in one.rows] if others else None
+        made = transform_rows(cache, store, transforms, held_out=others) if transforms else None
+        tables = data_tables(
+            store.rows,
+            held_out=held_out,
+            compare=settings.compare.split(",") if settings.compare else (),
+            changes=made.changes if made else (),
+            transformed=made.store.rows if made else None,
+        )
+    label = Source.of(settings.data).label
+    notes = [f"{store.skipped} bad rows are left out."] if store.skipped else []
+    for table in tables:
+        print("\n".join(table.lines()) + "\n")
+    _write_page(f"Data: {label}", tables, notes, out or Path("data.html"))
+
+
+def _write_page(title: str, tables: Sequence[Table], notes: Sequence[str], out: Path) -> None:
+    with atomic_write(out) as draft:
+        draft.write_text(plain_page(title, tables, notes), encoding="utf-8")
+    print(f"Wrote {out}")
 
 
 def write_report(folders: list[Path], out: Path | None = None, figures: Path | None = None) -> Path:

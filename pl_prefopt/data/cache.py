@@ -120,6 +120,6 @@ def _code_key() -> str:
     """Hash the code that builds the results, so that a code change invalidates them."""
     here = Path(__file__).parent
     digest = hashlib.blake2b(digest_size=10)
-    for path in sorted([*here.glob("*.py"), here.parent / "rows.py"]):
+    for path in sorted([*here.rglob("*.py"), here.parent / "rows.py"]):
         digest.update(path.read_bytes())
     return digest.hexdigest()

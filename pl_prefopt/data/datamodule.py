@@ -26,6 +26,7 @@ from pl_prefopt.data.required import require_columns, require_same_kinds
 from pl_prefopt.data.sampler import LengthGroupedSampler, SameOrderSampler
 from pl_prefopt.data.sources import Source, check_names
 from pl_prefopt.data.store import RowStore, split_rows, store_rows
+from pl_prefopt.data.transforms import RowTransform, transform_rows
 from pl_prefopt.data.worst_case_batches import full_batch, largest_batch
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.types import PreferenceBatch
@@ -66,6 +67,8 @@ class PreferenceDataModule(LightningDataModule):
         columns: maps our column names to those of the files, such as ``{prompt: question, annotator:
             rater}``. Ours are the columns of the layouts; any other name becomes an extra column of the rows.
         order: the order of the training rows within an epoch, for a curriculum; random if ``None``.
+        transforms: what is done to the training rows before they are tokenised, in order; rows that are held
+            out stay as they are.
         seed: random seed of the training order and of ``held_out``.
         num_workers: number of worker processes that prepare batches.
         cache_dir: folder of the cache for rows and tokens.
@@ -96,6 +99,7 @@ class PreferenceDataModule(LightningDataModule):
         max_rows: int | None = None,
         columns: dict[str, str] | None = None,
         order: RowOrder | None = None,
+        transforms: list[RowTransform] | None = None,
         seed: int = 0,
         num_workers: int = 0,
         cache_dir: str = ".cache/pl_prefopt",
@@ -110,7 +114,7 @@ class PreferenceDataModule(LightningDataModule):
         self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
         self.on_bad_row, self.max_rows = on_bad_row, max_rows
         self.columns = columns or {}
-        self.order = order
+        self.order, self.transforms = order, list(transforms or ())
         self._keys: tuple[str, npt.NDArray[np.float64]] = ("", np.empty(0))
         self.seed, self.num_workers = seed, num_workers
         self.datasets: dict[str, PreferenceDataset] = {}
@@ -202,16 +206,14 @@ class PreferenceDataModule(LightningDataModule):
     def _open(self, split: str, renderer: Renderer) -> PreferenceDataset:
         held = split == "val" and "val" not in self.sources
         source = self.sources["train" if held else split]
-        store = store_rows(
-            self._cache,
-            source,
-            on_bad_row=self.on_bad_row,
-            max_rows=self.max_rows,
-            columns=self.columns,
-        )
+        store = self._store(source)
         numbers: npt.NDArray[np.int64] | None = None
         if self.held_out and split in ("train", "val"):
             numbers = split_rows(self._cache, store, self.held_out, self.seed)[held]
+        changes: list[str] = []
+        if self.transforms and split == "train":
+            store, changes = self._transformed(store, numbers, source.label)
+            numbers = None
         reader = self._reader()
         asked = dict.fromkeys(self.sampler_columns, type(self).__name__)
         if self.order is not None and split == "train":
@@ -219,7 +221,7 @@ class PreferenceDataModule(LightningDataModule):
         if reader is not None:
             asked |= {column: reader.needed_by(column) for column in reader.needs.columns}
         require_columns(store, numbers, asked, f"{split} ({source.label})")
-        return PreferenceDataset.tokenised(
+        dataset = PreferenceDataset.tokenised(
             _without_problems(store) if held else store,
             renderer,
             cache=self._cache,
@@ -230,6 +232,37 @@ class PreferenceDataModule(LightningDataModule):
             on_bad_row=self.on_bad_row,
             columns=None if reader is None else (*asked, WEIGHT),
         )
+        dataset.report = "\n  ".join([dataset.report, *changes])
+        return dataset
+
+    def _store(self, source: Source) -> RowStore:
+        return store_rows(
+            self._cache,
+            source,
+            on_bad_row=self.on_bad_row,
+            max_rows=self.max_rows,
+            columns=self.columns,
+        )
+
+    def _transformed(
+        self, store: RowStore, numbers: npt.NDArray[np.int64] | None, label: str
+    ) -> tuple[RowStore, list[str]]:
+        """Return the training rows after the transforms, and a line on what each of these did."""
+        others = [self._store(self.sources[split]) for split in ("val", "test") if split in self.sources]
+        held_out = [one.rows for one in others]
+        if numbers is not None:
+            held_out.append(store.rows.subset(np.setdiff1d(np.arange(len(store.rows)), numbers)))
+        key = ([one.content for one in others], None if numbers is None else numbers.tobytes())
+        found = transform_rows(
+            self._cache,
+            store,
+            self.transforms,
+            numbers=numbers,
+            held_out=held_out,
+            held_out_key=key,
+            title=f"train ({label})",
+        )
+        return found.store, [str(change) for change in found.changes]
 
     def _reader(self) -> RowReader | None:
         """Return the module that reads the batches, if it is a ``RowReader``."""

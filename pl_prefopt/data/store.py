@@ -33,7 +33,7 @@ from pl_prefopt.data.columns import (
 )
 from pl_prefopt.data.dialogues import BadRowError
 from pl_prefopt.data.file_readers import Record
-from pl_prefopt.data.formats import convert
+from pl_prefopt.data.formats import Converted, convert
 from pl_prefopt.data.renderer import EncodedRow, Rendered, Renderer
 from pl_prefopt.data.report import OnBadRow, Problems, Tally
 from pl_prefopt.data.sources import Source, open_source
@@ -129,7 +129,49 @@ def store_rows(
         found = {"names": list(tally.names), "columns": infos_to_json(tally.finish())}
         _write_notes(folder, digest, problems, **found, columns_content=further.hexdigest())
 
-    folder = cache.entry("rows", key, build)
+    return _read_rows(cache.entry("rows", key, build))
+
+
+def rewrite_rows(
+    cache: Cache, key: tuple[object, ...], rows: Callable[[Path], Iterable[PreferenceRow]], what: str
+) -> tuple[RowStore, Path]:
+    """Store rows that were made of others, or read them from the cache.
+
+    Args:
+        cache: the cache of the rows.
+        key: everything that determines them.
+        rows: makes them; it gets the folder of the entry for files of its own.
+        what: what made them, for messages.
+
+    Returns:
+        The rows, and the folder of the entry.
+
+    Raises:
+        DataError: if there are none.
+    """
+
+    def build(folder: Path) -> None:
+        digest, further, tally = _Digest(), _Digest(), ColumnTally()
+        with closing(ColumnsWriter(folder / _COLUMNS_FILE)) as writer:
+            records = (_noted(row, digest, further, writer) for row in _tallied(rows(folder), tally))
+            write_table(folder / _ROWS_FILE, ROWS_SCHEMA, records)
+        if digest.items == 0:
+            raise DataError(f"expected rows after {what}, got none; change its settings or the rows")
+        found = {"names": list(tally.names), "columns": infos_to_json(tally.finish())}
+        _write_notes(folder, digest, Problems(), **found, columns_content=further.hexdigest())
+
+    folder = cache.entry("transformed", key, build)
+    return _read_rows(folder), folder
+
+
+def _tallied(rows: Iterable[PreferenceRow], tally: ColumnTally) -> Iterator[PreferenceRow]:
+    for row in rows:
+        further = [(name, value, "") for name, value in row.columns.items()]
+        tally.add(dict(row.columns), Converted(row, further, ""), row.origin)
+        yield row
+
+
+def _read_rows(folder: Path) -> RowStore:
     notes = _read_notes(folder)
     notes["columns"] = infos_from_json(notes["columns"])
     stored = StoredColumns(folder / _COLUMNS_FILE, notes["columns"])

@@ -6,6 +6,7 @@ from pl_prefopt.judges.likelihoods import (
     Exemplar,
     FollowUpLikelihood,
     ImplicitReward,
+    LogProbNorm,
     QualityScore,
     StrongOverWeak,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "Judge",
     "JudgeTemplate",
     "JudgedRow",
+    "LogProbNorm",
     "Matrix",
     "Patience",
     "Prices",

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import nn
+
 from pl_prefopt.data.renderer import TemplateName
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.judges.base import Cost, Gives, Judge, JudgedRow, Verdict
 from pl_prefopt.judges.models import LanguageModel, LogProb, hashed, with_context, with_turns
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.rows import Message, PreferenceRow
+from pl_prefopt.scoring import LogProbs, PrefixCache, Scorer
+from pl_prefopt.types import ResponseLogProbs, TokenTree
 from pl_prefopt.views import QUALITY_TEXT, QualityPrompt
 
 PAGE = "judges.md"
@@ -131,6 +135,53 @@ class QualityScore(ImplicitReward):
 
     def _shown(self, row: JudgedRow) -> PreferenceRow:
         return self._view([with_context(row)], 0)
+
+
+class LogProbNorm(_LikelihoodJudge):
+    """r(x, y) = −‖(log π(y_t | x, y_<t))_t‖₂, RewardBench's default for policies without a reference.
+
+    Lambert et al., "RewardBench", arXiv 2403.13787, ``ref_free_norm="norm"`` of its code; ``ImplicitReward``
+    without a reference has its ``sum`` and ``avg``.
+
+    Args:
+        policy: the policy.
+        template: how prompts are rendered, as ``data.template``.
+        device: the model's device; by default a GPU if there is one.
+        batch_size: rows per pass.
+
+    Raises:
+        ConfigError: if ``batch_size`` is below 1.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySpec,
+        template: TemplateName = "auto",
+        device: str | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        model = LanguageModel(
+            policy, template=template, device=device, setting="template", scorer=_NormScorer
+        )
+        super().__init__([model], batch_size, ())
+
+    def judge(self, batch: Sequence[JudgedRow]) -> list[Verdict]:
+        """See the base class."""
+        start = time.monotonic()
+        (model,) = self._models
+        scored = [model.log_probs([with_context(row) for row in batch])]
+        return _verdicts(scored, start, scale=1.0, average=False)
+
+
+class _NormScorer(Scorer):
+    """Gives each response minus the Euclidean norm of its tokens' log-probs, in place of their sum."""
+
+    def __call__(
+        self, model: nn.Module, tree: TokenTree, prefix_cache: PrefixCache | None = None
+    ) -> ResponseLogProbs:
+        (log_probs,) = self.read(model, tree, [LogProbs()], prefix_cache)
+        norm = log_probs.masked_fill(~tree.counted_mask, 0.0).norm(dim=-1)
+        return ResponseLogProbs(sum=-norm, length=tree.counted_mask.sum(dim=-1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -49,13 +49,21 @@ class LanguageModel:
         template: how prompts are rendered, as ``data.template``.
         device: its device; by default a GPU if there is one.
         setting: the name of the ``template`` setting in messages.
+        scorer: makes what gives each response its number, in place of the sum of log-probs.
     """
 
     def __init__(
-        self, spec: PolicySpec, *, template: TemplateName = "auto", device: str | None = None, setting: str
+        self,
+        spec: PolicySpec,
+        *,
+        template: TemplateName = "auto",
+        device: str | None = None,
+        setting: str,
+        scorer: Callable[[], Scorer] = Scorer,
     ) -> None:
         self.spec, self._template, self._setting = spec, template, setting
-        self._device, self._scorer = device, Scorer()
+        self._device, self._new_scorer = device, scorer
+        self._scorer = scorer()
         self._model: nn.Module | None = None
 
     @cached_property
@@ -79,7 +87,7 @@ class LanguageModel:
 
     def free(self) -> None:
         """Free the model."""
-        self._model, self._scorer = None, Scorer()
+        self._model, self._scorer = None, self._new_scorer()
 
     def log_probs(self, rows: Sequence[PreferenceRow]) -> list[list[LogProb]]:
         """Return the log-prob of each response of each row."""

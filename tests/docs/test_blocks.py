@@ -74,6 +74,13 @@ class Folder:
             "theirs": rated_rows(8),
         }.items():
             write_rows(folder / f"{name}.jsonl", rows)
+        rewards = [
+            row | {f"rm_{name}": [1.0, float(n)] for name in "abc"} for n, row in enumerate(pair_rows(20))
+        ]
+        write_rows(folder / "rewards.jsonl", rewards)
+        (folder / "bench").mkdir()
+        tasks = [row | {"subset": "math-prm", "id": n} for n, row in enumerate(pair_rows(4))]
+        write_rows(folder / "bench" / "rewardbench.jsonl", tasks)
         (folder / "mylab.py").write_text(first(ADDING, "python"))
         (folder / "annotators.py").write_text(reads_a_column("python"))
         (folder / "squared_hinge.yaml").write_text(first(ADDING, "yaml"))

@@ -18,6 +18,7 @@ from pl_prefopt.judges import (
     FollowUpLikelihood,
     ImplicitReward,
     JudgedRow,
+    LogProbNorm,
     QualityScore,
     Rule,
     SequenceClassifier,
@@ -83,6 +84,10 @@ def test_implicit_rewards_are_those_of_plain_transformers(folders, specs):
     alone = ImplicitReward(specs[0], None, average=True).judge([row(*ANSWERS)])[0]
     means = [float(plain(folders[0], user(USER), a).mean()) for a in ANSWERS]
     assert alone.scores == pytest.approx(means, abs=1e-4)
+    with LogProbNorm(specs[0]) as judge:
+        (norms,) = judge.judge([row(*ANSWERS)])
+    expected = [-float(plain(folders[0], user(USER), a).norm()) for a in ANSWERS]
+    assert norms.scores == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_quality_score_is_an_implicit_reward_under_the_paper_s_prompt(folders, specs):

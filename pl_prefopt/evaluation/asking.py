@@ -1,0 +1,101 @@
+"""Asking a judge about the tasks of a benchmark; its verdicts are kept, so that a killed run resumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.evaluation.tasks import Answers, Ask, Benchmark, Task
+from pl_prefopt.judges import Cost, Judge, Verdict
+
+FILE = "verdicts.jsonl"
+
+
+def ask_all(
+    benchmark: Benchmark, judge: Judge, tasks: Sequence[Task], *, content_key: str, folder: Path
+) -> tuple[list[tuple[Task, Answers]], Cost]:
+    """Ask a prepared judge about all tasks.
+
+    Verdicts are appended to ``verdicts.jsonl`` in ``folder`` one by one; those that are there already are
+    not asked for again.
+
+    Args:
+        benchmark: the benchmark.
+        judge: the judge, prepared.
+        tasks: its tasks.
+        content_key: changes whenever the tasks do.
+        folder: where the verdicts are kept.
+
+    Returns:
+        The answers by task, and what they cost this time.
+
+    Raises:
+        ConfigError: if the folder has the verdicts of another judge or on other tasks.
+    """
+    asks = [ask for task in tasks for ask in benchmark.asks(task, judge.gives)]
+    head = {"benchmark": benchmark.name, "judge": judge.fingerprint(), "tasks": content_key}
+    known = _read(folder / FILE, head)
+    cost = Cost()
+    todo = [number for number in range(len(asks)) if number not in known]
+    if todo:
+        print(f"{judge.name}: {len(asks)} questions, {len(known)} of them answered before", flush=True)
+        with (folder / FILE).open("a", encoding="utf-8") as file:
+            verdicts = judge.verdicts(asks[number].row() for number in todo)
+            for number, verdict in zip(todo, verdicts, strict=True):
+                file.write(json.dumps({"question": number, **_fields(asks[number], verdict)}) + "\n")
+                file.flush()
+                known[number] = verdict
+                cost += verdict.cost
+    return list(_by_task(benchmark, judge, tasks, asks, known)), cost
+
+
+def _by_task(
+    benchmark: Benchmark, judge: Judge, tasks: Sequence[Task], asks: Sequence[Ask], known: dict[int, Verdict]
+) -> Iterator[tuple[Task, Answers]]:
+    said: dict[str, list[tuple[Ask, Verdict]]] = {task.key: [] for task in tasks}
+    for number, ask in enumerate(asks):
+        said[ask.task.key].append((ask, known[number]))
+    for task in tasks:
+        yield task, benchmark.answers(task, judge.gives, said[task.key])
+
+
+def _fields(ask: Ask, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "task": ask.task.key,
+        "shown": ask.places,
+        "scores": verdict.scores,
+        "probabilities": verdict.probabilities,
+        "problems": verdict.problems,
+    }
+
+
+def _read(path: Path, head: dict[str, str]) -> dict[int, Verdict]:
+    """Return the verdicts in a file by question, and cut off a line that a kill left unfinished."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(head) + "\n", encoding="utf-8")
+        return {}
+    whole, newline, _ = path.read_bytes().rpartition(b"\n")
+    lines = whole.decode("utf-8").split("\n") if newline else []
+    if not lines:
+        path.unlink()
+        return _read(path, head)
+    if json.loads(lines[0]) != head:
+        raise ConfigError(
+            f"expected {path} to hold the verdicts of this judge on these tasks, but they are of another "
+            "judge, other settings or other tasks: choose another folder with --out, or delete the file."
+        )
+    with path.open("rb+") as file:
+        file.truncate(len(whole) + 1)
+    found = {}
+    for line in map(json.loads, lines[1:]):
+        matrix = line["probabilities"]
+        found[line["question"]] = Verdict(
+            scores=tuple(line["scores"]),
+            probabilities=None if matrix is None else tuple(map(tuple, matrix)),
+            problems=tuple(line["problems"]),
+        )
+    return found
