@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
     {"errors", "files", "metric_info", "rows"},
-    {"pairing", "requests"},
+    {"pairing", "processes", "requests"},
     {"evaluations", "paths", "types", "views", "yaml_files"},
     {"functional", "scoring", "policies", "data", "saved_settings"},
-    {"metrics", "objectives", "references"},
+    {"generation", "metrics", "objectives", "references"},
     {"callbacks", "modules", "report"},
     {"planning"},
     {"cli"},

@@ -86,7 +86,7 @@ def export_policy(
         # Rounding to 4-bit weights would lose the adapter.
         spec = dataclasses.replace(spec, four_bit=None)
     whole = merge or not spec.has_adapter
-    source = _Source(spec, ckpt_path, f"{ckpt_path} doesn't fit the policy of {config_path}")
+    source = TrainedPolicy(spec, ckpt_path, f"{ckpt_path} doesn't fit the policy of {config_path}")
     with new_folder(out) as draft:
         trial = _write(
             draft, source, trial_rows(spec, card.config.get("data") or {}), whole=whole, dtype=dtype
@@ -97,7 +97,7 @@ def export_policy(
         card.write(draft)
 
 
-class _Source(NamedTuple):
+class TrainedPolicy(NamedTuple):
     """The source of the exported policy.
 
     Attributes:
@@ -136,7 +136,7 @@ class _Trial(NamedTuple):
 
 
 def _write(
-    draft: Path, source: _Source, rows: list[list[int]], *, whole: bool, dtype: Dtype | None
+    draft: Path, source: TrainedPolicy, rows: list[list[int]], *, whole: bool, dtype: Dtype | None
 ) -> _Trial:
     """Write the weights and return the policy's scores of ``rows``; the model is freed on return."""
     spec = source.spec
@@ -174,7 +174,7 @@ def _write_heads(draft: Path, ckpt_path: Path) -> None:
         print(f"The heads trained with the policy are in {HEADS_FILE}.")
 
 
-def _check(draft: Path, source: _Source, trial: _Trial, *, whole: bool) -> None:
+def _check(draft: Path, source: TrainedPolicy, trial: _Trial, *, whole: bool) -> None:
     """Load the exported files with plain libraries and compare their scores with the policy's."""
     spec = dataclasses.replace(source.spec, lora=None, adapter=None)
     if whole:

@@ -23,6 +23,9 @@ _COMMANDS = {
     "plan": "estimate the memory of a run, without loading a model",
     "precompute": "score the rows with every reference, without training",
     "export": "write a trained policy as a PEFT folder or a merged model",
+    "sample": "sample responses of a policy to prompts",
+    "rounds": "sample, label, select, train and evaluate, round after round",
+    "merge": "add or interpolate trained policies",
     "report": "write one HTML page that compares runs",
     "configs": "list the configurations that come with prefopt, or print one",
     "list": "list objectives, metrics, references or sources, including plug-ins",
@@ -34,6 +37,9 @@ _OWN = {
     "list": "listing.list_known",
     "data": "data.data",
     "export": "export.export",
+    "sample": "sample.sample",
+    "rounds": "rounds.rounds",
+    "merge": "merge.merge",
     "report": "report.report",
 }
 _WITHOUT_TRANSFORMERS = ("configs", "list")
