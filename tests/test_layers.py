@@ -13,7 +13,7 @@ LAYERS = [
     {"pairing", "requests"},
     {"evaluations", "paths", "types", "views", "yaml_files"},
     {"functional", "scoring", "policies", "data", "saved_settings"},
-    {"metrics", "objectives", "references"},
+    {"judges", "metrics", "objectives", "references"},
     {"callbacks", "modules", "report"},
     {"planning"},
     {"cli"},
