@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
     {"errors", "files", "metric_info", "rows"},
     {"pairing", "processes", "requests"},
-    {"evaluations", "paths", "types", "views", "yaml_files"},
+    {"evaluations", "paths", "servers", "types", "views", "yaml_files"},
     {"functional", "scoring", "policies", "data", "saved_settings"},
-    {"generation", "metrics", "objectives", "references"},
+    {"generation", "judges", "metrics", "objectives", "references"},
     {"callbacks", "modules", "report"},
     {"planning"},
     {"cli"},

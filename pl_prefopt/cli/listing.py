@@ -1,4 +1,4 @@
-"""`prefopt list`: lists objectives, metrics, references and sources, read from source files."""
+"""`prefopt list`: lists objectives, metrics, references, sources and judges, read from source files."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ _PAGES = {
     "metrics": "metrics.md",
     "references": "references.md",
     "sources": "data.md",
+    "judges": "judges.md",
 }
 
 
@@ -159,8 +160,7 @@ def _metric_line(info: MetricInfo, page: str) -> Line:
 
 
 def _base(kind: str) -> ClassSource | None:
-    path = KINDS[kind]
-    found = find_class(path) if path else None
+    found = find_class(KINDS[kind])
     return found if isinstance(found, ClassSource) else None
 
 

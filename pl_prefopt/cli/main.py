@@ -28,7 +28,7 @@ _COMMANDS = {
     "merge": "add or interpolate trained policies",
     "report": "write one HTML page that compares runs",
     "configs": "list the configurations that come with prefopt, or print one",
-    "list": "list objectives, metrics, references or sources, including plug-ins",
+    "list": "list objectives, metrics, references, sources or judges, including plug-ins",
 }
 
 # Commands that are not based on LightningCLI, and their functions.

@@ -16,9 +16,9 @@ KINDS = {
     "metrics": "pl_prefopt.metrics.PreferenceMetric",
     "references": "pl_prefopt.references.Reference",
     "sources": "pl_prefopt.data.Source",
-    "judges": None,
+    "judges": "pl_prefopt.judges.Judge",
 }
-"""The kinds of plug-ins with their base classes; there is no base class of judges yet.
+"""The kinds of plug-ins with their base classes.
 
 The group of ``objectives`` is ``pl_prefopt.objectives``, and so on.
 """

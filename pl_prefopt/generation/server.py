@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ from typing import Any, Self
 from pl_prefopt.errors import ConfigError, RunError, first_line
 from pl_prefopt.generation.base import Engine, FinishReason, Sample, Sampling
 from pl_prefopt.processes import last_line, require_permission, start, stop
+from pl_prefopt.servers import JsonServer, Patience, RefusedRequestError, ServerError
 
 _POLICY, _PORT = "{policy}", "{port}"
 _TOKEN = "token_id:"
@@ -35,7 +34,8 @@ class Server:
         concurrency: how many requests may be open at a time.
         start_timeout: seconds to wait for the server to answer.
         timeout: seconds to wait for an answer.
-        api_key: the name of the environment variable that holds the server's key; optional.
+        retries: how often a request that failed is repeated.
+        key_variable: the environment variable that holds the server's key; optional.
     """
 
     url: str | None = None
@@ -44,7 +44,8 @@ class Server:
     concurrency: int = 32
     start_timeout: float = 600.0
     timeout: float = 600.0
-    api_key: str | None = None
+    retries: int = 2
+    key_variable: str | None = None
 
     def __post_init__(self) -> None:
         if self.url is not None and self.command is not None:
@@ -94,6 +95,7 @@ class OpenAIServer(Engine):
         self._policy, self._identity, self._ends, self._log = policy, identity, ends, log
         self._process: subprocess.Popen[bytes] | None = None
         self._served = ""
+        self._client: JsonServer | None = None
         self._pool: ThreadPoolExecutor | None = None
 
     @property
@@ -109,6 +111,8 @@ class OpenAIServer(Engine):
             self.url = f"http://127.0.0.1:{port}"
             self._process = start([_fill(word, filled) for word in self.server.command], self._log)
         self._pool = ThreadPoolExecutor(self.server.concurrency)
+        patience = Patience(timeout=self.server.timeout, retries=self.server.retries)
+        self._client = JsonServer(f"{self.url}/v1", key_variable=self.server.key_variable, patience=patience)
         try:
             self._served = self._wait()
         except BaseException:
@@ -169,34 +173,19 @@ class OpenAIServer(Engine):
             ) from error
 
     def _post(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        assert self._client is not None, "the engine is entered first"
         try:
-            return self._request("/v1/completions", json.dumps(body).encode(), self.server.timeout)
-        except urllib.error.HTTPError as error:
-            reason = error.read(400).decode(errors="replace")
-            raise RunError(
-                f"the engine at {self.url} refused a request with status {error.code}: {reason}"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise RunError(f"the engine at {self.url} failed ({first_line(error)}){self._died()}") from error
-
-    def _request(self, path: str, body: bytes | None, timeout: float) -> Mapping[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        if self.server.api_key is not None:
-            headers["Authorization"] = f"Bearer {os.environ.get(self.server.api_key, '')}"
-        request = urllib.request.Request(f"{self.url}{path}", data=body, headers=headers)
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            read = json.load(answer)
-        if not isinstance(read, dict):
-            raise ValueError("an answer that is no JSON object")
-        return read
+            return self._client.post("completions", body, needs="choices").body
+        except (ServerError, RefusedRequestError) as error:
+            raise RunError(f"{str(error).removesuffix('.')}{self._died()}") from error
 
     def _wait(self) -> str:
         """Wait until the server answers; return the name of its model."""
         until = time.monotonic() + (self.server.start_timeout if self._process is not None else 10.0)
         while True:
             try:
-                listed = self._request("/v1/models", None, 10.0)
-                return self.server.model or str(listed["data"][0]["id"])
+                with urllib.request.urlopen(f"{self.url}/v1/models", timeout=10.0) as answer:
+                    return self.server.model or str(json.load(answer)["data"][0]["id"])
             except (OSError, ValueError, LookupError, TypeError) as error:
                 if self._process is not None and self._process.poll() is not None:
                     raise RunError(f"the engine didn't start{self._died()}") from error

@@ -154,7 +154,7 @@ def served(folder: Path, server: Server, *, allowed: bool = False) -> OpenAIServ
 def test_a_server_gives_token_ids_or_text_or_is_refused(url, tmp_path, monkeypatch):
     sampling = Sampling(n=2, max_new_tokens=8)
     seeds = [sampling.seeds(place) for place in range(4)]
-    with served(tmp_path, Server(url=url)) as engine:
+    with served(tmp_path, Server(url=url, retries=0)) as engine:
         samples = engine.sample(PROMPTS, seeds, sampling)
         for prompt, own, theirs in zip(PROMPTS, samples, seeds, strict=True):
             assert [one.token_ids for one in own] == [[prompt[-1], 10 + s % 10, END] for s in theirs]
@@ -164,7 +164,7 @@ def test_a_server_gives_token_ids_or_text_or_is_refused(url, tmp_path, monkeypat
         (first, _), *_ = engine.sample(PROMPTS, seeds, sampling)
         assert (first.text, first.token_ids, first.log_probs) == ("some text", [], [])
         monkeypatch.setattr(_Fake, "kind", "fewer")
-        with pytest.raises(RunError, match="to return 1 sample, got 0"):
+        with pytest.raises(RunError, match="an answer without 'choices'"):
             engine.sample(PROMPTS, seeds, sampling)
 
 
@@ -179,14 +179,14 @@ def test_a_command_needs_permission_and_is_waited_for_watched_and_stopped(tmp_pa
         "        print('no memory left', flush=True); import os; os._exit(3)\n"
         "h.HTTPServer(('127.0.0.1', int(sys.argv[2])), F).serve_forever()\n"
     )
-    server = Server(command=[sys.executable, "-c", code, "{policy}", "{port}"])
+    server = Server(command=[sys.executable, "-c", code, "{policy}", "{port}"], retries=0)
     with pytest.raises(ConfigError, match="`--allow_commands true`"):
         served(tmp_path, server)
     sampling = Sampling(n=1, max_new_tokens=8)
     with served(tmp_path, server, allowed=True) as engine:
         assert engine._served == "the-policy"
         process = engine._process
-        with pytest.raises(RunError, match=r"the engine at .* failed"):
+        with pytest.raises(RunError, match="failed 1 times"):
             engine.sample([[5]], [[1]], sampling)
     assert process.poll() is not None
     dead = Server(command=[sys.executable, "-c", "raise SystemExit('no GPU here')", "{port}"])
