@@ -139,8 +139,13 @@ class JsonServer:
         """
         self._key()
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Reply:
+    def post(self, path: str, body: Mapping[str, Any], *, needs: str) -> Reply:
         """Post ``body`` to ``url/path`` and return the answer, trying again where that may help.
+
+        Args:
+            path: the path after the base URL.
+            body: a JSON object.
+            needs: the list that an answer must have: some servers report failures with status 200.
 
         Raises:
             RefusedRequestError: if the server refuses this request.
@@ -151,7 +156,7 @@ class JsonServer:
             self._gate.wait()
             start = time.monotonic()
             try:
-                return Reply(self._once(path, body), attempt, time.monotonic() - start)
+                return Reply(self._once(path, body, needs), attempt, time.monotonic() - start)
             except urllib.error.HTTPError as error:
                 reason = self._http_reason(error)
                 if error.code in _REFUSED:
@@ -175,7 +180,7 @@ class JsonServer:
         most = min(self._patience.backoff * 2.0**attempt, self._patience.longest_wait)
         time.sleep(most * random.uniform(0.5, 1.0))
 
-    def _once(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _once(self, path: str, body: Mapping[str, Any], needs: str) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         key = self._key()
         if key:
@@ -184,9 +189,11 @@ class JsonServer:
         request = urllib.request.Request(f"{self.url}/{path}", data=content, headers=headers, method="POST")
         deadline = time.monotonic() + self._patience.timeout
         with self._opener.open(request, timeout=self._patience.timeout) as response:
-            answer = json.loads(_read(response.read1, deadline))
-        if not isinstance(answer, dict):
-            raise ValueError(f"a JSON object was expected, and {type(answer).__name__} came")
+            text = _read(response.read1, deadline)
+        answer = json.loads(text)
+        if not (isinstance(answer, dict) and isinstance(answer.get(needs), list) and answer[needs]):
+            said = _message_in(text.decode("utf-8", "replace"))
+            raise ValueError(f"an answer without '{needs}': {said}")
         return answer
 
     def _key(self) -> str:

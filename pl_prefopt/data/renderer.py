@@ -192,11 +192,35 @@ class Renderer:
             self._check_one_turn(prompt, responses)
             return Rendered(prompt, responses, row.keep)
         except TemplateError as error:
-            reason = printable(str(error), limit=300)
-            raise DataError(
-                f"{row.origin or 'a row'}: {reason}; set `{self._setting}: {error.instead}`, or change the "
-                "row"
-            ) from error
+            raise self._refused(row, error) from error
+
+    def render_follow_ups(self, row: PreferenceRow, follow_ups: Sequence[str]) -> list[Rendered]:
+        """Render, for each response of a row, the dialogue that ends with it and what a user may say next.
+
+        Args:
+            row: the row.
+            follow_ups: the user's possible next turns.
+
+        Returns:
+            One row per response: its prompt is the dialogue with the header of a user's turn, its responses
+            are the follow-ups, without an end token.
+
+        Raises:
+            DataError: naming the row, if the chat template rejects it.
+        """
+        try:
+            self._check_untemplated(row)
+            template = self._template.bound(row.template_args)
+            dialogues = [[*row.prompt, *response] for response in row.responses]
+            return [_followed(template, dialogue, follow_ups) for dialogue in dialogues]
+        except TemplateError as error:
+            raise self._refused(row, error) from error
+
+    def _refused(self, row: PreferenceRow, error: TemplateError) -> DataError:
+        reason = printable(str(error), limit=300)
+        return DataError(
+            f"{row.origin or 'a row'}: {reason}; set `{self._setting}: {error.instead}`, or change the row"
+        )
 
     def encode(self, row: PreferenceRow) -> EncodedRow:
         """Tokenise and truncate one row.
@@ -389,6 +413,23 @@ class Renderer:
             f"the text that a view adds ('{row.keep[:40]}...') isn't found in the rendered prompt, which is "
             "too long; set a higher `data.max_prompt_length`, or change the text"
         )
+
+
+def _followed(template: Template, dialogue: Sequence[Message], follow_ups: Sequence[str]) -> Rendered:
+    heads: dict[str, None] = {}
+    segments = []
+    for follow_up in follow_ups:
+        text = template.text([*dialogue, Message("user", follow_up)])
+        at = text.rfind(follow_up)
+        if at < 0:
+            raise TemplateError("the tokeniser's chat template does not write the user's text as it is")
+        # Tokenisers split words before a space, which therefore belongs to the follow-up.
+        space = " " if text[:at].endswith(" ") else ""
+        heads[text[:at].removesuffix(" ")] = None
+        segments.append((Segment(space + follow_up, counted=True, ended=False),))
+    if len(heads) > 1:
+        raise TemplateError("the tokeniser's chat template writes a turn differently before other turns")
+    return Rendered(next(iter(heads)), tuple(segments))
 
 
 def _texts(row: Rendered) -> Iterator[str]:

@@ -1,13 +1,38 @@
 """Judges: what grades the responses of rows, or compares them in pairs."""
 
 from pl_prefopt.judges.base import Cost, Gives, Judge, JudgedRow, Matrix, Verdict, matrix_of, pairs, win_rates
+from pl_prefopt.judges.classifier import SequenceClassifier
+from pl_prefopt.judges.likelihoods import (
+    Exemplar,
+    FollowUpLikelihood,
+    ImplicitReward,
+    QualityScore,
+    StrongOverWeak,
+)
+from pl_prefopt.judges.rules import Rule
+from pl_prefopt.judges.server import Prices, ServerJudge, ServerPairs, ServerScores
+from pl_prefopt.judges.templating import JudgeTemplate
+from pl_prefopt.servers import Patience
 
 __all__ = [
     "Cost",
+    "Exemplar",
+    "FollowUpLikelihood",
     "Gives",
+    "ImplicitReward",
     "Judge",
+    "JudgeTemplate",
     "JudgedRow",
     "Matrix",
+    "Patience",
+    "Prices",
+    "QualityScore",
+    "Rule",
+    "SequenceClassifier",
+    "ServerJudge",
+    "ServerPairs",
+    "ServerScores",
+    "StrongOverWeak",
     "Verdict",
     "matrix_of",
     "pairs",

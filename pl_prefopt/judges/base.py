@@ -110,6 +110,9 @@ class Verdict:
         scores: one finite number per response, higher is better. Of a judge that gives probabilities, these
             are the win rates, see ``win_rates``.
         probabilities: of a judge that gives them, the probability of each pair.
+        by_order: of a judge that sees each pair in both orders, the probabilities of each order alone: first
+            those of pairs whose response of the lower number came first, then those of the others. Both are
+            probabilities that response i is better than response j.
         rationales: the judge's reasons: one text per response for scores, one per comparison for
             probabilities, in the order of ``pairs``; empty where it gives none.
         problems: why answers are invalid.
@@ -125,6 +128,7 @@ class Verdict:
 
     scores: tuple[float | None, ...]
     probabilities: Matrix | None = None
+    by_order: tuple[Matrix, Matrix] | None = None
     rationales: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     cost: Cost = Cost()
@@ -134,6 +138,7 @@ class Verdict:
         cls,
         probabilities: Sequence[Sequence[float | None]],
         *,
+        by_order: tuple[Matrix, Matrix] | None = None,
         rationales: Iterable[str] = (),
         problems: Iterable[str] = (),
         cost: Cost | None = None,
@@ -143,6 +148,7 @@ class Verdict:
         return cls(
             scores=win_rates(matrix),
             probabilities=matrix,
+            by_order=by_order,
             rationales=tuple(rationales),
             problems=tuple(problems),
             cost=cost or Cost(),

@@ -1,0 +1,377 @@
+"""Generative judges over an OpenAI-compatible server: grades of single responses, and comparisons."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pl_prefopt.errors import ConfigError, printable
+from pl_prefopt.judges.answer_cache import AnswerCache, key_of
+from pl_prefopt.judges.base import Cost, Gives, Judge, JudgedRow, Matrix, Verdict, matrix_of, pairs
+from pl_prefopt.judges.templating import JudgeTemplate, Token, as_text
+from pl_prefopt.servers import JsonServer, Patience, RefusedRequestError, ServerError
+
+PAGE = "judges.md"
+
+_PATH = "chat/completions"
+_MANY_REFUSALS = 10
+"""So many refusals without any answer mean that the server refuses the settings, not the prompts."""
+_MOST_LOGPROBS = 20
+
+TokenProbabilities = Literal["auto", "never", "always"]
+
+
+class Answer(NamedTuple):
+    """An answer as it is read.
+
+    Attributes:
+        value: the value of its verdict; ``None`` if it is invalid.
+        text: its text.
+        problem: why it is invalid.
+        cost: what it took.
+    """
+
+    value: float | None
+    text: str = ""
+    problem: str = ""
+    cost: Cost = Cost()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """What tokens cost, in any currency.
+
+    Attributes:
+        input: the price of a million tokens read.
+        output: the price of a million tokens generated.
+    """
+
+    input: float = 0.0
+    output: float = 0.0
+
+
+class ServerJudge(Judge):
+    """What the judges over a server have in common.
+
+    Each answer is on disk as soon as it arrives, so that interrupted runs pay for nothing twice. A prompt
+    that the server refuses and an answer without a verdict are invalid answers, which are counted.
+
+    Args:
+        url: the base URL, such as ``http://127.0.0.1:8000/v1``.
+        model: the name of the model on the server.
+        template: the name of a template of ours or a YAML file, see ``JudgeTemplate``.
+        key_variable: the environment variable that holds the key; without it no key is sent.
+        version: a text that tells models of the same name apart: change it if the server's model changes.
+        max_tokens: the maximum number of tokens of an answer; ``null`` leaves it to the server.
+        temperature: of the softmax; ``null`` leaves it to the server, as some models take none.
+        token_probabilities: ``auto`` takes the probabilities of the verdict's token where the answer has
+            them, ``always`` takes an answer without them for invalid, ``never`` reads the verdict alone.
+        extra_body: further fields of each request, such as ``reasoning_effort``.
+        concurrency: how many requests may run at the same time.
+        patience: time-outs, repetitions and the rate limit.
+        prices: the prices of tokens, for the cost.
+        rationales: whether to keep the answers' texts.
+        cache_dir: the folder of all answers.
+        batch_size: rows per batch.
+
+    Raises:
+        ConfigError: if a setting can't work.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        template: str,
+        key_variable: str | None = None,
+        version: str = "",
+        max_tokens: int | None = 1024,
+        temperature: float | None = 0.0,
+        token_probabilities: TokenProbabilities = "auto",
+        extra_body: dict[str, Any] | None = None,
+        concurrency: int = 8,
+        patience: Patience | None = None,
+        prices: Prices | None = None,
+        rationales: bool = True,
+        cache_dir: str = "~/.cache/pl_prefopt/answers",
+        batch_size: int = 64,
+    ) -> None:
+        numbers = {"max_tokens": max_tokens, "concurrency": concurrency, "batch_size": batch_size}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"expected `{name}` to be at least 1, got {value}.")
+        if token_probabilities not in ("auto", "never", "always"):
+            raise ConfigError(
+                f"expected `token_probabilities` to be auto, never or always, got '{token_probabilities}'."
+            )
+        self.template = JudgeTemplate.load(template)
+        if self.template.gives != self.gives:
+            raise ConfigError(
+                f"{type(self).__name__} needs a template that gives {self.gives}, but '{template}' gives "
+                f"{self.template.gives}."
+            )
+        if token_probabilities == "always" and not self.template.has_single_tokens:
+            raise ConfigError(
+                "token_probabilities is 'always', but the verdicts of the template are no single tokens: "
+                "give it `labels` of which none is the start of another."
+            )
+        self.model, self.version = model, version
+        self.batch_size, self.concurrency = batch_size, concurrency
+        self._token_probabilities, self._rationales = token_probabilities, rationales
+        given = {"max_tokens": max_tokens, "temperature": temperature}
+        self._settings: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
+        self._settings |= extra_body or {}
+        if token_probabilities != "never" and self.template.has_single_tokens:
+            self._settings |= {"logprobs": True, "top_logprobs": _MOST_LOGPROBS}
+        self._server = JsonServer(url, key_variable=key_variable, patience=patience)
+        self._prices, self._cache_dir = prices or Prices(), Path(cache_dir)
+        self._cache: AnswerCache | None = None
+        self._answered = self._refused = 0
+
+    @property
+    def name(self) -> str:
+        """The class and the model."""
+        return f"{type(self).__name__}({printable(self.model)})"
+
+    def fingerprint(self) -> str:
+        """Return a hash of model, version, template and settings; not of the URL: a server may move."""
+        parts = [
+            self.model,
+            self.version,
+            self.template.fingerprint,
+            self._settings,
+            self._token_probabilities,
+        ]
+        text = json.dumps([type(self).__name__, *parts], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def prepare(self) -> None:
+        """Check the key and open the file of answers."""
+        self._server.check_key()
+        if self._cache is None:
+            self._cache = AnswerCache(self._cache_dir)
+
+    def close(self) -> None:
+        """Close the file of answers."""
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
+
+    def judge(self, batch: Sequence[JudgedRow]) -> list[Verdict]:
+        """See the base class. Equal questions of a batch are asked once."""
+        self.prepare()
+        asked = [[self._request(values) for values in self._questions(row)] for row in batch]
+        answers = self._ask(list(itertools.chain.from_iterable(asked)))
+        return [
+            self._verdict(row, list(itertools.islice(answers, len(own))))
+            for row, own in zip(batch, asked, strict=True)
+        ]
+
+    @abstractmethod
+    def _questions(self, row: JudgedRow) -> list[dict[str, Any]]:
+        """Return the values with which the template is filled in, one set per question about a row."""
+
+    @abstractmethod
+    def _verdict(self, row: JudgedRow, answers: Sequence[Answer]) -> Verdict:
+        """Return the verdict on a row, from the answers to its questions."""
+
+    # -- asking
+
+    def _request(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {"model": self.model, "messages": self.template.messages(values), **self._settings}
+
+    def _ask(self, requests: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
+        """Return the answer to each request, in order."""
+        # The labels decide what is stored of an answer.
+        version = json.dumps([self.version, sorted(self.template.labels)])
+        keys = [key_of(request, version) for request in requests]
+        unique = dict(zip(keys, requests, strict=True))
+        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge") as pool:
+            futures = {key: pool.submit(self._answer, key, request) for key, request in unique.items()}
+            _finish(list(futures.values()))
+        first = set[str]()
+        for key in keys:
+            answer = futures[key].result()
+            yield answer if key not in first else answer._replace(cost=Cost(cached=1))
+            first.add(key)
+
+    def _answer(self, key: str, request: Mapping[str, Any]) -> Answer:
+        """Return an answer from the disk, or ask the server and store what it says."""
+        assert self._cache is not None, "`prepare` comes first"
+        stored = self._cache.get(key)
+        if stored is not None:
+            return self._read(stored, Cost(cached=1))
+        start = time.monotonic()
+        try:
+            reply = self._server.post(_PATH, request, needs="choices")
+        except RefusedRequestError as error:
+            self._refused += 1
+            if not self._answered and self._refused >= _MANY_REFUSALS:
+                raise ServerError(
+                    f"the server {self._server.url} refused the first {self._refused} requests, the last one "
+                    f"with {error}; change the judge's settings."
+                ) from error
+            seconds = time.monotonic() - start
+            return Answer(None, problem=f"the server refused the prompt: {error}", cost=Cost(seconds=seconds))
+        self._answered += 1
+        body = self._kept(reply.body)
+        self._cache.put(key, body)
+        usage = body["usage"]
+        tokens = Cost(
+            requests=1,
+            retries=reply.retries,
+            input_tokens=usage[0],
+            output_tokens=usage[1],
+            seconds=reply.seconds,
+            money=(usage[0] * self._prices.input + usage[1] * self._prices.output) / 1e6,
+        )
+        return self._read(body, tokens)
+
+    # -- reading
+
+    def _kept(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is stored of an answer: text, tokens, why it ended, and the tokens that are paid for.
+
+        Other tokens than verdicts are stored without the alternatives, which would take most of the space.
+        """
+        choice = _mapping(body["choices"][0])
+        message = _mapping(choice.get("message"))
+        content = _mapping(choice.get("logprobs")).get("content") or []
+        tokens = [(str(one.get("token")), one) for one in content if isinstance(one, Mapping)]
+        usage = _mapping(body.get("usage"))
+        return {
+            "text": str(message.get("content") or ""),
+            "refusal": str(message.get("refusal") or ""),
+            "reason": str(choice.get("finish_reason") or ""),
+            "tokens": [[text, _top(one) if self.template.is_label(text) else {}] for text, one in tokens],
+            "usage": [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")],
+        }
+
+    def _read(self, body: Mapping[str, Any], cost: Cost) -> Answer:
+        """Read an answer as it is stored; nothing is guessed."""
+        text = body["text"]
+        if body["reason"] == "content_filter" or body["refusal"]:
+            return Answer(None, text, f"the model refused: {printable(body['refusal'] or 'filtered')}", cost)
+        value = None
+        if self._token_probabilities != "never":
+            value = self.template.expected(text, [Token(one, dict(top)) for one, top in body["tokens"]])
+        if value is None and self._token_probabilities != "always":
+            value = self.template.value(text)
+        if value is not None:
+            return Answer(value, text, cost=cost)
+        why = "no verdict" if self.template.value(text) is None else "no token probabilities"
+        cut = "; it is cut at `max_tokens`" if body["reason"] == "length" else ""
+        return Answer(None, text, f"{why} in the answer '{printable(text[-80:])}'{cut}", cost)
+
+    def _reasons(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """Return texts as rationales, unless none says more than a verdict."""
+        names = {*self.template.labels, ""}
+        return tuple(texts) if self._rationales and any(one.strip() not in names for one in texts) else ()
+
+
+class ServerScores(ServerJudge):
+    """Grades each response by a generative model over an OpenAI-compatible server.
+
+    Where the template's verdicts are single tokens and the server gives their probabilities, the score is the
+    mean of their values (Liu et al., "G-Eval", arXiv 2303.16634); otherwise it is the verdict in the answer.
+    """
+
+    gives: ClassVar[Gives] = "scores"
+
+    def __init__(self, url: str, model: str, template: str = "pointwise", **settings: Any) -> None:
+        super().__init__(url, model, template, **settings)
+
+    def _questions(self, row: JudgedRow) -> list[dict[str, Any]]:
+        shared = _shared(row)
+        return [{**shared, "response": as_text(response)} for response in row.responses]
+
+    def _verdict(self, row: JudgedRow, answers: Sequence[Answer]) -> Verdict:
+        return Verdict(
+            scores=tuple(answer.value for answer in answers),
+            rationales=self._reasons([answer.text for answer in answers]),
+            problems=tuple(answer.problem for answer in answers if answer.problem),
+            cost=sum((answer.cost for answer in answers), Cost()),
+        )
+
+
+class ServerPairs(ServerJudge):
+    """Compares responses in pairs, each pair in both orders, by a generative model over a server.
+
+    The probability of a pair is the mean of both orders, which takes out a preference for the first or the
+    second place. If either answer is invalid, so is the comparison. Scores are win rates over the other
+    responses. R responses take R(R − 1) requests.
+    """
+
+    gives: ClassVar[Gives] = "probabilities"
+
+    def __init__(self, url: str, model: str, template: str = "pairwise", **settings: Any) -> None:
+        super().__init__(url, model, template, **settings)
+
+    def _questions(self, row: JudgedRow) -> list[dict[str, Any]]:
+        shared, texts = _shared(row), [as_text(response) for response in row.responses]
+        orders = [order for i, j in pairs(len(texts)) for order in ((i, j), (j, i))]
+        return [{**shared, "first": texts[i], "second": texts[j]} for i, j in orders]
+
+    def _verdict(self, row: JudgedRow, answers: Sequence[Answer]) -> Verdict:
+        number, compared = len(row.responses), pairs(len(row.responses))
+        there, back = answers[::2], answers[1::2]
+        given = {pair: answer.value for pair, answer in zip(compared, there, strict=True)}
+        swapped = {
+            pair: None if answer.value is None else 1.0 - answer.value
+            for pair, answer in zip(compared, back, strict=True)
+        }
+        texts = [f"{a.text}\n\n[in the other order]\n{b.text}" for a, b in zip(there, back, strict=True)]
+        bare = not self._reasons([answer.text for answer in answers])
+        by_order: tuple[Matrix, Matrix] = matrix_of(number, given), matrix_of(number, swapped)
+        return Verdict.of_probabilities(
+            matrix_of(number, {pair: _mean(given[pair], swapped[pair]) for pair in compared}),
+            by_order=by_order,
+            rationales=() if bare else texts,
+            problems=(answer.problem for answer in answers if answer.problem),
+            cost=sum((answer.cost for answer in answers), Cost()),
+        )
+
+
+def _mean(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else (first + second) / 2
+
+
+def _shared(row: JudgedRow) -> dict[str, Any]:
+    return {"prompt": as_text(row.prompt), "context": row.context, "columns": dict(row.columns)}
+
+
+def _finish(futures: list[Future[Answer]]) -> None:
+    """Wait for all, or after an error only for those that are under way: their answers are paid for."""
+    try:
+        wait(futures, return_when=FIRST_EXCEPTION)
+    finally:
+        for future in futures:
+            future.cancel()
+    failed = [one for one in futures if one.done() and not one.cancelled() and one.exception() is not None]
+    if failed:
+        failed[0].result()
+
+
+def _top(token: Mapping[str, Any]) -> dict[str, float]:
+    """Return the log-probs of the most probable tokens at a place, the chosen one among them."""
+    found = {}
+    for one in (token, *(token.get("top_logprobs") or ())):
+        if isinstance(one, Mapping) and isinstance(one.get("logprob"), int | float):
+            found[str(one.get("token"))] = float(one["logprob"])
+    return found
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
