@@ -14,7 +14,7 @@ LAYERS = [
     {"evaluations", "paths", "servers", "types", "views", "yaml_files"},
     {"functional", "scoring", "policies", "data", "saved_settings"},
     {"generation", "judges", "metrics", "objectives", "references"},
-    {"callbacks", "modules", "report"},
+    {"callbacks", "modules", "report", "rounds"},
     {"planning"},
     {"cli"},
     {"__main__"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,16 @@ def sample(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch, alone_in(out, busy=_BUSY.format(out)):
         content, count = prompts.open(Path(scratch))
         engine = _engine(chosen, renderer, settings, out)
-        sampler = Sampler(engine, renderer, sampling, target, _scorer(chosen, score=settings.score))
+        reference = ChosenPolicy(settings.reference) if settings.reference else None
+        sampler = Sampler(
+            engine,
+            renderer,
+            sampling,
+            target,
+            (lambda: chosen.model) if settings.score else None,
+            None if reference is None else (lambda: reference.model),
+            "" if reference is None else reference.identity,
+        )
         found = sampler.run(prompts.rows(Path(scratch)), count, content=content, say=_say)
     print(f"Wrote {found['samples']} samples of {count} prompts to {out}: {_told(found)}")
 
@@ -77,12 +85,16 @@ def _parser() -> PlainParser:
     parser.add_argument(
         "--score", type=bool, default=True, help="Compute log-probs of the samples with our scorer."
     )
+    parser.add_argument(
+        "--reference",
+        type=str | None,
+        default=None,
+        help="A second policy that scores the samples, with the policy's tokeniser.",
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="Prompts per batch.")
     parser.add_argument("--rows_per_shard", type=int, default=1000, help="Prompts per shard.")
     parser.add_argument("--format", type=Format, default="parquet", help="The format of the shards.")
-    parser.add_argument(
-        "--part", type=str, default="1/1", help="Which prompts: 2/3 is the second third."
-    )
+    parser.add_argument("--part", type=str, default="1/1", help="Which prompts: 2/3 is the second third.")
     parser.add_argument("--max_prompts", type=int | None, default=None, help="Read so many prompts.")
     parser.add_argument(
         "--columns", type=dict[str, str] | None, default=None, help="Our names of columns and the file's."
@@ -108,10 +120,6 @@ def _engine(chosen: ChosenPolicy, renderer: Renderer, settings: Any, out: Path) 
         log=out.with_name(f"{out.name}{_LOG}"),
         allowed=settings.allow_commands,
     )
-
-
-def _scorer(chosen: ChosenPolicy, *, score: bool) -> Callable[[], Any] | None:
-    return (lambda: chosen.model) if score else None
 
 
 def _limits(own: Limits, settings: Any) -> Limits:

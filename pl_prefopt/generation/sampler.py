@@ -104,6 +104,8 @@ class Sampler:
         out: where samples go.
         policy: returns the model that scores the samples at temperature 1; without it there are no log-probs
             of our own.
+        reference: returns a second model that scores the samples, for estimates of a KL divergence.
+        reference_identity: a hash of that model.
     """
 
     def __init__(
@@ -113,9 +115,12 @@ class Sampler:
         sampling: Sampling,
         out: SampleFolder,
         policy: Callable[[], Any] | None = None,
+        reference: Callable[[], Any] | None = None,
+        reference_identity: str = "",
     ) -> None:
         self.engine, self.renderer, self.sampling, self.out = engine, renderer, sampling, out
-        self.policy, self._scorer = policy, Scorer()
+        self.policy, self.reference, self._reference_identity = policy, reference, reference_identity
+        self._scorers = Scorer(), Scorer()  # one per model
 
     def run(
         self,
@@ -186,7 +191,8 @@ class Sampler:
         own = [self._with_ids(sample) for sample in own]
         texts = [self.text(sample.token_ids) for sample in own]
         encoded = [list(self._retokenised(text)) for text in texts]
-        ours = self._log_probs(prompt, own)
+        ours = _log_probs(self.policy, self._scorers[0], prompt, own)
+        theirs = _log_probs(self.reference, self._scorers[1], prompt, own)
         fields = as_fields(row)
         of_responses = {name for name, value in row.columns.items() if isinstance(value, tuple)}
         kept = {name: fields[name] for name in fields.keys() - of_responses - _OF_RESPONSES}
@@ -204,6 +210,7 @@ class Sampler:
                 ids != self._body(sample.token_ids) for ids, sample in zip(encoded, own, strict=True)
             ],
             "log_probs": ours,
+            "reference_log_probs": theirs,
             "engine_log_probs": [
                 sum(one.log_probs) if len(one.log_probs) == len(one.token_ids) else None for one in own
             ],
@@ -226,20 +233,6 @@ class Sampler:
         ends = [self.renderer.end_token_id] if sample.finish_reason == "stop" else []
         return sample._replace(token_ids=[*self._retokenised(sample.text), *ends])
 
-    def _log_probs(self, prompt: list[int], own: Sequence[Sample]) -> list[float | None]:
-        """Return log π(y|x) of each sample by our scorer, at temperature 1."""
-        if self.policy is None or not all(sample.token_ids for sample in own):
-            return [None] * len(own)
-        ids = [sample.token_ids for sample in own]
-        encoded = EncodedRow(
-            prompt_ids=prompt, response_ids=ids, counted=[[True] * len(tokens) for tokens in ids]
-        )
-        with torch.no_grad():
-            policy = self.policy()
-            found = self._scorer(policy, collate([encoded]).to(policy.device))
-        values: list[float | None] = found.sum[0].tolist()
-        return values
-
     def _settings(self, content: str) -> dict[str, Any]:
         return {
             "sampling": asdict(self.sampling),
@@ -250,6 +243,7 @@ class Sampler:
             "rows_per_shard": self.out.rows_per_shard,
             "format": self.out.kind,
             "scored": self.policy is not None,
+            "reference": self._reference_identity,
         }
 
     def _check_settings(self, content: str) -> None:
@@ -273,6 +267,23 @@ class Sampler:
 
 
 _OF_RESPONSES = {"responses", "scores", "ranks", "chosen", "rejected", "completion", "label"}
+
+
+def _log_probs(
+    load: Callable[[], Any] | None, scorer: Scorer, prompt: list[int], own: Sequence[Sample]
+) -> list[float | None]:
+    """Return log π(y|x) of each sample by our scorer, at temperature 1."""
+    if load is None or not all(sample.token_ids for sample in own):
+        return [None] * len(own)
+    ids = [sample.token_ids for sample in own]
+    encoded = EncodedRow(
+        prompt_ids=prompt, response_ids=ids, counted=[[True] * len(tokens) for tokens in ids]
+    )
+    policy = load()
+    with torch.no_grad():
+        found = scorer(policy, collate([encoded]).to(policy.device))
+    values: list[float | None] = found.sum[0].tolist()
+    return values
 
 
 def _gold(row: PreferenceRow) -> list[dict[str, Any]] | None:

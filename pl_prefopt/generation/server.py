@@ -202,11 +202,8 @@ class OpenAIServer(Engine):
         said = last_line(self._log)
         state = self._process.poll()
         ended = "" if state is None else f": its command ended with status {state}"
-        return (
-            f"{ended}; the last line of {self._log} is '{said}'."
-            if said
-            else f"{ended or ''}; see {self._log}."
-        )
+        where = f"the last line of {self._log} is '{said}'" if said else f"see {self._log}"
+        return f"{ended}; {where}."
 
 
 def read_choice(choice: Mapping[str, Any], seed: int) -> Sample:

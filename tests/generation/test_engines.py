@@ -114,7 +114,7 @@ class _Fake(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert body["n"] == 1 and body["stop_token_ids"] == [END] and body["model"] == "tiny"
+        assert (body["n"], body["stop_token_ids"], body["model"]) == (1, [END], "tiny")
         ids = [body["prompt"][-1], 10 + body["seed"] % 10, END]
         told = {"tokens": [f"token_id:{token}" for token in ids], "token_logprobs": [-1.0, -2.0, -0.5]}
         choice = {"text": "some text", "finish_reason": "stop", "logprobs": told}
@@ -174,7 +174,7 @@ def test_a_command_needs_permission_and_is_waited_for_watched_and_stopped(tmp_pa
         "class F(h.BaseHTTPRequestHandler):\n"
         "    def do_GET(self):\n"
         "        self.send_response(200); self.end_headers()\n"
-        "        self.wfile.write(b'{\"data\": [{\"id\": \"%s\"}]}' % sys.argv[1].encode())\n"
+        '        self.wfile.write(b\'{"data": [{"id": "%s"}]}\' % sys.argv[1].encode())\n'
         "    def do_POST(self):\n"
         "        print('no memory left', flush=True); import os; os._exit(3)\n"
         "h.HTTPServer(('127.0.0.1', int(sys.argv[2])), F).serve_forever()\n"
