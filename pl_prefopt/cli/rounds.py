@@ -46,7 +46,7 @@ def rounds(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     config = find(options.config)
     raw = read_yaml(Path(config))
-    settings = _settings(config, raw)
+    settings = read_rounds(config, raw)
     if options.only is not None:
         _run_ours(settings, stage_named(options.only, settings))
         return
@@ -80,8 +80,12 @@ def _parser() -> PlainParser:
     return parser
 
 
-def _settings(config: str, raw: Any) -> Rounds:
+def read_rounds(config: str, raw: Any) -> Rounds:
     """Return the settings in a file.
+
+    Args:
+        config: the file's name, for messages.
+        raw: its content.
 
     Raises:
         ConfigError: if they are wrong.

@@ -32,7 +32,7 @@ SETTINGS = {
             "trainer": {"logger": False, "enable_progress_bar": False},
             "default_callbacks": False,
             "data": {"held_out": 0, "batch_size": 2},
-            "last": {"every_n_train_steps": 1},
+            "last": {"minutes": 0},
         },
     },
     "evaluate": {"prompts": "held_out.jsonl", "sampling": {"n": 1, "max_new_tokens": 6}},
