@@ -20,6 +20,7 @@ _COMMANDS = {
     "test": "evaluate a policy on the test rows",
     "predict": "write each response's log-prob, reward and rank",
     "data": "show what the rows of files are taken for, and their tokens",
+    "label": "write a judge's scores or preferences for the rows of a file",
     "plan": "estimate the memory of a run, without loading a model",
     "precompute": "score the rows with every reference, without training",
     "export": "write a trained policy as a PEFT folder or a merged model",
@@ -33,6 +34,7 @@ _OWN = {
     "configs": "configs.configs",
     "list": "listing.list_known",
     "data": "data.data",
+    "label": "label.label",
     "export": "export.export",
     "report": "report.report",
 }
