@@ -11,6 +11,7 @@ from pl_prefopt.data.dialogues import (
     REASONING_COLUMNS,
     BadRowError,
     as_json,
+    as_prompt,
     called,
     check_prompt,
     shown,
@@ -255,3 +256,54 @@ def as_fields(row: PreferenceRow) -> dict[str, Any]:
     if scores == (1, 0):
         return {"prompt": prompt, "chosen": responses[0], "rejected": responses[1], **others}
     return {"prompt": prompt, "responses": responses, "ranks": [-score for score in scores], **others}
+
+
+def relabelled(fields: Mapping[str, Any], converted: Converted, labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a raw row with new labels, which loads as a list of the same responses with these labels.
+
+    Every column of the raw row is kept. Those that would give the new row a second meaning, and those whose
+    names the new labels take, get names that begin with ``original_``. The scores that the layout gives
+    become ``original_scores``.
+
+    Args:
+        fields: the raw row.
+        converted: what it was converted to.
+        labels: the new columns, such as ``scores``.
+
+    Examples:
+        >>> fields = {"prompt": "Hi", "chosen": "Hello.", "rejected": "What?", "rater": 3}
+        >>> new = relabelled(fields, convert(fields), {"scores": [2.0, 1.0]})
+        >>> list(new)
+        ['prompt', 'responses', 'scores', 'original_scores', 'original_chosen', 'original_rejected', 'rater']
+        >>> convert(new).row.scores, convert(new).row.columns["rater"]
+        ((2.0, 1.0), 3)
+    """
+    row = converted.row
+    written = as_fields(dataclasses.replace(row, scores=None, graded=False, columns=Columns({})))
+    rewritten = _rewritten(fields, converted, written)
+    written |= labels
+    if row.scores is not None:
+        written["original_scores"] = list(row.scores)
+    for name, value in fields.items():
+        if name in rewritten or (value is None and (name in written or name in _MEANT)):
+            continue
+        kept = name
+        while kept in written or kept in _MEANT:
+            kept = f"original_{kept}"
+        written[kept] = value
+    return written
+
+
+def _rewritten(fields: Mapping[str, Any], converted: Converted, written: Mapping[str, Any]) -> set[str]:
+    """Return the columns whose content a row as messages has under the same name."""
+    names = {name for name in _TEMPLATE_ARGS if name in written and written[name] == fields.get(name)}
+    if converted.layout == "ranked":
+        names |= {"responses", "scores"}
+    prompt = fields.get("prompt")
+    if isinstance(prompt, str | list) and tuple(as_prompt(prompt, "prompt")) == converted.row.prompt:
+        names.add("prompt")
+    return names
+
+
+_MEANT = LAYOUT_NAMES.union(*({*layout.columns, *layout.optional} for layout in FORMATS)) | {"question"}
+"""The names of columns that may say what a row's prompt, responses and labels are."""
