@@ -74,7 +74,7 @@ def _judged(row: Mapping[str, Any], *, gold: bool) -> JudgedRow:
     prompt: PreferenceRow = to_prompt(
         {name: row[name] for name in ("prompt", "tools", "chat_template_kwargs") if name in row}
     )
-    responses = [(Message("assistant", text),) for text in row["responses"]]
+    responses: list[tuple[Message, ...]] = [(Message("assistant", text),) for text in row["responses"]]
     if gold and row.get("gold"):
         responses.append(tuple(Message.of(_known(turn)) for turn in row["gold"]))
     return JudgedRow(
