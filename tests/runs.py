@@ -15,6 +15,8 @@ from pl_prefopt.evaluations import read_evaluations
 from pl_prefopt.policies import PolicySpec
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": True}
+NO_TEXTS = ("--default_callbacks.Generations", "false")
+"""Arguments of a run whose sample generations no test looks at: they take longer than its training."""
 PROMPTS = (
     "What is a fox?",
     "Name a dog.",

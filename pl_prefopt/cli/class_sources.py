@@ -234,6 +234,10 @@ def _parse(name: str, file: Path, folders: tuple[Path, ...], _changed: int) -> M
     for statement, names in _bindings(tree.body):
         for one in names:
             bound.setdefault(one, []).append(statement)
+    if "global " in text:  # few modules have any, and a walk of the tree takes as long as parsing it
+        for statement in tree.body:
+            for one in _names_made_global(statement):
+                bound.setdefault(one, []).append(statement)
     return Module(name, bool(folders), folders, bound, any(mark in text for mark in _DYNAMIC))
 
 
@@ -284,9 +288,6 @@ def _bindings(statements: Iterable[ast.stmt]) -> Iterator[tuple[ast.stmt, list[s
 def _names_bound_by(statement: ast.stmt) -> Iterator[str]:
     if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         yield statement.name
-        yield from (
-            name for node in ast.walk(statement) if isinstance(node, ast.Global) for name in node.names
-        )
     elif isinstance(statement, ast.Import):
         yield from (alias.asname or alias.name.split(".")[0] for alias in statement.names)
     elif isinstance(statement, ast.ImportFrom):
@@ -299,6 +300,10 @@ def _names_bound_by(statement: ast.stmt) -> Iterator[str]:
                     for node in ast.walk(child)
                     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
                 )
+
+
+def _names_made_global(statement: ast.stmt) -> Iterator[str]:
+    return (name for node in ast.walk(statement) if isinstance(node, ast.Global) for name in node.names)
 
 
 # -- classes

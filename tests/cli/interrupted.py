@@ -82,12 +82,24 @@ def serve() -> None:
     for name in _IMPORTED_ONCE:
         with suppress(ImportError):  # the run that needs it will say so
             importlib.import_module(name)
+    _read_sources()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
             _run(**json.loads(line))
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def _read_sources() -> None:
+    """Parse the modules that a command's check reads, which every child would do again."""
+    from pl_prefopt.cli.config_diagnostics import check_command
+    from pl_prefopt.cli.config_files import with_paths
+    from pl_prefopt.errors import ConfigError
+
+    axes = ["-c", "base", "-c", "methods/dpo", "-c", "hardware/cpu"]
+    with suppress(ConfigError):  # no rows are named
+        check_command("fit", with_paths(["fit", *axes])[1:])
 
 
 def _run(folder: str, arguments: list[str], fault: dict[str, Any] | None, settings: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from pl_prefopt.references import AdapterOff, PrecomputedTable
 from tests.cli import plugins
 from tests.cli.test_commands import CONFIGS
 from tests.runs import (
+    NO_TEXTS,
     lora_spec,
     make_datamodule,
     make_trainer,
@@ -58,7 +59,7 @@ def run_of(name, tiny_model, rows):
     files = (CONFIGS / "base.yaml", f"{name}.yaml", CONFIGS / "hardware" / "cpu.yaml")
     settings = [word for file in files for word in ("-c", file)]
     settings += ["--data.train", rows, "--data.held_out", "2", "--model.init_args.policy.name", tiny_model]
-    return [*settings, "--run_dir", name]
+    return [*settings, *NO_TEXTS, "--run_dir", name]
 
 
 @pytest.mark.parametrize("name", METHODS)

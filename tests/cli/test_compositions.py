@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.runs import scored_rows, write_rows
+from tests.runs import NO_TEXTS, scored_rows, write_rows
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "methods" / "compose.md"
@@ -25,7 +25,7 @@ def fit(prefopt, tmp_path, tiny_model, settings):
     axes = [part for file in files for part in ("-c", file)]
     quick = ["--trainer.log_every_n_steps", 1, "--run_dir", "run", "--data.held_out", 2]
     return prefopt.run(
-        "fit", *axes, *quick, "--data.train", rows, "--model.init_args.policy.name", tiny_model
+        "fit", *axes, *quick, *NO_TEXTS, "--data.train", rows, "--model.init_args.policy.name", tiny_model
     )
 
 

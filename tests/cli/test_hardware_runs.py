@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.test_two_processes import prefopt as in_processes
-from tests.runs import metrics_of, scored_rows, write_rows
+from tests.runs import NO_TEXTS, metrics_of, scored_rows, write_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -31,7 +31,7 @@ def test_one_process_takes_a_step(prefopt, tiny_model, tmp_path, hardware):
         pytest.importorskip("bitsandbytes")
     rows = write_rows(tmp_path / "rows.jsonl", scored_rows(4))
     # Paged memory is a GPU's.
-    words = [*axes(hardware), "--trainer.accelerator", "cpu"]
+    words = [*axes(hardware), *NO_TEXTS, "--trainer.accelerator", "cpu"]
     words += ["--model.init_args.optimizer.class_path", "torch.optim.AdamW"]
     words += ["--data.train", rows, "--data.held_out", "1", "--model.init_args.policy.name", tiny_model]
     prefopt("fit", *words, "--run_dir", "run", "--trainer.accumulate_grad_batches", "1")
@@ -41,7 +41,7 @@ def test_one_process_takes_a_step(prefopt, tiny_model, tmp_path, hardware):
 def test_what_4_bits_learned_goes_on_in_several_processes(prefopt, tiny_model, tmp_path):
     pytest.importorskip("bitsandbytes")
     rows = write_rows(tmp_path / "rows.jsonl", scored_rows(4))
-    words = ["--trainer.accelerator", "cpu", "--data.train", rows, "--data.val", rows]
+    words = [*NO_TEXTS, "--trainer.accelerator", "cpu", "--data.train", rows, "--data.val", rows]
     words += ["--trainer.accumulate_grad_batches", "1", "--trainer.log_every_n_steps", "1"]
     adam = '{"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}}'
     policy = ["--model.init_args.policy.name", tiny_model, "--model.init_args.optimizer", adam]

@@ -21,7 +21,7 @@ from pl_prefopt.objectives import DPO
 from tests.cli.test_commands import CONFIGS
 from tests.cli.test_two_processes import prefopt as prefopt_process
 from tests.docs.pages import ROOT
-from tests.runs import lora_spec, make_datamodule, make_trainer, scored_rows, write_rows
+from tests.runs import NO_TEXTS, lora_spec, make_datamodule, make_trainer, scored_rows, write_rows
 
 PAGE = ROOT / "docs" / "lightning.md"
 STOCK = "lightning.pytorch.callbacks."
@@ -63,7 +63,7 @@ RUNS = {
         *stock("GradientAccumulationScheduler", scheduling="{0: 1, 1: 2}"),
         *stock("Callback"),
         *stock("Checkpoint"),
-        *flags(precision="bf16-mixed", num_sanity_val_steps=0, max_time="00:01:00:00", detect_anomaly="true"),
+        *flags(precision="bf16-mixed", num_sanity_val_steps=0, max_time="00:01:00:00"),
         *flags(reload_dataloaders_every_n_epochs=1, enable_autolog_hparams="false"),
     ],
     "searched": [
@@ -79,6 +79,7 @@ RUNS = {
         *stock("RichModelSummary", max_depth=1),
         *stock("RichProgressBar"),
         *stock("LambdaCallback"),
+        *flags(detect_anomaly="true"),  # slow, so it is here, where only two batches are trained on
         *flags(overfit_batches=2, use_distributed_sampler="false", inference_mode="false", profiler="simple"),
         *flags(sync_batchnorm="true", model_registry="somebody/something", accelerator="cpu", devices=1),
     ],
@@ -119,10 +120,12 @@ def test_the_page_names_all_that_lightning_has_and_the_tests_run_it():
 @pytest.fixture
 def settings(tiny_model, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", scored_rows(8))
+    held_out = write_rows(tmp_path / "held_out.jsonl", scored_rows(2))
     files = [CONFIGS / "methods" / "dpo.yaml", CONFIGS / "hardware" / "cpu.yaml"]
     return [
         *(part for file in files for part in ("-c", file)),
-        *("--data.train", rows, "--data.val", rows, "--data.batch_size", "1"),
+        *NO_TEXTS,
+        *("--data.train", rows, "--data.val", held_out, "--data.batch_size", "1"),
         *("--model.init_args.policy.name", tiny_model, "--model.init_args.policy.lora.r", "2"),
         *("--model.init_args.optimizer.lr", "0.01", "--trainer.max_epochs", "2"),
     ]
@@ -161,12 +164,13 @@ def test_a_step_to_try_leaves_no_run(prefopt, settings):
     assert not Path("run/config.yaml").exists()
 
 
-def test_processes_that_lightning_starts_itself(tiny_model, tmp_path, settings):
+def test_processes_that_lightning_starts_itself(prefopt, tmp_path, settings):
     def trained(name, *more):
         prefopt_process(tmp_path, "fit", *settings, *more, "--run_dir", name)
         return adapter_of(tmp_path / name / "checkpoints" / "last.ckpt")
 
-    one = trained("one", "--data.batch_size", "2")
+    prefopt("fit", *settings, "--data.batch_size", "2", "--run_dir", "one")
+    one = adapter_of("one/checkpoints/last.ckpt")
     for strategy in ("ddp_spawn", "ddp_fork"):
         two = flags(strategy=strategy, devices=2, num_sanity_val_steps=0)
         found = trained(strategy, *two, "--data.batch_size", "1")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.cli.test_commands import axes
-from tests.runs import scored_rows, write_rows
+from tests.runs import NO_TEXTS, scored_rows, write_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +72,7 @@ def check_log(logged: str, expected: str) -> None:
 def test_a_run_on_two_ranks_shows_no_notices_and_loses_no_warning(tiny_model, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", scored_rows(8))
     (tmp_path / "notices.py").write_text(NOTICES)
-    settings = [*axes(), "--data.train", rows, "--data.held_out", "4"]
+    settings = [*axes(), *NO_TEXTS, "--data.train", rows, "--data.held_out", "4"]
     settings += ["--model.init_args.policy.name", tiny_model]
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.callbacks+", "notices.Notices"]
     printed, logged = output(tmp_path, "-m", "pl_prefopt", "fit", *settings, *two, "--run_dir", "run")

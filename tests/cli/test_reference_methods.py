@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.runs import metrics_of, scored_rows, write_rows
+from tests.runs import NO_TEXTS, metrics_of, scored_rows, write_rows
 from tests.support import save_tiny_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -22,7 +22,17 @@ def test_a_shipped_method_trains_and_tests(prefopt, tmp_path, tiny_model, method
     files = (CONFIGS / "base.yaml", CONFIGS / "methods" / f"{method}.yaml", CONFIGS / "hardware" / "cpu.yaml")
     axes = [part for file in files for part in ("-c", file)]
     stages = ["--data.train", rows, "--data.test", rows, "--data.held_out", 2]
-    prefopt("fit", *axes, *stages, *named, "--model.init_args.policy.name", tiny_model, "--run_dir", "run")
+    prefopt(
+        "fit",
+        *axes,
+        *stages,
+        *named,
+        *NO_TEXTS,
+        "--model.init_args.policy.name",
+        tiny_model,
+        "--run_dir",
+        "run",
+    )
     prefopt("test", "-c", "run/config.yaml", "--ckpt_path", "last")
     validated, tested = metrics_of("run"), metrics_of("run", "test")
     assert tested["test/margin_low"] <= tested["test/margin"] <= tested["test/margin_high"]

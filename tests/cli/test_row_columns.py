@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import reads_a_column
-from tests.runs import metrics_of, rated_rows, write_rows
+from tests.runs import NO_TEXTS, metrics_of, rated_rows, write_rows
 
 AXES = [part for name in ("base", "hardware/cpu", "trusted.yaml") for part in ("-c", name)]
 
@@ -21,7 +21,7 @@ def fit(prefopt, tmp_path, tiny_model):
     (tmp_path / "trusted.yaml").write_text(reads_a_column("yaml"))
     write_rows(tmp_path / "theirs.jsonl", rated_rows(8))
     quick = ["--data.held_out", 2, "--model.init_args.policy.name", tiny_model, "--run_dir", "run"]
-    return lambda *more: ("fit", *AXES, *quick, *more)
+    return lambda *more: ("fit", *AXES, *quick, *NO_TEXTS, *more)
 
 
 def test_a_class_in_the_working_directory_reads_a_column(prefopt, fit, tmp_path):

@@ -16,7 +16,7 @@ import pytest
 from pl_prefopt.evaluations import read_evaluations
 from tests.cli.test_commands import axes
 from tests.cli.test_interruptions import assert_same
-from tests.runs import metrics_of, scored_rows, write_rows
+from tests.runs import NO_TEXTS, metrics_of, scored_rows, write_rows
 
 
 def prefopt(folder: Path, *arguments: object) -> str:
@@ -48,7 +48,7 @@ class Slow(Callback):
 
     def sleep(self, rank):
         if torch.distributed.get_rank() == rank:
-            time.sleep(0.4)
+            time.sleep(0.2)
 
     def on_train_batch_start(self, *_):
         self.sleep(1)
@@ -75,6 +75,7 @@ def fit(tiny_model, tmp_path_factory):
     rows = write_rows(folder / "rows.jsonl", scored_rows(9))
     (folder / "slow.py").write_text(SLOW)
     settings = ["--data.train", rows, "--data.val", rows, "--model.init_args.policy.name", tiny_model]
+    settings += ["--trainer.callbacks+", "Generations", "--trainer.callbacks.max_new_tokens", "4"]
     cached = ["--references.precompute", "true", "--model.init_args.optimizer.lr", "0.01"]
     # By one rank's clock it is time to save where it is not by the other's.
     often = ["--last.minutes", "0.01", "--trainer.val_check_interval", "1", "--data.batch_size", "2"]
@@ -155,7 +156,15 @@ def free_port() -> int:
 
 def test_the_survivor_of_a_killed_rank_ends_with_a_sentence(tiny_model, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", scored_rows(9))
-    settings = ["--data.train", rows, "--data.held_out", "0", "--model.init_args.policy.name", tiny_model]
+    settings = [
+        *NO_TEXTS,
+        "--data.train",
+        rows,
+        "--data.held_out",
+        "0",
+        "--model.init_args.policy.name",
+        tiny_model,
+    ]
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "10000"]
     command = ["fit", *axes(), *settings, *two, "--run_dir", "run"]
     ranks = [start_rank(rank, tmp_path, *command) for rank in range(2)]

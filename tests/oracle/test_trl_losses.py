@@ -30,6 +30,7 @@ pytest.importorskip("trl")
 pytestmark = pytest.mark.oracle
 
 PAIRS, TOKENS = 6, 9
+UNUSED = {"ld_alpha": None, "use_weighting": False}
 ACCELERATOR = SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x)
 
 
@@ -62,9 +63,15 @@ def scored(tokens, views=None):
     )
 
 
-def outputs(tokens):
+def outputs(tokens, collisions=None):
     unused = torch.zeros_like(tokens.policy)
-    return SimpleNamespace(log_probs=tokens.policy, entropy=unused, mean_logits=unused, is_top1=unused.bool())
+    return SimpleNamespace(
+        log_probs=tokens.policy,
+        entropy=unused,
+        mean_logits=unused,
+        is_top1=unused.bool(),
+        log_sum_sq_probs=collisions,
+    )
 
 
 def padded_mask(tokens):
@@ -72,7 +79,7 @@ def padded_mask(tokens):
     return torch.cat([torch.zeros(len(tokens.mask), 1), tokens.mask], dim=1).long()
 
 
-def trl_dpo(tokens, loss_type, **settings):
+def trl_dpo(tokens, loss_type, log_sum_sq_probs=None, **settings):
     """Loss, and the means that TRL logs."""
     from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -80,15 +87,13 @@ def trl_dpo(tokens, loss_type, **settings):
         model=SimpleNamespace(training=True),
         accelerator=ACCELERATOR,
         aux_loss_enabled=False,
-        ld_alpha=None,
         precompute_ref_logps=True,
-        use_weighting=False,
         loss_types=[loss_type],
         loss_weights=[1.0],
         _metrics={"train": defaultdict(list)},
         _total_train_tokens=0,
         _tp_size=1,
-        **{"f_divergence_type": "reverse_kl", "label_smoothing": 0.0, **settings},
+        **{"f_divergence_type": "reverse_kl", "label_smoothing": 0.0, **UNUSED, **settings},
     )
     mask = padded_mask(tokens)
     chosen, rejected = tokens.reference.chunk(2)
@@ -99,7 +104,7 @@ def trl_dpo(tokens, loss_type, **settings):
         "ref_chosen_logps": chosen,
         "ref_rejected_logps": rejected,
     }
-    loss = DPOTrainer._compute_loss(stand_in, lambda **_: outputs(tokens), inputs, False)
+    loss = DPOTrainer._compute_loss(stand_in, lambda **_: outputs(tokens, log_sum_sq_probs), inputs, False)
     return loss, {name: values[0] for name, values in stand_in._metrics["train"].items()}
 
 

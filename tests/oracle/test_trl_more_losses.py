@@ -11,14 +11,17 @@ As in `test_trl_losses.py` the trainers' methods run on a stub. Where TRL differ
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pl_prefopt import objectives
+from pl_prefopt.types import TokenNumbers
 from tests.oracle import test_trl_losses as losses
-from tests.oracle.test_trl_losses import assert_same_loss, cpo_loss, scored, trl_dpo
+from tests.oracle.test_trl_losses import assert_same_loss, cpo_loss, paired, scored, trl_dpo
 
 pytest.importorskip("trl")
 pytestmark = pytest.mark.oracle
@@ -42,14 +45,19 @@ DPO_LOSSES = {
 }
 
 
+def only_counted(tokens):
+    """Leave out the gradient at padding, where tokens are zeros here and a loss may mask them or not."""
+    tokens.policy.register_hook(lambda slope: torch.where(tokens.mask, slope, 0.0))
+
+
 @pytest.mark.parametrize("loss_type", DPO_LOSSES)
 def test_dpo_trainers_loss_and_gradient(tokens, loss_type):
     objective, settings = DPO_LOSSES[loss_type]
     theirs, logged = trl_dpo(tokens, loss_type, beta=0.2, **settings)
     ours = objective(scored(tokens))
     assert ours.counted.all()
-    if loss_type == "sft":  # which masks what this file's tokens hold as zeros
-        tokens.policy.register_hook(lambda slope: torch.where(tokens.mask, slope, 0.0))
+    if loss_type == "sft":
+        only_counted(tokens)
     assert_same_loss(ours.loss.mean(), theirs, tokens)
     if loss_type not in ("sft", "sigmoid_norm"):  # whose rewards are per token here
         assert ours.reward[:, 0].mean().item() == pytest.approx(logged["rewards/chosen"], rel=1e-5)
@@ -61,6 +69,54 @@ def test_trls_sigmoid_no_longer_smooths_labels(tokens):
     torch.testing.assert_close(smoothed, objectives.DPO(beta=0.2)(scored(tokens)).loss.mean())
     ours = objectives.CDPO(beta=0.2, label_smoothing=0.3)(scored(tokens)).loss.mean()
     assert abs(ours - smoothed) > 0.01
+
+
+def with_tokens(tokens, reference, collisions=None):
+    """Our batch with numbers per token: theirs begin at the first column, as responses do here."""
+    own = tokens.policy * tokens.mask
+    batch = scored(tokens)
+    numbers = TokenNumbers(
+        counted=paired(tokens.mask),
+        policy=paired(own),
+        references=paired(reference)[None],
+        collisions=None if collisions is None else paired(collisions),
+    )
+    sums = paired(reference.sum(dim=1))[None]
+    return replace(batch, references=sums, tokens=numbers)
+
+
+def test_log_probs_beyond_the_shorter_response_weigh_less_by_ld_alpha(tokens):
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    reference = torch.where(tokens.mask, -2 * torch.rand_like(tokens.policy), 0.0)
+    # TRL weights those of the reference in the same way, when it precomputes them.
+    stub = SimpleNamespace(
+        accelerator=SimpleNamespace(device="cpu", autocast=nullcontext),
+        model=SimpleNamespace(is_gradient_checkpointing=False),
+        ref_model=True,
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None),
+        ld_alpha=0.3,
+    )
+    mask = losses.padded_mask(tokens)
+    chosen, rejected = DPOTrainer.compute_ref_log_probs(
+        stub,
+        lambda **_: SimpleNamespace(log_probs=reference),
+        {"input_ids": mask * 0, "attention_mask": mask * 0 + 1, "completion_mask": mask},
+    )
+    computed = SimpleNamespace(**{**vars(tokens), "reference": torch.cat([chosen, rejected])})
+    theirs, _ = trl_dpo(computed, "sigmoid", beta=0.2, ld_alpha=0.3)
+    ours = objectives.LDDPO(beta=0.2, alpha=0.3)(with_tokens(tokens, reference))
+    only_counted(tokens)
+    assert_same_loss(ours.loss.mean(), theirs, tokens)
+
+
+def test_pairs_are_weighted_by_use_weighting(tokens):
+    collisions = torch.where(tokens.mask, -torch.rand_like(tokens.policy), 0.0)
+    theirs, _ = trl_dpo(tokens, "sigmoid", beta=0.2, use_weighting=True, log_sum_sq_probs=collisions)
+    reference = torch.zeros_like(tokens.policy.detach())
+    batch = replace(with_tokens(tokens, reference, collisions), references=scored(tokens).references)
+    only_counted(tokens)
+    assert_same_loss(objectives.WPO(beta=0.2)(batch).loss.mean(), theirs, tokens)
 
 
 def compose(score, link):
