@@ -17,10 +17,11 @@ export OMP_WAIT_POLICY := passive
 # Material for MkDocs would print its maker's news.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help install model gemma demo introduction test test-oldest check docs format constraints clean
+.PHONY: help install model gemma demo rounds introduction test test-oldest check docs format constraints clean
 
 help:
 	@echo "make demo    train SmolLM2-135M with DPO on the shipped preferences, and show what changed"
+	@echo "make rounds  two rounds of sampling, judging and DPO on SmolLM2-135M's own answers"
 	@echo "make test    run the tests"
 	@echo "make test-oldest    run a part of them with the lowest versions of what we depend on"
 	@echo "make gemma   get Gemma-3-270M, a reference of another family (1.1 GB, about two minutes)"
@@ -48,6 +49,9 @@ gemma: install
 
 demo: introduction model
 	$(BIN)/python scripts/demo/run.py --model $(MODEL)
+
+rounds: model
+	$(BIN)/python -m pl_prefopt rounds -c rounds/demo
 
 introduction:
 	@echo "The demo trains SmolLM2-135M-Instruct with DPO on the preferences that ship with this project, and compares it"

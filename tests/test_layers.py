@@ -10,11 +10,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
     {"errors", "files", "metric_info", "rows"},
-    {"checks", "pairing", "requests"},
+    {"checks", "pairing", "processes", "requests"},
     {"evaluations", "paths", "servers", "types", "views", "yaml_files"},
     {"data", "functional", "policies", "rewards", "saved_settings", "scoring"},
-    {"heads", "judges", "metrics", "objectives", "references"},
-    {"callbacks", "evaluation", "modules", "report"},
+    {"generation", "heads", "judges", "metrics", "objectives", "references"},
+    {"callbacks", "evaluation", "modules", "report", "rounds"},
     {"planning"},
     {"cli"},
     {"__main__"},

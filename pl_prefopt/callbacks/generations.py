@@ -14,6 +14,7 @@ from torch import nn
 from pl_prefopt.callbacks.publishing import TextTable, publish_table
 from pl_prefopt.data import PreferenceDataModule, datamodule_of
 from pl_prefopt.errors import ConfigError, ContractError
+from pl_prefopt.generation import end_token_ids, room
 from pl_prefopt.rows import Message
 from pl_prefopt.scoring import evaluating
 
@@ -117,7 +118,7 @@ class Generations(Callback):
         # Lightning enters the precision context around a step only, not around its hooks.
         with _undisturbed(policy, module.device), trainer.precision_plugin.forward_context():
             for shown, dialogue in dialogues.items():
-                prompt = renderer.encode_prompt(dialogue)[-_room(policy, self.max_new_tokens) :]
+                prompt = renderer.encode_prompt(dialogue)[-room(policy, self.max_new_tokens) :]
                 ids = torch.tensor([prompt], device=module.device)
                 output = policy.generate(
                     input_ids=ids,
@@ -131,10 +132,11 @@ class Generations(Callback):
         """Return greedy decoding that ends where the policy's own or the template's end token is."""
         from transformers import GenerationConfig
 
-        own = policy.generation_config.eos_token_id
-        ends = {end, *(own if isinstance(own, list) else [own])} - {None}
         return GenerationConfig(
-            max_new_tokens=self.max_new_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=end
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            eos_token_id=end_token_ids(policy, end),
+            pad_token_id=end,
         )
 
 
@@ -146,12 +148,6 @@ def _shown(prompt: Sequence[Message]) -> str:
     if len(prompt) == 1:
         return prompt[0].content
     return "\n".join(f"{message.role}: {message.content}" for message in prompt)
-
-
-def _room(policy: Any, new: int) -> int:
-    """Return how many tokens of a prompt leave space for ``new`` more."""
-    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-    return max(1, limit - new) if limit else 2**31
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def export_policy(
         # Rounding to 4-bit weights would lose the adapter.
         spec = dataclasses.replace(spec, four_bit=None)
     whole = merge or not spec.has_adapter
-    source = _Source(spec, ckpt_path, f"{ckpt_path} doesn't fit the policy of {config_path}")
+    source = TrainedPolicy(spec, ckpt_path, f"{ckpt_path} doesn't fit the policy of {config_path}")
     if described_head(head.rest) is not None:
         source = source._replace(spec=dataclasses.replace(spec, four_bit=None), has_logits=False)
         with new_folder(out) as draft:
@@ -105,7 +105,7 @@ def export_policy(
         card.write(draft)
 
 
-class _Source(NamedTuple):
+class TrainedPolicy(NamedTuple):
     """The source of the exported policy.
 
     Attributes:
@@ -152,7 +152,7 @@ class _Trial(NamedTuple):
 
 
 def _write(
-    draft: Path, source: _Source, rows: list[list[int]], *, whole: bool, dtype: Dtype | None
+    draft: Path, source: TrainedPolicy, rows: list[list[int]], *, whole: bool, dtype: Dtype | None
 ) -> _Trial:
     """Write the weights and return the policy's scores of ``rows``; the model is freed on return."""
     spec = source.spec
@@ -190,7 +190,7 @@ def _write_heads(draft: Path, ckpt_path: Path) -> None:
         print(f"The heads trained with the policy are in {HEADS_FILE}.")
 
 
-def _check(draft: Path, source: _Source, trial: _Trial, *, whole: bool) -> None:
+def _check(draft: Path, source: TrainedPolicy, trial: _Trial, *, whole: bool) -> None:
     """Load the exported files with plain libraries and compare their scores with the policy's."""
     spec = dataclasses.replace(source.spec, lora=None, adapter=None)
     if whole:

@@ -26,6 +26,9 @@ _COMMANDS = {
     "export": "write a trained policy as a PEFT folder or a merged model",
     "transform": "write rows that transforms have cleaned, labelled or multiplied",
     "bench": "score a judge or a reward model on a public benchmark",
+    "sample": "sample responses of a policy to prompts",
+    "rounds": "sample, label, select, train and evaluate, round after round",
+    "merge": "add or interpolate trained policies",
     "report": "write one HTML page that compares runs",
     "configs": "list the configurations that come with prefopt, or print one",
     "list": "list objectives, metrics, references, sources or judges, including plug-ins",
@@ -40,6 +43,9 @@ _OWN = {
     "transform": "transform.transform",
     "bench": "bench.bench",
     "export": "export.export",
+    "sample": "sample.sample",
+    "rounds": "rounds.rounds",
+    "merge": "merge.merge",
     "report": "report.report",
 }
 _WITHOUT_TRANSFORMERS = ("configs", "list")

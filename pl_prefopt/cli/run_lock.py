@@ -17,10 +17,14 @@ PATIENCE = 10.0
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, *, busy: str = "") -> Iterator[None]:
     """Lock ``folder`` while the block runs; the operating system releases the lock with the process.
 
     Rank 0 holds the lock. If the file system doesn't support locks, a line says so.
+
+    Args:
+        folder: the folder, which is created.
+        busy: the message where another process holds the lock; by default that of a training run.
 
     Raises:
         RunError: if another run holds the lock.
@@ -35,8 +39,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=PATIENCE)
     except Timeout as error:
         raise RunError(
-            f"Another process is training in the folder {folder}: wait until it ends, or stop it, and then "
-            "resume with `--ckpt_path last`; a second run needs another folder, `--run_dir`."
+            busy
+            or f"Another process is training in the folder {folder}: wait until it ends, or stop it, and "
+            "then resume with `--ckpt_path last`; a second run needs another folder, `--run_dir`."
         ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:

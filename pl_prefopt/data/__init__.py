@@ -10,6 +10,7 @@ from pl_prefopt.data.datamodule import SPLITS_OF_STAGE, PreferenceDataModule, ba
 from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.formats import WEIGHT
 from pl_prefopt.data.order import ByColumn, ByColumnGap, ByScoreGap, RowOrder
+from pl_prefopt.data.prompts import Prompts
 from pl_prefopt.data.renderer import EncodedRow, Renderer
 from pl_prefopt.data.report import RowsSummary
 from pl_prefopt.data.sampler import LengthGroupedSampler
@@ -26,6 +27,7 @@ __all__ = [
     "LengthGroupedSampler",
     "PreferenceDataModule",
     "PreferenceDataset",
+    "Prompts",
     "Renderer",
     "RowOrder",
     "RowReader",

@@ -7,9 +7,17 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from pl_prefopt.data.dialogues import REASONING_COLUMNS, BadRowError, as_json, as_prompt, called, shown
+from pl_prefopt.data.dialogues import (
+    REASONING_COLUMNS,
+    BadRowError,
+    as_json,
+    as_prompt,
+    called,
+    check_prompt,
+    shown,
+)
 from pl_prefopt.data.json_values import parse_json
-from pl_prefopt.data.layouts import OUR_LAYOUTS, Fields, Layout, number, quoted
+from pl_prefopt.data.layouts import OUR_LAYOUTS, Fields, Layout, number, prompt_of, quoted
 from pl_prefopt.data.public_layouts import PUBLIC_LAYOUTS
 from pl_prefopt.rows import Columns, PreferenceRow
 
@@ -78,6 +86,26 @@ def convert(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> Converted:
     columns = {name: value for name, value, reason in further if not reason}
     row = dataclasses.replace(row, columns=Columns(columns)) if columns else row
     return Converted(row, further, layout.name)
+
+
+def to_prompt(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> PreferenceRow:
+    """Convert a raw row of any known layout, or one with a prompt alone; the latter has no responses.
+
+    Args:
+        fields: the raw row.
+        mapped: the columns that the setting ``columns`` has named.
+
+    Raises:
+        BadRowError: with the reason, if there is no prompt or a value cannot be used.
+    """
+    held = Fields(fields, mapped)
+    if any(layout.fits(held) or any(name in held for name in layout.claims) for layout in FORMATS):
+        return convert(fields, mapped).row
+    prompt = prompt_of(held)
+    check_prompt(prompt)
+    return PreferenceRow(
+        prompt=tuple(prompt), responses=(), source=_source(held), template_args=_template_args(held)
+    )
 
 
 def _layout(fields: Fields) -> Layout:

@@ -15,7 +15,7 @@ from pl_prefopt.data.file_readers import READERS, Record, reader_of
 from pl_prefopt.errors import ConfigError, DataError, first_line, listed, printable, suggest
 from pl_prefopt.paths import data_suffix, is_data_path, missing_data
 
-_NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json")
+_NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json", "sampling.json")
 _SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),

@@ -246,10 +246,10 @@ def _identity(place: str | None, kinds: tuple[str, ...] = _WEIGHTS_AND_SETTINGS)
     if folder is None or not folder.is_dir():
         return str(place)
     files = sorted(path for path in folder.iterdir() if path.suffix in kinds)
-    return ";".join(f"{path.name}:{path.stat().st_size}:{_sample(path)}" for path in files)
+    return ";".join(f"{path.name}:{path.stat().st_size}:{sampled_hash(path)}" for path in files)
 
 
-def _sample(path: Path, *, pieces: int = 16, width: int = 4096) -> str:
+def sampled_hash(path: Path, *, pieces: int = 16, width: int = 4096) -> str:
     """Hash a few evenly spread pieces: reading tens of gigabytes would cost minutes."""
     size = path.stat().st_size
     digest = hashlib.sha256()

@@ -41,7 +41,7 @@ class Runs:
 
         Args:
             folder: the working folder, which may be changed later.
-            settings: values to set, by ``package.module:NAME``.
+            settings: values to set, by ``package.module:NAME``; ``{"function": "module:NAME"}`` names one.
             packages: where to import from before anywhere else.
         """
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -115,7 +115,8 @@ def _run(folder: str, arguments: list[str], fault: dict[str, Any] | None, settin
     try:
         for place, value in settings.items():
             owner, name = _find(place)
-            setattr(owner, name, value)
+            function = isinstance(value, dict) and value.get("function")
+            setattr(owner, name, getattr(*_find(function)) if function else value)
         if fault is not None:
             _arrange(**fault)
         sys.argv = ["prefopt", *arguments]

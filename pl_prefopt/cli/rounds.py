@@ -1,0 +1,243 @@
+"""`prefopt rounds`: runs the stages of rounds one after the other, each in a process of its own."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pl_prefopt.cli.config_files import find
+from pl_prefopt.cli.plain_parser import PlainParser
+from pl_prefopt.cli.run_lock import alone_in
+from pl_prefopt.errors import ConfigError, RunError
+from pl_prefopt.files import atomic_write, discard
+from pl_prefopt.processes import last_line, require_permission, run_logged
+from pl_prefopt.rounds.page import write_page
+from pl_prefopt.rounds.plan import (
+    Policies,
+    Rounds,
+    Stage,
+    fit_settings,
+    merged_settings,
+    stage_named,
+    stages_of,
+)
+from pl_prefopt.rounds.stages import judge_samples, measure, sample_folders, select_rows, write_summary
+from pl_prefopt.rounds.state import State
+from pl_prefopt.yaml_files import read_yaml
+
+_RESUMABLE = ("sample", "sample_initial", "label", "fit", "held_out", "judge")
+"""Stages that go on where they were stopped; others are short, and start again."""
+_BUSY = "Another process is running the rounds in {}: wait until it ends, or stop it."
+_LIMITS = ("template", "max_prompt_length", "tokenizer")
+_ENGINE_FAILED = "Start the same command again to go on there"
+
+
+def rounds(arguments: list[str]) -> None:
+    """Run ``prefopt rounds`` with the given command-line arguments."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    config = find(options.config)
+    raw = read_yaml(Path(config))
+    settings = read_rounds(config, raw)
+    if options.only is not None:
+        _run_ours(settings, stage_named(options.only, settings))
+        return
+    if settings.engine.command is not None:
+        require_permission(settings.engine.command, allowed=options.allow_commands, what="`engine.command`")
+    out = Path(settings.out)
+    with alone_in(out, busy=_BUSY.format(out)):
+        state = State(out)
+        state.accept(raw, changes=options.rerun is not None)
+        if options.rerun is not None:
+            _forget_from(state, settings, stage_named(options.rerun, settings))
+        for stage in stages_of(settings):
+            if str(stage) not in state.done:
+                _run(settings, stage, config, state, allow_commands=options.allow_commands)
+    print(f"The {settings.rounds} rounds are in {out}.")
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog="prefopt rounds",
+        description="Sample, judge, select, train and evaluate, round after round; resumes where it stopped.",
+    )
+    parser.add_argument("-c", "--config", type=str, required=True, help="The rounds: a YAML file.")
+    parser.add_argument(
+        "--rerun", type=str | None, default=None, help="Run a stage, such as 2/fit, and all after it again."
+    )
+    parser.add_argument(
+        "--allow_commands", type=bool, default=False, help="Whether engine.command may be run."
+    )
+    parser.add_argument("--only", type=str | None, default=None, help="Run one stage in this process.")
+    return parser
+
+
+def read_rounds(config: str, raw: Any) -> Rounds:
+    """Return the settings in a file.
+
+    Args:
+        config: the file's name, for messages.
+        raw: its content.
+
+    Raises:
+        ConfigError: if they are wrong.
+    """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{config}: expected the settings of rounds, got {type(raw).__name__}.")
+    parser = PlainParser(prog="prefopt rounds", exit_on_error=False)
+    parser.add_class_arguments(Rounds, "rounds", sub_configs=False)
+    given = copy.deepcopy(dict(raw))  # the parser changes what it is given
+    # `prefopt fit` reads these, and knows which classes they may name.
+    of_fit = given["fit"].pop("settings", None) if isinstance(given.get("fit"), dict) else None
+    try:
+        settings: Rounds = parser.instantiate_classes(parser.parse_object({"rounds": given})).rounds
+    except ConfigError as error:
+        raise ConfigError(f"{config}: {error}") from error
+    if not isinstance(of_fit, dict | None):
+        raise ConfigError(f"{config}: expected `fit.settings` to be a section of settings, got {of_fit!r}.")
+    return replace(settings, fit=replace(settings.fit, settings=of_fit or {}))
+
+
+def _forget_from(state: State, settings: Rounds, first: Stage) -> None:
+    """Remove what a stage and all after it have left."""
+    stages = list(stages_of(settings))
+    later = stages[stages.index(first) :]
+    state.forget(later)
+    for stage in later:
+        discard(stage.folder(Path(settings.out)))
+
+
+def _run(settings: Rounds, stage: Stage, config: str, state: State, *, allow_commands: bool) -> None:
+    """Run a stage in a process of its own, and note that it is done.
+
+    Raises:
+        RunError: if it fails.
+    """
+    out = Path(settings.out)
+    if stage.name not in _RESUMABLE:
+        discard(stage.folder(out))
+    log = stage.log(out)
+    print(f"{stage} ... ", end="", flush=True)
+    started = time.monotonic()
+    words = _command(settings, stage, config, allow_commands=allow_commands)
+    status = run_logged([sys.executable, "-m", "pl_prefopt", *words], log)
+    if status != 0:
+        print("failed", flush=True)
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        raise RunError(
+            f"stage {stage} ended with {how}: {last_line(log)} Its log is {log}. {_ENGINE_FAILED}."
+        )
+    seconds = time.monotonic() - started
+    state.finish(stage, seconds=seconds)
+    print(f"{seconds:.0f} s", flush=True)
+
+
+def _command(settings: Rounds, stage: Stage, config: str, *, allow_commands: bool) -> list[str]:
+    """Return the arguments of ``prefopt`` that run a stage."""
+    number, name = stage
+    policies, out = Policies(settings), Path(settings.out)
+    folder = str(stage.folder(out))
+    if name in ("sample", "sample_initial", "held_out"):
+        return _sample_command(settings, stage, allow_commands=allow_commands)
+    if name == "fit":
+        made = merged_settings(settings.fit.settings, fit_settings(settings, number))
+        file = _write_yaml(out / f"round-{number}" / "fit.yaml", made)
+        configs = [word for one in (*settings.fit.config, file) for word in ("-c", one)]
+        return ["fit", *configs, "--ckpt_path", "last"]
+    if name == "export":
+        checkpoint = Stage(number, "fit").folder(out) / "checkpoints" / "last.ckpt"
+        return ["export", str(checkpoint), "--out", folder]
+    if name in ("average", "extrapolate"):
+        now, before = _merged_parts(settings, stage)
+        members = {policies.trained(number).argument: now}
+        older = Stage(number - 1, "average" if name == "average" else "export").folder(out)
+        if number > 1:
+            members[str(older)] = before
+        weights = [str(weight) for weight in members.values()]
+        base = policies.initial().name
+        return ["merge", *members, "--weights", f"[{','.join(weights)}]", "--base", base, "--out", folder]
+    return ["rounds", "-c", config, "--only", str(stage)]
+
+
+def _merged_parts(settings: Rounds, stage: Stage) -> tuple[float, float]:
+    """Return the weights of the new policy and of the older one, relative to the initial policy."""
+    if stage.name == "extrapolate":
+        return 1 + settings.momentum, -settings.momentum
+    assert settings.average is not None
+    return 1 - settings.average, settings.average
+
+
+def _sample_command(settings: Rounds, stage: Stage, *, allow_commands: bool) -> list[str]:
+    number, name = stage
+    policies, out = Policies(settings), Path(settings.out)
+    held = settings.evaluate
+    sampling, prompts, most = settings.sampling, settings.prompts, settings.max_prompts
+    place = policies.sampling(number) if number else policies.initial()
+    given: dict[str, Any] = {"batch_size": settings.batch_size, "engine": asdict(settings.engine)}
+    if name == "held_out":
+        assert held is not None
+        sampling, prompts, most = held.sampling, held.prompts, held.max_prompts
+        place = policies.trained(number)
+        given["reference"] = policies.initial().name
+    elif settings.split_prompts:
+        given["part"] = f"{number}/{settings.rounds}"
+    told = asdict(sampling)
+    if name != "held_out":
+        told["seed"] += number
+    if name == "sample_initial":
+        place, told["n"] = policies.initial(), settings.sample_initial
+        told["seed"] -= 1_000_003  # other samples than those of the same policy in round 1
+    given |= {"sampling": told, "max_prompts": most, **_limits(settings)}
+    file = _write_yaml(out / f"round-{number}" / f"{name}.yaml", given)
+    words = ["sample", prompts, "-c", file, "--policy", place.argument, "--out", str(stage.folder(out))]
+    return [*words, "--allow_commands", "true"] if allow_commands else words
+
+
+def _limits(settings: Rounds) -> dict[str, Any]:
+    """Return how ``fit`` cuts and renders prompts, from its configuration."""
+    composed: Mapping[str, Any] = {}
+    for name in settings.fit.config:
+        composed = merged_settings(composed, read_yaml(Path(find(name))) or {})
+    composed = merged_settings(composed, settings.fit.settings)
+    data = composed.get("data") or {}
+    return {name: data[name] for name in _LIMITS if data.get(name) is not None}
+
+
+def _write_yaml(path: Path, content: Mapping[str, Any]) -> str:
+    with atomic_write(path) as draft:
+        draft.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return str(path)
+
+
+def _run_ours(settings: Rounds, stage: Stage) -> None:
+    """Run one of the stages that are no other command."""
+    number, name = stage
+    out = Path(settings.out)
+    folder = stage.folder(out)
+    if name == "label":
+        assert settings.judge is not None
+        gold = settings.select.wants_gold
+        judge_samples(settings.judge, sample_folders(settings, number), folder, gold=gold)
+    elif name == "select":
+        found = select_rows(settings, number)
+        write_summary(folder, found)
+        print(json.dumps(found))
+    elif name == "judge":
+        judge = (settings.evaluate and settings.evaluate.judge) or settings.judge
+        assert judge is not None
+        judge_samples(judge, [Stage(number, "held_out").folder(out)], folder, gold=False)
+    elif name == "measure":
+        found = measure(settings, number)
+        write_summary(folder, found)
+        print(json.dumps(found))
+        print(f"Wrote {write_page(settings)}")
+    else:
+        raise ConfigError(f"stage {stage} is a command of its own: {stage.log(out)} has its output.")

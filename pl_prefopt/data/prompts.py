@@ -1,0 +1,80 @@
+"""Prompts to sample responses for: from rows of any layout, or from prompts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pl_prefopt.data.dialogues import BadRowError
+from pl_prefopt.data.formats import to_prompt
+from pl_prefopt.data.sources import Reading, Source, check_names, open_source
+from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.rows import PreferenceRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """The prompts of a source, read one at a time.
+
+    A prompt's number is its place in the source, whichever part is read.
+
+    Attributes:
+        source: a path, a hub name or a ``Source``.
+        columns: our names of columns and those of the source, as ``data.columns``.
+        part: ``(k, n)`` reads each n-th prompt from the k-th on, k from 1.
+        max_prompts: read so many from the start of the source; ``None`` for all.
+    """
+
+    source: Any
+    columns: Mapping[str, str] = field(default_factory=dict)
+    part: tuple[int, int] = (1, 1)
+    max_prompts: int | None = None
+
+    def __post_init__(self) -> None:
+        check_names(self.columns)
+        number, parts = self.part
+        if not 1 <= number <= parts:
+            raise ConfigError(f"expected a part such as 1/3, from 1/3 to 3/3, got {number}/{parts}.")
+        if self.max_prompts is not None and self.max_prompts < 1:
+            raise ConfigError(f"expected max_prompts to be at least 1, got {self.max_prompts}.")
+
+    def open(self, scratch: Path) -> tuple[str, int]:
+        """Return a hash of the content, and how many prompts there are.
+
+        Args:
+            scratch: a folder for conversions.
+
+        Raises:
+            DataError: if a row is bad or there are no prompts.
+        """
+        reading = self._reading(scratch)
+        count = sum(1 for _ in self.rows(scratch))
+        if not count:
+            raise DataError(f"expected prompts in {Source.of(self.source).label}, got none.")
+        return f"{reading.content_key} {self.part} {self.max_prompts} {sorted(self.columns.items())}", count
+
+    def rows(self, scratch: Path) -> Iterator[tuple[int, PreferenceRow]]:
+        """Yield the number of each prompt and its row; the row's responses are those of the source, if any.
+
+        Raises:
+            DataError: at a bad row.
+        """
+        mapped = frozenset((*self.columns, *Source.of(self.source).columns.values()))
+        number, parts = self.part
+        for place, record in enumerate(self._reading(scratch).records()):
+            if self.max_prompts is not None and place >= self.max_prompts:
+                return
+            if place % parts != number - 1:
+                continue
+            try:
+                if record.problem:
+                    raise BadRowError(record.problem)
+                row = to_prompt(record.fields, mapped)
+            except BadRowError as error:
+                raise DataError(f"{record.origin}: {error}") from error
+            yield place, row
+
+    def _reading(self, scratch: Path) -> Reading:
+        return open_source(Source.of(self.source), scratch, self.columns)

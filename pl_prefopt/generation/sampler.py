@@ -1,0 +1,308 @@
+"""Sampling a file of prompts: batches fixed by row number, shards, progress, and log-probs of our own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pl_prefopt.data import EncodedRow, Renderer, collate
+from pl_prefopt.data.formats import as_fields
+from pl_prefopt.errors import ConfigError, RunError
+from pl_prefopt.files import atomic_write
+from pl_prefopt.generation.base import Engine, Sample, Sampling
+from pl_prefopt.generation.shards import Format, ShardWriter, read_shards
+from pl_prefopt.rows import PreferenceRow
+from pl_prefopt.scoring import Scorer
+
+SETTINGS_FILE = "sampling.json"
+"""What the samples of a folder depend on and, once they are complete, what was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleFolder:
+    """Where samples go, and how.
+
+    Attributes:
+        folder: the folder.
+        batch_size: prompts per batch.
+        rows_per_shard: prompts per shard.
+        kind: the format of the shards.
+    """
+
+    folder: Path
+    batch_size: int = 8
+    rows_per_shard: int = 1000
+    kind: Format = "parquet"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "rows_per_shard"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"expected `{name}` to be at least 1, got {getattr(self, name)}.")
+
+
+@dataclass(kw_only=True)
+class Measured:
+    """What is counted over samples.
+
+    Attributes:
+        samples: how many there are.
+        tokens: their tokens.
+        stopped: how many end with an end token.
+        empty: how many have no text.
+        retokenised: how many consist of other tokens when their text is tokenised, as training does.
+        gaps: of each sample with both, |our log-prob − the engine's| per token.
+    """
+
+    samples: int = 0
+    tokens: int = 0
+    stopped: int = 0
+    empty: int = 0
+    retokenised: int = 0
+    gaps: list[float] = field(default_factory=list)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a row of samples."""
+        for number, ids in enumerate(row["token_ids"]):
+            self.samples += 1
+            self.tokens += len(ids)
+            self.stopped += row["finish_reasons"][number] == "stop"
+            self.empty += not row["responses"][number].strip()
+            self.retokenised += row["retokenised"][number]
+            ours, theirs = row["log_probs"][number], row["engine_log_probs"][number]
+            if ours is not None and theirs is not None:
+                self.gaps.append(abs(ours - theirs) / max(1, len(ids)))
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers as JSON has them; shares of samples."""
+        count = max(1, self.samples)
+        return {
+            "samples": self.samples,
+            "mean_tokens": self.tokens / count,
+            "stopped": self.stopped / count,
+            "empty": self.empty / count,
+            "retokenised": self.retokenised / count,
+            "log_prob_gap_mean": statistics.fmean(self.gaps) if self.gaps else None,
+            "log_prob_gap_max": max(self.gaps, default=None),
+        }
+
+
+class Sampler:
+    """Samples prompts into a folder; a run that was killed goes on after its last complete batch.
+
+    Args:
+        engine: samples.
+        renderer: turns prompts into tokens as training does, and tokens into texts.
+        sampling: the settings.
+        out: where samples go.
+        policy: returns the model that scores the samples at temperature 1; without it there are no log-probs
+            of our own.
+        reference: returns a second model that scores the samples, for estimates of a KL divergence.
+        reference_identity: a hash of that model.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        renderer: Renderer,
+        sampling: Sampling,
+        out: SampleFolder,
+        policy: Callable[[], Any] | None = None,
+        reference: Callable[[], Any] | None = None,
+        reference_identity: str = "",
+    ) -> None:
+        self.engine, self.renderer, self.sampling, self.out = engine, renderer, sampling, out
+        self.policy, self.reference, self._reference_identity = policy, reference, reference_identity
+        self._scorers = Scorer(), Scorer()  # one per model
+
+    def run(
+        self,
+        prompts: Iterable[tuple[int, PreferenceRow]],
+        count: int,
+        *,
+        content: str,
+        say: Callable[[str], None],
+    ) -> dict[str, Any]:
+        """Sample all prompts and return what was measured.
+
+        Args:
+            prompts: the prompts and their numbers, in a fixed order.
+            count: how many there are, for the progress.
+            content: a hash of the prompts.
+            say: prints a line.
+
+        Raises:
+            ConfigError: if the folder holds samples of other prompts or with other settings.
+            RunError: if the engine fails.
+        """
+        self._check_settings(content)
+        writer = ShardWriter(self.out.folder, rows_per_shard=self.out.rows_per_shard, kind=self.out.kind)
+        if writer.rows:
+            say(f"{writer.rows} of {count} prompts are sampled: going on after them.")
+        if writer.rows < count:
+            with self.engine:
+                self._sample_all(prompts, count, writer, say)
+        writer.finish()
+        measured = Measured()
+        for row in read_shards(self.out.folder):
+            measured.add(row)
+        found = {"prompts": count, **measured.summary()}
+        self._write({**self._settings(content), "measured": found})
+        return found
+
+    def _sample_all(
+        self,
+        prompts: Iterable[tuple[int, PreferenceRow]],
+        count: int,
+        writer: ShardWriter,
+        say: Callable[[str], None],
+    ) -> None:
+        started, tokens = time.monotonic(), 0
+        for batch in _batches(prompts, self.out.batch_size, writer.rows):
+            rows = self._sample(batch)
+            writer.append(rows)
+            tokens += sum(len(ids) for row in rows for ids in row["token_ids"])
+            rate = tokens / max(1e-9, time.monotonic() - started)
+            say(f"{writer.rows} of {count} prompts, {rate:.0f} tokens per second")
+
+    def _sample(self, batch: Sequence[tuple[int, PreferenceRow]]) -> list[dict[str, Any]]:
+        prompts = [list(self.renderer.encode(row).prompt_ids) for _, row in batch]
+        seeds = [self.sampling.seeds(number) for number, _ in batch]
+        sampled = self.engine.sample(prompts, seeds, self.sampling)
+        for (_, row), own in zip(batch, sampled, strict=True):
+            if len(own) != self.sampling.n:
+                raise RunError(
+                    f"expected {self.sampling.n} samples of {row.origin or 'a prompt'} from the engine, got "
+                    f"{len(own)}."
+                )
+        return [
+            self._row(number, row, prompt, own)
+            for (number, row), prompt, own in zip(batch, prompts, sampled, strict=True)
+        ]
+
+    def _row(self, number: int, row: PreferenceRow, prompt: list[int], own: list[Sample]) -> dict[str, Any]:
+        own = [self._with_ids(sample) for sample in own]
+        texts = [self.text(sample.token_ids) for sample in own]
+        encoded = [list(self._retokenised(text)) for text in texts]
+        ours = _log_probs(self.policy, self._scorers[0], prompt, own)
+        theirs = _log_probs(self.reference, self._scorers[1], prompt, own)
+        fields = as_fields(row)
+        of_responses = {name for name, value in row.columns.items() if isinstance(value, tuple)}
+        kept = {name: fields[name] for name in fields.keys() - of_responses - _OF_RESPONSES}
+        return {
+            **kept,
+            "prompt": fields["prompt"],
+            "responses": texts,
+            "number": number,
+            "gold": _gold(row),
+            "token_ids": [sample.token_ids for sample in own],
+            "token_log_probs": [sample.log_probs for sample in own],
+            "finish_reasons": [sample.finish_reason for sample in own],
+            "seeds": [sample.seed for sample in own],
+            "retokenised": [
+                ids != self._body(sample.token_ids) for ids, sample in zip(encoded, own, strict=True)
+            ],
+            "log_probs": ours,
+            "reference_log_probs": theirs,
+            "engine_log_probs": [
+                sum(one.log_probs) if len(one.log_probs) == len(one.token_ids) else None for one in own
+            ],
+        }
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of a response's tokens, without the end token and other special tokens."""
+        return str(self.renderer.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _retokenised(self, text: str) -> Iterator[int]:
+        yield from self.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _body(self, ids: Sequence[int]) -> list[int]:
+        return list(ids[:-1] if ids and ids[-1] == self.renderer.end_token_id else ids)
+
+    def _with_ids(self, sample: Sample) -> Sample:
+        """Tokenise the text of an engine that returned no token ids."""
+        if sample.text is None:
+            return sample
+        ends = [self.renderer.end_token_id] if sample.finish_reason == "stop" else []
+        return sample._replace(token_ids=[*self._retokenised(sample.text), *ends])
+
+    def _settings(self, content: str) -> dict[str, Any]:
+        return {
+            "sampling": asdict(self.sampling),
+            "engine": self.engine.identity,
+            "tokens": self.renderer.fingerprint,
+            "prompts": content,
+            "batch_size": self.out.batch_size,
+            "rows_per_shard": self.out.rows_per_shard,
+            "format": self.out.kind,
+            "scored": self.policy is not None,
+            "reference": self._reference_identity,
+        }
+
+    def _check_settings(self, content: str) -> None:
+        path, wanted = self.out.folder / SETTINGS_FILE, self._settings(content)
+        if not path.is_file():
+            if self.out.folder.is_dir() and any(one.name != ".lock" for one in self.out.folder.iterdir()):
+                raise ConfigError(f"Expected --out to be a new or empty folder, but {self.out.folder} isn't.")
+            self._write(wanted)
+            return
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in wanted.items():
+            if found.get(name) != value:
+                raise ConfigError(
+                    f"{self.out.folder} holds samples with another '{name}' ({found.get(name)}, and now "
+                    f"{value}): set --out to another folder, or remove this one."
+                )
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        with atomic_write(self.out.folder / SETTINGS_FILE) as draft:
+            draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+_OF_RESPONSES = {"responses", "scores", "ranks", "chosen", "rejected", "completion", "label"}
+
+
+def _log_probs(
+    load: Callable[[], Any] | None, scorer: Scorer, prompt: list[int], own: Sequence[Sample]
+) -> list[float | None]:
+    """Return log π(y|x) of each sample by our scorer, at temperature 1."""
+    if load is None or not all(sample.token_ids for sample in own):
+        return [None] * len(own)
+    ids = [sample.token_ids for sample in own]
+    encoded = EncodedRow(
+        prompt_ids=prompt, response_ids=ids, counted=[[True] * len(tokens) for tokens in ids]
+    )
+    policy = load()
+    with torch.no_grad():
+        found = scorer(policy, collate([encoded]).to(policy.device))
+    values: list[float | None] = found.sum[0].tolist()
+    return values
+
+
+def _gold(row: PreferenceRow) -> list[dict[str, Any]] | None:
+    """Return the row's best response; ``None`` without responses, or where several are the best."""
+    if not row.responses:
+        return None
+    scores = row.scores or (0.0,) * len(row.responses)
+    best = [place for place, score in enumerate(scores) if score == max(scores)]
+    return [message.as_dict() for message in row.responses[best[0]]] if len(best) == 1 else None
+
+
+def _batches(
+    prompts: Iterable[tuple[int, PreferenceRow]], size: int, done: int
+) -> Iterator[list[tuple[int, PreferenceRow]]]:
+    """Yield the batches that aren't done; they are the same whatever is."""
+    iterator = iter(prompts)
+    for first in itertools.count(0, size):
+        batch = list(itertools.islice(iterator, size))
+        if not batch:
+            return
+        if first >= done:
+            yield batch

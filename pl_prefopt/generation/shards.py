@@ -1,0 +1,125 @@
+"""Rows in numbered shards, Parquet or JSON lines, that survive a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pl_prefopt.errors import DataError, first_line
+from pl_prefopt.files import atomic_write, name_os_errors
+
+Format = Literal["parquet", "jsonl"]
+Row = Mapping[str, Any]
+
+
+class ShardWriter:
+    """Appends rows in batches; every ``rows_per_shard`` rows become a shard.
+
+    The rows of an unfinished shard are in a journal, flushed to disk batch by batch. After a kill, ``rows``
+    says how many are safe, and writing goes on after them.
+
+    Args:
+        folder: where the shards are.
+        rows_per_shard: rows per shard, the last one aside.
+        kind: the format of finished shards.
+    """
+
+    def __init__(self, folder: Path, *, rows_per_shard: int, kind: Format = "parquet") -> None:
+        self.folder, self.rows_per_shard, self.kind = folder, rows_per_shard, kind
+        folder.mkdir(parents=True, exist_ok=True)
+        self._journal = folder / ".unfinished.jsonl"
+        self._shards = len(shard_files(folder))
+        self._open = self._recovered()
+
+    @property
+    def rows(self) -> int:
+        """The number of rows that are written."""
+        return self._shards * self.rows_per_shard + len(self._open)
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Write rows, all of them or none."""
+        # One line per batch, so that a torn line is a batch that was never written.
+        line = json.dumps({"shard": self._shards, "rows": list(rows)}) + "\n"
+        with name_os_errors(self._journal), self._journal.open("ab") as file:
+            before = file.tell()
+            try:
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
+        self._open.extend(rows)
+        while len(self._open) >= self.rows_per_shard:
+            self._publish(self._open[: self.rows_per_shard])
+
+    def finish(self) -> None:
+        """Write the last shard."""
+        if self._open:
+            self._publish(self._open)
+        self._journal.unlink(missing_ok=True)
+
+    def _publish(self, rows: Sequence[Row]) -> None:
+        write_shard(self.folder / f"part-{self._shards:05d}.{self.kind}", rows)
+        self._shards += 1
+        self._open = self._open[len(rows) :]
+        rest = json.dumps({"shard": self._shards, "rows": self._open}) + "\n"
+        with atomic_write(self._journal) as draft:
+            draft.write_text(rest, encoding="utf-8")
+
+    def _recovered(self) -> list[Row]:
+        """Return the rows of the unfinished shard, and remove a torn last line."""
+        if not self._journal.is_file():
+            return []
+        content = self._journal.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            with atomic_write(self._journal) as draft:
+                draft.write_bytes(whole)
+        batches = [json.loads(line) for line in whole.splitlines()]
+        rows = [row for batch in batches for row in batch["rows"]]
+        if batches and batches[0]["shard"] < self._shards:  # killed between the shard and its journal
+            rows = rows[self.rows_per_shard :]
+        return rows
+
+
+def write_shard(path: Path, rows: Sequence[Row]) -> None:
+    """Write one shard atomically."""
+    with atomic_write(path) as draft:
+        if path.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(list(rows)), draft)
+        else:
+            draft.write_text(
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+            )
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """Return the finished shards of a folder, in order."""
+    return sorted(path for path in folder.glob("part-*") if path.suffix in (".parquet", ".jsonl"))
+
+
+def read_shards(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all shards of a folder, one shard in memory at a time.
+
+    Raises:
+        DataError: if a shard can't be read.
+    """
+    for path in shard_files(folder):
+        try:
+            if path.suffix == ".parquet":
+                rows = pq.read_table(path).to_pylist()
+            else:
+                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise DataError(
+                f"expected a shard of rows at {path}, got: {first_line(error)}; remove the folder and run "
+                "the command again."
+            ) from error
+        yield from rows

@@ -1,0 +1,227 @@
+"""Engines: what is sampled, its seeds and log-probs, and the server protocol against a fake one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from pl_prefopt.errors import ConfigError, DataError, RunError
+from pl_prefopt.generation import (
+    OpenAIServer,
+    Sampling,
+    Server,
+    ShardWriter,
+    TransformersEngine,
+    pick,
+    read_shards,
+)
+from pl_prefopt.processes import run_logged, start, stop
+from tests.support import tiny_llama
+
+PROMPTS = [[5, 9, 30], [7], [20, 21, 22, 23, 24], [9, 9]]
+END = 2
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llama()
+
+
+def engine_of(model) -> TransformersEngine:
+    return TransformersEngine(lambda: model, end=END, identity="tiny")
+
+
+def sampled(model, prompts, sampling: Sampling, *, first: int = 0):
+    with engine_of(model) as engine:
+        seeds = [sampling.seeds(first + place) for place in range(len(prompts))]
+        return engine.sample(prompts, seeds, sampling)
+
+
+def test_a_sample_depends_on_its_own_seed_alone(model):
+    sampling = Sampling(n=3, max_new_tokens=8)
+    together = sampled(model, PROMPTS, sampling)
+    for number, prompt in enumerate(PROMPTS):
+        (alone,) = sampled(model, [prompt], Sampling(n=2, max_new_tokens=8), first=number)
+        assert [one.token_ids for one in alone] == [one.token_ids for one in together[number][:2]]
+    assert len({tuple(one.token_ids) for own in together for one in own}) == 12
+
+
+def test_log_probs_are_those_of_a_plain_forward_pass(model):
+    model.generation_config.repetition_penalty = 5.0  # which would change the distribution
+    try:
+        samples = sampled(model, PROMPTS, Sampling(n=2, max_new_tokens=8, temperature=0.7, top_p=0.9))
+    finally:
+        model.generation_config.repetition_penalty = None
+    for prompt, own in zip(PROMPTS, samples, strict=True):
+        for one in own:
+            logits = model(input_ids=torch.tensor([prompt + one.token_ids])).logits[0]
+            plain = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+            expected = plain.gather(1, torch.tensor(one.token_ids)[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(one.log_probs), expected, atol=1e-5, rtol=0)
+            assert one.finish_reason == ("stop" if one.token_ids[-1] == END else "length")
+            assert END not in one.token_ids[:-1]
+
+
+def test_greedy_samples_are_those_of_generate(model):
+    samples = sampled(model, PROMPTS, Sampling(n=1, temperature=0, max_new_tokens=6))
+    for prompt, (one,) in zip(PROMPTS, samples, strict=True):
+        ids = torch.tensor([prompt])
+        plain = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False
+        )
+        assert one.token_ids == plain[0, len(prompt) :].tolist()
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(model):
+    with pytest.raises(DataError, match="set max_prompt_length to at most 504"):
+        sampled(model, [[5] * 505], Sampling(n=1, max_new_tokens=8))
+
+
+def test_picked_tokens_have_the_probabilities_of_the_settings():
+    logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -torch.inf, -1.0]]).double()
+    uniform = torch.linspace(0, 1, 20_001, dtype=torch.float64)[:-1]
+    for settings, kept in (
+        ({"temperature": 2.0, "top_p": 1.0, "top_k": 0}, [0, 1, 2, 3, 5]),
+        ({"temperature": 1.0, "top_p": 1.0, "top_k": 2}, [0, 1]),
+        ({"temperature": 1.0, "top_p": 0.75, "top_k": 0}, [0, 1]),  # .58 and .21
+        ({"temperature": 1.0, "top_p": 0.5, "top_k": 0}, [0]),
+    ):
+        picked = pick(logits.expand(20_000, -1), uniform, **settings)
+        shares = torch.bincount(picked, minlength=6) / 20_000
+        expected = torch.zeros(6, dtype=torch.float64)
+        expected[kept] = (logits[0, kept] / settings["temperature"]).softmax(-1)
+        torch.testing.assert_close(shares.double(), expected, atol=2e-4, rtol=0)
+    end = torch.tensor([1 - 1e-16], dtype=torch.float64)
+    assert pick(logits, end, temperature=1.0, top_p=1.0, top_k=0).item() == 5
+
+
+class _Fake(BaseHTTPRequestHandler):
+    """Completes a prompt by its last token and the seed's last digit."""
+
+    kind = "ids"
+
+    def do_GET(self):
+        self._answer({"data": [{"id": "tiny"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert (body["n"], body["stop_token_ids"], body["model"]) == (1, [END], "tiny")
+        ids = [body["prompt"][-1], 10 + body["seed"] % 10, END]
+        told = {"tokens": [f"token_id:{token}" for token in ids], "token_logprobs": [-1.0, -2.0, -0.5]}
+        choice = {"text": "some text", "finish_reason": "stop", "logprobs": told}
+        if self.kind == "text":
+            choice["logprobs"] = None
+        choices = [] if self.kind == "fewer" else [choice]
+        self._answer({"choices": choices})
+
+    def _answer(self, body):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def url():
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Fake) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def served(folder: Path, server: Server, *, allowed: bool = False) -> OpenAIServer:
+    return OpenAIServer(
+        server,
+        policy=lambda: "the-policy",
+        identity="tiny",
+        ends=[END],
+        log=folder / "engine.log",
+        allowed=allowed,
+    )
+
+
+def test_a_server_gives_token_ids_or_text_or_is_refused(url, tmp_path, monkeypatch):
+    sampling = Sampling(n=2, max_new_tokens=8)
+    seeds = [sampling.seeds(place) for place in range(4)]
+    with served(tmp_path, Server(url=url, retries=0)) as engine:
+        samples = engine.sample(PROMPTS, seeds, sampling)
+        for prompt, own, theirs in zip(PROMPTS, samples, seeds, strict=True):
+            assert [one.token_ids for one in own] == [[prompt[-1], 10 + s % 10, END] for s in theirs]
+            assert [one.seed for one in own] == theirs
+            assert own[0].log_probs == [-1.0, -2.0, -0.5]
+        monkeypatch.setattr(_Fake, "kind", "text")
+        (first, _), *_ = engine.sample(PROMPTS, seeds, sampling)
+        assert (first.text, first.token_ids, first.log_probs) == ("some text", [], [])
+        monkeypatch.setattr(_Fake, "kind", "fewer")
+        with pytest.raises(RunError, match="an answer without 'choices'"):
+            engine.sample(PROMPTS, seeds, sampling)
+
+
+def test_a_command_needs_permission_and_is_waited_for_watched_and_stopped(tmp_path):
+    code = (
+        "import sys, http.server as h\n"
+        "class F(h.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200); self.end_headers()\n"
+        '        self.wfile.write(b\'{"data": [{"id": "%s"}]}\' % sys.argv[1].encode())\n'
+        "    def do_POST(self):\n"
+        "        print('no memory left', flush=True); import os; os._exit(3)\n"
+        "h.HTTPServer(('127.0.0.1', int(sys.argv[2])), F).serve_forever()\n"
+    )
+    server = Server(command=[sys.executable, "-c", code, "{policy}", "{port}"], retries=0)
+    with pytest.raises(ConfigError, match="`--allow_commands true`"):
+        served(tmp_path, server)
+    sampling = Sampling(n=1, max_new_tokens=8)
+    with served(tmp_path, server, allowed=True) as engine:
+        assert engine._served == "the-policy"
+        process = engine._process
+        with pytest.raises(RunError, match="failed 1 times"):
+            engine.sample([[5]], [[1]], sampling)
+    assert process.poll() is not None
+    dead = Server(command=[sys.executable, "-c", "raise SystemExit('no GPU here')", "{port}"])
+    with pytest.raises(RunError, match=r"didn't start: its command ended with status 1; .*'no GPU here'"):
+        served(tmp_path, dead, allowed=True).__enter__()
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    assert run_logged([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], tmp_path / "log") == -9
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    started = start([sys.executable, "-c", code], tmp_path / "pid")
+    while not (tmp_path / "pid").read_text().strip():
+        time.sleep(0.02)
+    pid = int((tmp_path / "pid").read_text())
+    os.kill(pid, 0)
+    stop(started)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, signal.SIG_DFL)
+
+
+def test_shards_go_on_after_a_torn_batch(tmp_path):
+    rows = [{"number": number, "texts": ["a", "é"]} for number in range(11)]
+    writer = ShardWriter(tmp_path, rows_per_shard=4, kind="jsonl")
+    for first in range(0, 6, 2):
+        writer.append(rows[first : first + 2])
+    with (tmp_path / ".unfinished.jsonl").open("a") as journal:
+        journal.write('{"shard": 1, "rows": [{"num')  # the process was killed here
+    again = ShardWriter(tmp_path, rows_per_shard=4, kind="jsonl")
+    assert again.rows == 6
+    (tmp_path / ".unfinished.jsonl").write_text(
+        json.dumps({"shard": 0, "rows": rows[:6]}) + "\n"  # killed between a shard and its journal
+    )
+    again = ShardWriter(tmp_path, rows_per_shard=4, kind="jsonl")
+    assert again.rows == 6
+    again.append(rows[6:])
+    again.finish()
+    assert list(read_shards(tmp_path)) == rows
+    assert [len(file.read_text().splitlines()) for file in sorted(tmp_path.glob("part-*"))] == [4, 4, 3]

@@ -1,0 +1,122 @@
+"""Two rounds on a tiny model: killed anywhere and started again, they end as an uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from tests.cli.interrupted import Runs
+from tests.runs import PROMPTS, write_rows
+from tests.support import save_tiny_model
+
+FORKED = {"pl_prefopt.cli.rounds:run_logged": {"function": "tests.rounds.forks:run_forked"}}
+SETTINGS = {
+    "rounds": 2,
+    "prompts": "prompts.jsonl",
+    "policy": "model",
+    "judge": {"class_path": "pl_prefopt.judges.Rule", "init_args": {"function": "tests.rounds.forks.vowels"}},
+    "sampling": {"n": 3, "max_new_tokens": 6},
+    "batch_size": 2,
+    "select": {"class_path": "pl_prefopt.rounds.BestAgainstWorst"},
+    "references": ["start"],
+    "replay": 0.5,
+    "momentum": 0.5,
+    "average": 0.5,
+    "fit": {
+        "config": ["base", "methods/dpo", "hardware/cpu"],
+        "settings": {
+            "trainer": {"logger": False, "enable_progress_bar": False},
+            "default_callbacks": False,
+            "data": {"held_out": 0, "batch_size": 2},
+            "last": {"minutes": 0},
+        },
+    },
+    "evaluate": {"prompts": "held_out.jsonl", "sampling": {"n": 1, "max_new_tokens": 6}},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rounds")
+    save_tiny_model(folder / "model")
+    write_rows(folder / "prompts.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
+    write_rows(folder / "held_out.jsonl", [{"prompt": f"{prompt} Why?"} for prompt in PROMPTS[:3]])
+    started = Runs(folder, FORKED)
+    yield started
+    started.close()
+
+
+def write_settings(folder: Path, out: str, **changes) -> str:
+    (folder / f"{out}.yaml").write_text(yaml.safe_dump({"out": out, **SETTINGS, **changes}))
+    return f"{out}.yaml"
+
+
+def test_killed_anywhere_rounds_end_as_uninterrupted_ones(runs):
+    folder = runs.folder
+    status, printed = runs("rounds", "-c", write_settings(folder, "whole"))
+    assert status == 0, printed + last_log(folder / "whole")
+    config = write_settings(folder, "killed")
+    for place, call, said in (
+        ("pl_prefopt.generation.shards:ShardWriter.append", 2, "stage 0/held_out ended with signal 9"),
+        ("pl_prefopt.generation.shards:ShardWriter.append", 2, "stage 1/sample ended with signal 9"),
+        ("pl_prefopt.rounds.stages:_with_verdict", 3, "stage 1/label ended with signal 9"),
+        ("pl_prefopt.rounds.state:State.finish", 1, ""),
+        ("torch.optim.adamw:AdamW.step", 2, "stage 1/fit ended with signal 9"),
+        ("pl_prefopt.rounds.state:State.finish", 3, ""),
+    ):
+        fault = {"place": place, "call": call, "how": "SIGKILL"}
+        status, printed = runs("rounds", "-c", config, fault=fault)
+        assert status == (1 if said else -9), printed
+        assert said in printed, printed
+    status, printed = runs("rounds", "-c", config)
+    assert status == 0, printed + last_log(folder / "killed")
+    same_results(folder / "whole", folder / "killed")
+    measured = json.loads((folder / "killed/round-2/measure/summary.json").read_text())
+    assert measured["prompts"] == 3
+    assert 0 <= measured["win_rate_first"] <= 1
+    assert measured["training"]["replayed"] <= measured["training"]["rows"] + 3
+    assert "round 2" in (folder / "killed/report.html").read_text()
+
+    status, printed = runs("rounds", "-c", config, "--rerun", "2/export")
+    assert status == 0, printed
+    assert "2/fit" not in printed
+    assert "2/average" in printed
+    same_results(folder / "whole", folder / "killed")
+    changed = write_settings(folder, "killed", batch_size=3)
+    status, printed = runs("rounds", "-c", changed)
+    assert status == 2
+    assert "killed has rounds with another `batch_size` (2, and now 3)" in printed
+
+    ties = {
+        "class_path": "pl_prefopt.judges.Rule",
+        "init_args": {"function": "tests.rounds.forks.indifferent"},
+    }
+    status, printed = runs("rounds", "-c", write_settings(folder, "tied", judge=ties, evaluate=None))
+    assert status == 1
+    assert "round 1 has nothing to train on: none of its 6 prompts gives a row" in printed
+    assert not (folder / "tied/round-1/fit").exists()
+
+
+def same_results(one: Path, other: Path) -> None:
+    for name in ("round-1/sample", "round-2/sample", "round-2/label", "round-2/select/rows"):
+        files = sorted(path.name for path in (one / name).glob("part-*"))
+        assert files
+        for file in files:
+            assert (one / name / file).read_bytes() == (other / name / file).read_bytes(), name
+    for name in ("export", "average", "extrapolate"):
+        first, second = (
+            load_file(out / "round-2" / name / "adapter_model.safetensors") for out in (one, other)
+        )
+        assert first.keys() == second.keys()
+        assert all(first[key].equal(second[key]) for key in first), name
+    first, second = (json.loads((out / "round-2/measure/summary.json").read_text()) for out in (one, other))
+    assert first == second
+
+
+def last_log(out: Path) -> str:
+    logs = sorted(out.rglob("*.log"), key=lambda path: path.stat().st_mtime)
+    return logs[-1].read_text()[-3000:] if logs else ""
