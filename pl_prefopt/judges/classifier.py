@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
+from pl_prefopt.data.renderer import Renderer
 from pl_prefopt.data.templates import ChatTemplate, PlainTemplate, TemplateError
-from pl_prefopt.errors import ConfigError, listed
+from pl_prefopt.errors import ConfigError, DataError, listed
 from pl_prefopt.judges.base import Cost, Gives, Judge, JudgedRow, Verdict
 from pl_prefopt.judges.models import device_of, hashed, with_context
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.policies.spec import Dtype, explained
-from pl_prefopt.rows import Message
+from pl_prefopt.rows import Message, PreferenceRow
 from pl_prefopt.scoring.inputs import longest_row
 
 PAGE = "judges.md"
 
-Form = Literal["auto", "chat", "plain", "pair"]
+Form = Literal["auto", "chat", "rendered", "plain", "pair"]
+
+_OURS = "reward_model.json"
+"""The file that `prefopt export` writes next to a reward model."""
 
 
 class _Text(NamedTuple):
@@ -38,8 +44,9 @@ class SequenceClassifier(Judge):
         output: which of the classifier's outputs is the score, for models with several; the logit is taken.
         template: ``chat`` renders prompt and response with the tokeniser's chat template, as the cards of
             most reward models do; ``plain`` writes ``User: ...`` and ``Assistant: ...``; ``pair`` gives
-            prompt and response as two texts, as cross-encoders expect; ``auto`` is ``chat`` if there is a
-            chat template and ``pair`` otherwise.
+            prompt and response as two texts, as cross-encoders expect; ``rendered`` takes the tokens that
+            prefopt trains on, with nothing after the end token; ``auto`` is ``rendered`` for models that
+            prefopt exported, else ``chat`` if there is a chat template and ``pair`` otherwise.
         dtype: the weights' type in memory.
         revision: the hub revision.
         trust_remote_code: run code that ships with the model.
@@ -65,8 +72,10 @@ class SequenceClassifier(Judge):
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"expected `batch_size` to be at least 1, got {batch_size}.")
-        if template not in ("auto", "chat", "plain", "pair"):
-            raise ConfigError(f"expected `template` to be auto, chat, plain or pair, got '{template}'.")
+        if template not in ("auto", "chat", "rendered", "plain", "pair"):
+            raise ConfigError(
+                f"expected `template` to be auto, chat, rendered, plain or pair, got '{template}'."
+            )
         self._spec = PolicySpec(
             name=model, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
         )
@@ -75,6 +84,7 @@ class SequenceClassifier(Judge):
         self._model: Any = None
         self._tokenizer: Any = None
         self._chat: ChatTemplate | None = None
+        self._renderer: Renderer | None = None
 
     @property
     def name(self) -> str:
@@ -96,6 +106,14 @@ class SequenceClassifier(Judge):
             return
         self._tokenizer = self._spec.load_tokenizer()
         self._tokenizer.padding_side = "right"
+        ours = (Path(self._spec.name) / _OURS).is_file()
+        if self._form == "rendered" or (self._form == "auto" and ours):
+            self._renderer = Renderer(self._tokenizer, setting="template")
+        else:
+            self._choose_chat()
+        self._model = self._load().to(device_of(self._device)).eval()
+
+    def _choose_chat(self) -> None:
         has_template = bool(self._tokenizer.chat_template)
         if self._form == "chat" or (self._form == "auto" and has_template):
             if not has_template:
@@ -104,7 +122,6 @@ class SequenceClassifier(Judge):
                     f"{self._spec.name} has none: set `template` to pair or plain."
                 )
             self._chat = ChatTemplate(self._tokenizer)
-        self._model = self._load().to(device_of(self._device)).eval()
 
     def _load(self) -> Any:
         from transformers import AutoModelForSequenceClassification
@@ -151,8 +168,11 @@ class SequenceClassifier(Judge):
         plain = with_context(row)
         prompt, response = list(plain.prompt), list(plain.responses[place])
         try:
-            inputs = self._inputs(prompt, response, row.template_args)
-        except TemplateError as error:
+            if self._renderer is not None:
+                inputs = _rendered(self._renderer, plain, place)
+            else:
+                inputs = self._inputs(prompt, response, row.template_args)
+        except (TemplateError, DataError) as error:
             return _Text({}, str(error))
         limit, length = longest_row(self._model), len(inputs["input_ids"])
         if limit is not None and length > limit:
@@ -190,6 +210,12 @@ class SequenceClassifier(Judge):
             for place, value in zip(places, logits[:, self._output or 0].float().tolist(), strict=True):
                 scores[place] = value if math.isfinite(value) else None
         return scores
+
+
+def _rendered(renderer: Renderer, row: PreferenceRow, place: int) -> dict[str, list[int]]:
+    encoded = renderer.encode(dataclasses.replace(row, responses=(row.responses[place],)))
+    ids = [*encoded.prompt_ids, *encoded.response_ids[0]]
+    return {"input_ids": ids, "attention_mask": [1] * len(ids)}
 
 
 def _alone(inputs: dict[str, list[int]]) -> dict[str, torch.Tensor]:
