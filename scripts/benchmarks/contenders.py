@@ -97,16 +97,18 @@ def ours(settings: Settings, clock: Clock, folder: str) -> None:
     from torch.utils.data import DataLoader
 
     from pl_prefopt import objectives
-    from pl_prefopt.modules import PreferenceModule
+    from pl_prefopt.modules import PreferenceModule, RewardModule
     from pl_prefopt.policies import PolicySpec
 
     class Ticks(Callback):
         def on_train_batch_end(self, *args: Any) -> None:
             clock.tick()
 
-    module = PreferenceModule(
+    objective = getattr(objectives, settings["objective"])()
+    kind = PreferenceModule if objective.needs.reward_outputs is None else RewardModule
+    module = kind(
         PolicySpec(name=settings["model"], lora=settings["lora"]),
-        getattr(objectives, settings["objective"])(),
+        objective,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
         layout=settings.get("layout", "auto"),
     )
@@ -155,16 +157,27 @@ def references(settings: Settings, module: Any, dataset: Any) -> Any:
 
 
 def trl(settings: Settings, clock: Clock, folder: str) -> None:
-    """Train with TRL's DPOTrainer on the same tokens."""
+    """Train with TRL's DPOTrainer, or its RewardTrainer, on the same tokens."""
     from datasets import Dataset
     from peft import LoraConfig
     from torch.utils.data import SequentialSampler
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        TrainerCallback,
+    )
+    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
+    rewards = settings.get("rewards", False)
+    base: Any = RewardTrainer if rewards else DPOTrainer
     dataset = prepare(settings, folder).datasets["train"]
     numbers = itertools.chain.from_iterable(batches(dataset, settings))
     rows = [pair for number in numbers for pair in pairs_of(dataset.batch([number]))]
+    if rewards:
+        rows = [
+            {side: row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids")} for row in rows
+        ]
     a_step, left = divmod(len(rows), clock.total)
     if left:
         raise SystemExit(
@@ -175,19 +188,19 @@ def trl(settings: Settings, clock: Clock, folder: str) -> None:
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             clock.tick()
 
-    class Trainer(DPOTrainer):
+    class Trainer(base):
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset  # the rows are tokens already, the same as ours
 
         def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
             return SequentialSampler(self.train_dataset)
 
-    arguments = DPOConfig(
+    own = {} if rewards else {"precompute_ref_log_probs": settings.get("precompute", False)}
+    arguments = (RewardConfig if rewards else DPOConfig)(
         output_dir=folder,
         per_device_train_batch_size=a_step,
         max_steps=clock.total,
         learning_rate=1e-5,
-        precompute_ref_log_probs=settings.get("precompute", False),
         gradient_checkpointing=False,
         bf16=False,
         use_cpu=True,
@@ -196,13 +209,18 @@ def trl(settings: Settings, clock: Clock, folder: str) -> None:
         disable_tqdm=True,
         dataloader_pin_memory=False,
         max_length=None,
+        **own,
     )
+    if rewards:
+        model = AutoModelForSequenceClassification.from_pretrained(settings["model"], num_labels=1)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(settings["model"])
     trainer = Trainer(
-        model=AutoModelForCausalLM.from_pretrained(settings["model"]),
+        model=model,
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(settings["model"]),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", **settings["lora"]),
+        peft_config=LoraConfig(task_type="SEQ_CLS" if rewards else "CAUSAL_LM", **settings["lora"]),
         callbacks=[Ticks()],
     )
     trainer.train()
