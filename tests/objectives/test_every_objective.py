@@ -172,6 +172,8 @@ def batch_for(objective: Objective) -> ScoredBatch:
     columns |= {"margin": numbers, "magnitude": 3 * numbers}
     ratings = torch.where(marks, torch.nan, torch.arange(batch.scores.numel()).view_as(batch.scores) % 5.0)
     columns |= {"helpful": ratings, "brief": ratings.roll(1, 0)}
+    rated = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    columns |= {name: ratings.roll(place, 0) for place, name in enumerate(rated)}
     return dataclasses.replace(
         batch, columns={name: columns[name] for name in objective.needs.columns if name in columns}
     )
