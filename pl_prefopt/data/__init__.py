@@ -9,6 +9,7 @@ from pl_prefopt.data.contracts import RowReader, RowSource, datamodule_of, row_s
 from pl_prefopt.data.datamodule import SPLITS_OF_STAGE, PreferenceDataModule, batches_since_step
 from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.formats import WEIGHT
+from pl_prefopt.data.names import Names
 from pl_prefopt.data.order import ByColumn, ByColumnGap, ByScoreGap, RowOrder
 from pl_prefopt.data.prompts import Prompts
 from pl_prefopt.data.renderer import EncodedRow, Renderer
@@ -25,6 +26,7 @@ __all__ = [
     "Cache",
     "EncodedRow",
     "LengthGroupedSampler",
+    "Names",
     "PreferenceDataModule",
     "PreferenceDataset",
     "Prompts",

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from pl_prefopt.data.formats import Converted
+from pl_prefopt.data.names import Names
 from pl_prefopt.data.tables import ROWS_PER_BLOCK, Table
 from pl_prefopt.errors import listed, printable
 from pl_prefopt.rows import Columns, PreferenceRow, Scalar, Value
@@ -49,12 +50,14 @@ class ColumnInfo:
         per_response: whether each row has a list with one value per response.
         missing: the number of rows without a value, or without a value for some response.
         problem: why the column can't be kept; empty if it can.
+        read: whether it was also read for the prompt or the scores of some row, or names the row's source.
     """
 
     kind: Kind = "nothing"
     per_response: bool = False
     missing: int = 0
     problem: str = ""
+    read: bool = False
 
     def typed(self, value: Any) -> Value:
         """Return a value read from JSON, converted to the column's type."""
@@ -97,6 +100,7 @@ class ColumnTally:
                 self._found[name] = _Found()
             if value is not None:
                 self._found[name].add(value, reason, origin)
+                self._found[name].read |= name in converted.read
 
     def finish(self) -> dict[str, ColumnInfo]:
         """Return the columns found, by name."""
@@ -115,6 +119,7 @@ class _Found:
     large: str = ""  # origin of the first integer that float64 can't represent
     problem: str = ""
     alike: int = -1  # the number of other rows with an unusable value
+    read: bool = False
 
     def add(self, value: Any, reason: str, origin: str) -> None:
         if reason:
@@ -155,7 +160,11 @@ class _Found:
                 f"{others} together with an integer above 2^53 in {self.large}, which float64 can't represent"
             )
         return ColumnInfo(
-            kind=self.kind, per_response=bool(self.per_response), missing=missing, problem=problem
+            kind=self.kind,
+            per_response=bool(self.per_response),
+            missing=missing,
+            problem=problem,
+            read=self.read,
         )
 
 
@@ -243,7 +252,10 @@ class StoredColumns:
 
 
 def collate_columns(
-    rows: Sequence[PreferenceRow], infos: Mapping[str, ColumnInfo], responses: int
+    rows: Sequence[PreferenceRow],
+    infos: Mapping[str, ColumnInfo],
+    responses: int,
+    names: Mapping[str, Names],
 ) -> dict[str, Column]:
     """Return the columns of B rows, see ``PreferenceBatch.columns``.
 
@@ -251,9 +263,14 @@ def collate_columns(
         rows: B rows.
         infos: the columns to return.
         responses: R, the length to which values per response are padded.
+        names: the tables of those columns whose values are names; their numbers are returned.
     """
+    columns = {name: [row.columns[name] for row in rows] for name in infos}
     return {
-        name: _collate([row.columns[name] for row in rows], info, responses) for name, info in infos.items()
+        name: names[name].collate(columns[name], responses if info.per_response else None)
+        if name in names
+        else _collate(columns[name], info, responses)
+        for name, info in infos.items()
     }
 
 
@@ -287,7 +304,7 @@ def _number(value: Any) -> float:
 
 def describe_unused(infos: Mapping[str, ColumnInfo], used: Iterable[str]) -> list[str]:
     """Return the lines on unused columns that are printed when a split is ready."""
-    unused = {name: info for name, info in infos.items() if name not in set(used)}
+    unused = {name: info for name, info in infos.items() if name not in set(used) and not info.read}
     kept = sorted(name for name, info in unused.items() if not info.problem)
     lines = [f"columns not used: {listed(kept)}"] if kept else []
     rest = [f"{printable(name)} ({unused[name].problem})" for name in sorted(unused.keys() - set(kept))]

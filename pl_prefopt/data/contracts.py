@@ -13,7 +13,10 @@ from pl_prefopt.views import View
 
 
 class RowNeeds(Protocol):
-    """What a module requires of the rows; ``pl_prefopt.objectives.Needs`` implements it."""
+    """What a module requires of the rows; ``pl_prefopt.objectives.Needs`` implements it.
+
+    It may also have ``names``: those of the columns whose names, such as annotators', arrive as numbers.
+    """
 
     @property
     def views(self) -> Mapping[str, View]:

@@ -19,6 +19,7 @@ from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.contracts import RowReader, is_row_reader
 from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.formats import WEIGHT
+from pl_prefopt.data.names import Names
 from pl_prefopt.data.order import RowOrder
 from pl_prefopt.data.renderer import Renderer, TemplateName
 from pl_prefopt.data.report import OnBadRow
@@ -28,7 +29,7 @@ from pl_prefopt.data.sources import Source, check_names
 from pl_prefopt.data.store import RowStore, split_rows, store_rows
 from pl_prefopt.data.transforms import RowTransform, transform_rows
 from pl_prefopt.data.worst_case_batches import full_batch, largest_batch
-from pl_prefopt.errors import ConfigError, first_line
+from pl_prefopt.errors import ConfigError, first_line, printable
 from pl_prefopt.types import PreferenceBatch
 from pl_prefopt.views import View
 
@@ -74,6 +75,9 @@ class PreferenceDataModule(LightningDataModule):
         cache_dir: folder of the cache for rows and tokens.
 
     Attributes:
+        names: the numbers of the names in the columns for which the objective wants numbers, by column: those
+            of the training rows, in sorted order. They are in the checkpoint, and so stay the same when a run
+            is resumed or evaluated.
         sampler_columns: the extra columns that every row must have for the sampler of a subclass, which
             reads them from ``PreferenceDataset.column``.
     """
@@ -118,6 +122,7 @@ class PreferenceDataModule(LightningDataModule):
         self._keys: tuple[str, npt.NDArray[np.float64]] = ("", np.empty(0))
         self.seed, self.num_workers = seed, num_workers
         self.datasets: dict[str, PreferenceDataset] = {}
+        self.names: dict[str, Names] = {}
         self._cache = Cache(cache_dir)
         self._renderer: Renderer | None = None
         self._start = _Position()
@@ -188,6 +193,22 @@ class PreferenceDataModule(LightningDataModule):
             require_same_kinds(self.datasets)
         if "train" in self.datasets:
             self._order_keys(self.datasets["train"])  # rows that can't be ordered are refused here
+        self._number_names()
+
+    def _number_names(self) -> None:
+        """Give each dataset the tables of the names whose numbers its batches should have."""
+        reader = self._reader()
+        asked: tuple[str, ...] = () if reader is None else getattr(reader.needs, "names", ())
+        tables = dict(self.names)
+        for column in asked:
+            if column not in tables:
+                train = self.datasets.get("train")
+                rows = train if train is not None else next(iter(self.datasets.values()))
+                tables[column] = Names.of(rows.column(column), column)
+                if train is not None:
+                    self.names[column] = tables[column]
+        for dataset in self.datasets.values():
+            dataset.names = {column: tables[column] for column in asked}
 
     def _splits(self, stage: str | None) -> list[str]:
         """Return the splits to open for a stage; raise if one that it needs is not set."""
@@ -406,7 +427,10 @@ class PreferenceDataModule(LightningDataModule):
         # Checkpoints don't have the accumulated gradients of an unfinished step: repeat its batches.
         again = batches_since_step(self.trainer)
         position = _Position(epoch, batches_done - again, self._batches_now() - again)
-        return {**position._asdict(), "order": self._order(), "splits": self._splits_described()}
+        state = {**position._asdict(), "order": self._order(), "splits": self._splits_described()}
+        if self.names:
+            state["names"] = {column: list(table.names) for column, table in self.names.items()}
+        return state
 
     def _splits_described(self) -> dict[str, dict[str, Any]]:
         return {
@@ -415,7 +439,8 @@ class PreferenceDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume at the position stored in a checkpoint."""
+        """Resume at the position stored in a checkpoint, with its numbers of names."""
+        self._load_names(state_dict.get("names", {}))
         if not state_dict or "train" not in self.datasets:
             return
         if state_dict["order"] != self._order():
@@ -425,6 +450,18 @@ class PreferenceDataModule(LightningDataModule):
                 "others."
             )
         self._start = _Position(**{field: state_dict[field] for field in _Position._fields})
+
+    def _load_names(self, tables: Mapping[str, list[str]]) -> None:
+        for column, names in tables.items():
+            stored = Names(tuple(names))
+            new = set(self.names[column].names).difference(names) if column in self.names else ()
+            if new and "train" in self.datasets:
+                rank_zero_warn(
+                    f"The training rows have names in the column '{column}' that the checkpoint doesn't "
+                    f"know, such as '{printable(min(new))}'; all {len(new)} of them get the number -1."
+                )
+            self.names[column] = stored
+        self._number_names()
 
     def _order(self) -> list[Any]:
         """Return everything that the order of the training batches depends on."""

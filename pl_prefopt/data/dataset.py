@@ -14,6 +14,7 @@ from pl_prefopt.data.arrow import StoredRows, read_tokens
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.collate import align_with_plain, collate
 from pl_prefopt.data.columns import ColumnInfo, collate_columns, describe_unused
+from pl_prefopt.data.names import Names
 from pl_prefopt.data.renderer import Renderer
 from pl_prefopt.data.report import OnBadRow, RowsSummary, write_report
 from pl_prefopt.data.store import RowStore, TokenStore, ViewedRows, store_tokens
@@ -43,6 +44,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         report: the lines to print when the split is ready.
         columns: the types of the extra columns in batches, by name. The rows have all extra columns.
         unused_columns: the lines to print on extra columns that nothing reads.
+        names: the tables of the columns that batches have as numbers of names, by column.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         self.largest_token = largest_token
         self.columns, self._columns_content = dict(columns), columns_content
         self.unused_columns = list(unused_columns)
+        self.names: dict[str, Names] = {}
         self._cache = cache
         self.lengths: npt.NDArray[np.int64] = tables[PLAIN].column("length")
 
@@ -142,10 +145,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             cache=cache,
             columns={name: info for name, info in carried.items() if columns is None or name in columns},
             columns_content=store.columns_content,
-            # Reports group rows by their source.
-            unused_columns=describe_unused(
-                store.columns, used=(*(carried if columns is None else columns), "source")
-            ),
+            unused_columns=describe_unused(store.columns, used=carried if columns is None else columns),
         )
 
     def read_by(self, renderer: Renderer) -> PreferenceDataset:
@@ -217,7 +217,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             scores=scores,
             graded=torch.tensor([row.graded for row in rows]) & real,
             trees=trees,
-            columns=collate_columns(rows, self.columns, scores.shape[1]),
+            columns=collate_columns(rows, self.columns, scores.shape[1], self.names),
         )
 
     def column(self, name: str) -> list[Value]:

@@ -19,7 +19,7 @@ from pl_prefopt.data.dialogues import (
 from pl_prefopt.data.json_values import parse_json
 from pl_prefopt.data.layouts import OUR_LAYOUTS, Fields, Layout, number, prompt_of, quoted
 from pl_prefopt.data.public_layouts import PUBLIC_LAYOUTS
-from pl_prefopt.rows import Columns, PreferenceRow
+from pl_prefopt.rows import Columns, Message, PreferenceRow
 
 FORMATS: tuple[Layout, ...] = (*OUR_LAYOUTS, *PUBLIC_LAYOUTS)
 
@@ -44,11 +44,13 @@ class Converted(NamedTuple):
         row: the row, with the extra columns that can be kept.
         further: names and values of all columns that were not read, and why a value can't be kept.
         layout: the name of the layout that the row was read as.
+        read: those of the further columns that were also read.
     """
 
     row: PreferenceRow
     further: list[tuple[str, Any, str]]
     layout: str
+    read: frozenset[str] = frozenset()
 
 
 def to_row(fields: Mapping[str, Any]) -> PreferenceRow:
@@ -76,16 +78,21 @@ def convert(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> Converted:
             raise BadRowError(f"the key '{key}' is not supported; remove it if the text does not need it")
     layout = _layout(held)
     row = layout.convert(held)
-    row = dataclasses.replace(row, source=_source(held), template_args=_template_args(held))
+    row = dataclasses.replace(
+        row,
+        prompt=_with_context(row.prompt, held),
+        source=_source(held),
+        template_args=_template_args(held),
+    )
     _refuse_reasoning(held)
     further = [
         (name, value, "" if value is None else why_not_carried(name, value, len(row.responses)))
-        for name, value in _typed(fields, held)
+        for name, value in (*_typed(fields, held), *_computed(row, held))
         if name not in held.used
     ]
     columns = {name: value for name, value, reason in further if not reason}
     row = dataclasses.replace(row, columns=Columns(columns)) if columns else row
-    return Converted(row, further, layout.name)
+    return Converted(row, further, layout.name, frozenset(held.peeked))
 
 
 def to_prompt(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> PreferenceRow:
@@ -137,12 +144,42 @@ def _layout(fields: Fields) -> Layout:
 
 def _source(fields: Fields) -> str:
     """Return the name of the part of a mixture that a row belongs to; lists and objects are none."""
-    source = fields.get("source", "")
-    fields.used.discard("source")  # it is also kept as an extra column
+    source = fields.peek("source")
     text = str(source) if isinstance(source, str | int | float) else ""
     if not _is_unicode(text):
         raise BadRowError("expected 'source' to be valid Unicode, got an unpaired surrogate")
     return text
+
+
+def _with_context(prompt: tuple[Message, ...], fields: Fields) -> tuple[Message, ...]:
+    """Return the prompt with the row's criteria at the end of its last user turn, after a blank line.
+
+    There truncation reaches them last.
+    """
+    if "context" in fields.used:  # the layout's prompt
+        return prompt
+    context = fields.peek("context") or ""
+    if not isinstance(context, str) or not _is_unicode(context):
+        raise BadRowError(
+            f"expected 'context' to be text, got {shown(context)}; name it otherwise with `columns`, as in "
+            "`columns: {notes: context}`"
+        )
+    if not context.strip():
+        return prompt
+    at = max((place for place, turn in enumerate(prompt) if turn.role == "user"), default=len(prompt) - 1)
+    turn = prompt[at]._replace(content=f"{prompt[at].content}\n\n{context}")
+    return (*prompt[:at], turn, *prompt[at + 1 :])
+
+
+def _computed(row: PreferenceRow, fields: Fields) -> list[tuple[str, Any]]:
+    """Return the columns that the layout computed."""
+    for name in row.columns:
+        if name in fields:
+            raise BadRowError(
+                f"both '{name}' and lists of scores say how strong the preference is; keep one of them, or "
+                f"name the column otherwise with `columns`, as in `columns: {{given_{name}: {name}}}`"
+            )
+    return [(name, list(value) if isinstance(value, tuple) else value) for name, value in row.columns.items()]
 
 
 def _template_args(fields: Fields) -> str:

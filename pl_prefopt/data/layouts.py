@@ -22,9 +22,11 @@ from pl_prefopt.data.dialogues import (
     split_at_common_prefix,
 )
 from pl_prefopt.data.json_values import parse_json
+from pl_prefopt.data.score_lists import is_list, mean_scores, strength_of_pair
 from pl_prefopt.errors import closest, printable
-from pl_prefopt.rows import Message, PreferenceRow
+from pl_prefopt.rows import Columns, Message, PreferenceRow, Value
 
+_NO_COLUMNS: Mapping[str, Any] = {}
 _LARGEST_SCORE = 3.4e38
 _KEYS_SHOWN = 20
 _SCORES_OF_PAIRS = (
@@ -33,6 +35,7 @@ _SCORES_OF_PAIRS = (
     ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"),
     ("rating_chosen", "rating_rejected"),
+    ("chosen_score_list", "rejected_score_list"),
 )
 
 
@@ -47,17 +50,25 @@ class Fields(Mapping[str, Any]):
 
     Attributes:
         used: the columns that were read.
+        peeked: those that were read and are extra columns all the same.
     """
 
     def __init__(self, fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> None:
         self._held = {name: value for name, value in fields.items() if value is not None}
         self.mapped = frozenset(mapped)
         self.used: set[str] = set()
+        self.peeked: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
         value = self._held[name]
         self.used.add(name)
         return value
+
+    def peek(self, name: str) -> Any:
+        """Return the value of a column that stays an extra column, or ``None`` if there is none."""
+        if name in self._held:
+            self.peeked.add(name)
+        return self._held.get(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._held
@@ -71,6 +82,8 @@ class Fields(Mapping[str, Any]):
 
 Given: TypeAlias = tuple[Sequence[float] | None, bool]
 """The scores of a row's responses, and whether their differences mean something."""
+
+_CHOSEN: Given = ((1.0, 0.0), False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +203,8 @@ def _pair(fields: Fields) -> PreferenceRow:
         prompt = _around(prompt, fields)
     if responses[0] == responses[1]:
         raise BadRowError("'chosen' and 'rejected' are identical, so there is nothing to prefer")
-    return row_of(prompt, responses, _pair_scores(fields), names=("'chosen'", "'rejected'"))
+    given, columns = _pair_scores(fields)
+    return row_of(prompt, responses, given, names=("'chosen'", "'rejected'"), columns=columns)
 
 
 def _pair_member(fields: Fields, key: str) -> Any:
@@ -245,18 +259,22 @@ def _common_text(chosen: str, rejected: str) -> tuple[list[Message], tuple[list[
     return as_messages(chosen[:end], "chosen", role="user"), responses
 
 
-def _pair_scores(fields: Fields) -> Given:
+def _pair_scores(fields: Fields) -> tuple[Given, Mapping[str, Value]]:
+    """Return the scores of a pair; of lists of scores the columns that say how strong the preference is."""
     names = next((names for names in _SCORES_OF_PAIRS if any(name in fields for name in names)), None)
     if names is None:
-        return (1.0, 0.0), False
+        return _CHOSEN, {}
     missing = [name for name in names if name not in fields]
     if missing:
         present = next(name for name in names if name in fields)
         raise BadRowError(f"'{present}' is present without its counterpart '{missing[0]}'")
+    if any(is_list(fields[name]) for name in names):
+        # The annotators may contradict the label, which then says no more than which one was chosen.
+        return _CHOSEN, strength_of_pair(numbers(fields, names[0]), numbers(fields, names[1]), names)
     chosen, rejected = (number(fields[name], name) for name in names)
     if chosen < rejected:
         raise BadRowError(f"'{names[0]}' ({chosen:g}) is below '{names[1]}' ({rejected:g})")
-    return ((1.0, 0.0), False) if chosen == rejected else ((chosen, rejected), True)
+    return (_CHOSEN if chosen == rejected else ((chosen, rejected), True)), {}
 
 
 # -- lists and single responses
@@ -271,8 +289,24 @@ def _list(fields: Fields) -> PreferenceRow:
         raise BadRowError("both 'scores' and 'ranks' order the responses; keep one of them")
     if "ranks" in fields:
         return row_of(prompt, responses, ([-rank for rank in numbers(fields, "ranks")], False))
-    scores = numbers(fields, "scores") if "scores" in fields else None
-    return row_of(prompt, responses, (scores, scores is not None))
+    if "scores" not in fields:
+        return row_of(prompt, responses, _votes(fields))
+    raw = sequence(fields["scores"], "scores")
+    if not any(map(is_list, raw)):
+        return row_of(prompt, responses, (numbers(fields, "scores"), True))
+    scores, columns = mean_scores([_numbers_in(one, f"scores[{i}]") for i, one in enumerate(raw)], "scores")
+    return row_of(prompt, responses, (scores, True), columns=columns)
+
+
+def _votes(fields: Fields) -> Given:
+    """Return the votes for each response as its score, where they are all that orders the responses."""
+    if not is_list(votes := fields.peek("votes")):
+        fields.peeked.discard("votes")
+        return None, False
+    votes = _numbers_in(votes, "votes")
+    if min(votes, default=0) < 0:
+        raise BadRowError(f"expected 'votes' to be at least 0, got {min(votes):g}")
+    return votes, True
 
 
 def check_among(fields: Fields, prompt: Sequence[Message], responses: Sequence[Sequence[Message]]) -> None:
@@ -321,34 +355,45 @@ def _label(value: Any) -> float:
     raise BadRowError(f"expected 'label' to be true or false, got {shown(value)}")
 
 
-_PROMPTS = ("prompt", "instruction", "question", "input", "messages", "conversations", "history", "system")
+PROMPT_COLUMNS = (
+    "prompt",
+    "instruction",
+    "question",
+    "input",
+    "messages",
+    "conversations",
+    "history",
+    "system",
+)
+"""The columns that ``prompt_of`` reads."""
+
 _PAIR_SCORES = tuple(name for names in _SCORES_OF_PAIRS for name in names)
 OUR_LAYOUTS = (
     Layout(
         name="pairs",
         columns=("chosen", "rejected"),
-        optional=(*_PROMPTS, *_PAIR_SCORES),
+        optional=(*PROMPT_COLUMNS, *_PAIR_SCORES),
         claims=("chosen", "rejected"),
         convert=_pair,
     ),
     Layout(
         name="ranked",
         columns=("prompt", "responses"),
-        optional=(*_PROMPTS, "scores", "ranks", "chosen", "rejected"),
+        optional=(*PROMPT_COLUMNS, "scores", "ranks", "chosen", "rejected"),
         claims=("responses",),
         convert=_list,
     ),
     Layout(
         name="UltraFeedback",
         columns=("instruction", "completions"),
-        optional=_PROMPTS,
+        optional=PROMPT_COLUMNS,
         claims=("completions",),
         convert=_ultrafeedback,
     ),
     Layout(
         name="unpaired",
         columns=("completion", "label"),
-        optional=(*_PROMPTS, *REASONING_COLUMNS),
+        optional=(*PROMPT_COLUMNS, *REASONING_COLUMNS),
         claims=("completion", "label"),
         convert=_unpaired,
     ),
@@ -363,8 +408,9 @@ def row_of(
     responses: Sequence[Sequence[Message]],
     given: Given,
     names: Sequence[str] = (),
+    columns: Mapping[str, Any] = _NO_COLUMNS,
 ) -> PreferenceRow:
-    """Run the checks common to all layouts and build the row."""
+    """Run the checks common to all layouts and build the row, with the columns that its layout computes."""
     scores, graded = given
     check_prompt(prompt)
     if not responses:
@@ -380,6 +426,7 @@ def row_of(
         responses=tuple(tuple(response) for response in responses),
         scores=None if scores is None else tuple(scores),
         graded=graded,
+        columns=Columns(columns),
     )
 
 
@@ -437,7 +484,11 @@ def objects(value: Any, key: str) -> list[Mapping[str, Any]]:
 
 def numbers(fields: Mapping[str, Any], key: str) -> list[float]:
     """Return a list of finite numbers."""
-    return [number(value, f"{key}[{i}]") for i, value in enumerate(sequence(fields[key], key))]
+    return _numbers_in(fields[key], key)
+
+
+def _numbers_in(value: Any, key: str) -> list[float]:
+    return [number(item, f"{key}[{i}]") for i, item in enumerate(sequence(value, key))]
 
 
 def number(value: Any, key: str) -> float:

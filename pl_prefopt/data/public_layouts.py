@@ -11,6 +11,7 @@ from typing import Any
 
 from pl_prefopt.data.dialogues import BadRowError, as_messages, as_response, shown, split_at_common_prefix
 from pl_prefopt.data.layouts import (
+    PROMPT_COLUMNS,
     Fields,
     Given,
     Layout,
@@ -25,7 +26,6 @@ from pl_prefopt.data.layouts import (
 )
 from pl_prefopt.rows import Message, PreferenceRow
 
-_PROMPTS = ("prompt", "instruction", "question", "input", "messages", "conversations", "history", "system")
 _FIRST: Given = ((1.0, 0.0), False)
 _SECOND: Given = ((0.0, 1.0), False)
 _TIE: Given = ((0.0, 0.0), False)
@@ -39,7 +39,7 @@ def _two(
     *,
     verdicts: tuple[str, ...],
     prompt: Callable[[Fields], list[Message]] = prompt_of,
-    optional: tuple[str, ...] = _PROMPTS,
+    optional: tuple[str, ...] = PROMPT_COLUMNS,
 ) -> Layout:
     """Return a layout of two responses and a verdict on them.
 
@@ -208,7 +208,7 @@ PUBLIC_LAYOUTS = (
     Layout(
         name="graded generations",
         columns=("all_generated_responses", "all_rm_scores"),
-        optional=(*_PROMPTS, "chosen", "rejected"),
+        optional=(*PROMPT_COLUMNS, "chosen", "rejected"),
         convert=_generated,
     ),
     _two(
@@ -233,7 +233,7 @@ PUBLIC_LAYOUTS = (
         "response_1",
         _safe_rlhf,
         verdicts=("better_response_id",),
-        optional=(*_PROMPTS, "choice"),
+        optional=(*PROMPT_COLUMNS, "choice"),
     ),
     _two(
         "SHP",

@@ -39,6 +39,7 @@ from pl_prefopt.modules.checkpoints import (
 from pl_prefopt.modules.compatibility import (
     check_accumulation,
     check_batch,
+    check_names,
     check_references,
     check_reward_head,
     check_rows,
@@ -255,6 +256,7 @@ class PreferenceModule(LightningModule):
         source = row_source(self.trainer)
         self._knows_rows = source is not None
         check_rows(self.objective, {} if source is None else source.datasets)
+        check_names(self.needs, None if source is None else source.datasets)
         check_tokens(self.policy_spec, {} if source is None else source.datasets)
         views, added = self.objective.rewarded_views, self.added_metrics
         check_added(added, self.objective.stats, self.num_references, views)

@@ -144,6 +144,21 @@ def check_rows(objective: Objective, datasets: Mapping[str, Any]) -> None:
             _check_prompts(objective, split, rows.rows)
 
 
+def check_names(needs: Needs, datasets: Mapping[str, Any] | None) -> None:
+    """Raise a ``ContractError`` if batches would not have the numbers of names that are needed.
+
+    Args:
+        needs: the inputs of objective and metrics.
+        datasets: the rows of each split; ``None`` where batches come from a data loader.
+    """
+    for name in needs.names:
+        if datasets is None or not all(name in rows.names for rows in datasets.values()):
+            raise ContractError(
+                f"the names in the column '{name}' get their numbers from a PreferenceDataModule, but the "
+                "batches come from elsewhere: use one, or set PreferenceDataset.names."
+            )
+
+
 def check_tokens(spec: PolicySpec, datasets: Mapping[str, Any]) -> None:
     """Raise a ``ConfigError`` if the rows have a token that the policy has no embedding for."""
     for rows in datasets.values():

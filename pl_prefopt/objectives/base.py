@@ -45,6 +45,9 @@ class Needs:
             ``None`` where no reward head is needed.
         log_probs: whether the policy's log-probs are read. A ``RewardModule`` computes no logits where they
             aren't.
+        names: further such columns, which hold names, such as annotators'. They arrive as numbers, int64 [B]
+            or [B, R]: the position in ``PreferenceDataModule.names``, the sorted names of the training rows,
+            or −1 for a name that none of these has.
     """
 
     min_references: int = 0
@@ -59,6 +62,10 @@ class Needs:
     columns: tuple[str, ...] = ()
     reward_outputs: int | None = None
     log_probs: bool = True
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", tuple(dict.fromkeys((*self.columns, *self.names))))
 
     @classmethod
     def of_all(cls, *needs: Self) -> Self:
@@ -92,9 +99,10 @@ class Needs:
             trained_views=frozenset().union(*(each.trained_views for each in needs)),
             tokens=TokenRequest.of_all(tokens) if tokens else None,
             heads=_united("head", [each.heads for each in needs]),
-            columns=tuple(dict.fromkeys(name for each in needs for name in each.columns)),
             reward_outputs=max(outputs, default=None),
             log_probs=any(each.log_probs for each in needs),
+            columns=tuple(name for each in needs for name in each.columns),
+            names=tuple(dict.fromkeys(name for each in needs for name in each.names)),
         )
 
 

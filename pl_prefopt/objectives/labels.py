@@ -14,7 +14,13 @@ from pl_prefopt.objectives.checks import positive
 from pl_prefopt.objectives.comparisons import Comparisons
 from pl_prefopt.objectives.links import Link
 from pl_prefopt.objectives.offsets import gap
-from pl_prefopt.objectives.pair_columns import check_pair_column, check_probabilities, numbers, or_else
+from pl_prefopt.objectives.pair_columns import (
+    check_pair_column,
+    check_probabilities,
+    check_votes,
+    numbers,
+    or_else,
+)
 from pl_prefopt.rows import PreferenceRow
 
 
@@ -65,9 +71,11 @@ class ScoreLabel(SoftLabel):
 
 @dataclass(frozen=True)
 class ColumnLabel(SoftLabel):
-    """q from a column with one probability per row, of which the better scored response is preferred.
+    """q from a column: one probability per row, or one number of votes per response.
 
-    1 in rows without a number, where the loss is that without labels.
+    One number per row is the probability that the better scored response is preferred. Of votes, or shares of
+    votes, q is the winner's part of the votes for the two: v_w / (v_w + v_l). 1 where a number is missing,
+    where the loss is that without labels.
 
     Args:
         column: its name.
@@ -81,12 +89,19 @@ class ColumnLabel(SoftLabel):
         return Needs(columns=(self.column,))
 
     def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
-        """Refuse numbers outside [0, 1], several per row, and rows of more than two responses."""
-        check_probabilities(rows, self.column)
-        check_pair_column(rows, self.column)
+        """Refuse numbers outside [0, 1], or below 0 where they are votes, and pairs without votes."""
+        if any(isinstance(row.columns.get(self.column), tuple) for row in rows):
+            check_votes(rows, self.column)
+        else:
+            check_probabilities(rows, self.column)
+            check_pair_column(rows, self.column)
 
     def __call__(self, compared: Comparisons) -> Tensor:
-        return or_else(numbers(compared, self.column), 1.0).view(-1, 1, 1)
+        values = numbers(compared, self.column)
+        if values.dim() == 1:
+            return or_else(values, 1.0).view(-1, 1, 1)
+        votes = values.unsqueeze(-1) + values.unsqueeze(-2)
+        return or_else(values.unsqueeze(-1) / votes, 1.0)
 
 
 def labelled(link: Link, margins: Tensor, label: Tensor) -> Tensor:

@@ -91,8 +91,9 @@ class OSP(Compose, ReferenceObjective):
 
     Args:
         beta: β > 0, the strength of the KL penalty.
-        column: a column with one number in [0, 1] per row: the probability that the better scored response is
-            preferred. 1, that is DPO, in rows without a number.
+        column: a column with one number in [0, 1] per row, the probability that the better scored response is
+            preferred, or with one number of votes per response, see ``ColumnLabel``. 1, that is DPO, in rows
+            without a number.
         pairing: which responses to compare.
 
     Raises:

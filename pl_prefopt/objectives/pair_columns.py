@@ -100,6 +100,23 @@ def check_probabilities(rows: Sequence[PreferenceRow], name: str) -> None:
     _check_range(rows, name, 0.0, 1.0)
 
 
+def check_votes(rows: Sequence[PreferenceRow], name: str) -> None:
+    """Refuse votes below 0, and rows in which two responses have no vote: they say nothing of that pair.
+
+    Raises:
+        DataError: naming the row.
+        ContractError: if no row has a number.
+    """
+    _check_range(rows, name, 0.0, math.inf)
+    for row in rows:
+        value = row.columns.get(name)
+        if isinstance(value, tuple) and value.count(0) > 1:
+            raise DataError(
+                f"expected a vote for one of two responses in the column '{name}', got two responses without "
+                f"votes in {row.origin or 'a row'} (train): remove one of them."
+            )
+
+
 def check_marks(rows: Sequence[PreferenceRow], name: str) -> None:
     """Refuse a column that doesn't mark any response of the training rows.
 

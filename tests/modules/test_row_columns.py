@@ -204,6 +204,28 @@ def test_what_a_batch_lacks_is_told(tiny_model, tmp_path):
         trainer.fit(PreferenceModule(lora_spec(tiny_model), objective, optimizer=sgd), loader_of(data))
 
 
+class Named(Weighted):
+    """Wants raters as numbers."""
+
+    @property
+    def needs(self):
+        return Needs(columns=("weight", "votes"), names=("rater",))
+
+
+def test_raters_are_numbers_in_the_steps_and_refused_from_a_loader(tiny_model, tmp_path):
+    rows, objective = [row | {"rater": 7 - row["unread"]} for row in voted()], Named()
+    module = PreferenceModule(lora_spec(tiny_model), objective, optimizer=sgd)
+    make_trainer(tmp_path, limit_train_batches=3, limit_val_batches=0).fit(
+        module, make_datamodule(tmp_path, rows)
+    )
+    for held in objective.seen:  # weights rise from row to row, raters fall
+        assert torch.equal(held["rater"], 5 - (held["weight"] - 0.1).round().long())
+    assert Needs.of_all(objective.needs, DPO().needs).names == ("rater",)
+    data = prepared(tmp_path, tiny_model, rows)
+    with pytest.raises(ContractError, match="the names in the column 'rater' get their numbers from a Pref"):
+        make_trainer(tmp_path).fit(module, loader_of(data))
+
+
 def test_references_that_need_all_rows_are_refused_before_a_model_loads(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(module_base, "build_policy", lambda spec: pytest.fail("the model was loaded"))
     data = prepared(tmp_path, tiny_model, scored_rows(4))

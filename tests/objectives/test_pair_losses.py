@@ -262,6 +262,21 @@ def test_soft_labels():
     assert learned(OSP(beta=1.0), at_minimum)[1].abs().max().item() == pytest.approx(0.0, abs=1e-6)
 
 
+def test_votes_give_each_pair_the_winners_part():
+    margin = math.log(7 / 3)  # logit of 7 votes of 10
+    rows = pairs([[-10.0 + margin, -10.0], [-10.0 + 1.0, -10.0]], [[-10.0, -10.0]] * 2)
+    votes = torch.tensor([[7, 3], [0, 2]])
+    loss, gradient = learned(OSP(beta=1.0, column="v"), dataclasses.replace(rows, columns={"v": votes}))
+    assert gradient[0].abs().max().item() == pytest.approx(0.0, abs=1e-6)
+    assert loss[1].item() == pytest.approx(-math.log(1 / (1 + math.e)), rel=1e-5)  # all votes for the other
+    shares = dataclasses.replace(rows, columns={"v": torch.tensor([0.7, 0.0])})
+    torch.testing.assert_close(learned(OSP(beta=1.0, column="v"), shares)[0], loss)
+    some = dataclasses.replace(rows, columns={"v": torch.tensor([[7.0, 3.0], [torch.nan, 1.0]])})
+    torch.testing.assert_close(
+        learned(OSP(beta=1.0, column="v"), some)[0][1], learned(DPO(beta=1.0), rows)[0][1]
+    )
+
+
 def test_dno_is_stationary_where_margins_equal_score_gaps():
     rows = pairs([[-8.5, -10.0]], [[-10.0, -10.0]], scores=[4.0, 2.5])
     assert learned(DNO(eta=1.0), rows)[1].abs().max().item() == pytest.approx(0.0, abs=1e-12)
@@ -528,7 +543,13 @@ def with_column(values, **more):
         (objectives.ODPO(offset=objectives.ScoreGap(1.0)), PAIRS, "ODPO learns from differences of scores"),
         (DNOPrct(), PAIRS, "winner scores at least 5 and 2 more than the loser"),
         (OSP(beta=0.1, column="extra"), with_column([0.5, 1.5]), "numbers from 0 to 1 .* got 1.5 in"),
-        (OSP(beta=0.1, column="extra"), with_column([[0.5, 0.5]]), "one probability per row .* got one for"),
+        (OSP(beta=0.1, column="extra"), with_column([[2, -1]]), "numbers from 0 to inf .* got -1 in"),
+        (OSP(beta=0.1, column="extra"), with_column([[3, 1], [0, 0]]), "got two responses without votes"),
+        (
+            BCO(probability_column="extra"),
+            with_column([[0.5, 0.5]]),
+            "one probability per row .* got one for",
+        ),
         (OSP(beta=0.1, column="extra"), with_column([None]), "none of the 1 train rows has one"),
         (
             objectives.AdaptiveMarginDPO(column="extra"),
