@@ -7,13 +7,17 @@ import functools
 import hashlib
 import itertools
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pl_prefopt.errors import ConfigError, DataError
-from pl_prefopt.rows import PreferenceRow
+from pl_prefopt.rows import Message, PreferenceRow
+
+CONTRAST = "prompt_rejected"
+"""The column of a row's other prompt: its turns as JSON."""
 
 QUALITY_TEXT = (
     "Please generate a response with a usefulness rating of 100 out of 100 for the following query. "
@@ -29,6 +33,8 @@ class View(ABC):
 
     min_prompts: ClassVar[int] = 1
     """How many different prompts a split must have for the view to mean something."""
+    differs: ClassVar[bool] = False
+    """Whether its prompt must differ from the row's own in tokens; rows where it doesn't are bad rows."""
 
     @property
     @abstractmethod
@@ -151,34 +157,126 @@ class QualityPrompt(View):
 
 
 @dataclass(frozen=True)
-class ColumnPrompt(View):
-    """Each row with another prompt: its last user turn has the text of a column. Responses and scores stay.
+class RationaleView(View):
+    """A question which of a pair's two responses is better, and its answer with the row's rationale.
+
+    The order of the two is decided by a hash of the row: where the chosen one always comes first, as in the
+    published code of arXiv 2407.14477, its place gives the label away. The answer names the winner; where the
+    two tie it is the rationale alone. The wording is this project's.
 
     Args:
-        column: the column, with one text per row.
+        column: the column with the rationale, a text per row.
+        question: the prompt, a text with ``{prompt}``, ``{first}`` and ``{second}``.
+        answer: the response, a text with ``{winner}``, which is A or B, and ``{rationale}``.
+
+    Raises:
+        ConfigError: if a text lacks one of these.
     """
 
-    column: str
+    column: str = "rationale"
+    question: str = (
+        "Which of the two responses to the prompt is preferable, and why?\n\n"
+        "Prompt:\n{prompt}\n\nResponse A:\n{first}\n\nResponse B:\n{second}"
+    )
+    answer: str = "Response {winner} is preferable. {rationale}"
+
+    def __post_init__(self) -> None:
+        for setting, text, names in (
+            ("question", self.question, ("{prompt}", "{first}", "{second}")),
+            ("answer", self.answer, ("{winner}", "{rationale}")),
+        ):
+            missing = [name for name in names if name not in text]
+            if missing:
+                raise ConfigError(f"expected `{setting}` to contain {missing[0]}, got {text!r}.")
 
     @property
     def fingerprint(self) -> str:
-        """The name and a hash of the column's name."""
-        return f"column-prompt-{hashlib.sha256(self.column.encode()).hexdigest()[:16]}"
+        """The name and a hash of the settings."""
+        settings = json.dumps([self.column, self.question, self.answer]).encode()
+        return f"rationale-{hashlib.sha256(settings).hexdigest()[:16]}"
 
     def __call__(self, rows: Sequence[PreferenceRow], index: int) -> PreferenceRow:
-        """Return row ``index`` with the column's text as its query.
+        """Return row ``index`` as a question with its answer.
 
         Raises:
-            DataError: if the row has no text in the column, or no user turn.
+            DataError: naming the row, if it has no pair or no rationale.
         """
         row = rows[index]
-        text, users = row.columns.get(self.column), [m.role == "user" for m in row.prompt]
-        if not isinstance(text, str) or not any(users):
-            found = "a prompt without a user turn" if isinstance(text, str) else repr(text)
+        rationale = row.columns.get(self.column)
+        if len(row.responses) != 2 or not isinstance(rationale, str) or not rationale.strip():
+            found = "a list" if isinstance(rationale, tuple) else "a text" if rationale else "no text"
             raise DataError(
-                f"expected a prompt as text in the column '{self.column}', got {found} in "
-                f"{row.origin or 'a row'}: add it to the data, or remove the row."
+                f"{row.origin or 'a row'}: expected two responses and a text in the column '{self.column}', "
+                f"which says why one is better, got {len(row.responses)} responses and {found}; add it, or "
+                "remove the row."
             )
-        place = len(users) - 1 - users[::-1].index(True)
-        turn = row.prompt[place]._replace(content=text)
-        return dataclasses.replace(row, prompt=(*row.prompt[:place], turn, *row.prompt[place + 1 :]))
+        first = _coin(row)
+        texts = [_as_text(response) for response in row.responses]
+        parts = {"{prompt}": _as_text(row.prompt), "{first}": texts[first], "{second}": texts[1 - first]}
+        scores = row.scores or (0.0, 0.0)
+        answer = rationale
+        if scores[0] != scores[1]:
+            winner = int(scores[1] > scores[0])
+            answer = _filled(self.answer, {"{winner}": "AB"[winner != first], "{rationale}": rationale})
+        return dataclasses.replace(
+            row,
+            prompt=(Message("user", _filled(self.question, parts)),),
+            responses=((Message("assistant", answer),),),
+            scores=None,
+            graded=False,
+            keep="",
+            template_args="",
+        )
+
+
+def _coin(row: PreferenceRow) -> int:
+    """Return 0 or 1, from a hash of the prompt and of the two responses in any order."""
+    texts = sorted(repr(response) for response in row.responses)
+    first = hashlib.sha256(repr((row.prompt, texts)).encode("utf-8", "surrogatepass")).digest()[0] % 2
+    return first if repr(row.responses[0]) == texts[0] else 1 - first
+
+
+def _as_text(dialogue: Sequence[Message]) -> str:
+    """Return the text of a single turn, or the turns with their roles."""
+    if len(dialogue) == 1:
+        return dialogue[0].content
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in dialogue)
+
+
+def _filled(template: str, parts: Mapping[str, str]) -> str:
+    """Return the template with its parts; a part's own text is never filled in."""
+    pattern = "|".join(re.escape(name) for name in parts)
+    return re.sub(pattern, lambda found: parts[found.group()], template)
+
+
+@dataclass(frozen=True)
+class ContrastPrompt(View):
+    """Each row's responses under its other prompt, which the responses fit less well.
+
+    Args:
+        column: the column with that prompt, as the data module makes it from ``prompt_rejected``.
+    """
+
+    column: ClassVar[str] = CONTRAST
+    differs: ClassVar[bool] = True
+
+    @property
+    def fingerprint(self) -> str:
+        """The name alone: the transformation has no settings."""
+        return "contrast-prompt"
+
+    def __call__(self, rows: Sequence[PreferenceRow], index: int) -> PreferenceRow:
+        """Return row ``index`` with its other prompt.
+
+        Raises:
+            DataError: naming the row, if it has none.
+        """
+        row = rows[index]
+        text = row.columns.get(self.column)
+        if not isinstance(text, str):
+            raise DataError(
+                f"{row.origin or 'a row'}: expected a second prompt in the column '{self.column}', got none; "
+                "add it, or remove the row."
+            )
+        prompt = tuple(Message.of(turn) for turn in json.loads(text))
+        return dataclasses.replace(row, prompt=prompt)

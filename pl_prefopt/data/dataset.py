@@ -16,10 +16,10 @@ from pl_prefopt.data.collate import align_with_plain, collate
 from pl_prefopt.data.columns import ColumnInfo, collate_columns, describe_unused
 from pl_prefopt.data.names import Names
 from pl_prefopt.data.renderer import Renderer
-from pl_prefopt.data.report import OnBadRow, RowsSummary, write_report
+from pl_prefopt.data.report import OnBadRow, Problems, RowsSummary, write_report
 from pl_prefopt.data.store import RowStore, TokenStore, ViewedRows, store_tokens
 from pl_prefopt.data.tables import Table
-from pl_prefopt.errors import ConfigError, listed, printable, suggest
+from pl_prefopt.errors import ConfigError, DataError, listed, printable, suggest
 from pl_prefopt.rows import PreferenceRow, Value
 from pl_prefopt.types import PLAIN, PreferenceBatch, TokenTree
 from pl_prefopt.views import View
@@ -127,6 +127,20 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             )
             for name, view in views.items()
         }
+        alike = _alike(plain, [viewed[name] for name, view in views.items() if view.differs])
+        if alike.size:
+            every = np.arange(len(store.rows)) if numbers is None else numbers
+            return cls.tokenised(
+                _without(store, [rows[place] for place in alike.tolist()], on_bad_row),
+                renderer,
+                cache=cache,
+                split=split,
+                title=title,
+                numbers=np.delete(every, plain.table.column("row")[alike]),
+                views=views,
+                on_bad_row=on_bad_row,
+                columns=columns,
+            )
         tokens, carried = {PLAIN: plain, **viewed}, store.rows.columns.infos
         skipped = store.skipped + plain.skipped
         summary = dataclasses.replace(plain.tally.summary, skipped=skipped)
@@ -245,6 +259,36 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             known = ", ".join(self._tables)
             raise ConfigError(f"expected a view among {known}, got '{view}'{suggest(view, self._tables)}")
         return collate([read_tokens(self._tables[view], number) for number in numbers])
+
+
+def _alike(plain: TokenStore, others: Sequence[TokenStore]) -> npt.NDArray[np.int64]:
+    """Return the places of the rows whose prompt has the same tokens in another view."""
+    found = [
+        place
+        for place in range(len(plain.table) if others else 0)
+        for other in others
+        if np.array_equal(
+            read_tokens(plain.table, place).prompt_ids, read_tokens(other.table, place).prompt_ids
+        )
+    ]
+    return np.unique(np.array(found, dtype=np.int64))
+
+
+def _without(store: RowStore, rows: Sequence[PreferenceRow], on_bad_row: OnBadRow) -> RowStore:
+    """Count rows whose two prompts have the same tokens as bad rows.
+
+    Raises:
+        DataError: naming the first of them, if bad rows are errors or no row is left.
+    """
+    problems = Problems(on_bad_row, store.skipped, list(store.problems))
+    for row in rows:
+        problems.add(
+            f"{row.origin or 'a row'}: its two prompts differ only in what is truncated or not tokenised; "
+            "there is nothing to prefer"
+        )
+    if problems.count >= len(store.rows) + store.skipped:
+        raise DataError(f"expected rows whose two prompts differ, got none; {problems.first[-1]}")
+    return store._replace(skipped=problems.count, problems=problems.first)
 
 
 def _scores(rows: Sequence[PreferenceRow], real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
@@ -17,9 +18,18 @@ from pl_prefopt.data.dialogues import (
     shown,
 )
 from pl_prefopt.data.json_values import parse_json
-from pl_prefopt.data.layouts import OUR_LAYOUTS, Fields, Layout, number, prompt_of, quoted
+from pl_prefopt.data.layouts import (
+    OUR_LAYOUTS,
+    Fields,
+    Layout,
+    contrast_prompt,
+    number,
+    prompt_of,
+    quoted,
+)
 from pl_prefopt.data.public_layouts import PUBLIC_LAYOUTS
 from pl_prefopt.rows import Columns, Message, PreferenceRow
+from pl_prefopt.views import CONTRAST
 
 FORMATS: tuple[Layout, ...] = (*OUR_LAYOUTS, *PUBLIC_LAYOUTS)
 
@@ -33,7 +43,7 @@ LAYOUT_NAMES = frozenset().union(
     _TEMPLATE_ARGS,
     _IMAGES,
     REASONING_COLUMNS,
-) - {"question", "messages", "conversations"}
+) - {"question", "messages", "conversations", CONTRAST}
 """The names of columns of our layouts; extra columns can't have these names."""
 
 
@@ -81,14 +91,15 @@ def convert(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> Converted:
     row = dataclasses.replace(
         row,
         prompt=_with_context(row.prompt, held),
+        columns=Columns({**row.columns, **_contrast(row.prompt, held)}),
         source=_source(held),
         template_args=_template_args(held),
     )
     _refuse_reasoning(held)
+    _refuse_computed(row, held)
     further = [
         (name, value, "" if value is None else why_not_carried(name, value, len(row.responses)))
-        for name, value in (*_typed(fields, held), *_computed(row, held))
-        if name not in held.used
+        for name, value in (*_unread(fields, held), *row.columns.items())
     ]
     columns = {name: value for name, value, reason in further if not reason}
     row = dataclasses.replace(row, columns=Columns(columns)) if columns else row
@@ -166,20 +177,45 @@ def _with_context(prompt: tuple[Message, ...], fields: Fields) -> tuple[Message,
         )
     if not context.strip():
         return prompt
-    at = max((place for place, turn in enumerate(prompt) if turn.role == "user"), default=len(prompt) - 1)
+    at = _judged_turn(prompt)
     turn = prompt[at]._replace(content=f"{prompt[at].content}\n\n{context}")
     return (*prompt[:at], turn, *prompt[at + 1 :])
 
 
-def _computed(row: PreferenceRow, fields: Fields) -> list[tuple[str, Any]]:
-    """Return the columns that the layout computed."""
+def _without_context(prompt: tuple[Message, ...], context: str) -> tuple[Message, ...]:
+    """Undo ``_with_context``."""
+    if not context.strip():
+        return prompt
+    at = _judged_turn(prompt)
+    turn = prompt[at]._replace(content=prompt[at].content.removesuffix(f"\n\n{context}"))
+    return (*prompt[:at], turn, *prompt[at + 1 :])
+
+
+def _judged_turn(prompt: tuple[Message, ...]) -> int:
+    """Return the place of the last user turn, or else of the last turn."""
+    return max((place for place, turn in enumerate(prompt) if turn.role == "user"), default=len(prompt) - 1)
+
+
+def _contrast(prompt: tuple[Message, ...], fields: Fields) -> dict[str, str]:
+    """Return the row's other prompt, with the context too, as JSON for a view."""
+    if CONTRAST not in fields:
+        return {}
+    value = fields[CONTRAST]
+    if isinstance(value, str) and value.startswith("["):  # as in CSV, or as this function wrote it
+        with contextlib.suppress(ValueError):
+            fields = Fields({**fields, CONTRAST: parse_json(value)})
+    other = _with_context(tuple(contrast_prompt(fields, prompt)), fields)
+    return {CONTRAST: as_json([message.as_dict() for message in other], CONTRAST)}
+
+
+def _refuse_computed(row: PreferenceRow, fields: Fields) -> None:
+    """Refuse columns that the row's lists of scores would overwrite."""
     for name in row.columns:
-        if name in fields:
+        if name in fields and name != CONTRAST:
             raise BadRowError(
                 f"both '{name}' and lists of scores say how strong the preference is; keep one of them, or "
                 f"name the column otherwise with `columns`, as in `columns: {{given_{name}: {name}}}`"
             )
-    return [(name, list(value) if isinstance(value, tuple) else value) for name, value in row.columns.items()]
 
 
 def _template_args(fields: Fields) -> str:
@@ -216,14 +252,15 @@ def _refuse_reasoning(fields: Fields) -> None:
             )
 
 
-def _typed(fields: Mapping[str, Any], held: Fields) -> list[tuple[str, Any]]:
-    """Return the columns of a row, with its weight as a number."""
+def _unread(fields: Mapping[str, Any], held: Fields) -> list[tuple[str, Any]]:
+    """Return the columns of a row that were not read, with its weight as a number."""
+    unread = [(name, value) for name, value in fields.items() if name not in held.used]
     if WEIGHT not in held:
-        return list(fields.items())
+        return unread
     weight = number(fields[WEIGHT], WEIGHT)
     if weight < 0:
         raise BadRowError(f"expected '{WEIGHT}' to be at least 0, got {weight:g}")
-    return [(name, weight if name == WEIGHT else value) for name, value in fields.items()]
+    return [(name, weight if name == WEIGHT else value) for name, value in unread]
 
 
 # -- extra columns
@@ -275,9 +312,15 @@ def _is_unicode(text: str) -> bool:
 
 def as_fields(row: PreferenceRow) -> dict[str, Any]:
     """Return raw fields that ``to_row`` converts back to ``row``, except for its origin."""
-    prompt = [message.as_dict() for message in row.prompt]
+    context = str(row.columns.get("context") or "")
+    prompt = [message.as_dict() for message in _without_context(row.prompt, context)]
     responses = [[message.as_dict() for message in response] for response in row.responses]
-    others = {name: list(value) if isinstance(value, tuple) else value for name, value in row.columns.items()}
+    others: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in row.columns.items()
+    }
+    if others.get(CONTRAST) is not None:
+        other = tuple(map(Message.of, json.loads(others[CONTRAST])))
+        others[CONTRAST] = [message.as_dict() for message in _without_context(other, context)]
     if row.template_args:
         given = json.loads(row.template_args)
         tools = given.pop("tools", None)

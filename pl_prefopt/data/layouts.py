@@ -25,6 +25,7 @@ from pl_prefopt.data.json_values import parse_json
 from pl_prefopt.data.score_lists import is_list, mean_scores, strength_of_pair
 from pl_prefopt.errors import closest, printable
 from pl_prefopt.rows import Columns, Message, PreferenceRow, Value
+from pl_prefopt.views import CONTRAST
 
 _NO_COLUMNS: Mapping[str, Any] = {}
 _LARGEST_SCORE = 3.4e38
@@ -355,6 +356,22 @@ def _label(value: Any) -> float:
     raise BadRowError(f"expected 'label' to be true or false, got {shown(value)}")
 
 
+def _contrast(fields: Fields) -> PreferenceRow:
+    """Read one response to two prompts, of which it fits the first better."""
+    prompt = _around(as_prompt(fields["prompt_chosen"], "prompt_chosen"), fields)
+    response = as_response(fields["completion"], "completion", prompt)
+    return row_of(prompt, [response], ([1.0], False), names=("'completion'",))
+
+
+def contrast_prompt(fields: Fields, prompt: Sequence[Message]) -> list[Message]:
+    """Return the other prompt of a row, which its chosen response fits less well."""
+    other = _around(as_prompt(fields[CONTRAST], CONTRAST), fields)
+    check_prompt(other)
+    if other == list(prompt):
+        raise BadRowError(f"the prompt and '{CONTRAST}' are identical, so there is nothing to prefer")
+    return other
+
+
 PROMPT_COLUMNS = (
     "prompt",
     "instruction",
@@ -396,6 +413,13 @@ OUR_LAYOUTS = (
         optional=(*PROMPT_COLUMNS, *REASONING_COLUMNS),
         claims=("completion", "label"),
         convert=_unpaired,
+    ),
+    Layout(
+        name="prompt contrast",
+        columns=("prompt_chosen", CONTRAST, "completion"),
+        optional=("history", "system"),
+        claims=("prompt_chosen",),
+        convert=_contrast,
     ),
 )
 

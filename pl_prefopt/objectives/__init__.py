@@ -105,7 +105,15 @@ from pl_prefopt.objectives.preference_models import (
     StrengthBradleyTerry,
     Themis,
 )
+from pl_prefopt.objectives.prompt_contrast import RcDPO
 from pl_prefopt.objectives.proposals import ColumnProposal, Proposal, ReferenceProposal
+from pl_prefopt.objectives.rationales import (
+    LogisticRationale,
+    RationaleDPO,
+    RationaleNegativeLogLikelihood,
+    RationaleORPO,
+    RationaleTerm,
+)
 from pl_prefopt.objectives.reference_free import ORPO, SimPO
 from pl_prefopt.objectives.reference_strength import INPO, DiscoPOP, FlexDPO, GammaDPO, NormDPO
 from pl_prefopt.objectives.reward_models import (
@@ -271,6 +279,7 @@ __all__ = [
     "LogRatioStoppedKL",
     "LogScoreGap",
     "Logistic",
+    "LogisticRationale",
     "MPPOComparison",
     "MPPOObjective",
     "MPPOPointObjective",
@@ -310,6 +319,11 @@ __all__ = [
     "PointMSE",
     "PolicyProbability",
     "Proposal",
+    "RationaleDPO",
+    "RationaleNegativeLogLikelihood",
+    "RationaleORPO",
+    "RationaleTerm",
+    "RcDPO",
     "ReferenceFreeObjective",
     "ReferenceObjective",
     "ReferenceProposal",

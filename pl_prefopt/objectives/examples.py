@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from pl_prefopt.requests import REWARD
-from pl_prefopt.types import Column, ResponseLogProbs, ScoredBatch
+from pl_prefopt.types import Column, ResponseLogProbs, ScoredBatch, ViewLogProbs
 
 
 def example(
@@ -80,3 +80,23 @@ def embedded(
     """
     batch = example(log_probs or [torch.nan] * len(outputs), scores=scores, columns=columns)
     return dataclasses.replace(batch, outputs={REWARD: torch.tensor([outputs])})
+
+
+def with_view(
+    batch: ScoredBatch, name: str, policy: Sequence[float], *references: Sequence[float]
+) -> ScoredBatch:
+    """Return an example with a second view.
+
+    Args:
+        batch: the example.
+        name: the view's name.
+        policy: log π_θ of each response in the view, of 4 tokens each.
+        references: log π_ref of each, once per reference.
+    """
+    sums = torch.tensor([policy])
+    view = ViewLogProbs(
+        policy=ResponseLogProbs(sum=sums, length=torch.full(sums.shape, 4)),
+        references=torch.tensor(references).unsqueeze(1) if references else sums.new_empty((0, *sums.shape)),
+        present=torch.ones(sums.shape, dtype=torch.bool),
+    )
+    return dataclasses.replace(batch, views={**batch.views, name: view})

@@ -31,10 +31,10 @@ from pl_prefopt.pairing import ALL_PAIRS, Pairing
 from pl_prefopt.requests import REWARD
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import Outcome, ScoredBatch
-from pl_prefopt.views import ColumnPrompt
+from pl_prefopt.views import ContrastPrompt
 
 PAGE = "methods/preference_models.md"
-_OTHER = "other_prompt"
+_OTHER = "contrast"
 
 
 @dataclass(frozen=True)
@@ -456,13 +456,10 @@ class ConditionalBradleyTerry(RewardObjective):
     """Rc-BT: −log σ(r(x, y) − r(x′, y)), one response under the row's prompt and under another one.
 
     "MAPL", arXiv 2505.12845: y satisfies the instructions of its own prompt x, and not all of those of x′,
-    which a column holds. A prompt's loss is the mean over its responses; scores aren't read. Rewards that
+    which is the row's ``prompt_rejected``. A prompt's loss is the mean over its responses; scores aren't read. Rewards that
     depend on the response alone cancel, those that depend on the prompt alone don't. Together with
     ``BradleyTerry`` it is a ``Sum``, whose weights are the paper's λ; the published learning rate is 1e-5,
     with batches of 64.
-
-    Args:
-        column: the column with x′ as a text, which takes the place of the prompt's last user turn.
 
     Examples:
         >>> from pl_prefopt.objectives.examples import rewarded
@@ -472,33 +469,30 @@ class ConditionalBradleyTerry(RewardObjective):
         >>> view = ViewLogProbs(
         ...     policy=other.policy, references=other.references, present=other.present, outputs=other.outputs
         ... )
-        >>> ConditionalBradleyTerry()(dataclasses.replace(batch, views={"other_prompt": view})).loss
+        >>> ConditionalBradleyTerry()(dataclasses.replace(batch, views={"contrast": view})).loss
         tensor([0.1269])
     """
 
     data = ("unpaired", "pairs", "lists")
     use_when = "A response is right for one prompt and wrong for a similar one with other instructions."
 
-    def __init__(self, *, column: str = "other_prompt") -> None:
-        super().__init__()
-        self.column = column
-
     @property
     def needs(self) -> Needs:
         """One reward per response, and the other prompt."""
+        view = ContrastPrompt()
         return Needs(
             max_references=0,
             reward_outputs=1,
             log_probs=False,
-            columns=(self.column,),
-            views={_OTHER: ColumnPrompt(self.column)},
+            columns=(view.column,),
+            views={_OTHER: view},
             trained_views=frozenset({_OTHER}),
         )
 
     def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
         """Refuse rows without another prompt; scores aren't needed."""
         for index in range(len(rows)):
-            ColumnPrompt(self.column)(rows, index)
+            ContrastPrompt()(rows, index)
 
     def forward(self, batch: ScoredBatch) -> Outcome:
         """Average each prompt's losses over its responses."""

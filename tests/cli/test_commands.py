@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.gguf_files import write_tiny_gguf
 from tests.method_files import CONFIGS, one_of_each_family
-from tests.runs import metrics_of, scored_rows, write_rows
+from tests.runs import metrics_of, pair_rows, scored_rows, write_rows
 
 
 def axes(method="dpo"):
@@ -217,9 +217,13 @@ def test_every_family_takes_a_step(prefopt, settings, method, tiny_model, tmp_pa
     ]
     if "desirable_above" in files["model"]["init_args"]["objective"]["init_args"]:  # the rows have grades
         extra += ["--model.init_args.objective.init_args.desirable_above", "4"]
-    if method.stem == "adaptive_margin_dpo":
-        rows = [row | {"strength": row["scores"]} for row in scored_rows(8)]
-        extra += ["--data.train", write_rows(tmp_path / "strengths.jsonl", rows)]
+    further = {
+        "adaptive_margin_dpo": [row | {"strength": row["scores"]} for row in scored_rows(8)],
+        "rationale_dpo": [row | {"rationale": "It fits."} for row in pair_rows(8)],
+        "rationale_orpo": [row | {"rationale": "It fits."} for row in pair_rows(8)],
+    }
+    if method.stem in further:
+        extra += ["--data.train", write_rows(tmp_path / "more.jsonl", further[method.stem])]
     prefopt("fit", *axes(method.stem), *settings, *extra, "--trainer.fast_dev_run", "1")
 
 

@@ -115,14 +115,14 @@ def test_groups_move_to_what_explains_their_pairs_and_a_resumed_run_goes_on(tiny
 
 
 def test_a_response_is_scored_under_two_prompts_with_gradients_through_both(tiny_model, tmp_path):
-    rows = [{**row, "other_prompt": f"Else {number}?"} for number, row in enumerate(pair_rows(3))]
+    rows = [{**row, "prompt_rejected": f"Else {number}?"} for number, row in enumerate(pair_rows(3))]
     module = RewardModule(lora_spec(tiny_model), ConditionalBradleyTerry())
     data = make_datamodule(tmp_path, rows, batch_size=3)
     trainer = make_trainer(tmp_path, max_steps=1, limit_val_batches=0)
     trainer.fit(module, data)
-    plain = make_datamodule(tmp_path, [{**row, "prompt": row["other_prompt"]} for row in rows], batch_size=3)
+    plain = make_datamodule(tmp_path, [{**row, "prompt": row["prompt_rejected"]} for row in rows], batch_size=3)
     batch = module.score(data.datasets["train"].batch(range(3)))
-    other = batch.views["other_prompt"].outputs["reward"]
+    other = batch.views["contrast"].outputs["reward"]
     assert other.requires_grad
     again = RewardModule(lora_spec(tiny_model), BradleyTerry())
     make_trainer(tmp_path).validate(again, plain, verbose=False)

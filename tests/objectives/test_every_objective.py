@@ -77,6 +77,7 @@ WITHOUT_DEFAULTS: dict[str, Callable[[], Objective]] = {
         attributes=["helpful", "brief"], reward={"helpful": 1.0, "brief": -0.5}
     ),
     "MarginBradleyTerry": lambda: objectives.MarginBradleyTerry(margin=objectives.ColumnMargin("strength")),
+    "RcDPO": lambda: objectives.RcDPO(beta=0.2),
 }
 """How to make one that has no defaults."""
 VARIANTS: dict[str, Callable[[], Objective]] = {
@@ -170,6 +171,7 @@ def batch_for(objective: Objective) -> ScoredBatch:
     marks = torch.arange(batch.scores.numel()).view_as(batch.scores) % 3 == 0
     columns = {"preference": numbers, "strength": 5 * numbers - 1, "reference_sample": marks}
     columns |= {"margin": numbers, "magnitude": 3 * numbers}
+    columns |= {"rationale": numbers, "prompt_rejected": numbers}
     ratings = torch.where(marks, torch.nan, torch.arange(batch.scores.numel()).view_as(batch.scores) % 5.0)
     columns |= {"helpful": ratings, "brief": ratings.roll(1, 0)}
     rated = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
