@@ -80,6 +80,11 @@ def export_policy(
     if not ckpt_path.exists():
         raise ConfigError(f"Expected a checkpoint, but {ckpt_path} is missing.")
     spec = read_policy_spec(config_path)
+    if spec.resize_embeddings is not None and spec.has_adapter and not merge:
+        raise ConfigError(
+            "An adapter alone can't be exported after policy.resize_embeddings, since its base lacks the new "
+            "tokens: use --merge true."
+        )
     head = read_head(ckpt_path)
     card = read_card(config_path, head.rest, is_adapter=spec.has_adapter and not merge)
     described = describe(card.method, spec, spec.base_identity, spec.adapter_identity)
@@ -194,7 +199,9 @@ def _check(draft: Path, source: TrainedPolicy, trial: _Trial, *, whole: bool) ->
     """Load the exported files with plain libraries and compare their scores with the policy's."""
     spec = dataclasses.replace(source.spec, lora=None, adapter=None)
     if whole:
-        spec = dataclasses.replace(spec, name=str(draft), revision=None, gguf_file=None, dtype="auto")
+        spec = dataclasses.replace(
+            spec, name=str(draft), revision=None, gguf_file=None, dtype="auto", resize_embeddings=None
+        )
     else:
         spec = dataclasses.replace(spec, adapter=str(draft))
     model = build_frozen(spec)

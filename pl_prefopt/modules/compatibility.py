@@ -162,8 +162,7 @@ def check_names(needs: Needs, datasets: Mapping[str, Any] | None) -> None:
 def check_tokens(spec: PolicySpec, datasets: Mapping[str, Any]) -> None:
     """Raise a ``ConfigError`` if the rows have a token that the policy has no embedding for."""
     for rows in datasets.values():
-        token = rows.largest_token
-        spec.check_token(token, str(rows.renderer.tokenizer.convert_ids_to_tokens(token)))
+        spec.check_token(rows.largest_token, rows.renderer.tokenizer)
 
 
 def check_batch(batch: PreferenceBatch, needs: Needs, needed_by: Callable[[str], str]) -> None:

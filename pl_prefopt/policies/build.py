@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.policies.adapters import alters_base, starts_at_base, trains_base
+from pl_prefopt.policies.embeddings import resize, training_new_rows
 from pl_prefopt.policies.spec import PolicySpec, explained
 
 Adapt = Callable[[Any, PolicySpec], Any]
@@ -109,6 +110,7 @@ def _load(spec: PolicySpec) -> Any:
         # GGUF weights are de-quantised while loading, but the model still calls itself quantised and would
         # refuse to be saved.
         quantizer.remove_quantization_config(model)
+    resize(model, spec)
     return model
 
 
@@ -175,7 +177,7 @@ def with_new_adapter(model: Any, spec: PolicySpec) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    settings = {"task_type": "CAUSAL_LM", **(spec.lora or {})}
+    settings = training_new_rows({"task_type": "CAUSAL_LM", **(spec.lora or {})}, model, spec)
     try:
         with nullcontext() if starts_at_base(settings) else torch.random.fork_rng(devices=[]):
             if not starts_at_base(settings):

@@ -51,6 +51,12 @@ def check_splittable(spec: PolicySpec) -> None:
             "on 4-bit weights, set policy.name FOLDER after `prefopt export CHECKPOINT --out FOLDER --merge "
             "true --dtype float32`."
         )
+    if spec.resize_embeddings is not None:
+        raise ConfigError(
+            "policy.resize_embeddings can't be combined with sharded weights: use trainer.strategy ddp, or "
+            "resize the model with transformers (resize_token_embeddings), save it together with the "
+            "tokeniser and name that folder in policy.name."
+        )
     if spec.lora is not None and not keeps_base(spec.lora):
         raise ConfigError(
             "policy.lora with init_lora_weights, bias or layer_replication that change the base can't be "

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pl_prefopt.policies.build import as_frozen, as_policy, four_bit_config, read_config, with_new_adapter
+from pl_prefopt.policies.embeddings import resize
 from pl_prefopt.policies.spec import PolicySpec, explained
 
 
@@ -68,6 +69,7 @@ def _outline(spec: PolicySpec) -> Any:
         # Versions of transformers differ in which of these they take; all of them take more by name.
         quantizer.preprocess_model(model=model, config=config, dtype=model.dtype, device_map=None)
         quantizer.postprocess_model(model)
+    resize(model, spec)
     return model
 
 

@@ -44,6 +44,9 @@ class PolicySpec:
         lora: arguments of ``peft.LoraConfig``; absent means that all weights are trained.
         adapter: the folder of a PEFT adapter to start from; its configuration takes the place of ``lora``.
         four_bit: load the base in 4 bits; to train it then needs ``lora`` or ``adapter``.
+        resize_embeddings: the number of tokens to have embeddings for, where the tokeniser has tokens that
+            the model doesn't know: ``len(tokenizer)``. New rows start as the mean of the others and are
+            trained, by an adapter too.
         gradient_checkpointing: recompute activations in the backward pass.
         full_checkpoints: keep frozen weights in checkpoints too. Off by default: an adapter's checkpoint is
             small.
@@ -60,6 +63,7 @@ class PolicySpec:
     lora: dict[str, Any] | None = None
     adapter: str | None = None
     four_bit: FourBit | None = None
+    resize_embeddings: int | None = None
     gradient_checkpointing: bool = False
     full_checkpoints: bool = False
     dropout: bool = False
@@ -70,6 +74,11 @@ class PolicySpec:
             raise ConfigError("policy.lora and policy.adapter exclude each other: remove one of them.")
         if self.lora is not None:
             _check_lora(self.lora)
+        if self.resize_embeddings is not None and self.adapter is not None:
+            raise ConfigError(
+                "policy.resize_embeddings and policy.adapter exclude each other, since an adapter belongs to "
+                "the embeddings that it was trained with: start from a merged export in policy.name."
+            )
         if "/" in self.attn_implementation and not self.trust_remote_code:
             raise ConfigError(
                 f"policy.attn_implementation '{self.attn_implementation}' is code on the hub: if you trust "
@@ -131,28 +140,34 @@ class PolicySpec:
         limit: int | None = getattr(self._text_config(), "max_position_embeddings", None)
         return limit
 
-    def vocabulary_size(self) -> int:
-        """Return how many tokens the model knows, from its configuration.
+    def vocabulary_size(self, *, resized: bool = True) -> int:
+        """Return how many tokens the model knows, from its configuration and ``resize_embeddings``.
+
+        Args:
+            resized: whether to take ``resize_embeddings`` into account.
 
         Raises:
             ConfigError: if ``name`` holds no configuration.
         """
+        if resized and self.resize_embeddings is not None:
+            return self.resize_embeddings
         size: int = self._text_config().vocab_size
         return size
 
-    def check_token(self, token: int, text: str) -> None:
+    def check_token(self, token: int, tokenizer: Any) -> None:
         """Raise a ``ConfigError`` if the model has no embedding for a token.
 
         Args:
             token: the token's id.
-            text: the token.
+            tokenizer: the tokeniser that it is from.
         """
         size = self.vocabulary_size()
         if token >= size:
+            text = tokenizer.convert_ids_to_tokens(token)
             raise ConfigError(
                 f"The rows have the token {token} ('{text}'), but {self.name} has embeddings for only {size} "
-                "tokens: use the model's own tokeniser, or call resize_token_embeddings(len(tokenizer)) of "
-                "transformers on the model and save it with the tokeniser."
+                "tokens: use the model's own tokeniser, or set policy.resize_embeddings: "
+                f"{max(len(tokenizer), token + 1)} to add and train the others."
             )
 
     def _text_config(self) -> Any:
@@ -168,11 +183,15 @@ class PolicySpec:
         return config.get_text_config()
 
     @property
+    def _resized(self) -> list[int]:
+        return [] if self.resize_embeddings is None else [self.resize_embeddings]
+
+    @property
     def base_identity(self) -> str:
         """A hash that tells the base's weights from others, wherever they lie and however they are loaded."""
         # The files that it is loaded from: others, such as training_args.bin, may join them.
         kind = ".safetensors" if self.gguf_file is None else ".gguf"
-        described = [self.revision, self.gguf_file, _identity(self.name, (kind,))]
+        described = [self.revision, self.gguf_file, _identity(self.name, (kind,)), *self._resized]
         return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
 
     @property
@@ -190,7 +209,7 @@ class PolicySpec:
         that it may move; a hub model by its name and revision.
         """
         digest = hashlib.sha256()
-        described = [self.revision, self.gguf_file, self.dtype, self.four_bit]
+        described = [self.revision, self.gguf_file, self.dtype, self.four_bit, *self._resized]
         digest.update(repr(described).encode())
         for place in (self.name, self.adapter):
             digest.update(_identity(place).encode())

@@ -90,8 +90,7 @@ class FrozenModel(Reference):
             split: self._read(rows) if split in foreign else None for split, rows in datasets.items()
         }
         for split, rows in datasets.items():
-            token = (self._own[split] or rows).largest_token
-            self.spec.check_token(token, str(self.renderer.tokenizer.convert_ids_to_tokens(token)))
+            self.spec.check_token((self._own[split] or rows).largest_token, self.renderer.tokenizer)
         if self.model is None:
             self.model = build_frozen(self.spec)
         if not self.offload:
