@@ -24,13 +24,14 @@ from pl_prefopt.policies import PolicySpec, build_frozen, check_saved, merged
 from pl_prefopt.policies.spec import sampled_hash
 from pl_prefopt.saved_settings import FILE_NAME, read_saved
 
-_LIMITS = ("template", "max_prompt_length", "max_response_length", "tokenizer")
+_LIMITS = ("template", "template_arguments", "max_prompt_length", "max_response_length", "tokenizer")
 
 
 class Limits(NamedTuple):
     """How prompts become tokens; a run's own, unless a command sets others."""
 
     template: Any = "auto"
+    template_arguments: Mapping[str, Any] | None = None
     max_prompt_length: int | None = 1024
     max_response_length: int | None = 1024
     tokenizer: str | None = None
@@ -91,6 +92,7 @@ class ChosenPolicy:
         return Renderer(
             spec.load_tokenizer(),
             template=chosen.template,
+            arguments=chosen.template_arguments,
             max_prompt_length=chosen.max_prompt_length,
             max_response_length=chosen.max_response_length,
         )

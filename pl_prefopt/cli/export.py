@@ -18,6 +18,7 @@ from pl_prefopt.cli.export_check import compare, score, trial_rows, unit_of
 from pl_prefopt.cli.export_reward import described_head, export_reward
 from pl_prefopt.cli.parser import Parser, RefusedError
 from pl_prefopt.cli.plain_parser import PlainParser
+from pl_prefopt.data.renderer import TEMPLATE_NAMES, read_template, with_template
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.files import new_folder, restore_backup, without_dots
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
@@ -93,11 +94,12 @@ def export_policy(
         # Rounding to 4-bit weights would lose the adapter.
         spec = dataclasses.replace(spec, four_bit=None)
     whole = merge or not spec.has_adapter
+    tokenizer = _tokenizer(spec, card.config.get("data") or {})
     source = TrainedPolicy(spec, ckpt_path, f"{ckpt_path} doesn't fit the policy of {config_path}")
     if described_head(head.rest) is not None:
         source = source._replace(spec=dataclasses.replace(spec, four_bit=None), has_logits=False)
         with new_folder(out) as draft:
-            export_reward(draft, source, head.rest, card.config, dtype=dtype)
+            export_reward(draft, source, head.rest, card.config, tokenizer, dtype=dtype)
             card.write(draft)
         return
     with new_folder(out) as draft:
@@ -106,8 +108,18 @@ def export_policy(
         )
         _check(draft, source, trial, whole=whole)
         _write_heads(draft, ckpt_path)
-        spec.load_tokenizer().save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
         card.write(draft)
+
+
+def _tokenizer(spec: PolicySpec, data: Mapping[str, Any]) -> Any:
+    """Return the policy's tokeniser, with the chat template that the run has trained on.
+
+    Raises:
+        ConfigError: if that was in a file that is gone.
+    """
+    tokenizer, template = spec.load_tokenizer(), str(data.get("template") or "auto")
+    return tokenizer if template in TEMPLATE_NAMES else with_template(tokenizer, read_template(template))
 
 
 class TrainedPolicy(NamedTuple):

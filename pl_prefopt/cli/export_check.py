@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.data import Renderer
 from pl_prefopt.data.formats import to_row
+from pl_prefopt.data.renderer import TEMPLATE_NAMES
 from pl_prefopt.data.sources import Source, open_source
 from pl_prefopt.errors import PrefOptError
 from pl_prefopt.policies import PolicySpec
@@ -131,7 +132,9 @@ def _rows_of(spec: PolicySpec, data: Mapping[str, Any]) -> Iterator[list[int]]:
     source = Source(**described) if isinstance(described, Mapping) else Source.of(described)
     if not Path(source.path).is_file():
         return
-    renderer = Renderer(spec.load_tokenizer(), template=data["template"])
+    # Any rows will do, so that the run's template file need not be there any more.
+    template = data["template"] if data["template"] in TEMPLATE_NAMES else "auto"
+    renderer = Renderer(spec.load_tokenizer(), template=template)
     for record in islice(open_source(source, Path()).records(), _ROWS):
         row = renderer.encode(to_row(record.fields))
         yield [*row.prompt_ids[-_TOKENS // 2 :], *row.response_ids[0]]

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from pl_prefopt.cli.export_check import compare, trial_rows, unit_of
 from pl_prefopt.data import Renderer
+from pl_prefopt.data.renderer import TEMPLATE_NAMES
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.heads import Head, ScalarHead
 from pl_prefopt.modules.reward import LEARNED
 from pl_prefopt.modules.reward_folders import made_head, write_folder
 from pl_prefopt.policies import PolicySpec, merged
 
-_RENDERED_BY = ("template", "max_prompt_length", "max_response_length")
+_RENDERED_BY = ("template", "template_arguments", "max_prompt_length", "max_response_length")
 
 
 class Source(Protocol):
@@ -43,6 +44,7 @@ def export_reward(
     source: Source,
     checkpoint: Mapping[str, Any],
     config: Mapping[str, Any],
+    tokenizer: Any,
     *,
     dtype: str | None,
 ) -> None:
@@ -53,6 +55,7 @@ def export_reward(
         source: the policy and its trained weights.
         checkpoint: its contents without weights.
         config: the run's configuration.
+        tokenizer: the policy's, with the chat template of the run.
         dtype: of the written model; the policy's by default.
 
     Raises:
@@ -63,8 +66,9 @@ def export_reward(
     size = policy.get_input_embeddings().weight.shape[1]
     described, learned = described_head(checkpoint) or "", checkpoint.get(LEARNED) or {}
     head = made_head(described, learned, source.weights("heads.reward."), size).eval()
-    tokenizer = spec.load_tokenizer()
     settings = {name: data[name] for name in _RENDERED_BY if name in data}
+    if settings.get("template", "auto") not in TEMPLATE_NAMES:
+        settings["template"] = "chat"  # the file's template is the tokeniser's own now
     end = Renderer(tokenizer, template=settings.get("template", "auto")).end_token_id
     rows = [[*row, end] for row in trial_rows(spec, data)]
     expected, unit = _scores(policy, head, rows), unit_of(policy, spec)

@@ -21,7 +21,7 @@ from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.formats import WEIGHT
 from pl_prefopt.data.names import Names
 from pl_prefopt.data.order import RowOrder
-from pl_prefopt.data.renderer import Renderer, TemplateName
+from pl_prefopt.data.renderer import TEMPLATE_NAMES, Renderer, TemplateName, read_template
 from pl_prefopt.data.report import OnBadRow
 from pl_prefopt.data.required import require_columns, require_same_kinds
 from pl_prefopt.data.sampler import LengthGroupedSampler, SameOrderSampler
@@ -58,7 +58,9 @@ class PreferenceDataModule(LightningDataModule):
             ``None`` for no limit. With a limit, ``batch_size`` can be set large.
         eval_batch_size: prompts per batch and device in evaluation and prediction; ``batch_size`` by default.
         tokenizer: a tokeniser's folder or hub name; the policy's own by default.
-        template: ``auto``, ``chat``, ``plain`` or ``none``; see ``Renderer``.
+        template: ``auto``, ``chat``, ``plain`` or ``none``, or a file with a chat template; see ``Renderer``.
+        template_arguments: arguments of the chat template for all rows, such as ``{enable_thinking: false}``;
+            a row's own ``chat_template_kwargs`` take precedence.
         max_prompt_length: maximum number of prompt tokens; prompts are truncated on the left. ``None`` for no
             limit.
         max_response_length: maximum number of response tokens; responses are truncated on the right. ``None``
@@ -96,7 +98,8 @@ class PreferenceDataModule(LightningDataModule):
         max_tokens_per_batch: int | None = None,
         eval_batch_size: int | None = None,
         tokenizer: str | None = None,
-        template: TemplateName = "auto",
+        template: TemplateName | str = "auto",
+        template_arguments: dict[str, Any] | None = None,
         max_prompt_length: int | None = 1024,
         max_response_length: int | None = 1024,
         on_bad_row: OnBadRow = "error",
@@ -115,6 +118,7 @@ class PreferenceDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.max_tokens_per_batch = max_tokens_per_batch
         self.tokenizer, self.template = tokenizer, template
+        self.template_arguments = template_arguments or {}
         self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
         self.on_bad_row, self.max_rows = on_bad_row, max_rows
         self.columns = columns or {}
@@ -148,6 +152,8 @@ class PreferenceDataModule(LightningDataModule):
                 f"{self.held_out}; write {int(self.held_out)} for rows"
             )
         check_names(self.columns)
+        if self.template not in TEMPLATE_NAMES:
+            read_template(self.template)  # refused before anything is loaded
 
     @property
     def renderer(self) -> Renderer:
@@ -298,6 +304,7 @@ class PreferenceDataModule(LightningDataModule):
         return Renderer(
             self._load_tokenizer(),
             template=self.template,
+            arguments=self.template_arguments,
             max_prompt_length=self.max_prompt_length,
             max_response_length=self.max_response_length,
         )

@@ -6,10 +6,11 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,11 @@ from pl_prefopt.data.templates import (
     Template,
     TemplateError,
 )
-from pl_prefopt.errors import ConfigError, DataError, printable
+from pl_prefopt.errors import ConfigError, DataError, first_line, printable, suggest
 from pl_prefopt.rows import Message, PreferenceRow
 
 TemplateName = Literal["auto", "chat", "plain", "none"]
+TEMPLATE_NAMES: tuple[str, ...] = get_args(TemplateName)
 Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int32]
 Mask: TypeAlias = Sequence[bool] | npt.NDArray[np.bool_]
 
@@ -107,7 +109,9 @@ class Renderer:
         tokenizer: a ``transformers`` tokeniser.
         template: ``chat`` uses the tokeniser's chat template, ``plain`` writes ``User: ...`` and
             ``Assistant: ...`` for base models, ``none`` concatenates the texts, ``auto`` is ``chat`` if the
-            tokeniser has a chat template and ``plain`` otherwise.
+            tokeniser has a chat template and ``plain`` otherwise. Anything else is a file with a chat
+            template in Jinja, which takes the place of the tokeniser's.
+        arguments: arguments of the chat template for every row, such as ``{"enable_thinking": False}``.
         max_prompt_length: maximum number of prompt tokens; ``None`` for no limit.
         max_response_length: maximum number of response tokens; ``None`` for no limit.
         setting: the name of the ``template`` setting in error messages.
@@ -120,7 +124,8 @@ class Renderer:
         self,
         tokenizer: Any,
         *,
-        template: TemplateName = "auto",
+        template: TemplateName | str = "auto",
+        arguments: Mapping[str, Any] | None = None,
         max_prompt_length: int | None = None,
         max_response_length: int | None = None,
         setting: str = "data.template",
@@ -133,11 +138,15 @@ class Renderer:
                 raise ConfigError(
                     f"expected `data.{name}` to be at least 1, got {limit}; set null for no limit"
                 )
+        if template not in TEMPLATE_NAMES:
+            tokenizer = with_template(tokenizer, read_template(template, setting))
         self.tokenizer = tokenizer
+        self.adjusted = bool(arguments) or template not in TEMPLATE_NAMES
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self._setting = setting
-        self._template = _make_template(tokenizer, template, setting)
+        self._template = _make_template(tokenizer, template, setting, arguments or {})
+        self._arguments = json.dumps(arguments, sort_keys=True) if arguments else ""
         self._end = self._template.end_token or tokenizer.eos_token
         if self._end is None:
             raise ConfigError(
@@ -160,6 +169,7 @@ class Renderer:
             type(self._template).__name__,
             json.dumps(self.tokenizer.chat_template, sort_keys=True),
             repr((self._end, self._bos, self.max_prompt_length, self.max_response_length)),
+            *([self._arguments] if self._arguments else []),
         ]
         return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
@@ -169,6 +179,10 @@ class Renderer:
         return hashlib.blake2b(
             _tokenizer_content(self.tokenizer).encode("utf-8", "surrogatepass")
         ).hexdigest()
+
+    def same_tokenizer(self, other: Renderer) -> bool:
+        """Whether both have the same tokeniser, whatever their templates are."""
+        return self._content == other._content
 
     def limited_as(self, other: Renderer) -> Renderer:
         """Return a renderer with this one's tokeniser and template and ``other``'s length limits."""
@@ -452,19 +466,49 @@ def _after(text: str, longer: str) -> str:
     return longer[len(text) :]
 
 
-def _make_template(tokenizer: Any, name: TemplateName, setting: str) -> Template:
+def _make_template(
+    tokenizer: Any, name: TemplateName | str, setting: str, arguments: Mapping[str, Any]
+) -> Template:
     if name == "auto":
         name = "chat" if tokenizer.chat_template else "plain"
-    if name == "chat":
-        if not tokenizer.chat_template:
+    if name in ("plain", "none"):
+        if arguments:
             raise ConfigError(
-                f"`{setting}: chat` expects a tokeniser with a chat template, got one without; "
-                f"set `{setting}: plain`"
+                f"`data.template_arguments` are those of a chat template, but `{setting}` is {name}; remove "
+                f"them, or set `{setting}: chat`"
             )
-        return ChatTemplate(tokenizer)
-    if name not in ("plain", "none"):
-        raise ConfigError(f"expected `{setting}` to be auto, chat, plain or none, got '{name}'; choose one")
-    return PlainTemplate(tokenizer) if name == "plain" else NoTemplate()
+        return PlainTemplate(tokenizer) if name == "plain" else NoTemplate()
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"`{setting}: chat` expects a tokeniser with a chat template, got one without; "
+            f"set `{setting}: plain`"
+        )
+    try:
+        return ChatTemplate(tokenizer, arguments)
+    except TemplateError as error:
+        raise ConfigError(f"{error}; correct `data.template_arguments`") from error
+
+
+def read_template(path: str, setting: str = "data.template") -> str:
+    """Return the chat template in a file.
+
+    Raises:
+        ConfigError: if there is no such file.
+    """
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(
+            f"expected `{setting}` to be {', '.join(TEMPLATE_NAMES)} or a file with a chat template, got "
+            f"'{printable(path)}' ({first_line(error)}); choose one{suggest(path, TEMPLATE_NAMES)}"
+        ) from error
+
+
+def with_template(tokenizer: Any, text: str) -> Any:
+    """Return a copy of a tokeniser with another chat template."""
+    other = copy.copy(tokenizer)
+    other.chat_template = text
+    return other
 
 
 def _leading_special_ids(tokenizer: Any) -> list[int]:

@@ -126,11 +126,19 @@ class ChatTemplate:
     """The tokeniser's own chat template.
 
     A ``developer`` turn is a ``system`` turn for templates that don't know the role.
+
+    Args:
+        tokenizer: the tokeniser.
+        arguments: what the template is given for every row; a row's own arguments take precedence.
+
+    Raises:
+        TemplateError: if the template doesn't read one of them.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any] | None = None) -> None:
         self._tokenizer = tokenizer
-        self._arguments: Mapping[str, Any] = {}
+        self._arguments: Mapping[str, Any] = dict(arguments or {})
+        self._check_arguments(self._arguments, "")
         self.end_token, self.markers = self._find_tokens()
 
     @cached_property
@@ -141,16 +149,20 @@ class ChatTemplate:
         """See ``Template``."""
         if not arguments:
             return self
+        given = json.loads(arguments)
+        self._check_arguments(given, "the row's ")
         other = copy.copy(self)
-        other._arguments = json.loads(arguments)
+        other._arguments = {**self._arguments, **given}
+        return other
+
+    def _check_arguments(self, arguments: Mapping[str, Any], whose: str) -> None:
         own = inspect.signature(self._tokenizer.apply_chat_template).parameters.keys() - {
             "tools",
             "documents",
         }
-        for name in other._arguments:
+        for name in arguments:
             if name in own or name not in self._source:
-                raise TemplateError(f"the tokeniser's chat template doesn't read the row's '{name[:40]}'")
-        return other
+                raise TemplateError(f"the tokeniser's chat template doesn't read {whose}'{name[:40]}'")
 
     def text(self, dialogue: Sequence[Message]) -> str:
         """See the base class."""

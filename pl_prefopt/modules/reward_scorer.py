@@ -71,7 +71,8 @@ class RewardScorer:
             loading.setLevel(level)
         head, settings = read_head_of(Path(folder), policy.config.get_text_config().hidden_size)
         settings.pop("end_token_id")
-        renderer = Renderer(spec.load_tokenizer(), **settings)
+        arguments = settings.pop("template_arguments", None)
+        renderer = Renderer(spec.load_tokenizer(), arguments=arguments, **settings)
         return cls(policy.to(device), head.to(device).eval(), renderer)
 
     @classmethod

@@ -161,5 +161,10 @@ class FrozenModel(Reference):
         return own
 
     def _reads_as(self, renderer: Renderer) -> bool:
-        """Whether this model reads the policy's tokens; length limits are the policy's only."""
+        """Whether this model reads the policy's tokens; length limits are the policy's only.
+
+        ``data.template_arguments`` and a template file are for all models with the policy's tokeniser.
+        """
+        if renderer.adjusted and self.template == "auto":
+            return self.renderer.same_tokenizer(renderer)
         return self.renderer.limited_as(renderer).fingerprint == renderer.fingerprint
