@@ -1,6 +1,7 @@
 """Whatever comes in, the answer is one sentence or a result, and every row is used or counted.
 
-`PREFOPT_FUZZ=100 pytest tests/test_fuzz.py` tries a hundred times as much, and other things each time.
+`PREFOPT_FUZZ=100 pytest tests/test_fuzz.py` tries a hundred times as much, ten thousand rows of each layout
+among it, and other things each time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from lightning.pytorch.cli import LightningCLI
 from pl_prefopt.cli.main import main
 from pl_prefopt.data import Cache, PreferenceDataset, Renderer
 from pl_prefopt.data.formats import FORMATS, as_fields, to_row
+from pl_prefopt.data.layouts import OUR_LAYOUTS, Layout
 from pl_prefopt.errors import PrefOptError
 from tests.cli.test_commands import CONFIGS
 from tests.data.support import stored
@@ -84,13 +86,20 @@ layouts = st.one_of(
 )
 value = turn | grades | anything | anything.map(json.dumps) | st.lists(texts, max_size=3)
 EXTRA = {"weight": grades, "source": value, "tools": value, "chat_template_kwargs": value, "thinking": value}
+EXTRA |= {"context": value, "votes": st.lists(grades, max_size=3) | value, "prompt_rejected": value}
+EXTRA |= {"annotator": value, "rationale": value, "strength": grades}
+
+
 # Every layout with whatever its columns may hold, and what rows of all layouts may have.
-formats = st.sampled_from(FORMATS).flatmap(
-    lambda layout: st.fixed_dictionaries(
+def rows_of(layout: Layout) -> st.SearchStrategy[Any]:
+    further = dict.fromkeys(sorted(set(layout.optional) - set(layout.columns)), value) | EXTRA
+    return st.fixed_dictionaries(
         dict.fromkeys(layout.columns, value),
-        optional=dict.fromkeys(sorted(set(layout.optional) - set(layout.columns)), value) | EXTRA,
+        optional={name: held for name, held in further.items() if name not in layout.columns},
     )
-)
+
+
+formats = st.sampled_from(FORMATS).flatmap(rows_of)
 keys = st.sampled_from([*(column for layout in FORMATS for column in layout.columns), *EXTRA])
 broken = st.dictionaries(keys | texts, anything, max_size=4)
 overlaid = st.tuples(layouts, st.dictionaries(keys, anything, max_size=1)).map(lambda two: two[0] | two[1])
@@ -104,6 +113,23 @@ def lines_of(records: list[Any]) -> list[str]:
 @tries(150)
 @given(records=st.lists(rows, min_size=1, max_size=4))
 def test_rows_of_any_shape_are_used_or_counted(records: list[Any]):
+    check_counts(records)
+
+
+@pytest.mark.skipif(TIMES == 1, reason="the long run")
+@pytest.mark.parametrize("layout", FORMATS, ids=lambda layout: layout.name)
+def test_many_rows_of_a_layout_are_used_or_counted(layout: Layout):
+    plain = [rows for rows in (layouts,) if layout in OUR_LAYOUTS]  # most of what is wild is refused early
+
+    @tries(5)
+    @given(records=st.lists(st.one_of(rows_of(layout), *plain), min_size=20, max_size=20))
+    def attempt(records: list[Any]) -> None:
+        check_counts(records)
+
+    attempt()
+
+
+def check_counts(records: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "rows.jsonl"
         path.write_text("\n".join(lines_of(records)))
