@@ -209,11 +209,11 @@ def _contrast(prompt: tuple[Message, ...], fields: Fields) -> dict[str, str]:
 
 
 def _refuse_computed(row: PreferenceRow, fields: Fields) -> None:
-    """Refuse columns that the row's lists of scores would overwrite."""
+    """Refuse columns that others with the same name, made from the row's ratings, would overwrite."""
     for name in row.columns:
         if name in fields and name != CONTRAST:
             raise BadRowError(
-                f"both '{name}' and lists of scores say how strong the preference is; keep one of them, or "
+                f"both the column '{name}' and the ratings in the row say '{name}'; keep one of them, or "
                 f"name the column otherwise with `columns`, as in `columns: {{given_{name}: {name}}}`"
             )
 

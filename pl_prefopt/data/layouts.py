@@ -335,7 +335,21 @@ def _ultrafeedback(fields: Fields) -> PreferenceRow:
     ]
     score = next((k for k in _ULTRAFEEDBACK_SCORES if any(c.get(k) is not None for c in completions)), None)
     scores = score and [number(c.get(score), f"completions[{i}].{score}") for i, c in enumerate(completions)]
-    return row_of(prompt, responses, (scores or None, bool(scores)))
+    return row_of(prompt, responses, (scores or None, bool(scores)), columns=_aspects(completions))
+
+
+def _aspects(completions: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """Return the ratings of UltraFeedback's aspects, one per response, ``None`` for "N/A"."""
+    rated = [item.get("annotations") for item in completions]
+    names = sorted({str(name) for one in rated if isinstance(one, Mapping) for name in one})
+    found = {name: [_rating(one, name) for one in rated] for name in names}
+    return {name: ratings for name, ratings in found.items() if any(rating is not None for rating in ratings)}
+
+
+def _rating(annotations: Any, name: str) -> float | None:
+    aspect = annotations.get(name) if isinstance(annotations, Mapping) else None
+    value = aspect.get("Rating") if isinstance(aspect, Mapping) else None
+    return None if value in (None, "", "N/A") else number(value, f"completions.annotations.{name}.Rating")
 
 
 def _unpaired(fields: Fields) -> PreferenceRow:

@@ -39,6 +39,19 @@ def test_lists_of_scores_per_response_become_their_means():
     assert row.columns == {"strength": (8.0, 4.0), "strength_std": (1.0, 0.0)}
 
 
+def test_ultrafeedbacks_aspects_are_columns_with_gaps():
+    def rated(**ratings):
+        return {"response": str(ratings), "overall_score": 5, "annotations": ratings}
+
+    first = rated(honesty={"Rating": "4"}, truthfulness={"Rating": "N/A"}, helpfulness={"Rating": 2})
+    second = rated(honesty={"Rating": "5"}, truthfulness={}, other=None)
+    row = to_row({"instruction": "Hi", "completions": [first, second, {"response": "c", "overall_score": 1}]})
+    assert row.scores == (5.0, 5.0, 1.0)
+    assert row.columns == {"honesty": (4.0, 5.0, None), "helpfulness": (2.0, None, None)}
+    with pytest.raises(BadRowError, match=r"annotations\.honesty\.Rating' to be a number, got 'high'"):
+        to_row({"instruction": "Hi", "completions": [rated(honesty={"Rating": "high"})]})
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
@@ -46,7 +59,10 @@ def test_lists_of_scores_per_response_become_their_means():
         ({"score_chosen": [1], "score_rejected": 2}, "to be a list"),
         ({"score_chosen": [], "score_rejected": []}, "one score per annotator"),
         ({"score_chosen": [1, None], "score_rejected": [1, 2]}, r"'score_chosen\[1\]' to be a number"),
-        ({"score_chosen": [1], "score_rejected": [2], "strength": 3}, "both 'strength' and lists of scores"),
+        (
+            {"score_chosen": [1], "score_rejected": [2], "strength": 3},
+            "both the column 'strength' and the ratings",
+        ),
         ({"context": ["a"]}, "'context' to be text"),
     ],
 )
