@@ -21,7 +21,8 @@ class Evaluation:
     Attributes:
         metrics: the values by name, all of one stage: ``{"val/accuracy": 0.8}``.
         command: ``fit``, ``validate`` or ``test``.
-        data: the path or hub name of the rows.
+        data: the path or hub name of the rows; of several sources their file or hub names.
+        several: whether there are several sources, or named ones.
         held_out: whether the rows were held out from ``data``, the training rows.
         rows: the number of rows.
         part: ``"2 of 10 batches"`` if not all of them were evaluated.
@@ -37,6 +38,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     command: str | None = None
     data: str | None = None
+    several: bool = False
     held_out: bool = False
     rows: int | None = None
     part: str | None = None

@@ -75,16 +75,20 @@ class MetricInfo:
 
 
 def find_info(name: str, infos: Sequence[MetricInfo]) -> MetricInfo | None:
-    """Return what ``name``, without its stage, is; an interval's end is its metric.
+    """Return what ``name``, without its stage, is; an interval's end is its metric, as is one of a set.
 
     >>> infos = [MetricInfo(name="kl_{k}", help="", interval=True), MetricInfo(name="kl_all", help="")]
     >>> [getattr(find_info(name, infos), "name", None) for name in ("kl_3", "kl_all", "kl_3_low", "kl_x")]
     ['kl_{k}', 'kl_all', 'kl_{k}', None]
+    >>> find_info("helpful/kl_3", infos).name
+    'kl_{k}'
     """
     exact = next((info for info in infos if info.name == name), None)
-    return (
+    found = (
         exact or _of_interval(name, infos) or next((i for i in infos if re.fullmatch(i.pattern, name)), None)
     )
+    _, slash, last = name.partition("/")
+    return find_info(last, infos) if found is None and slash else found
 
 
 def _of_interval(name: str, infos: Sequence[MetricInfo]) -> MetricInfo | None:
@@ -100,13 +104,16 @@ def grouped(names: Iterable[str], infos: Sequence[MetricInfo]) -> dict[str, list
     >>> infos = [margin, MetricInfo(name="kl_{k}", help="", group="kl")]
     >>> grouped(["kl_1", "kl_0", "alpha_0", "margin"], infos)
     {'pairs': ['margin'], 'kl': ['kl_0', 'kl_1'], 'of the objective': ['alpha_0']}
+    >>> grouped(["easy/margin", "margin"], infos)
+    {'pairs': ['margin', 'easy/margin']}
     """
     titles = [*dict.fromkeys(info.group for info in infos if info.group != OTHER), OTHER]
     places = {}
     for name in names:
         info = find_info(name, infos)
         places[name] = (OTHER, len(infos)) if info is None else (info.group, infos.index(info))
-    ordered = sorted(places, key=lambda name: (places[name][1], name))
+    # A metric of all rows comes before those of named sets.
+    ordered = sorted(places, key=lambda name: (places[name][1], name.count("/"), name))
     sorted_in = {title: [name for name in ordered if places[name][0] == title] for title in titles}
     return {title: members for title, members in sorted_in.items() if members}
 
@@ -147,7 +154,7 @@ def monitor_mistake(
     info = find_info(name, infos)
     if info is None:
         return None
-    if info.interval and name.endswith(_ENDS) and info.name != name and stage != "test":
+    if info.interval and name.endswith(_ENDS) and info.name != name.rpartition("/")[2] and stage != "test":
         return f"'{monitor}' is measured by `prefopt test` alone, as the end of an interval."
     if not info.is_logged_in(stage):
         return f"'{monitor}' is not measured in training: set it to 'val/{name}'."

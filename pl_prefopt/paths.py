@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pl_prefopt.errors import suggest
 
@@ -30,8 +33,36 @@ def data_suffix(path: Path) -> str:
     return Path(name).suffix
 
 
+def paths_in(source: Any) -> list[str]:
+    """Return the paths, patterns and hub names in a setting such as ``data.train``.
+
+    Examples:
+        >>> paths_in("a.jsonl"), paths_in({"path": "b.jsonl", "split": "test"})
+        (['a.jsonl'], ['b.jsonl'])
+        >>> paths_in(["a.jsonl", {"path": "b.jsonl"}]), paths_in({"helpful": "a.jsonl"})
+        (['a.jsonl', 'b.jsonl'], ['a.jsonl'])
+    """
+    if isinstance(source, str):
+        return [source]
+    if isinstance(source, Mapping):
+        members = [source["path"]] if isinstance(source.get("path"), str) else list(source.values())
+    else:
+        members = list(source) if isinstance(source, list | tuple) else []
+    return [path for member in members for path in paths_in(member)]
+
+
+def matching(path: Path) -> list[Path]:
+    """Return the files that match a pattern, in sorted order; a name that exists is no pattern."""
+    name = str(path.expanduser())
+    if not glob.has_magic(name) or Path(name).exists():
+        return []
+    return sorted(found for found in map(Path, glob.glob(name, recursive=True)) if found.is_file())
+
+
 def missing_data(path: Path) -> str:
     """Return the error message for a missing file or folder of data."""
+    if glob.has_magic(str(path)):
+        return f"expected files that match {path}, got none; check the pattern"
     folder = path.parent
     if not folder.is_dir():
         return f"expected data at {path}, but there is no folder {folder}; check `path`"

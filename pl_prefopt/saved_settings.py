@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.paths import matching
 from pl_prefopt.yaml_files import read_yaml
 
 FILE_NAME = "config.yaml"
@@ -24,12 +25,12 @@ _SECTIONS = ("trainer", "model", "data", "references", "best", "last", "run_dir"
 _IN_RUN = (("best", "dirpath"), ("last", "dirpath"), ("trainer", "default_root_dir"))
 _WITH_INPUTS = ("model", "data", "references")
 _PLACES = {
-    *(f"data.{split}" for split in ("train", "val", "test", "predict")),
-    *(f"{split}.path" for split in ("train", "val", "test", "predict")),
     *("data.tokenizer", "data.cache_dir", "references.cache_dir"),
     *("policy.name", "policy.adapter", "model.name", "model.adapter", "init_args.folder"),
 }
 """Settings that name a file or folder, by their last two keys; elsewhere, a slash indicates a path."""
+
+_SPLITS = ("train", "val", "test", "predict")
 
 
 def portable(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -129,7 +130,24 @@ def _resolved(settings: dict[str, Any], origins: Sequence[Path]) -> dict[str, An
     for section in _WITH_INPUTS:
         for owner, key in _places(settings.get(section), section):
             owner[key] = _found(owner[key], origins)
+    data = settings.get("data")
+    for split in _SPLITS if isinstance(data, dict) else ():
+        for owner, key in _places_of_rows(data, split):
+            owner[key] = _found(owner[key], origins)
     return settings
+
+
+def _places_of_rows(owner: Any, key: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield where a split's setting has paths: a path, a source, a list of such, or a mapping by name."""
+    value = owner.get(key) if isinstance(owner, dict) else owner[key]
+    if isinstance(value, str):
+        yield owner, key
+    elif isinstance(value, dict):
+        for name in ["path"] if "path" in value else value:
+            yield from _places_of_rows(value, name)
+    elif isinstance(value, list):
+        for number in range(len(value)):
+            yield from _places_of_rows(value, number)
 
 
 def _places(value: Any, name: str) -> Iterator[tuple[Any, Any]]:
@@ -148,6 +166,9 @@ def _found(path: str, origins: Sequence[Path]) -> str:
         place = origin / path
         if place.exists():
             is_here = Path(path).exists() and place.samefile(path)
+            return path if is_here else os.path.normpath(place.absolute())
+        if found := matching(place):
+            is_here = [one.resolve() for one in matching(Path(path))] == [one.resolve() for one in found]
             return path if is_here else os.path.normpath(place.absolute())
     return path
 

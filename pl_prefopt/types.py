@@ -97,9 +97,21 @@ class PreferenceBatch:
         columns: the rows' further columns by name. Numbers are tensors [B], or [B, R] where each response
             has one: int64, float64 or bool; float64 with NaN where the data lacks some. Texts are a tuple of
             B, or of B tuples of R. Values of absent responses are NaN, 0, false or ``None``.
+        sets: B names of the evaluation sets that the rows belong to; empty if the sets have no names.
     """
 
-    __slots__ = ("columns", "graded", "index", "present", "references", "rows", "scores", "split", "trees")
+    __slots__ = (
+        "columns",
+        "graded",
+        "index",
+        "present",
+        "references",
+        "rows",
+        "scores",
+        "sets",
+        "split",
+        "trees",
+    )
 
     def __init__(
         self,
@@ -113,8 +125,9 @@ class PreferenceBatch:
         trees: Mapping[str, TokenTree],
         references: Mapping[str, Tensor] | None = None,
         columns: Mapping[str, Column] | None = None,
+        sets: Sequence[str] = (),
     ) -> None:
-        self.index, self.split, self.rows = index, split, rows
+        self.index, self.split, self.rows, self.sets = index, split, rows, tuple(sets)
         self.present, self.scores, self.graded = present, scores, graded
         self.trees = dict(trees)
         self.references: dict[str, Tensor] = dict(references or {})
@@ -146,6 +159,7 @@ class PreferenceBatch:
                 name: move(values) if isinstance(values, Tensor) else values
                 for name, values in self.columns.items()
             },
+            sets=self.sets,
         )
 
 

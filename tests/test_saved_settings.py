@@ -29,6 +29,23 @@ def settings(**changes):
     }
 
 
+def test_sources_of_all_kinds_are_found_from_another_folder(tmp_path, monkeypatch):
+    there = tmp_path / "there"
+    there.mkdir()
+    for name in ("a.jsonl", "b.jsonl", "c1.parquet"):
+        (there / name).touch()
+    monkeypatch.chdir(there)
+    data = {"train": ["a.jsonl", {"path": "b.jsonl"}], "val": {"helpful": "a.jsonl"}, "test": "c*.parquet"}
+    config = save(tmp_path / "there" / "runs" / "x", data=data)
+    monkeypatch.chdir(tmp_path)
+    found = read_saved(config)["data"]
+    assert found == {
+        "train": [str(there / "a.jsonl"), {"path": str(there / "b.jsonl")}],
+        "val": {"helpful": str(there / "a.jsonl")},
+        "test": str(there / "c*.parquet"),
+    }
+
+
 def save(folder, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(portable(settings(**changes), folder), sort_keys=False)

@@ -27,7 +27,7 @@ class BestCheckpoint(ModelCheckpoint):
         if self.monitor is None or self.monitor.startswith("train/"):  # which nobody has logged yet
             return
         module: Any = pl_module
-        known = {*trainer.callback_metrics, *module.suites["val_stage"].keys()}
+        known = {*trainer.callback_metrics, *module.logged_in("val")}
         hint = suggest(self.monitor, known, cutoff=0.65)  # "val/bleu" is no misspelt "val/loss"
         if self.monitor not in known and hint:
             raise ConfigError(

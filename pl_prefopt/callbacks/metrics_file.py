@@ -71,8 +71,10 @@ def _rows(datamodule: Any, split: str) -> dict[str, Any]:
     if not isinstance(datamodule, PreferenceDataModule):
         return {}
     dataset, held_out = datamodule.datasets[split], split not in datamodule.sources
+    sources = datamodule.sources["train" if held_out else split]
     return {
-        "data": datamodule.sources["train" if held_out else split].path,
+        "data": sources.path,
+        "several": len(sources) > 1 or bool(sources.names),
         "held_out": held_out,
         "rows": len(dataset),
         "fingerprint": dataset.fingerprint,

@@ -320,8 +320,18 @@ def _check_sections(config: Any) -> None:
 
 def _find_example_rows(data: Any) -> None:
     for split in SPLITS_OF_STAGE[None]:
-        if isinstance(data, Namespace) and isinstance(data.get(split), str):
-            data[split] = example_rows(data[split])
+        if isinstance(data, Namespace) and data.get(split) is not None:
+            data[split] = _with_example_rows(data[split])
+
+
+def _with_example_rows(given: Any) -> Any:
+    if isinstance(given, str):
+        return example_rows(given)
+    if isinstance(given, list):
+        return [_with_example_rows(one) for one in given]
+    if isinstance(given, dict) and "path" not in given:
+        return {name: _with_example_rows(one) for name, one in given.items()}
+    return given
 
 
 def _being_built(error: Exception) -> str:

@@ -16,6 +16,7 @@ from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.evaluations import Evaluation, read_evaluations
 from pl_prefopt.metric_info import find_info, grouped
 from pl_prefopt.metrics import REGISTRY
+from pl_prefopt.paths import paths_in
 from pl_prefopt.saved_settings import read_saved
 
 _PACKAGES = ("pl-prefopt", "torch", "lightning", "transformers", "peft", "bitsandbytes")
@@ -65,8 +66,8 @@ class Card:
         return _class_name(self._model["objective"])
 
     def _header(self, known: ModelCardData) -> ModelCardData:
-        paths = [_path(self.config["data"].get(split)) for split in _SPLITS]
-        datasets = [path for path in paths if path and _is_hub_data(path)]
+        paths = [path for split in _SPLITS for path in paths_in(self.config["data"].get(split))]
+        datasets = [path for path in paths if _is_hub_data(path)]
         return ModelCardData(
             # Local folders mean nothing on the hub.
             base_model=None if Path(self._base).exists() else self._base,
@@ -150,7 +151,7 @@ class Card:
         rows = [
             (
                 split,
-                _public(_path(self.config["data"].get(split)) or _HELD_OUT),
+                _sources(self.config["data"].get(split)) or _HELD_OUT,
                 str(found["rows"]),
                 str(found["skipped"]),
                 str(found["fingerprint"]),
@@ -208,7 +209,9 @@ def _with_found_rate(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -
 
 def _measured(one: Evaluation) -> str:
     """Return an evaluation as a table, below a line with its rows and checkpoint."""
-    rows = _public(one.data) if one.data else "rows that were not recorded"
+    rows = "rows that were not recorded"
+    if one.data:
+        rows = one.data if one.several else _public(one.data)
     where = f"{_HELD_OUT}, {rows}" if one.held_out else rows
     parts = [
         f"{'Test' if one.stage == 'test' else 'Validation'} on {where}",
@@ -282,9 +285,11 @@ def _versions() -> Iterable[tuple[str, str]]:
             continue
 
 
-def _path(source: Any) -> str | None:
-    """Return the path or hub name in a ``data.train`` setting."""
-    return source.get("path") if isinstance(source, dict) else source
+def _sources(given: Any) -> str:
+    """Return the sources in a ``data.train`` setting, with their names if they have any."""
+    if isinstance(given, dict) and "path" not in given:
+        return ", ".join(f"{name}: {_sources(source)}" for name, source in given.items())
+    return ", ".join(map(_public, paths_in(given)))
 
 
 def _is_hub_data(path: str) -> bool:

@@ -28,7 +28,7 @@ from pl_prefopt.cli.setting_kinds import Kinds, kinds_of, with_article
 from pl_prefopt.errors import ConfigError, suggest
 from pl_prefopt.files import without_dots
 from pl_prefopt.metric_info import monitor_mistake
-from pl_prefopt.paths import is_data_path, is_path, missing_data, missing_folder
+from pl_prefopt.paths import is_data_path, is_path, matching, missing_data, missing_folder, paths_in
 from pl_prefopt.saved_settings import ORIGINS
 from pl_prefopt.yaml_files import read_yaml
 
@@ -260,6 +260,10 @@ class _Walk:
         if not bases or kinds.anything or (isinstance(named, str) and _names_something_else(named, kinds)):
             return
         spec = {"class_path": value} if isinstance(value, str) else value
+        if _is_by_name(spec, kinds):
+            for name, one in spec.items():
+                yield from self._value(one, kinds, (*key, name))
+            return
         is_of_trainer = key[0] == "trainer" and len(key) == 2  # the Trainer's classes have no default
         if is_of_trainer and "class_path" not in spec and "dict" not in kinds.simple:
             yield from _without_class(spec, kinds, key)
@@ -376,6 +380,14 @@ def _shown(value: Any) -> str:
     return shown if len(shown) < 80 else f"{shown[:77]}..."
 
 
+def _is_by_name(spec: Mapping[str, Any], kinds: Kinds) -> bool:
+    """Whether a mapping has values by name, since it lacks what the class that is also allowed requires."""
+    if "dict" not in kinds.simple or kinds.implied is None or "class_path" in spec:
+        return False
+    required = {name for name, one in signature(kinds.implied).settings.items() if one.required}
+    return bool(required) and not required & spec.keys()
+
+
 def _choice(value: Any, kinds: Kinds, key: Key) -> str:
     if isinstance(value, str) and "." in value and kinds.classes and kinds.texts is not None:
         return f": name a class with `{'.'.join(map(str, key))}.class_path`."
@@ -396,12 +408,11 @@ def _missing_folders(settings: Mapping[str, Any], key: Key) -> Iterator[Mistake]
 
 def _check_files(command: str, whole: Mapping[str, Any], given: Sequence[Given]) -> None:
     for split in _SPLITS[command]:
-        value = at(whole, ("data", split))
-        path = value.get("path") if isinstance(value, Mapping) else value
-        path = example_rows(path) if isinstance(path, str) else None
-        if path is not None and is_data_path(path) and not Path(path).expanduser().exists():
-            origin = origin_of(given, ("data", split))
-            raise ConfigError(f"{origin}data.{split}: {missing_data(Path(path).expanduser())}")
+        for name in paths_in(at(whole, ("data", split))):
+            path = Path(example_rows(name)).expanduser()
+            if is_data_path(name) and not path.exists() and not matching(path):
+                origin = origin_of(given, ("data", split))
+                raise ConfigError(f"{origin}data.{split}: {missing_data(path)}")
     if "ckpt_path" in OF_COMMAND[command] and command != "plan":
         _check_run(command, whole)
 

@@ -36,4 +36,4 @@ def _commands(folder: Path, checkpoint: Path, config: Any, is_adapter: bool) -> 
 
 
 def _as_argument(source: Any) -> str:
-    return json.dumps(source.as_dict()) if isinstance(source, Namespace) else str(source)
+    return source if isinstance(source, str) else json.dumps(source, default=Namespace.as_dict)

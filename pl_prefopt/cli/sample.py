@@ -99,7 +99,13 @@ def _parser() -> PlainParser:
     parser.add_argument(
         "--columns", type=dict[str, str] | None, default=None, help="Our names of columns and the file's."
     )
-    for name, kind in (("template", str), ("max_prompt_length", int), ("tokenizer", str)):
+    kinds = {
+        "template": str,
+        "template_arguments": dict[str, Any],
+        "max_prompt_length": int,
+        "tokenizer": str,
+    }
+    for name, kind in kinds.items():
         parser.add_argument(f"--{name}", type=kind | None, default=None, help=f"As data.{name}; the run's.")
     return parser
 
@@ -123,7 +129,7 @@ def _engine(chosen: ChosenPolicy, renderer: Renderer, settings: Any, out: Path) 
 
 
 def _limits(own: Limits, settings: Any) -> Limits:
-    names = ("template", "max_prompt_length", "tokenizer")
+    names = ("template", "template_arguments", "max_prompt_length", "tokenizer")
     asked = {name: settings[name] for name in names if settings[name] is not None}
     return own._replace(max_response_length=None, **asked)
 

@@ -9,6 +9,7 @@ from pl_prefopt.data.contracts import RowReader, RowSource, datamodule_of, row_s
 from pl_prefopt.data.datamodule import SPLITS_OF_STAGE, PreferenceDataModule, batches_since_step
 from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.formats import WEIGHT
+from pl_prefopt.data.mixtures import Sources
 from pl_prefopt.data.names import Names
 from pl_prefopt.data.order import ByColumn, ByColumnGap, ByScoreGap, RowOrder
 from pl_prefopt.data.prompts import Prompts
@@ -36,6 +37,7 @@ __all__ = [
     "RowSource",
     "RowsSummary",
     "Source",
+    "Sources",
     "batches_since_step",
     "collate",
     "datamodule_of",

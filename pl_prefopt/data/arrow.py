@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pl_prefopt.data.columns import StoredColumns
+from pl_prefopt.data.columns import ColumnInfo
 from pl_prefopt.data.renderer import EncodedRow
-from pl_prefopt.data.tables import Table
-from pl_prefopt.rows import Message, PreferenceRow, Value
+from pl_prefopt.data.tables import ReadTable, Table
+from pl_prefopt.rows import Columns, Message, PreferenceRow, Value
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("more", pa.string())]))
 ROWS_SCHEMA = pa.schema(
@@ -39,6 +39,29 @@ TOKENS_SCHEMA = pa.schema(
 )
 
 
+class RowColumns(Protocol):
+    """The extra columns of rows, by row number; ``columns.StoredColumns`` implements it."""
+
+    @property
+    def infos(self) -> Mapping[str, ColumnInfo]:
+        """The types of the columns that are kept."""
+
+    def of(self, number: int) -> Columns:
+        """Return the extra columns of a row, with ``None`` for missing values."""
+
+
+class Parts(NamedTuple):
+    """The sources of rows.
+
+    Attributes:
+        names: the name of each source; empty for one without a name.
+        numbers: int [rows of the table], the number of each row's source.
+    """
+
+    names: Sequence[str]
+    numbers: npt.NDArray[np.int64]
+
+
 class StoredRows(Sequence[PreferenceRow]):
     """All or a selection of the rows on disk, as a sequence.
 
@@ -46,16 +69,38 @@ class StoredRows(Sequence[PreferenceRow]):
         table: a table of ``ROWS_SCHEMA``.
         columns: the extra columns of the table's rows.
         numbers: the row numbers to select, in this order; all rows by default.
+        parts: the sources of the table's rows; one without a name by default. Its name is the ``source`` of
+            rows that have none of their own.
 
     Attributes:
+        table: the table.
         columns: the extra columns.
     """
 
     def __init__(
-        self, table: Table, columns: StoredColumns, numbers: npt.NDArray[np.int64] | None = None
+        self,
+        table: ReadTable,
+        columns: RowColumns,
+        numbers: npt.NDArray[np.int64] | None = None,
+        parts: Parts | None = None,
     ) -> None:
-        self._table, self.columns = table, columns
+        self.table, self.columns = table, columns
         self._numbers = np.arange(len(table)) if numbers is None else numbers
+        self._parts = Parts(("",), np.zeros(len(table), dtype=np.int64)) if parts is None else parts
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The names of the sources; empty strings for those without one."""
+        return tuple(self._parts.names)
+
+    @property
+    def part_numbers(self) -> npt.NDArray[np.int64]:
+        """The number of each row's source, int64 [rows]."""
+        return self._parts.numbers[self._numbers]
+
+    def with_parts(self, parts: Parts) -> StoredRows:
+        """Return these rows with other sources."""
+        return StoredRows(self.table, self.columns, self._numbers, parts)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -67,16 +112,16 @@ class StoredRows(Sequence[PreferenceRow]):
     def __getitem__(self, index: int | slice) -> PreferenceRow | StoredRows:
         """Return one row, or a sequence of the rows in a slice."""
         if isinstance(index, slice):
-            return StoredRows(self._table, self.columns, self._numbers[index])
+            return StoredRows(self.table, self.columns, self._numbers[index], self._parts)
         number = int(self._numbers[index])
-        fields = {name: self._table.cell(name, number).as_py() for name in ROWS_SCHEMA.names}
+        fields = {name: self.table.cell(name, number).as_py() for name in ROWS_SCHEMA.names}
         return PreferenceRow(
             prompt=_messages(fields["prompt"]),
             responses=tuple(_messages(response) for response in fields["responses"]),
             scores=None if fields["scores"] is None else tuple(fields["scores"]),
             graded=fields["graded"],
             origin=fields["origin"],
-            source=fields["source"],
+            source=fields["source"] or self._part_name(number),
             template_args=fields["template_args"] or "",
             columns=self.columns.of(number),
         )
@@ -87,7 +132,10 @@ class StoredRows(Sequence[PreferenceRow]):
 
     def subset(self, positions: npt.NDArray[np.int64]) -> StoredRows:
         """Return the rows at these positions of this sequence."""
-        return StoredRows(self._table, self.columns, self._numbers[positions])
+        return StoredRows(self.table, self.columns, self._numbers[positions], self._parts)
+
+    def _part_name(self, number: int) -> str:
+        return self._parts.names[int(self._parts.numbers[number])]
 
 
 def _messages(items: list[dict[str, str | None]]) -> tuple[Message, ...]:

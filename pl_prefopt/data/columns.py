@@ -51,6 +51,7 @@ class ColumnInfo:
         missing: the number of rows without a value, or without a value for some response.
         problem: why the column can't be kept; empty if it can.
         read: whether it was also read for the prompt or the scores of some row, or names the row's source.
+        large: the origin of the first integer above 2^53; empty without such.
     """
 
     kind: Kind = "nothing"
@@ -58,10 +59,11 @@ class ColumnInfo:
     missing: int = 0
     problem: str = ""
     read: bool = False
+    large: str = ""
 
     def typed(self, value: Any) -> Value:
         """Return a value read from JSON, converted to the column's type."""
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             return tuple(self._scalar(item) for item in value)
         return self._scalar(value)
 
@@ -154,18 +156,22 @@ class _Found:
     def info(self, rows: int) -> ColumnInfo:
         missing = rows - self.complete
         problem = self.problem + (f" and {self.alike} more" if self.alike > 0 else "")
-        if not problem and self.large and (self.kind == "number" or missing):
-            others = "decimal numbers" if self.kind == "number" else "missing values"
-            problem = (
-                f"{others} together with an integer above 2^53 in {self.large}, which float64 can't represent"
-            )
         return ColumnInfo(
             kind=self.kind,
             per_response=bool(self.per_response),
             missing=missing,
-            problem=problem,
+            problem=problem or _too_large(self.kind, missing, self.large),
             read=self.read,
+            large=self.large,
         )
+
+
+def _too_large(kind: Kind, missing: int, large: str) -> str:
+    """Return why integers of a column can't be kept, or an empty string if they can."""
+    if not large or not (kind == "number" or missing):
+        return ""
+    others = "decimal numbers" if kind == "number" else "missing values"
+    return f"{others} together with an integer above 2^53 in {large}, which float64 can't represent"
 
 
 def _kind(value: Scalar) -> Kind:
@@ -176,6 +182,53 @@ def _kind(value: Scalar) -> Kind:
     if isinstance(value, str):
         return "text"
     return "integer" if isinstance(value, int) else "number"
+
+
+# -- of several sources
+
+
+def joined_infos(
+    found: Sequence[tuple[Mapping[str, ColumnInfo], int]], labels: Sequence[str]
+) -> dict[str, ColumnInfo]:
+    """Return the types of the columns of several sources together.
+
+    Args:
+        found: the columns and the number of rows of each source.
+        labels: the names of the sources, for messages.
+    """
+    rows = sum(count for _, count in found)
+    joined: dict[str, ColumnInfo] = {}
+    first: dict[str, str] = {}
+    present: dict[str, int] = {}
+    for (infos, count), label in zip(found, labels, strict=True):
+        for name, info in infos.items():
+            before, there = joined.get(name), first.setdefault(name, label)
+            joined[name] = info if before is None else _joined(before, info, f"{label}, but ", f" in {there}")
+            present[name] = present.get(name, 0) + count - info.missing
+    return {name: _with_missing(info, rows - present[name]) for name, info in joined.items()}
+
+
+def _joined(before: ColumnInfo, info: ColumnInfo, here: str, there: str) -> ColumnInfo:
+    kinds = {before.kind, info.kind} - {"nothing"}
+    kind: Kind = "number" if kinds == {"integer", "number"} else next(iter(kinds), "nothing")
+    problem = before.problem or info.problem
+    if not problem and len(kinds) > 1 and kind != "number":
+        problem = f"{KIND_WORDS[info.kind]} in {here}{KIND_WORDS[before.kind]}{there}"
+    if not problem and "nothing" not in (before.kind, info.kind) and info.per_response != before.per_response:
+        words = {True: "a list", False: "one value"}
+        problem = f"{words[info.per_response]} in {here}{words[before.per_response]}{there}"
+    return ColumnInfo(
+        kind=kind,
+        per_response=info.per_response or before.per_response,
+        problem=problem,
+        read=before.read or info.read,
+        large=before.large or info.large,
+    )
+
+
+def _with_missing(info: ColumnInfo, missing: int) -> ColumnInfo:
+    problem = info.problem or _too_large(info.kind, missing, info.large)
+    return dataclasses.replace(info, missing=missing, problem=problem)
 
 
 # -- on disk

@@ -6,7 +6,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,12 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
+from pl_prefopt.data.arrow import Parts
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.contracts import RowReader, is_row_reader
 from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.formats import WEIGHT
+from pl_prefopt.data.mixtures import Mixture, Sources, join, mixture_of
 from pl_prefopt.data.names import Names
 from pl_prefopt.data.order import RowOrder
 from pl_prefopt.data.renderer import TEMPLATE_NAMES, Renderer, TemplateName, read_template
@@ -40,17 +42,22 @@ SPLITS_OF_STAGE = {
     "predict": ("predict",),
     None: ("train", "val", "test", "predict"),
 }
+Given: TypeAlias = str | Source | list[str | Source] | dict[str, Any]
+"""Sources of a split: one, several, or several by name."""
 
 
 class PreferenceDataModule(LightningDataModule):
     """Preference data from files, folders or the hub, tokenised once and cached.
 
     Args:
-        train: the training rows: a path or hub name, or a ``Source``. From Python also rows in memory: a list
-            of dictionaries, a pandas or polars frame, or a ``datasets.Dataset``.
-        val: the validation rows.
-        test: the test rows.
-        predict: the rows to score.
+        train: the training rows: a path, a pattern or a hub name, or a ``Source``; a list of such; or a
+            mapping of such by name. From Python also rows in memory: a list of dictionaries, a pandas or
+            polars frame, or a ``datasets.Dataset``. ``Source.passes`` and ``Source.rows_per_epoch`` weight
+            several sources.
+        val: the validation rows, likewise. Those of a mapping are also measured by name:
+            ``val/helpful/accuracy`` in addition to ``val/accuracy`` of all rows.
+        test: the test rows, likewise.
+        predict: the rows to score, likewise.
         held_out: rows to hold out from ``train`` for validation if ``val`` is not set: a number of rows (int)
             or a fraction (float below 1). Rows with the same prompt stay together.
         batch_size: training prompts per batch and device.
@@ -88,10 +95,10 @@ class PreferenceDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: str | Source | None = None,
-        val: str | Source | None = None,
-        test: str | Source | None = None,
-        predict: str | Source | None = None,
+        train: Given | None = None,
+        val: Given | None = None,
+        test: Given | None = None,
+        predict: Given | None = None,
         *,
         held_out: int | float = 0,
         batch_size: int = 4,
@@ -113,7 +120,7 @@ class PreferenceDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         given = {"train": train, "val": val, "test": test, "predict": predict}
-        self.sources = {split: Source.of(source) for split, source in given.items() if source is not None}
+        self.sources = {split: Sources(split, one) for split, one in given.items() if one is not None}
         self.held_out = held_out if val is None else 0
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.max_tokens_per_batch = max_tokens_per_batch
@@ -124,6 +131,7 @@ class PreferenceDataModule(LightningDataModule):
         self.columns = columns or {}
         self.order, self.transforms = order, list(transforms or ())
         self._keys: tuple[str, npt.NDArray[np.float64]] = ("", np.empty(0))
+        self._mixed: tuple[str, Mixture | None] = ("", None)
         self.seed, self.num_workers = seed, num_workers
         self.datasets: dict[str, PreferenceDataset] = {}
         self.names: dict[str, Names] = {}
@@ -199,6 +207,7 @@ class PreferenceDataModule(LightningDataModule):
             require_same_kinds(self.datasets)
         if "train" in self.datasets:
             self._order_keys(self.datasets["train"])  # rows that can't be ordered are refused here
+            self._check_mixture()
         self._number_names()
 
     def _number_names(self) -> None:
@@ -262,14 +271,19 @@ class PreferenceDataModule(LightningDataModule):
         dataset.report = "\n  ".join([dataset.report, *changes])
         return dataset
 
-    def _store(self, source: Source) -> RowStore:
-        return store_rows(
-            self._cache,
-            source,
-            on_bad_row=self.on_bad_row,
-            max_rows=self.max_rows,
-            columns=self.columns,
-        )
+    def _store(self, sources: Sources) -> RowStore:
+        """Return the rows of the sources of a split."""
+        stores = [
+            store_rows(
+                self._cache,
+                source,
+                on_bad_row=self.on_bad_row,
+                max_rows=self.max_rows,
+                columns=self.columns,
+            )
+            for source in sources
+        ]
+        return join(stores, sources)
 
     def _transformed(
         self, store: RowStore, numbers: npt.NDArray[np.int64] | None, label: str
@@ -289,7 +303,9 @@ class PreferenceDataModule(LightningDataModule):
             held_out_key=key,
             title=f"train ({label})",
         )
-        return found.store, [str(change) for change in found.changes]
+        rows, parts = found.store.rows, store.rows.part_numbers[found.parents]
+        made = found.store._replace(rows=rows.with_parts(Parts(store.rows.part_names, parts)))
+        return made, [str(change) for change in found.changes]
 
     def _reader(self) -> RowReader | None:
         """Return the module that reads the batches, if it is a ``RowReader``."""
@@ -363,8 +379,44 @@ class PreferenceDataModule(LightningDataModule):
         overfits = bool(getattr(self.trainer, "overfit_batches", 0))
         keys = self._order_keys(dataset) if shuffle else None
         return (SameOrderSampler if overfits else LengthGroupedSampler)(
-            dataset.lengths, batch_size, shuffle=shuffle, max_tokens=limit, seed=self.seed, keys=keys, **ranks
+            dataset.lengths,
+            batch_size,
+            shuffle=shuffle,
+            max_tokens=limit,
+            seed=self.seed,
+            keys=keys,
+            mixture=self._mixture(dataset) if dataset.split == "train" else None,
+            **ranks,
         )
+
+    def _mixture(self, dataset: PreferenceDataset) -> Mixture | None:
+        """Return which training rows each epoch has, computed once per dataset."""
+        if self._mixed[0] != dataset.fingerprint:
+            mixture = mixture_of(dataset.rows.part_numbers, self.sources["train"], self.seed)
+            self._mixed = (dataset.fingerprint, mixture)
+        return self._mixed[1]
+
+    def _check_mixture(self) -> None:
+        """Print the rows per epoch of each source, and refuse a token limit if they change by epoch."""
+        dataset, sources = self.datasets["train"], self.sources["train"]
+        mixture = self._mixture(dataset)
+        if mixture is not None and self.max_tokens_per_batch is not None and not mixture.is_constant:
+            raise ConfigError(
+                "expected each epoch to have the same rows, since `data.max_tokens_per_batch` fixes the "
+                "batches, but `passes` or `rows_per_epoch` of a source makes them differ: use whole numbers "
+                "of passes, or remove `data.max_tokens_per_batch`"
+            )
+        counts = np.bincount(dataset.rows.part_numbers, minlength=len(sources)).tolist()
+        if len(sources) == 1 and mixture is None:
+            return
+        quotas = counts if mixture is None else mixture.quotas
+        lines = [
+            f"  {label}: {count} rows, {quota} per epoch"
+            for label, count, quota in zip(sources.labels, counts, quotas, strict=True)
+        ]
+        if lines[0] not in self._told:
+            _print_once("\n".join(lines))
+            self._told.update(lines)
 
     def _order_keys(self, dataset: PreferenceDataset) -> npt.NDArray[np.float64] | None:
         """Return the numbers by which the training rows are ordered, computed once per dataset."""
@@ -391,7 +443,7 @@ class PreferenceDataModule(LightningDataModule):
         if self.max_tokens_per_batch is None:
             return self.batch_size
         sampler = self._sampler(self.datasets["train"], self.batch_size, shuffle=True)
-        return len(self.datasets["train"]) / (len(sampler) * sampler.num_replicas)
+        return sampler.rows_per_epoch / (len(sampler) * sampler.num_replicas)
 
     # -- planning
 
@@ -452,9 +504,9 @@ class PreferenceDataModule(LightningDataModule):
             return
         if state_dict["order"] != self._order():
             rank_zero_warn(
-                "The training rows, `data.batch_size`, `data.seed`, `data.order` or the number of devices "
-                "differ from those of the checkpoint, so the rest of its epoch may repeat some rows and miss "
-                "others."
+                "The training rows, rows per epoch, `data.batch_size`, `data.seed`, `data.order` or the "
+                "number of devices differ from those of the checkpoint, so the rest of its epoch may repeat "
+                "some rows and miss others."
             )
         self._start = _Position(**{field: state_dict[field] for field in _Position._fields})
 
@@ -477,7 +529,9 @@ class PreferenceDataModule(LightningDataModule):
         limits = [self.batch_size, self.max_tokens_per_batch]
         keys = self._order_keys(dataset)
         ordered = [] if keys is None else [hashlib.sha256(keys.tobytes()).hexdigest()]
-        return [dataset.tokens_fingerprint, *limits, self.seed, sampler.num_replicas, *ordered]
+        mixture = self._mixture(dataset)
+        mixed = [] if mixture is None else [mixture.quotas]
+        return [dataset.tokens_fingerprint, *limits, self.seed, sampler.num_replicas, *ordered, *mixed]
 
     def _position(self) -> tuple[int, int]:
         """Return the current epoch and the number of its batches that are done.

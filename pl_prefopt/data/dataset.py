@@ -73,6 +73,7 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
         self.names: dict[str, Names] = {}
         self._cache = cache
         self.lengths: npt.NDArray[np.int64] = tables[PLAIN].column("length")
+        self._parts = rows.part_numbers
 
     @property
     def fingerprint(self) -> str:
@@ -232,7 +233,13 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             graded=torch.tensor([row.graded for row in rows]) & real,
             trees=trees,
             columns=collate_columns(rows, self.columns, scores.shape[1], self.names),
+            sets=[self.rows.part_names[part] for part in self._parts[numbers]] if self.sets else (),
         )
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The names of the sources that the rows come from; empty if they have no names."""
+        return tuple(filter(None, self.rows.part_names))
 
     def column(self, name: str) -> list[Value]:
         """Return the values of an extra column for all rows; ``None`` where a row has no value.

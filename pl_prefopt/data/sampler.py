@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +12,27 @@ from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 _BATCHES_SORTED_TOGETHER = 50
 
 
+class EpochRows(Protocol):
+    """Which rows each epoch has; ``mixtures.Mixture`` implements it."""
+
+    def __len__(self) -> int:
+        """Return the number of rows per epoch."""
+
+    def rows(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Return the rows of an epoch; with a token limit, the same ones in each."""
+
+    def most(self) -> npt.NDArray[np.int64]:
+        """Return all rows, each as often as it can occur in one epoch."""
+
+
 class LengthGroupedSampler(DistributedSampler[list[int]]):
     """Yields batches of rows of similar length, as lists of row numbers.
 
     With ``shuffle``, it permutes all rows, sorts them by length within blocks of up to 50 batches per rank,
     cuts the blocks into batches and permutes those. Without, it goes from the longest rows to the shortest.
     The ranks take neighbouring batches, so that they wait little for each other. Each row occurs once per
-    epoch over all ranks; where the last rows cannot be divided evenly, ranks get fillers ``~i``.
+    epoch over all ranks, unless a ``mixture`` says otherwise; where the last rows cannot be divided evenly,
+    ranks get fillers ``~i``.
 
     With ``max_tokens``, a batch also has at most that many tokens, each prompt counted once; a longer row is
     a batch by itself. Which rows share a batch is then the same in every epoch, since Lightning reads the
@@ -35,6 +50,7 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
         shuffle: whether the order changes from epoch to epoch.
         seed: random seed of the order.
         keys: float64 [rows], the order of the rows; ``None`` for a random one.
+        mixture: which rows each epoch has; ``None`` for each row once.
         num_replicas: the number of ranks.
         rank: this rank.
     """
@@ -48,6 +64,7 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
         max_tokens: int | None = None,
         seed: int = 0,
         keys: npt.NDArray[np.float64] | None = None,
+        mixture: EpochRows | None = None,
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
@@ -57,13 +74,19 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
         self._lengths = np.asarray(lengths)
         self._filler = ~int(np.argmin(self._lengths)) if len(self._lengths) else ~0
         self._batch_size, self._max_tokens, self._keys = batch_size, max_tokens, keys
+        self._mixture = mixture
         self._resume_at = (-1, 0)
 
     def __len__(self) -> int:
         """Return the number of batches per epoch on each rank."""
         if self._max_tokens is not None:
             return len(self._steps())
-        return -(-len(self._lengths) // (self._batch_size * self.num_replicas))
+        return -(-self.rows_per_epoch // (self._batch_size * self.num_replicas))
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """The number of rows per epoch over all ranks, repeated ones counted repeatedly."""
+        return len(self._lengths) if self._mixture is None else len(self._mixture)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Return this rank's batches of this epoch, without those that ``resume`` skips."""
@@ -81,10 +104,11 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
         a_step = self._batch_size * self.num_replicas
         random = np.random.default_rng((self.seed, self._order_of(self.epoch)))
         once = random if self._max_tokens is None else np.random.default_rng(self.seed)
+        order = self._rows_of_epoch()
+        if self.shuffle or self._keys is not None:
+            order = order[once.permutation(len(order))]
         if self._keys is not None:
-            order = once.permutation(len(self._keys))
             return self._cut(order[np.argsort(self._keys[order], kind="stable")], a_step)
-        order = once.permutation(len(self._lengths)) if self.shuffle else np.arange(len(self._lengths))
         run = a_step * self._steps_sorted_together() if self.shuffle else len(order)
         steps: list[list[list[int]]] = []
         for start in range(0, len(order), run):
@@ -105,13 +129,18 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
             self._shared_out(step[np.argsort(-self._lengths[step], kind="stable")].tolist()) for step in steps
         ]
 
+    def _rows_of_epoch(self) -> npt.NDArray[np.int64]:
+        if self._mixture is None:
+            return np.arange(len(self._lengths))
+        return self._mixture.rows(self._order_of(self.epoch)) if self.shuffle else self._mixture.most()
+
     def _order_of(self, epoch: int) -> int:
         """Return the epoch whose order is used in ``epoch``."""
         return epoch
 
     def _steps_sorted_together(self) -> int:
         """Return the number of steps per sorted block, small enough that batches vary in small data sets."""
-        quarter = len(self._lengths) // (4 * self._batch_size * self.num_replicas)
+        quarter = self.rows_per_epoch // (4 * self._batch_size * self.num_replicas)
         return max(1, min(_BATCHES_SORTED_TOGETHER, quarter))
 
     def _shared_out(self, rows: list[int]) -> list[list[int]]:

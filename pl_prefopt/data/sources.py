@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pl_prefopt.data.file_readers import READERS, Record, reader_of
 from pl_prefopt.errors import ConfigError, DataError, first_line, listed, printable, suggest
-from pl_prefopt.paths import data_suffix, is_data_path, missing_data
+from pl_prefopt.paths import data_suffix, is_data_path, matching, missing_data
 
 _NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json", "sampling.json")
 _SPLIT_WORDS = {
@@ -28,18 +29,24 @@ class Source:
     """Where the rows of a split come from.
 
     Attributes:
-        path: a file (``.jsonl``, ``.json``, ``.csv``, ``.parquet``, each also with ``.gz``), a folder written
-            by ``datasets`` or containing such files, or a data set's name on the hub.
+        path: a file (``.jsonl``, ``.json``, ``.csv``, ``.parquet``, each also with ``.gz``), a pattern of
+            such files (``shards/*.parquet``), a folder written by ``datasets`` or containing such files, or a
+            data set's name on the hub.
         split: the split of a folder or hub data set.
         name: the configuration of a hub data set.
         columns: columns to rename in this source only, ``{name in the data: expected name}``, such as
             ``{question: prompt}``; ``data.columns`` is applied to the new names.
+        passes: how often each row occurs per training epoch, on average; 1 by default. With 0.5, an epoch has
+            half of the rows, and the next one the other half.
+        rows_per_epoch: number of rows per training epoch, in place of ``passes``.
     """
 
     path: str
     split: str = "train"
     name: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    passes: float | None = None
+    rows_per_epoch: int | None = None
 
     @classmethod
     def of(cls, source: Any) -> Source:
@@ -50,18 +57,13 @@ class Source:
                 ``datasets.Dataset``.
 
         Raises:
-            ConfigError: for a list of paths, or anything else.
+            ConfigError: for anything else.
         """
         if isinstance(source, Source):
             return source
         rows = _rows_in_memory(source)
         if rows is not None:
             return RowsInMemory(rows=rows)
-        if str(source).startswith("[") and not Path(str(source)).exists():
-            raise ConfigError(
-                "expected one path or hub name for the rows of a split, got a list; put the files into a "
-                "folder and name that"
-            )
         if not isinstance(source, str | Path):
             raise ConfigError(
                 "expected a path, a hub name, a Source, a list of dictionaries, a pandas or polars frame or "
@@ -146,7 +148,9 @@ def _find(source: Source, scratch: Path) -> Reading:
             return Reading(_hash_files(files) + source.split, lambda: _read_saved(path, source))
         found = _files_of_split(path, source)
         return Reading(_hash_files(found), lambda: _read_files(path, found, source, scratch))
-    if is_data_path(source.path):
+    if found := matching(path):
+        return Reading(_hash_files(found), lambda: _read_matching(found, scratch))
+    if is_data_path(source.path) or glob.has_magic(source.path):
         raise DataError(missing_data(path))
     table = _load_hub(source)
     return Reading(str(table._fingerprint), lambda: _numbered(table, source.label))
@@ -297,6 +301,11 @@ def _read_files(path: Path, files: Sequence[Path], source: Source, scratch: Path
     for file in files:
         name = printable(f"{source.label}/{file.relative_to(path)}", limit=200)
         yield from reader_of(file)(file, name, scratch)
+
+
+def _read_matching(files: Sequence[Path], scratch: Path) -> Iterator[Record]:
+    for file in files:
+        yield from reader_of(file)(file, printable(str(file), limit=200), scratch)
 
 
 def _pick_split(loaded: Any, source: Source) -> Sequence[Mapping[str, Any]]:

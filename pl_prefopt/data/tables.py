@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
@@ -22,6 +24,18 @@ def write_table(path: Path, schema: Any, records: Iterable[Mapping[str, Any]]) -
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         while block := list(itertools.islice(records, ROWS_PER_BLOCK)):
             writer.write_batch(pa.RecordBatch.from_pylist(block, schema=schema))
+
+
+class ReadTable(Protocol):
+    """A table with random access to its rows."""
+
+    def __len__(self) -> int: ...
+
+    def cell(self, column: str, row: int) -> Any:
+        """Return one ``pyarrow`` scalar."""
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Return a numeric column as an array."""
 
 
 class Table:
@@ -60,3 +74,23 @@ class Table:
         """Return a numeric column as an array."""
         values: npt.NDArray[Any] = self.table[name].to_numpy()
         return values
+
+
+class JoinedTable:
+    """Tables of one schema, one after the other; implements ``ReadTable``."""
+
+    def __init__(self, tables: Sequence[ReadTable]) -> None:
+        self._tables = list(tables)
+        self._starts = list(itertools.accumulate(map(len, self._tables), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def cell(self, column: str, row: int) -> Any:
+        """Return one ``pyarrow`` scalar."""
+        part = bisect.bisect_right(self._starts, row) - 1
+        return self._tables[part].cell(column, row - self._starts[part])
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Return a numeric column as an array."""
+        return np.concatenate([table.column(name) for table in self._tables])

@@ -55,7 +55,7 @@ from pl_prefopt.metrics.strengths import (
     selective_auc,
     trueskill,
 )
-from pl_prefopt.metrics.suite import INPUTS, build_suite, check_added, columns_read, with_info
+from pl_prefopt.metrics.suite import INPUTS, build_suite, check_added, columns_read, update, with_info
 
 __all__ = [
     "INPUTS",
@@ -120,5 +120,6 @@ __all__ = [
     "selective_auc",
     "self_preference",
     "trueskill",
+    "update",
     "with_info",
 ]

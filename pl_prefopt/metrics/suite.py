@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import torch
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from pl_prefopt.errors import ConfigError
@@ -12,6 +15,7 @@ from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.metrics.intervals import BootstrapIntervals
 from pl_prefopt.metrics.registry import REGISTRY
 from pl_prefopt.metrics.states import PreferenceMetric
+from pl_prefopt.types import Outcome, ScoredBatch
 
 INPUTS = (
     "reward",
@@ -33,10 +37,11 @@ def build_suite(
     num_references: int,
     views: Sequence[str] = (),
     added: Sequence[PreferenceMetric] = (),
+    within: str = "",
     *,
     log_probs: bool = True,
 ) -> MetricCollection:
-    """Build the metrics of a stage; their names begin with ``{stage}/``.
+    """Build the metrics of a stage; their names begin with ``{stage}/``, or ``{stage}/{within}/``.
 
     ``train`` gets the cheap means only; any other stage gets all, and ``test`` intervals too. A value is
     NaN where nothing was counted, such as a correlation on rows without grades.
@@ -47,6 +52,7 @@ def build_suite(
         views: the second views whose rewards are judged.
         added: metrics to measure in addition to those of the registry, checked with ``check_added``.
         log_probs: whether there are log-probs of the policy, which reward models do without.
+        within: the name of the set of rows that is measured; empty for all rows of the stage.
 
     Returns:
         A collection whose ``update`` takes ``INPUTS`` by keyword and hands each metric what it asks for.
@@ -60,7 +66,36 @@ def build_suite(
     metrics |= {one.info.name: one.clone() for one in added if one.info.is_logged_in(stage)}
     # Without `compute_groups=False` two metrics whose states agree after the first batch, as all rewards
     # of an untrained policy do, would share one state from then on.
-    return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)
+    prefix = f"{stage}/{within}/" if within else f"{stage}/"
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+
+
+def update(suite: Any, scored: ScoredBatch, outcome: Outcome, within: Tensor | None = None) -> None:
+    """Update the metrics of a suite with a batch.
+
+    Args:
+        suite: the metrics.
+        scored: the log-probs of the batch.
+        outcome: what the objective made of them.
+        within: bool [B], the rows to measure; the others are treated like the fillers of a rank's last batch.
+            All by default.
+    """
+    scores, present, graded, counted = scored.scores, scored.present, scored.graded, outcome.counted
+    if within is not None:
+        present, graded, counted = present & within[:, None], graded & within, counted & within
+        scores = scores.masked_fill(~within[:, None], torch.nan)
+    suite.update(
+        reward=outcome.reward,
+        policy=scored.policy,
+        references=scored.references,
+        scores=scores,
+        present=present,
+        graded=graded,
+        view_rewards=outcome.view_rewards,
+        columns=scored.columns,
+        loss=outcome.loss,
+        counted=counted,
+    )
 
 
 def columns_read(metrics: Iterable[PreferenceMetric]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from pl_prefopt.metrics import (
     build_suite,
     check_added,
     columns_read,
+    update,
     with_info,
 )
 from pl_prefopt.modules.averaging import require_averaging
@@ -258,14 +259,22 @@ class PreferenceModule(LightningModule):
         check_rows(self.objective, {} if source is None else source.datasets)
         check_names(self.needs, None if source is None else source.datasets)
         check_tokens(self.policy_spec, {} if source is None else source.datasets)
-        views, added = self.objective.rewarded_views, self.added_metrics
+        views, added, log_probs = self.objective.rewarded_views, self.added_metrics, self.reads_log_probs
         check_added(added, self.objective.stats, self.num_references, views)
         self.suites = nn.ModuleDict(
             {
-                _key(name): build_suite(
-                    name, self.num_references, views, added, log_probs=self.reads_log_probs
-                )
+                _key(name): build_suite(name, self.num_references, views, added, log_probs=log_probs)
                 for name in _STAGES
+            }
+        )
+        # One more suite for each named set of rows, in addition to that of all rows of the stage.
+        self.set_suites = nn.ModuleDict(
+            {
+                _key(f"{stage}/{name}"): build_suite(
+                    stage, self.num_references, views, added, within=name, log_probs=log_probs
+                )
+                for stage in _STAGES[1:]
+                for name in (source.datasets[stage].sets if source and stage in source.datasets else ())
             }
         )
 
@@ -518,18 +527,9 @@ class PreferenceModule(LightningModule):
         scored = self.score(batch)
         outcome = self._weighted(self.objective(scored), batch)
         suite: Any = self.suites[_key(stage)]
-        suite.update(
-            reward=outcome.reward,
-            policy=scored.policy,
-            references=scored.references,
-            scores=scored.scores,
-            present=scored.present,
-            graded=scored.graded,
-            view_rewards=outcome.view_rewards,
-            columns=scored.columns,
-            loss=outcome.loss,
-            counted=outcome.counted,
-        )
+        update(suite, scored, outcome)
+        if stage != "train":
+            self._measure_sets(stage, batch, scored, outcome)
         for name in outcome.stats:
             if f"{stage}/{name}" in suite:
                 raise ContractError(
@@ -542,6 +542,16 @@ class PreferenceModule(LightningModule):
             for name, value in outcome.stats.items():
                 self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=True)
         return scored, outcome
+
+    def _measure_sets(
+        self, stage: str, batch: PreferenceBatch, scored: ScoredBatch, outcome: Outcome
+    ) -> None:
+        """Update the metrics of each named set, on every rank, for which rows of other sets are fillers."""
+        for key, suite in self.set_suites.items():
+            of_stage, _, name = key.partition("_stage_")
+            if of_stage == stage and batch.sets:
+                within = torch.tensor([one == name for one in batch.sets], device=scored.present.device)
+                update(suite, scored, outcome, within)
 
     def _weighted(self, outcome: Outcome, batch: PreferenceBatch) -> Outcome:
         """Multiply the loss of each prompt by the weight of its row, unless the objective reads it itself."""
@@ -572,8 +582,9 @@ class PreferenceModule(LightningModule):
 
     def _log_metrics(self, stage: str, others: Mapping[str, Tensor] = _NOTHING) -> None:
         """Log the metrics' values, leaving out NaN, which means that nothing was counted."""
-        suite: Any = self.suites[_key(stage)]
-        values: dict[str, Tensor] = {**suite.compute(), **others}
+        values: dict[str, Tensor] = dict(others)
+        for suite in self._suites(stage):
+            values |= suite.compute()
         self._forget_metrics(stage)
         shown = {f"{stage}/{info.name}" for info in self.metric_info if info.progress_bar}
         # Lightning reads the progress bar's values at every step, even when they haven't changed. On a GPU it
@@ -590,8 +601,17 @@ class PreferenceModule(LightningModule):
             self._found_lr = None
 
     def _forget_metrics(self, stage: str) -> None:
-        suite: Any = self.suites[_key(stage)]
-        suite.reset()
+        for suite in self._suites(stage):
+            suite.reset()
+
+    def logged_in(self, stage: str) -> list[str]:
+        """Return the names of the metrics of a stage, with those of its named sets."""
+        return [name for suite in self._suites(stage) for name in suite]
+
+    def _suites(self, stage: str) -> list[Any]:
+        """Return the metrics of all rows of a stage, and those of its named sets."""
+        of_sets = (suite for key, suite in self.set_suites.items() if key.startswith(f"{_key(stage)}_"))
+        return [self.suites[_key(stage)], *of_sets]
 
     def _look_into(self, path: Path) -> None:
         """Refuse an incompatible checkpoint before Lightning loads it into sharded weights by itself."""
@@ -627,5 +647,7 @@ class PreferenceModule(LightningModule):
 
 
 def _key(stage: str) -> str:
+    """Return the key of a suite, given ``train``, or ``val/helpful`` for a named set."""
     # nn.ModuleDict refuses the key "train", which is a method's name.
-    return f"{stage}_stage"
+    stage, slash, name = stage.partition("/")
+    return f"{stage}_stage_{name}" if slash else f"{stage}_stage"

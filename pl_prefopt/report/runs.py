@@ -70,7 +70,8 @@ class Run:
         words = ["prefopt", "test", "-c", str(config)]
         last = self.folder / "checkpoints" / "last.ckpt"
         words += ["--ckpt_path", str(last)] if last.is_file() else []
-        if self.settings.get("data.test", "null") == "null":
+        tested = [key for key in self.settings if key == "data.test" or key.startswith("data.test.")]
+        if all(self.settings[key] == "null" for key in tested):
             held_out = self.settings.get("data.val", "null")
             words += ["--data.test", "ROWS.jsonl" if held_out == "null" else held_out]
         return shlex.join(words)

@@ -159,8 +159,13 @@ def test_the_configs_of_the_shared_data_load(
 
 def test_a_source_on_the_command_line(make):
     data = parse(f"--data.train.path={make.rows}", '--data.train.columns={"question": "prompt"}')
-    assert data.sources["train"] == Source(path=make.rows, columns={"question": "prompt"})
-    assert parse(f"--data.train={make.rows}").sources["train"] == Source(path=make.rows)
+    assert data.sources["train"][0] == Source(path=make.rows, columns={"question": "prompt"})
+    assert parse(f"--data.train={make.rows}").sources["train"][0] == Source(path=make.rows)
+    several = parse(f"--data.train=[{make.rows}, {{path: b.jsonl, passes: 0.5}}]").sources["train"]
+    assert list(several) == [Source(path=make.rows), Source(path="b.jsonl", passes=0.5)]
+    named = parse("--data.train={x: a.jsonl, y: {path: b.jsonl, rows_per_epoch: 9}}").sources["train"]
+    assert list(named) == [Source(path="a.jsonl"), Source(path="b.jsonl", rows_per_epoch=9)]
+    assert named.names == ("x", "y")
 
 
 def test_rows_are_held_out_only_where_there_are_no_validation_rows(make):

@@ -28,7 +28,7 @@ def make(tmp_path: Path):
             "cache_dir": str(tmp_path / "cache"),
             "batch_size": 4,
         }
-        return PreferenceDataModule(rows, **{**settings, **options})
+        return PreferenceDataModule(**{"train": rows, **settings, **options})
 
     return make_module
 
@@ -72,6 +72,18 @@ def test_resuming_after_any_batch_continues_exactly(make, tmp_path: Path, num_wo
         checkpoint = tmp_path / "c" / f"step={step}.ckpt"
         rest = resumed(lambda: make(num_workers=num_workers), tmp_path, checkpoint)
         assert [batch for _, batch in rest] == [batch for _, batch in whole[step:]], step
+
+
+def test_resuming_a_mixture_continues_exactly(make, tmp_path: Path):
+    def mixed() -> PreferenceDataModule:
+        few = write_jsonl(tmp_path / "few.jsonl", [pair(i) for i in range(30, 35)])
+        many = {"path": str(tmp_path / "rows.jsonl"), "passes": 0.4}
+        return make(train={"many": many, "few": {"path": few, "rows_per_epoch": 7}})
+
+    whole = uninterrupted(mixed, tmp_path, checkpoints(tmp_path / "c", every_n_train_steps=1))
+    assert len(whole) == EPOCHS * 4  # 9 of 22 rows and 7 of 5 rows, in batches of 4
+    for step in (1, 6, 11):
+        assert resumed(mixed, tmp_path, tmp_path / "c" / f"step={step}.ckpt") == whole[step:]
 
 
 def test_resuming_from_the_end_of_an_epoch(make, tmp_path: Path):

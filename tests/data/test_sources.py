@@ -247,11 +247,6 @@ def test_a_folder_gives_the_files_of_a_split_whatever_their_kind_and_layout(tmp_
         read(str(folder), tmp_path / "cache")
 
 
-def test_a_list_of_files_is_called_one():
-    with pytest.raises(ConfigError, match="got a list; put the files into a folder"):
-        Source.of("[a.jsonl, b.jsonl]")
-
-
 def test_a_file_without_rows_is_empty(tmp_path: Path):
     pq.write_table(pa.Table.from_pylist(PAIRS).slice(0, 0), tmp_path / "a.parquet")
     (tmp_path / "a.csv").write_text("prompt,chosen,rejected\n")
