@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
-import tempfile
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from pl_prefopt.errors import ConfigError, DataError, first_line
-from pl_prefopt.files import name_os_errors
+from pl_prefopt.files import NO_LOCKS, discard, name_os_errors
+
+PART = "part-"
+"""How the names of finished parts of an entry begin, which the next process keeps."""
 
 _SUMS = "checksums.txt"
+_UNFINISHED = ".unfinished-"
+_PATIENCE = 5.0
+_WEEK = 7 * 24 * 3600.0
+_logger = logging.getLogger(__name__)
 
 
 class Cache:
@@ -47,25 +58,97 @@ class Cache:
                 _verify(folder)
                 self._verified.add(folder)
             return folder
-        unfinished = self._temporary()
+        with self._alone(folder.name):
+            if not folder.is_dir():  # another process, or machine, may have built it meanwhile
+                self._build(folder, build)
+        return folder
+
+    def _build(self, folder: Path, build: Callable[[Path], None]) -> None:
+        unfinished = self._start(f"{_UNFINISHED}{folder.name}")
         try:
             with name_os_errors(self.root):
                 build(unfinished)
                 _write_sums(unfinished)
                 _publish(unfinished, folder)
-        finally:
+        except Exception:  # an interruption keeps the finished parts, as a kill does
             shutil.rmtree(unfinished, ignore_errors=True)
-        return folder
+            raise
+        shutil.rmtree(unfinished, ignore_errors=True)
 
-    def _temporary(self) -> Path:
+    def _start(self, name: str) -> Path:
+        """Return the folder to build in, with no more than the finished parts of a killed process in it."""
+        unfinished = self.root / name
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            return Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.root))
+            unfinished.mkdir(parents=True, exist_ok=True)
+            for path in unfinished.iterdir():
+                if not path.name.startswith(PART):
+                    discard(path)
         except OSError as error:
-            raise ConfigError(
-                f"expected a writable cache at {self.root}, got: {error}; set `data.cache_dir` to another "
-                "folder"
-            ) from error
+            raise self._unwritable(error) from error
+        return unfinished
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"expected a writable cache at {self.root}, got: {error}; set `data.cache_dir` to another folder"
+        )
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Keep other processes, also on other machines with the same folder, from building an entry.
+
+        Where the file system has no locks, they may build it too, in the same way.
+        """
+        try:
+            self._locks.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        lock = _lock(self._locks / f"{name}.lock")
+        try:
+            try:
+                lock.acquire(timeout=_PATIENCE)
+            except Timeout:
+                _logger.warning("waiting for another process that prepares %s", self.root / name)
+                lock.acquire()
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise self._unwritable(error) from error
+        self._clear_unfinished(name)
+        try:
+            yield
+        finally:
+            lock.release(force=True)
+
+    @property
+    def _locks(self) -> Path:
+        return self.root / ".locks"
+
+    def _clear_unfinished(self, own: str) -> None:
+        """Remove what killed processes left, but for finished parts that are younger than a week.
+
+        The lock of a process that still runs is taken; folders of earlier versions have no locks.
+        """
+        for folder in self.root.glob(f"{_UNFINISHED}*"):
+            name = folder.name.removeprefix(_UNFINISHED)
+            has_lock = (self._locks / f"{name}.lock").exists()
+            if name == own or ((not has_lock or any(folder.glob(f"{PART}*.json"))) and not _is_old(folder)):
+                continue
+            lock = _lock(self._locks / f"{name}.lock")
+            with suppress(Timeout, OSError):
+                lock.acquire(timeout=0)
+                shutil.rmtree(folder, ignore_errors=True)
+            lock.release(force=True)
+
+
+def _lock(path: Path) -> FileLock:
+    # A soft lock is a plain file, which a killed process would leave behind.
+    return FileLock(path, fallback_to_soft=False)
+
+
+def _is_old(folder: Path) -> bool:
+    try:
+        return time.time() - folder.stat().st_mtime > _WEEK
+    except OSError:  # its process has just finished
+        return False
 
 
 def damaged(path: Path, error: Exception) -> DataError:

@@ -202,7 +202,7 @@ class Renderer:
             self._check_untemplated(row)
             template = self._template.bound(row.template_args)
             prompt = template.opened(row.prompt)
-            responses = tuple(tuple(self._segments(template, row.prompt, r)) for r in row.responses)
+            responses = tuple(tuple(self._segments(template, row.prompt, prompt, r)) for r in row.responses)
             self._check_one_turn(prompt, responses)
             return Rendered(prompt, responses, row.keep)
         except TemplateError as error:
@@ -288,16 +288,18 @@ class Renderer:
                 )
 
     def _segments(
-        self, template: Template, prompt: Sequence[Message], response: Sequence[Message]
+        self, template: Template, prompt: Sequence[Message], before: str, response: Sequence[Message]
     ) -> Iterator[Segment]:
-        """Split a response's text into assistant turns and the text between them."""
+        """Split a response's text into assistant turns and the text between them.
+
+        ``before`` is the text of the prompt with the header of the assistant's turn.
+        """
         glue = ""
-        before = template.opened(prompt)
         for turn, message in enumerate(response):
             if message.role != "assistant":
                 continue
             until = [*prompt, *response[: turn + 1]]
-            opened = template.opened(until[:-1])
+            opened = template.opened(until[:-1]) if turn else before
             if turn > 0:
                 yield Segment(glue + _after(before, opened), counted=False, ended=False)
             text = template.text(until)

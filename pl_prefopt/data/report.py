@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -43,9 +44,12 @@ class Problems:
         """
         if self.on_bad_row == "error":
             raise DataError(f"{sentence}; fix the row, or set `data.on_bad_row: skip` to skip such rows")
-        self.count += 1
-        if len(self.first) < _REASONS_KEPT:
-            self.first.append(sentence)
+        self.extend(1, [sentence])
+
+    def extend(self, count: int, first: Sequence[str]) -> None:
+        """Add bad rows that were skipped, and sentences about the first of them."""
+        self.count += count
+        self.first += first[: _REASONS_KEPT - len(self.first)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +91,7 @@ class Tally:
         self.summary = RowsSummary()
         self.percentiles: dict[str, list[int]] = {}
         self.largest_token = 0
-        self._lengths: dict[str, list[int]] = {"prompt": [], "response": []}
+        self._lengths: dict[str, Counter[int]] = {"prompt": Counter(), "response": Counter()}
 
     def add(self, row: PreferenceRow, encoded: EncodedRow) -> None:
         """Count one row."""
@@ -104,14 +108,33 @@ class Tally:
         )
         ids = (encoded.prompt_ids, *encoded.response_ids)
         self.largest_token = max(self.largest_token, *map(max, ids))
-        self._lengths["prompt"].append(len(encoded.prompt_ids) + encoded.prompt_cut)
-        self._lengths["response"] += [
+        self._lengths["prompt"][len(encoded.prompt_ids) + encoded.prompt_cut] += 1
+        self._lengths["response"].update(
             len(ids) + cut for ids, cut in zip(encoded.response_ids, encoded.response_cuts, strict=True)
-        ]
+        )
+
+    def counts(self) -> dict[str, Any]:
+        """Return the counts so far for a JSON file."""
+        lengths = {name: sorted(found.items()) for name, found in self._lengths.items()}
+        return {
+            "summary": dataclasses.asdict(self.summary),
+            "largest_token": self.largest_token,
+            "lengths": lengths,
+        }
+
+    def merge(self, counts: Mapping[str, Any]) -> None:
+        """Add what ``counts`` returned for other rows."""
+        own = dataclasses.asdict(self.summary)
+        self.summary = RowsSummary(**{name: own[name] + counts["summary"][name] for name in own})
+        self.largest_token = max(self.largest_token, counts["largest_token"])
+        for name, found in counts["lengths"].items():
+            for length, times in found:
+                self._lengths[name][length] += times
 
     def finish(self) -> None:
         """Compute the percentiles."""
-        for name, lengths in self._lengths.items():
+        for name, found in self._lengths.items():
+            lengths = np.repeat(list(found), list(found.values()))
             self.percentiles[name] = np.percentile(lengths, [50, 90, 99, 100]).astype(int).tolist()
 
     def to_json(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import itertools
 import json
@@ -15,13 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pl_prefopt.data.arrow import (
-    ROWS_SCHEMA,
-    TOKENS_SCHEMA,
-    StoredRows,
-    row_record,
-    tokens_record,
-)
+from pl_prefopt.data.arrow import ROWS_SCHEMA, StoredRows, row_record
 from pl_prefopt.data.cache import Cache, damaged
 from pl_prefopt.data.columns import (
     ColumnInfo,
@@ -32,9 +25,11 @@ from pl_prefopt.data.columns import (
     infos_to_json,
 )
 from pl_prefopt.data.dialogues import BadRowError
+from pl_prefopt.data.digest import Digest, bare
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.data.formats import Converted, convert
-from pl_prefopt.data.renderer import EncodedRow, Rendered, Renderer
+from pl_prefopt.data.preparing import Work, tokenise
+from pl_prefopt.data.renderer import Renderer
 from pl_prefopt.data.report import OnBadRow, Problems, Tally
 from pl_prefopt.data.sources import Source, open_source
 from pl_prefopt.data.tables import Table, write_table
@@ -43,7 +38,6 @@ from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import PLAIN
 from pl_prefopt.views import View
 
-_ROWS_A_CALL = 256
 _ROWS_FILE, _COLUMNS_FILE = "rows.arrow", "columns.arrow"
 _TOKENS_FILE, _NOTES_FILE = "tokens.arrow", "notes.json"
 _HELD_OUT_FILE = "held_out.npy"
@@ -118,7 +112,7 @@ def store_rows(
     key = (reading.content_key, source.label, source.name, renamed, on_bad_row, max_rows)
 
     def build(folder: Path) -> None:
-        problems, digest, further, tally = Problems(on_bad_row), _Digest(), _Digest(), ColumnTally()
+        problems, digest, further, tally = Problems(on_bad_row), Digest(), Digest(), ColumnTally()
         rows = itertools.islice(_usable_rows(reading.records(), mapped, problems, tally), max_rows)
         with closing(ColumnsWriter(folder / _COLUMNS_FILE)) as writer:
             records = (_noted(row, digest, further, writer) for row in rows)
@@ -151,7 +145,7 @@ def rewrite_rows(
     """
 
     def build(folder: Path) -> None:
-        digest, further, tally = _Digest(), _Digest(), ColumnTally()
+        digest, further, tally = Digest(), Digest(), ColumnTally()
         with closing(ColumnsWriter(folder / _COLUMNS_FILE)) as writer:
             records = (_noted(row, digest, further, writer) for row in _tallied(rows(folder), tally))
             write_table(folder / _ROWS_FILE, ROWS_SCHEMA, records)
@@ -187,6 +181,7 @@ def store_tokens(
     view: str = PLAIN,
     on_bad_row: OnBadRow = "error",
     distinct: bool = False,
+    processes: int | None = None,
 ) -> TokenStore:
     """Tokenise rows, or read their tokens from the cache.
 
@@ -199,18 +194,15 @@ def store_tokens(
         on_bad_row: what to do with rows that the chat template rejects, or that ``distinct`` finds.
         distinct: whether responses with different scores must differ as tokens. If they don't, there is
             nothing to learn, and an objective would count the row all the same.
+        processes: the number of processes to tokenise with; by default one per core.
 
     Raises:
         DataError: naming the row, if it is bad and ``on_bad_row`` is ``error``.
     """
 
     def build(folder: Path) -> None:
-        problems, digest, tally = Problems(on_bad_row), _Digest(), Tally()
-        encoded = _encoded(_renderable(rows, renderer, problems), renderer)
-        if distinct:
-            encoded = _distinct(encoded, problems)
-        records = _token_records(encoded, digest, tally)
-        write_table(folder / _TOKENS_FILE, TOKENS_SCHEMA, records)
+        work = Work(rows=rows, renderer=renderer, on_bad_row=on_bad_row, distinct=distinct, folder=folder)
+        digest, problems, tally = tokenise(work, folder / _TOKENS_FILE, processes=processes)
         if digest.items == 0:
             raise DataError(f"expected rows that can be tokenised, got no usable one: {problems.first[0]}")
         tally.finish()
@@ -256,105 +248,15 @@ def _usable_rows(
         yield dataclasses.replace(converted.row, origin=record.origin)
 
 
-class _Renderable(NamedTuple):
-    number: int
-    row: PreferenceRow
-    rendered: Rendered
-
-
-def _renderable(
-    rows: Sequence[PreferenceRow], renderer: Renderer, problems: Problems
-) -> Iterator[_Renderable]:
-    for number in range(len(rows)):
-        row = rows[number]
-        try:
-            rendered = renderer.render(row)
-        except DataError as error:
-            if problems.on_bad_row == "error":
-                raise
-            problems.add(str(error))
-            continue
-        yield _Renderable(number, row, rendered)
-
-
-class _Encoded(NamedTuple):
-    number: int
-    row: PreferenceRow
-    tokens: EncodedRow
-
-
-def _encoded(renderable: Iterator[_Renderable], renderer: Renderer) -> Iterator[_Encoded]:
-    while block := list(itertools.islice(renderable, _ROWS_A_CALL)):
-        encoded = renderer.tokenise([item.rendered for item in block])
-        for item, tokens in zip(block, encoded, strict=True):
-            yield _Encoded(item.number, item.row, tokens)
-
-
-def _distinct(encoded: Iterator[_Encoded], problems: Problems) -> Iterator[_Encoded]:
-    """Leave out rows of which two responses have the same tokens and different scores."""
-    for item in encoded:
-        reason = _why_not_distinct(item.row.scores or (), item.tokens)
-        if reason:
-            problems.add(f"{item.row.origin or 'a row'}: {reason}")
-        else:
-            yield item
-
-
-def _why_not_distinct(scores: Sequence[float], tokens: EncodedRow) -> str:
-    first: dict[tuple[int, ...], int] = {}
-    for number, ids in enumerate(tokens.response_ids[: len(scores)]):
-        before = first.setdefault(tuple(ids), number)
-        if scores[before] != scores[number]:
-            cut = tokens.response_cuts[before] or tokens.response_cuts[number]
-            where = (
-                f"after the first {len(ids)} tokens, where `data.max_response_length` truncates them"
-                if cut
-                else "in nothing that is tokenised, such as white space"
-            )
-            return (
-                f"responses {before + 1} and {number + 1} have the scores {scores[before]:g} and "
-                f"{scores[number]:g}, but differ only {where}"
-            )
-    return ""
-
-
-def _token_records(encoded: Iterator[_Encoded], digest: _Digest, tally: Tally) -> Iterator[Mapping[str, Any]]:
-    for number, row, tokens in encoded:
-        record = tokens_record(number, tokens)
-        digest.add(row_record(_bare(row)) | record)
-        tally.add(row, tokens)
-        yield record
-
-
-class _Digest:
-    """A hash and count of the items added."""
-
-    def __init__(self) -> None:
-        self.items = 0
-        self._hash = hashlib.blake2b(digest_size=16)
-
-    def add(self, item: object) -> None:
-        self.items += 1
-        self._hash.update(repr(item).encode() + b"\0")
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
-
-
-def _noted(row: PreferenceRow, digest: _Digest, further: _Digest, writer: ColumnsWriter) -> dict[str, Any]:
+def _noted(row: PreferenceRow, digest: Digest, further: Digest, writer: ColumnsWriter) -> dict[str, Any]:
     """Hash a row, write its extra columns and return its record."""
-    digest.add(_bare(row))
+    digest.add(bare(row))
     if (columns := writer.add(row)) is not None:
         further.add((digest.items, columns))
     return row_record(row)
 
 
-def _bare(row: PreferenceRow) -> PreferenceRow:
-    """Return the row without its origin, so that the hash does not depend on it."""
-    return dataclasses.replace(row, origin="", source="")
-
-
-def _write_notes(folder: Path, digest: _Digest, problems: Problems, **more: object) -> None:
+def _write_notes(folder: Path, digest: Digest, problems: Problems, **more: object) -> None:
     notes = {"content": digest.hexdigest(), "skipped": problems.count, "problems": problems.first, **more}
     (folder / _NOTES_FILE).write_text(json.dumps(notes), encoding="utf-8")
 

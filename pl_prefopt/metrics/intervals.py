@@ -12,7 +12,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from pl_prefopt.metrics import bootstrap
 from pl_prefopt.metrics.pairs import log_ratio, winner_minus_loser
-from pl_prefopt.metrics.states import PreferenceMetric
+from pl_prefopt.metrics.states import PreferenceMetric, keep
 from pl_prefopt.pairing import ALL_PAIRS
 from pl_prefopt.types import ResponseLogProbs
 
@@ -72,10 +72,10 @@ class BootstrapIntervals(PreferenceMetric):
         }
         viewed = {f"margin_{view}": view_rewards[view] for view in self.views}
         for name, values in {"margin": reward, "difference": scores, **ratios, **viewed}.items():
-            getattr(self, name).append(winner_minus_loser(values.float())[wins])
+            keep(getattr(self, name), winner_minus_loser(values.float())[wins])
         sizes = wins.sum(dim=(-2, -1))
-        self.graded.append(graded.repeat_interleave(sizes).float())
-        self.sizes.append(sizes[sizes > 0].float())
+        keep(self.graded, graded.repeat_interleave(sizes).float())
+        keep(self.sizes, sizes[sizes > 0].float())
 
     def compute(self) -> dict[str, Tensor]:
         """Return the intervals; NaN with fewer than two prompts."""

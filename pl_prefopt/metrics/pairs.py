@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
-from pl_prefopt.metrics.states import Mean, PreferenceMetric, Share, all_present
+from pl_prefopt.metrics.states import Mean, PreferenceMetric, Share, all_present, keep
 from pl_prefopt.pairing import ALL_PAIRS
 from pl_prefopt.types import ResponseLogProbs
 
@@ -84,7 +84,7 @@ class Margins(PreferenceMetric):
         """Count a batch: ``reward`` [B, R], ``scores`` [B, R], ``present`` [B, R]."""
         wins = pairs_of(scores, present)
         # NaN marks entries that are not pairs, removed in `compute`: selecting here would sync the GPU.
-        self.values.append(torch.where(wins, winner_minus_loser(reward.float()), torch.nan).flatten())
+        keep(self.values, torch.where(wins, winner_minus_loser(reward.float()), torch.nan).flatten())
 
     def compute(self) -> Tensor:
         """Return float32 [pairs] without NaN, in no particular order."""

@@ -19,6 +19,17 @@ def all_present(scores: Tensor, present: Tensor | None) -> Tensor:
     return torch.ones_like(scores, dtype=torch.bool) if present is None else present
 
 
+def keep(values: list[Tensor], new: Tensor) -> None:
+    """Append to a list of tensors, joining its last ones so that it stays short.
+
+    A tensor per batch would take hundreds of bytes each. Each value is copied O(log n) times.
+    """
+    values.append(new)
+    while len(values) > 1 and len(values[-1]) >= len(values[-2]):
+        last = values.pop()
+        values[-1] = torch.cat([values[-1], last])
+
+
 class PreferenceMetric(Metric):
     """The base of all metrics: states stay float32 and int64 whatever the module around it is cast to.
 
@@ -116,8 +127,8 @@ class Correlation(PreferenceMetric, ABC):
 
     def add(self, first: Tensor, second: Tensor, where: Tensor) -> None:
         """Count the values where ``where`` is true; all three of one shape."""
-        self.first.append(first[where].float())
-        self.second.append(second[where].float())
+        keep(self.first, first[where].float())
+        keep(self.second, second[where].float())
 
     def compute(self) -> Tensor:
         """Return the correlation."""

@@ -23,6 +23,7 @@ from pl_prefopt.metrics import (
     build_suite,
     find_info,
 )
+from pl_prefopt.metrics.states import keep
 from pl_prefopt.types import ResponseLogProbs
 from tests.metrics.inputs import inputs, join, random_inputs
 from tests.objectives.batches import NAN
@@ -348,3 +349,12 @@ def test_every_update_asks_for_common_arguments_only():
         assert isinstance(metric, Metric)
         assert metric.full_state_update is False
         assert set(inspect.signature(metric.update).parameters) <= set(INPUTS)
+
+
+def test_kept_values_stay_in_order_in_a_few_tensors():
+    values: list[torch.Tensor] = []
+    for number in range(5000):
+        keep(values, torch.arange(number, number + number % 2 + 1))
+    expected = [item for number in range(5000) for item in range(number, number + number % 2 + 1)]
+    assert torch.cat(values).tolist() == expected
+    assert len(values) <= 14  # log2 of 7,500, rounded up, and one
