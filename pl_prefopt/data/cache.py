@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -58,20 +59,22 @@ class Cache:
                 _verify(folder)
                 self._verified.add(folder)
             return folder
-        with self._alone(folder.name):
+        with self._alone(folder.name) as is_alone:
             if not folder.is_dir():  # another process, or machine, may have built it meanwhile
-                self._build(folder, build)
+                self._build(folder, build, "" if is_alone else f".{uuid4().hex[:8]}")
         return folder
 
-    def _build(self, folder: Path, build: Callable[[Path], None]) -> None:
-        unfinished = self._start(f"{_UNFINISHED}{folder.name}")
+    def _build(self, folder: Path, build: Callable[[Path], None], suffix: str) -> None:
+        unfinished = self._start(f"{_UNFINISHED}{folder.name}{suffix}")
         try:
             with name_os_errors(self.root):
                 build(unfinished)
                 _write_sums(unfinished)
                 _publish(unfinished, folder)
-        except Exception:  # an interruption keeps the finished parts, as a kill does
-            shutil.rmtree(unfinished, ignore_errors=True)
+        except BaseException as error:
+            # An interruption keeps the finished parts, as a kill does.
+            if isinstance(error, Exception) or not any(unfinished.glob(f"{PART}*.json")):
+                shutil.rmtree(unfinished, ignore_errors=True)
             raise
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -93,10 +96,10 @@ class Cache:
         )
 
     @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
+    def _alone(self, name: str) -> Iterator[bool]:
         """Keep other processes, also on other machines with the same folder, from building an entry.
 
-        Where the file system has no locks, they may build it too, in the same way.
+        Where the file system has no locks, they may build it too, in the same way; this yields false there.
         """
         try:
             self._locks.mkdir(parents=True, exist_ok=True)
@@ -114,7 +117,7 @@ class Cache:
                 raise self._unwritable(error) from error
         self._clear_unfinished(name)
         try:
-            yield
+            yield lock.is_locked
         finally:
             lock.release(force=True)
 
