@@ -457,9 +457,9 @@ class ConditionalBradleyTerry(RewardObjective):
 
     "MAPL", arXiv 2505.12845: y satisfies the instructions of its own prompt x, and not all of those of x′,
     which is the row's ``prompt_rejected``. A prompt's loss is the mean over its responses; scores aren't
-    read. Rewards that depend on the response alone cancel, those that depend on the prompt alone don't. Together with
-    ``BradleyTerry`` it is a ``Sum``, whose weights are the paper's λ; the published learning rate is 1e-5,
-    with batches of 64.
+    read. Rewards that depend on the response alone cancel, those that depend on the prompt alone don't.
+    Together with ``BradleyTerry`` it is a ``Sum``, whose weights are the paper's λ; the published learning
+    rate is 1e-5, with batches of 64.
 
     Examples:
         >>> from pl_prefopt.objectives.examples import rewarded

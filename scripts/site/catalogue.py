@@ -10,8 +10,10 @@ import csv
 import importlib
 import inspect
 import statistics
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +73,7 @@ def methods() -> dict[str, list[Method]]:
     parser.add_subclass_arguments(Objective, "objective")
     for path in sorted((ROOT / "configs" / "methods").glob("*.yaml")):
         part = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]["objective"]
-        objective = parser.instantiate(parser.parse_object({"objective": part})).objective
+        objective = parser.instantiate(parser.parse_object({"objective": deepcopy(part)})).objective
         found[type(objective).__name__].append(Method(path.stem, part.get("init_args", {}), objective.needs))
     return found
 
@@ -153,7 +155,7 @@ def _value(value: Any) -> str:
         return "; ".join(f"{key}: {_value(one)}" for key, one in value.items())
     if isinstance(value, list):
         return "; ".join(map(_value, value)) or "none"
-    return str(value)
+    return textwrap.shorten(str(value), width=60, placeholder=" …")  # in one line, as a cell must be
 
 
 def _measured(known: dict[str, list[Method]]) -> Iterator[str]:

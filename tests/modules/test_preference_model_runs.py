@@ -120,9 +120,8 @@ def test_a_response_is_scored_under_two_prompts_with_gradients_through_both(tiny
     data = make_datamodule(tmp_path, rows, batch_size=3)
     trainer = make_trainer(tmp_path, max_steps=1, limit_val_batches=0)
     trainer.fit(module, data)
-    plain = make_datamodule(
-        tmp_path, [{**row, "prompt": row["prompt_rejected"]} for row in rows], batch_size=3
-    )
+    others = [{**row, "prompt": f"Else {number}?"} for number, row in enumerate(pair_rows(3))]
+    plain = make_datamodule(tmp_path, others, batch_size=3)
     batch = module.score(data.datasets["train"].batch(range(3)))
     other = batch.views["contrast"].outputs["reward"]
     assert other.requires_grad
