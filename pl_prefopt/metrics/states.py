@@ -12,6 +12,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from pl_prefopt.metric_info import MetricInfo
+from pl_prefopt.metrics.arrays import taking_arrays
 
 
 def all_present(scores: Tensor, present: Tensor | None) -> Tensor:
@@ -35,7 +36,8 @@ class PreferenceMetric(Metric):
 
     One of your own says what it is in ``info``, adds its states and names what it reads, of
     ``pl_prefopt.metrics.INPUTS``, as parameters of ``update``. ``model.init_args.metrics`` adds it to a run.
-    ``Mean``, ``Share`` and ``Correlation`` have the states of most metrics.
+    ``Mean``, ``Share`` and ``Correlation`` have the states of most metrics. Lists and NumPy arrays arrive in
+    ``update`` as tensors.
 
     Half-precision plugins call ``module.to(torch.bfloat16)``, in which a counter stops at 256, and
     ``set_dtype(torch.float32)`` would turn counters into floats that stop at 2²⁴. Here both only move.
@@ -50,6 +52,11 @@ class PreferenceMetric(Metric):
     page: ClassVar[str] = "metrics.md"
     info: MetricInfo
     """The description of the metric. Metrics of the registry have theirs there."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "update" in cls.__dict__:
+            cls.update = taking_arrays(cls.__dict__["update"])  # type: ignore[method-assign]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
         def move(tensor: Tensor) -> Tensor:

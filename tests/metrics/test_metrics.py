@@ -15,6 +15,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from pl_prefopt import metrics
+from pl_prefopt.errors import ContractError
 from pl_prefopt.metrics import (
     INPUTS,
     METRIC_HELP,
@@ -358,3 +359,36 @@ def test_kept_values_stay_in_order_in_a_few_tensors():
     expected = [item for number in range(5000) for item in range(number, number + number % 2 + 1)]
     assert torch.cat(values).tolist() == expected
     assert len(values) <= 14  # log2 of 7,500, rounded up, and one
+
+
+def test_metrics_take_lists_and_arrays():
+    scored = {"scores": [[1, 0], [3, 2, 1]]}
+    assert metrics.Margin()([[1, 4], [3, 2, 1]], **scored) == 0.25  # (-3 + 1 + 2 + 1) / 4
+    absent = {"reward": torch.tensor([[1.0, 4.0, 9.0], [3.0, 2.0, 1.0]])}
+    absent |= {"scores": torch.tensor([[1.0, 0.0, 5.0], [3.0, 2.0, 1.0]])}
+    assert metrics.Margin()(**absent, present=[[1, 1, 0], [1, 1, 1]]) == 0.25
+    assert metrics.PreferenceAccuracy()(np.array([[1.2, 0.3], [0.1, 0.4], [2, 2]])) == 0.5
+    assert metrics.GradeKendall()([[3.0, 1.0, 2.0]], scores=[[9, 1, 5]]) == 1.0
+    policy = ResponseLogProbs(sum=[[-3.0, -4.0]], length=np.array([[1, 2]]))
+    assert metrics.ChosenLogProb()(policy) == -3.0
+    assert metrics.NormalizedRankingAccuracy()(policy) == 0.0  # -3 per token against -2
+    assert metrics.SequenceKL(reference=0)(policy, [[[-5.0, -4.5]]]) == 1.25
+    assert metrics.ViewMargin(view="quality")({"quality": [[2.0, 0.5]]}) == 1.5
+    assert metrics.LossMean()([0.5, 0.7, 9.0], [True, True, False]) == pytest.approx(0.6)
+    # Rewards that differ in float64 only are no tie.
+    assert metrics.PreferenceAccuracy()([[1.0, 1.0 + 1e-12]]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "reward", "told"),
+    [
+        (metrics.PreferenceAccuracy(), [1.2, 0.3], "a row for each prompt"),
+        (metrics.PreferenceAccuracy(), [[3.0, 2.0, 1.0]], "PreferenceAccuracy needs `scores`"),
+        (metrics.PreferenceAccuracy(), [[3.0, 2.0], [1.0]], "PreferenceAccuracy needs `scores`"),
+        (metrics.GradePearson(), [[3.0, 2.0]], "GradePearson needs `scores`"),
+        (metrics.Margin(), [["a", "b"]], "expected `reward` to hold numbers"),
+    ],
+)
+def test_metrics_guess_no_scores(metric, reward, told):
+    with pytest.raises(ContractError, match=told):
+        metric(reward)
