@@ -7,7 +7,7 @@ T response tokens, K references. An absent response (padding up to R) is never c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self, TypeAlias
 
 import torch
@@ -181,6 +181,19 @@ class ResponseLogProbs:
         return self.sum / self.length.clamp(min=1)
 
 
+def _mapped(value: Any, move: _Move) -> Any:
+    """Return a copy of nested dataclasses and mappings with ``move`` applied to every tensor."""
+    if isinstance(value, Tensor):
+        return move(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(item, move) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{each.name: _mapped(getattr(value, each.name), move) for each in fields(value)}
+        )
+    return value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewLogProbs:
     """A second view's log-probs.
@@ -252,6 +265,11 @@ class ScoredBatch:
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
     columns: Mapping[str, Column] = field(default_factory=dict)
 
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """Return a copy on ``device``, as ``Trainer.predict`` does with what it returns."""
+        moved: Self = _mapped(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return moved
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -274,3 +292,8 @@ class Outcome:
     stats: Mapping[str, Tensor] = field(default_factory=dict)
     view_rewards: Mapping[str, Tensor] = field(default_factory=dict)
     token_reward: Tensor | None = None
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """Return a copy on ``device``, as ``Trainer.predict`` does with what it returns."""
+        moved: Self = _mapped(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return moved

@@ -2,6 +2,7 @@
 
 from pl_prefopt.callbacks.best_checkpoint import BestCheckpoint
 from pl_prefopt.callbacks.dashboard_layout import DashboardLayout
+from pl_prefopt.callbacks.early_stop import EarlyStop
 from pl_prefopt.callbacks.generations import Generations
 from pl_prefopt.callbacks.last_checkpoint import LastCheckpoint
 from pl_prefopt.callbacks.margin_histogram import MarginHistogram
@@ -16,6 +17,7 @@ from pl_prefopt.callbacks.throughput import Throughput
 __all__ = [
     "BestCheckpoint",
     "DashboardLayout",
+    "EarlyStop",
     "Generations",
     "LastCheckpoint",
     "MarginHistogram",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from argparse import SUPPRESS
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from pl_prefopt.callbacks import (
     BestCheckpoint,
+    EarlyStop,
     LastCheckpoint,
     MetricsFile,
     ParameterCount,
@@ -109,6 +111,12 @@ class PrefOptCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.set_defaults(SETTINGS)
         parser.add_argument(
+            "--early_stop",
+            type=EarlyStop | None,
+            default=None,
+            help="End the run after `patience` validations without a better best.monitor: {patience: 3}.",
+        )
+        parser.add_argument(
             "--run_dir",
             type=str | None,
             default=None,
@@ -127,7 +135,10 @@ class PrefOptCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments; errors name the file and the key of the rejected value."""
         try:
-            super().parse_arguments(parser, args)
+            with warnings.catch_warnings():
+                # A notebook has arguments of its own in sys.argv.
+                warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+                super().parse_arguments(parser, args)
         except RefusedError as refused:
             command, *words = sys.argv[1:] if args is None else args
             origin = origin_of(list(given_settings(words)), refused.key) if refused.key else ""
@@ -213,12 +224,7 @@ class PrefOptCLI(LightningCLI):
             checkpoint.dirpath = checkpoint.dirpath or str(self.run_folder / "checkpoints")
         asked = self._get(self.config_init, "trainer")
         self._enter_run_folder()  # created only now, so that errors in the settings leave no folder
-        callbacks = callbacks_of_run(
-            asked["callbacks"], self._get(self.config_init, "default_callbacks"), asked
-        )
-        for callback in callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(self.run_folder / "checkpoints")
+        callbacks = self._callbacks(asked)
         if not has_progress_bar(callbacks):
             kwargs["enable_progress_bar"] = False  # otherwise Lightning adds its own
         if asked["barebones"]:
@@ -236,6 +242,20 @@ class PrefOptCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return cast(Trainer, trainer)
+
+    def _callbacks(self, asked: Any) -> list[Callback]:
+        """Return the run's callbacks but those of ``best``, ``last`` and ``references``."""
+        callbacks = callbacks_of_run(
+            asked["callbacks"], self._get(self.config_init, "default_callbacks"), asked
+        )
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(self.run_folder / "checkpoints")
+        early: EarlyStop | None = self._get(self.config_init, "early_stop")
+        if early is not None and self.subcommand == "fit":
+            best = self._get(self.config_init, "best")
+            callbacks.append(early.callback(best.monitor, best.mode))
+        return callbacks
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Build the trainer, without the two checkpoint callbacks where Lightning forbids them."""

@@ -38,6 +38,7 @@ SECTIONS = {
     "references": "pl_prefopt.callbacks.ReferenceEnsemble",
     "best": "pl_prefopt.callbacks.BestCheckpoint",
     "last": "pl_prefopt.callbacks.LastCheckpoint",
+    "early_stop": "pl_prefopt.callbacks.EarlyStop",
 }
 MODEL = "pl_prefopt.modules.PreferenceModule"
 _TEXT, _FLAG = Kinds({"str"}), Kinds({"bool"})

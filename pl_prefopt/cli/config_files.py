@@ -10,6 +10,11 @@ from pl_prefopt.errors import ConfigError, suggest
 _PACKAGE = Path(__file__).resolve().parents[1]
 _OPTIONS = ("-c", "--config")
 _EXAMPLES = "scripts/demo/"
+SHORT = {
+    "--policy": "--model.init_args.policy.name",
+    "--lr": "--model.init_args.optimizer.init_args.lr",
+}
+"""Short options and the settings that they set."""
 
 
 def shipped() -> Path:
@@ -46,7 +51,7 @@ def find(wanted: str) -> str:
 
 
 def with_paths(arguments: Sequence[str]) -> list[str]:
-    """Return the command line with every configuration written as ``--config PATH``.
+    """Return the command line with every configuration as ``--config PATH`` and options in full.
 
     Raises:
         ConfigError: if one is missing.
@@ -65,6 +70,8 @@ def _parts(arguments: Sequence[str]) -> Iterator[Sequence[str]]:
     words = iter(arguments)
     for word in words:
         wanted = next(words, None) if word in _OPTIONS else _glued(word)
+        option, equals, value = word.partition("=")
+        word = SHORT.get(option, option) + equals + value
         yield (word,) if wanted is None else ("--config", find(wanted))
 
 

@@ -26,7 +26,7 @@ _TEXTS = 60
 def data(arguments: list[str]) -> None:
     """Run ``prefopt data`` with the given command-line arguments."""
     options = _parse(arguments)
-    columns = dict(_pairs(options.columns))
+    columns = dict(named_pairs(options.columns))
     check_names(columns)
     renderer = Renderer(
         _tokenizer(options.tokenizer),
@@ -67,7 +67,8 @@ def _parse(arguments: list[str]) -> Any:
     return parser.parse_args(arguments)
 
 
-def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+def named_pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield our names of columns and those of the files, from ``OURS=THEIRS``."""
     for word in words:
         ours, equals, theirs = word.partition("=")
         if not (ours and equals and theirs):
@@ -90,7 +91,7 @@ def _described(
     source: Source, columns: Mapping[str, str], dataset: PreferenceDataset, options: Any
 ) -> Iterator[str]:
     yield dataset.report
-    layouts = _layouts(source, columns, options.max_rows)
+    layouts = layouts_of(source, columns, options.max_rows)
     yield f"  layouts: {', '.join(f'{name} {count}' for name, count in layouts.most_common())}"
     yield from (f"  {line}" for line in dataset.unused_columns)
     yield f"  rows with ties: {sum(map(_has_ties, dataset.rows))}; repeated rows: {_repeated(dataset.rows)}"
@@ -100,7 +101,7 @@ def _described(
         yield from _as_tokens(dataset.rows[number], dataset.renderer)
 
 
-def _layouts(source: Source, columns: Mapping[str, str], max_rows: int | None) -> Counter[str]:
+def layouts_of(source: Source, columns: Mapping[str, str], max_rows: int | None) -> Counter[str]:
     """Return how many usable rows have each layout."""
     mapped, found = frozenset((*columns, *source.columns.values())), Counter[str]()
     with tempfile.TemporaryDirectory() as scratch:

@@ -15,6 +15,7 @@ from pl_prefopt.cli.plugins import forget_plugins
 from pl_prefopt.errors import StoppedError, suggest
 
 _COMMANDS = {
+    "init": "write a commented configuration for a method, rows and hardware",
     "fit": "train a policy on preference data",
     "validate": "evaluate a policy on the validation rows",
     "test": "evaluate a policy on the test rows",
@@ -37,6 +38,7 @@ _COMMANDS = {
 # Commands that are not based on LightningCLI, and their functions.
 _OWN = {
     "configs": "configs.configs",
+    "init": "init.init",
     "list": "listing.list_known",
     "data": "data.data",
     "label": "label.label",
@@ -58,7 +60,7 @@ usage: prefopt <command> [-c NAME or FILE.yaml ...] [--key.sub value ...]
 
 Settings come from YAML files and the command line; later ones override earlier ones:
   prefopt fit -c base -c methods/dpo -c hardware/cpu \\
-    --data.train preferences.jsonl --model.init_args.policy.name HuggingFaceTB/SmolLM2-135M-Instruct
+    --data.train preferences.jsonl --policy HuggingFaceTB/SmolLM2-135M-Instruct --lr 1e-5
 `prefopt <command> --help` lists a command's settings; `--print_config` shows them resolved."""
 
 _TRAINING = """
@@ -66,7 +68,7 @@ _TRAINING = """
   prefopt {command} -c ready/demo
 or combine files for method and hardware with your rows and model:
   prefopt {command} -c base -c methods/dpo -c hardware/cpu \\
-    --data.train preferences.jsonl --model.init_args.policy.name HuggingFaceTB/SmolLM2-135M-Instruct"""
+    --data.train preferences.jsonl --policy HuggingFaceTB/SmolLM2-135M-Instruct"""
 _TRAINED = """
 `prefopt {command}` needs a run of `prefopt fit` and its checkpoint:
   prefopt {command} -c runs/NAME/config.yaml --ckpt_path best{rows}

@@ -8,6 +8,26 @@ from typing import Any
 # Lightning's settings, by their first component; they make up four fifths of the whole text.
 _APART = ("trainer", "best", "last")
 
+_EXAMPLES = """prefopt fit: train a policy on preference data
+
+  prefopt fit -c ready/demo                               # a whole run in a file: no settings needed
+  prefopt fit -c methods/dpo -c hardware/cpu --data.train rows.jsonl --policy MODEL
+  prefopt fit -c methods/simpo -c hardware/lora_1gpu --data.train rows.jsonl --policy MODEL --lr 1e-5
+  prefopt fit -c methods/dpo --model.objective.beta 0.3 --early_stop.patience 3 --data.train rows.jsonl
+  prefopt fit -c runs/NAME/config.yaml --ckpt_path last    # resume a run
+
+  --policy NAME               the model to train: its folder or hub name
+  --lr X                      the learning rate
+  --data.train ROWS           the rows; `prefopt data ROWS --tokenizer MODEL` shows what they are taken for
+  --data.batch_size N         prompts per batch and device
+  --model.objective.beta X    a setting of the objective
+  --model.policy.lora.r N     a setting of the adapter
+  --trainer.max_epochs N      a setting of Lightning's Trainer
+  --run_dir FOLDER            the run folder
+
+`prefopt configs` lists what -c takes by name, `prefopt init` writes a file for your rows. All settings:
+"""
+
 _MORE = """More: `--help trainer` lists Lightning's Trainer, `--help best` and `--help last` the two
 checkpoints, `--help all` everything. `--model.help pl_prefopt.modules.DPOModule` lists the settings
 of a class, and `--print_config` shows the resolved configuration."""
@@ -24,6 +44,8 @@ class SectionHelp(argparse._HelpAction):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         """Print the section and exit."""
         everything = parser._action_groups
+        if values is None and parser.prog.split()[-1] == "fit":
+            print(_EXAMPLES)
         try:
             parser._action_groups = [group for group in everything if _is_shown(group, values)]
             parser.usage = f"prefopt {parser.prog.split()[-1]} [-c FILE.yaml ...] [--key.sub value ...]"

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -28,7 +28,7 @@ from pl_prefopt.metrics import (
     with_info,
 )
 from pl_prefopt.modules.averaging import require_averaging
-from pl_prefopt.modules.checkpoint_files import read_head
+from pl_prefopt.modules.checkpoint_files import read_head, read_weights
 from pl_prefopt.modules.checkpoints import (
     check_fits,
     describe,
@@ -53,6 +53,7 @@ from pl_prefopt.modules.compatibility import (
 )
 from pl_prefopt.modules.finite_loss import FiniteLossGuard
 from pl_prefopt.modules.learning_rate import base_rate, set_base_rate
+from pl_prefopt.modules.loading import arguments_of
 from pl_prefopt.modules.objective_state import ObjectiveState
 from pl_prefopt.modules.output_heads import build_heads, shard_heads
 from pl_prefopt.modules.randomness import BatchSeeds
@@ -171,6 +172,34 @@ class PreferenceModule(LightningModule):
         self._knows_rows = True  # whether a PreferenceDataModule has them, so that setup checks them
         self._seeds, self._guard, self._mean = BatchSeeds(), FiniteLossGuard(), StepMean()
         self._objective_state = ObjectiveState(objective)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override] - what Lightning reads from pickled arguments
+        cls, checkpoint_path: str | Path, map_location: Any = None, **arguments: Any
+    ) -> Self:
+        """Return the module of a run, with the weights of a checkpoint, in evaluation mode.
+
+        Its arguments are those in the run's ``config.yaml``. Nothing is unpickled. Its ``policy`` is a
+        transformers model, ``score`` needs no trainer, and rewards of objectives with references come from
+        ``Trainer(callbacks=[ReferenceEnsemble(...)]).predict(module, datamodule)``.
+
+        Args:
+            checkpoint_path: a checkpoint of a run: a file, or a folder of shards.
+            map_location: the device to move the module to; the CPU by default.
+            arguments: arguments of the module that replace those of the run; without a ``config.yaml``,
+                ``policy`` and ``objective`` are needed.
+
+        Raises:
+            ConfigError: if the checkpoint or its configuration is missing, damaged or of another run.
+        """
+        path = Path(checkpoint_path)
+        head = read_head(path)
+        module = cls(**arguments_of(path, arguments))
+        module.configure_model()
+        weights = read_weights(path)
+        module.on_load_checkpoint({**head.rest, "state_dict": weights})
+        module.load_state_dict(weights, strict=False)
+        return module.to(map_location or "cpu").eval()
 
     def needed_by(self, column: str) -> str:
         """Return the class that needs a column of the rows: the objective's, or a metric's."""
@@ -639,7 +668,7 @@ class PreferenceModule(LightningModule):
     @property
     def _is_fitting(self) -> bool:
         """Whether the optimiser is needed: to validate or predict, weights suffice."""
-        return self.trainer.state.fn == TrainerFn.FITTING
+        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
     def _description(self) -> dict[str, str]:
         identity = (self._base_identity, self._adapter_identity)

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 from torch import nn
 
@@ -177,10 +177,19 @@ class Objective(nn.Module, ABC):
         """Return each prompt's loss and each response's implicit reward."""
 
 
+def constructor_arguments(value: Any) -> dict[str, Any]:
+    """Return the arguments of an object's constructor that are among its attributes, by name.
+
+    A class whose attribute of that name is something else has them in ``arguments``.
+    """
+    own: dict[str, Any] | None = getattr(value, "arguments", None)
+    names = inspect.signature(type(value)).parameters
+    return {name: getattr(value, name) for name in names if hasattr(value, name)} if own is None else own
+
+
 def plain_settings(objective: Objective) -> dict[str, bool | int | float | str]:
     """Return the objective's settings by name: numbers and strings unchanged, parts as text."""
-    names = inspect.signature(type(objective)).parameters
-    values = {name: getattr(objective, name) for name in names if hasattr(objective, name)}
+    values = constructor_arguments(objective)
     return {
         name: value if isinstance(value, bool | int | float | str) else repr(value)
         for name, value in values.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 
@@ -81,6 +82,13 @@ class MRPO(Compose, MultiReferenceObjective):
 
     beta = property(lambda self: self.score.beta)
     reference = property(lambda self: self.score.reference)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments: the attribute ``weights`` is that of ``Compose``, of pairs."""
+        reference, pairing = self.reference, self.structure.pairing
+        of_reference = {name: getattr(reference, name) for name in ("weights", "clip", "aggregate")}
+        return {"beta": self.beta, **of_reference, "pairing": pairing}
 
     @property
     def num_references(self) -> tuple[int, int | None]:

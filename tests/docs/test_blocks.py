@@ -96,7 +96,7 @@ class Folder:
     def make_runs(self, page: str) -> None:
         """Train the runs that the page speaks of and does not train itself."""
         made = set(
-            re.findall(r"(?:--run_dir|^run_dir:|output_dir=)[ \"]?(runs/[\w-]+)", page, flags=re.MULTILINE)
+            re.findall(r"(?:--run_dir|^run_dir:|(?:output|run)_dir=)[ \"]?(runs/[\w-]+)", page, re.MULTILINE)
         )
         for folder in sorted(set(re.findall(r"runs/[\w-]+", page)) - made):
             self.prefopt("fit", *AXES, "--data.held_out", "2", "--run_dir", folder)

@@ -1,0 +1,147 @@
+"""``pl_prefopt.fit``: the command's run, from Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import pl_prefopt as pp
+from pl_prefopt.cli.object_settings import settings_of
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.modules import read_checkpoint
+from tests.method_files import CONFIGS
+from tests.runs import make_trainer, scored_rows, write_rows
+
+QUIET = {"data.batch_size": 2, "default_callbacks": False}
+
+
+def weights(folder):
+    return read_checkpoint(Path(folder) / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+def settings(folder):
+    saved = yaml.safe_load((Path(folder) / "config.yaml").read_text())
+    return {key: value for key, value in saved.items() if key != "run_dir"}
+
+
+def test_fit_trains_as_the_command_does(prefopt, tiny_model):
+    rows = scored_rows()
+    write_rows(Path("rows.jsonl"), rows)
+    prefopt(
+        *("fit", "-c", "methods/dpo", "-c", "hardware/cpu", "--policy", tiny_model, "--lr", "0.01"),
+        *("--data.train", "rows.jsonl", "--model.objective.beta", "0.3", "--run_dir", "command"),
+        *("--data.batch_size", "2", "--default_callbacks", "false"),
+    )
+    options = {"lr": 0.01, "configs": ["hardware/cpu"], "settings": QUIET, "run_dir": "python"}
+    run = pp.fit(str(tiny_model), "rows.jsonl", pp.DPO(beta=0.3), **options)
+    assert settings(run.folder) == settings("command")
+    assert settings("command")["model"]["init_args"]["objective"]["init_args"]["beta"] == 0.3
+    wanted = weights("command")
+    for name, weight in weights(run.folder).items():
+        assert torch.equal(weight, wanted[name]), name
+    files = {path.name.split(".0")[0][:18] for path in Path("command").iterdir()}
+    assert {path.name.split(".0")[0][:18] for path in run.folder.iterdir()} == files
+    assert run.metrics["val/accuracy"] >= 0
+    assert run.checkpoint == run.folder / "checkpoints" / "best.ckpt"
+
+    # A module is loaded from the run without a trainer and without arguments.
+    module = pp.DPOModule.load_from_checkpoint("python/checkpoints/last.ckpt")
+    assert module.objective.beta == 0.3
+    for name, weight in module.state_dict().items():
+        assert torch.equal(weight, wanted[name]), name
+    assert module.make_optimizer([torch.nn.Parameter(torch.ones(1))]).param_groups[0]["lr"] == 0.01
+    datamodule = pp.PreferenceDataModule(predict="rows.jsonl", batch_size=2)
+    trainer = make_trainer(Path("elsewhere"), pp.ReferenceEnsemble([pp.InitialPolicy()]))
+    predicted = trainer.predict(module, datamodule)
+    scored, outcome = predicted[0]
+    assert (outcome.reward.abs() > 1e-4)[scored.present].any()
+    alone = pp.ReferenceFreeModule.load_from_checkpoint("python/checkpoints/last.ckpt", objective=pp.SimPO())
+    batch = datamodule.datasets["predict"].batch([0, 1])
+    with torch.no_grad():
+        torch.testing.assert_close(alone.score(batch).policy.sum, scored.policy.sum)
+    prompt = alone.load_tokenizer()("Say yes.", return_tensors="pt")
+    assert alone.policy.generate(**prompt, max_new_tokens=3, min_new_tokens=3).shape[1] > 3
+
+    # Rows in memory are kept in the run's folder.
+    kept = pp.fit(
+        pp.PolicySpec(name=str(tiny_model), dtype="float32", lora={"r": 16, "target_modules": "all-linear"}),
+        rows,
+        {"class_path": "DPO", "init_args": {"beta": 0.3}},
+        references=[pp.AdapterOff()],
+        run_dir="kept",
+        settings={**QUIET, "trainer.accelerator": "cpu", "data.held_out": 0},
+    )
+    assert settings("kept")["data"]["train"] == "kept/train.jsonl"
+    assert kept.metrics == {}
+    with pytest.raises(ConfigError, match="already contains a run"):
+        pp.fit(str(tiny_model), rows, run_dir="kept")
+
+
+def test_a_fit_that_does_not_begin_leaves_no_rows(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"there is no setting 'trainer\.max_stepz'"):
+        pp.fit(str(tiny_model), scored_rows(), run_dir="run", settings={"trainer.max_stepz": 1})
+    assert not Path("run").exists()
+    with pytest.raises(ConfigError, match="got a data module"):
+        pp.fit(str(tiny_model), pp.PreferenceDataModule("rows.jsonl"))
+    with pytest.raises(ConfigError, match="a PolicySpec, got int"):
+        pp.fit(3, "rows.jsonl")
+
+
+class Doubling(pp.DPO):
+    def __init__(self, beta=0.1):
+        super().__init__(beta=2 * beta)
+
+
+class Forgetful(pp.DPO):
+    def __init__(self, beta=0.1, start=0):
+        super().__init__(beta=beta)
+
+
+def test_objects_have_the_settings_of_their_configurations():
+    from pl_prefopt.cli.parser import Parser
+    from pl_prefopt.objectives import Objective
+
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--objective", type=Objective)
+    for file in sorted((CONFIGS / "methods").glob("*.yaml")):
+        given = yaml.safe_load(file.read_text())["model"]["init_args"]["objective"]
+        parsed = parser.parse_object({"objective": given})
+        built = parser.instantiate_classes(parsed).objective
+        again = parser.parse_object({"objective": settings_of(built)})
+        assert again.as_dict() == parsed.as_dict(), file
+    for made, told in ((Doubling(), "changes its arguments"), (Forgetful(), "its argument 'start'")):
+        with pytest.raises(ConfigError, match=told):
+            settings_of(made)
+
+
+def test_a_module_is_loaded_from_runs_only(tmp_path, tiny_model):
+    with pytest.raises(ConfigError, match="Expected a checkpoint"):
+        pp.DPOModule.load_from_checkpoint(tmp_path / "none.ckpt")
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(ConfigError, match=r"There is no config\.yaml of a run"):
+        pp.DPOModule.load_from_checkpoint(path)
+    spec = pp.PolicySpec(name=str(tiny_model), lora={"target_modules": "all-linear"})
+    with pytest.raises(ConfigError, match="The checkpoint lacks 28 of the 28 weights"):
+        pp.DPOModule.load_from_checkpoint(path, policy=spec, objective=pp.DPO())
+    torch.save({"state_dict": {}, "more": Path("a class")}, path)
+    with pytest.raises(ConfigError, match="holds code instead of plain weights"):
+        pp.DPOModule.load_from_checkpoint(path, policy=spec, objective=pp.DPO())
+
+
+def test_a_run_stops_early(prefopt, tiny_model):
+    rows = write_rows(Path("rows.jsonl"), scored_rows(2))
+    Path("early.yaml").write_text("early_stop: {patience: 2}\n")
+    fit = ("fit", "-c", "methods/dpo", "-c", "hardware/cpu", "--policy", tiny_model, "--lr", "0")
+    fit += ("--default_callbacks", "false", "--data.train", rows, "-c", "early.yaml", "--run_dir", "run")
+    assert "`early_stop` needs validations" in prefopt.fails(*fit, "--data.held_out", "0")
+    assert "patience" in prefopt.fails(*fit, "--early_stop.patience", "0")
+    prefopt(*fit, "--data.val", rows, "--trainer.max_epochs", "9")
+    saved = read_checkpoint(Path("run/checkpoints/last.ckpt"))
+    assert saved["epoch"] == 2  # of 0 to 8: nothing improves after the first
+    assert settings("run")["early_stop"] == {"patience": 2, "min_delta": 0.0}
