@@ -174,7 +174,7 @@ class PreferenceModule(LightningModule):
         self._objective_state = ObjectiveState(objective)
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override] - what Lightning reads from pickled arguments
+    def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, map_location: Any = None, **arguments: Any
     ) -> Self:
         """Return the module of a run, with the weights of a checkpoint, in evaluation mode.

@@ -12,8 +12,8 @@ import pl_prefopt as pp
 from pl_prefopt.cli.object_settings import settings_of
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules import read_checkpoint
-from tests.method_files import CONFIGS
-from tests.runs import make_trainer, scored_rows, write_rows
+from tests.method_files import one_of_each_family
+from tests.runs import lora_spec, make_datamodule, make_trainer, scored_rows, write_rows
 
 QUIET = {"data.batch_size": 2, "default_callbacks": False}
 
@@ -58,7 +58,7 @@ def test_fit_trains_as_the_command_does(prefopt, tiny_model):
     predicted = trainer.predict(module, datamodule)
     scored, outcome = predicted[0]
     assert (outcome.reward.abs() > 1e-4)[scored.present].any()
-    alone = pp.ReferenceFreeModule.load_from_checkpoint("python/checkpoints/last.ckpt", objective=pp.SimPO())
+    alone = pp.DPOModule.load_from_checkpoint("python/checkpoints/last.ckpt")
     batch = datamodule.datasets["predict"].batch([0, 1])
     with torch.no_grad():
         torch.testing.assert_close(alone.score(batch).policy.sum, scored.policy.sum)
@@ -107,7 +107,7 @@ def test_objects_have_the_settings_of_their_configurations():
 
     parser = Parser(exit_on_error=False)
     parser.add_argument("--objective", type=Objective)
-    for file in sorted((CONFIGS / "methods").glob("*.yaml")):
+    for file in one_of_each_family():
         given = yaml.safe_load(file.read_text())["model"]["init_args"]["objective"]
         parsed = parser.parse_object({"objective": given})
         built = parser.instantiate_classes(parsed).objective
@@ -116,6 +116,19 @@ def test_objects_have_the_settings_of_their_configurations():
     for made, told in ((Doubling(), "changes its arguments"), (Forgetful(), "its argument 'start'")):
         with pytest.raises(ConfigError, match=told):
             settings_of(made)
+
+
+def test_the_best_checkpoint_is_validated_without_a_command(tiny_model, tmp_path):
+    module = pp.DPOModule(lora_spec(tiny_model), pp.DPO(), optimizer=lambda some: torch.optim.SGD(some, lr=1))
+    best = pp.BestCheckpoint(monitor="val/loss", mode="min", dirpath=tmp_path / "best")
+    callbacks = [pp.ReferenceEnsemble([pp.InitialPolicy()]), best]
+    trainer = make_trainer(
+        tmp_path, *callbacks, plugins=[pp.SafeCheckpointIO()], max_epochs=2, enable_checkpointing=True
+    )
+    data = make_datamodule(tmp_path)
+    trainer.fit(module, datamodule=data)
+    measured = trainer.validate(module, datamodule=data, ckpt_path="best", verbose=False)
+    assert measured[0]["val/loss"] == pytest.approx(best.best_model_score.item())
 
 
 def test_a_module_is_loaded_from_runs_only(tmp_path, tiny_model):
