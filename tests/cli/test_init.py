@@ -39,7 +39,7 @@ def test_init_writes_a_configuration_that_fit_takes(prefopt, tiny_model):
     fails = prefopt.fails
     assert "prefopt.yaml exists" in fails("init", "--data", "theirs.jsonl")
     assert "methods/dpo" in fails("init", "--data", "theirs.jsonl", "--method", "dpoo", "--out", "a.yaml")
-    write_rows(Path("single.jsonl"), [{"prompt": "Say no.", "response": "No.", "label": True}])
+    write_rows(Path("single.jsonl"), [{"prompt": "Say no.", "completion": "No.", "label": True}])
     said = fails("init", "--data", "single.jsonl", "--out", "a.yaml")
     assert "DPO learns from pairs or lists, but single.jsonl has unpaired: `prefopt list" in said
     assert not Path("a.yaml").exists()
