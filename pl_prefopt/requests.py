@@ -15,6 +15,9 @@ Direction = Literal["forward", "reverse"]
 """Of a KL divergence: ``forward`` is KL(π_ref ‖ π_θ), ``reverse`` is KL(π_θ ‖ π_ref)."""
 Place = Literal["response", "prompt"]
 """Where a head reads: at the last token of each response, or of each prompt."""
+HeadKind = Literal["rewards", "embedding", "mixture"]
+"""What the outputs of a reward head are: a reward each, an embedding of pairs of numbers, or the rewards of a
+mixture followed by its log-weights."""
 REWARD = "reward"
 """The name in ``ScoredBatch.outputs`` of what a ``RewardModule``'s head gives: [B, R, J]."""
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_prefopt.errors import ContractError
+from pl_prefopt.requests import HeadKind
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import ScoredBatch
 
@@ -25,8 +26,10 @@ class Head(nn.Module, ABC):
     Attributes:
         reads_prompt: whether ``forward`` reads ``prompt``; a zero-width tensor arrives otherwise.
         columns: the columns that every row must have; their values arrive in ``forward``.
+        gives: what its outputs are, which decides the objectives that can train it.
     """
 
+    gives: HeadKind = "rewards"
     reads_prompt: bool = False
     columns: tuple[str, ...] = ()
 

@@ -39,6 +39,8 @@ class EmbeddingHead(Head):
         tensor([[0.6000, 0.8000]], grad_fn=<DivBackward0>)
     """
 
+    gives = "embedding"
+
     def __init__(self, *, blocks: int = 3, unit_norm: bool = True, prompt_gate: bool = False) -> None:
         super().__init__()
         self.blocks = at_least("blocks", blocks, 1)

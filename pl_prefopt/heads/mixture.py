@@ -27,6 +27,7 @@ class MixtureHead(Head):
         ConfigError: if ``parts`` is below 1.
     """
 
+    gives = "mixture"
     reads_prompt = True
 
     def __init__(self, *, parts: int = 10) -> None:

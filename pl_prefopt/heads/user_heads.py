@@ -334,6 +334,7 @@ class GroupHead(UserHead):
         ConfigError: if a setting is out of range.
     """
 
+    gives = "mixture"
     kinds_are = "groups"
     assigned: Tensor
 

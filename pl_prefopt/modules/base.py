@@ -74,7 +74,7 @@ from pl_prefopt.modules.unfinished_step import restart_step, warn_lost_batches
 from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.policies import Make, PolicySpec, build_policy, check_shardable, load_split, sketch_policy
 from pl_prefopt.references import ReferenceAnswers, ReferenceSource
-from pl_prefopt.requests import TokenRequest
+from pl_prefopt.requests import HeadKind, TokenRequest
 from pl_prefopt.scoring import (
     HeadName,
     LayoutName,
@@ -129,6 +129,8 @@ class PreferenceModule(LightningModule):
     policy: nn.Module
     reward_outputs: int | None = None
     """The number of outputs of a reward head, ``None`` where there is no such head."""
+    reward_kind: HeadKind = "rewards"
+    """What these outputs are."""
 
     def __init__(
         self,
@@ -274,7 +276,7 @@ class PreferenceModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check that objective, references, rows and strategy are compatible, and build the metrics."""
         check_strategy(self.trainer.strategy)
-        check_reward_head(self.objective, self.reward_outputs)
+        check_reward_head(self.objective, self.reward_outputs, self.reward_kind)
         check_token_rewards(self.objective, wanted=self.token_rewards)
         self._try_optimizer()
         if self.device_mesh is not None:

@@ -16,6 +16,7 @@ from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.pairing import known
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import ReferenceSource
+from pl_prefopt.requests import HeadKind
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import PreferenceBatch
 
@@ -89,12 +90,20 @@ def check_references(objective: Objective, count: int) -> None:
         )
 
 
-def check_reward_head(objective: Objective, outputs: int | None) -> None:
+_OUTPUTS: dict[HeadKind, str] = {
+    "rewards": "rewards (such as pl_prefopt.heads.ScalarHead)",
+    "embedding": "an embedding (pl_prefopt.heads.EmbeddingHead)",
+    "mixture": "rewards and log-weights (pl_prefopt.heads.MixtureHead or GroupHead)",
+}
+
+
+def check_reward_head(objective: Objective, outputs: int | None, kind: HeadKind) -> None:
     """Raise a ``ContractError`` if an objective on rewards is trained without a reward head, or vice versa.
 
     Args:
         objective: the objective.
         outputs: the number of outputs of the module's reward head; ``None`` if it has none.
+        kind: what these outputs are.
     """
     needed, name = objective.needs.reward_outputs, type(objective).__name__
     if needed is not None and outputs is None:
@@ -106,6 +115,11 @@ def check_reward_head(objective: Objective, outputs: int | None) -> None:
         raise ContractError(
             f"RewardModule trains a reward head, but {name} reads none: use an objective on rewards, such as "
             "pl_prefopt.objectives.BradleyTerry, or Compose with the score HeadReward."
+        )
+    if needed is not None and kind != objective.needs.reward_kind:
+        raise ContractError(
+            f"{name} needs a reward head that gives {_OUTPUTS[objective.needs.reward_kind]}, but "
+            f"model.init_args.reward_head gives {_OUTPUTS[kind]}: use a head that fits."
         )
     if needed and needed != outputs:
         raise ContractError(

@@ -22,7 +22,7 @@ from pl_prefopt.modules.reward_outputs import reward_outputs
 from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
 from pl_prefopt.references import ReferenceAnswers
-from pl_prefopt.requests import REWARD
+from pl_prefopt.requests import REWARD, HeadKind
 from pl_prefopt.scoring import (
     EndStates,
     LogProbs,
@@ -88,6 +88,11 @@ class RewardModule(PreferenceModule):
     def reward_outputs(self) -> int | None:  # type: ignore[override]
         """The number of the head's outputs."""
         return self.reward_head.outputs
+
+    @property
+    def reward_kind(self) -> HeadKind:  # type: ignore[override]
+        """What the head's outputs are."""
+        return self.reward_head.gives
 
     @property
     def reads_log_probs(self) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 
 from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.metric_info import MetricInfo
-from pl_prefopt.requests import OutputHead, TokenRequest
+from pl_prefopt.requests import HeadKind, OutputHead, TokenRequest
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import Outcome, ScoredBatch
 from pl_prefopt.views import View
@@ -43,6 +43,7 @@ class Needs:
         columns: extra columns that every row must have; they arrive in ``ScoredBatch.columns``.
         reward_outputs: the number of outputs per response that a reward head must have, 0 for any number;
             ``None`` where no reward head is needed.
+        reward_kind: what the outputs of that head must be.
         log_probs: whether the policy's log-probs are read. A ``RewardModule`` computes no logits where they
             aren't.
         names: further such columns, which hold names, such as annotators'. They arrive as numbers, int64 [B]
@@ -61,6 +62,7 @@ class Needs:
     heads: Mapping[str, OutputHead] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
     reward_outputs: int | None = None
+    reward_kind: HeadKind = "rewards"
     log_probs: bool = True
     names: tuple[str, ...] = ()
 
@@ -89,6 +91,12 @@ class Needs:
                 "the parts of the objective contradict each other: they need reward heads of "
                 f"{' and '.join(map(str, sorted(outputs - {0})))} outputs."
             )
+        kinds = sorted({each.reward_kind for each in needs if each.reward_outputs is not None})
+        if len(kinds) > 1:
+            raise ConfigError(
+                "the parts of the objective contradict each other: they need reward heads whose outputs are "
+                f"of the kinds {' and '.join(kinds)}."
+            )
         return cls(
             min_references=fewest,
             max_references=most,
@@ -100,6 +108,7 @@ class Needs:
             tokens=TokenRequest.of_all(tokens) if tokens else None,
             heads=_united("head", [each.heads for each in needs]),
             reward_outputs=max(outputs, default=None),
+            reward_kind=kinds[0] if kinds else "rewards",
             log_probs=any(each.log_probs for each in needs),
             columns=tuple(name for each in needs for name in each.columns),
             names=tuple(dict.fromkeys(name for each in needs for name in each.names)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from pl_prefopt.functional.router_mixtures import mixture_logit
 from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import positive
 from pl_prefopt.objectives.scores import ResponseScore, Rewards, Score, Scored
-from pl_prefopt.requests import REWARD
+from pl_prefopt.requests import REWARD, HeadKind
 from pl_prefopt.rewards import RewardCombination
 
 
@@ -24,10 +25,12 @@ class PairScore(Score):
     With two responses the difference of their rewards is z. A response alone has the reward 0.
     """
 
+    head_gives: ClassVar[HeadKind]
+
     @property
     def needs(self) -> Needs:
-        """A reward head with several outputs, and no log-probs."""
-        return Needs(max_references=0, reward_outputs=0, log_probs=False)
+        """A reward head with such outputs, and no log-probs."""
+        return Needs(max_references=0, reward_outputs=0, reward_kind=self.head_gives, log_probs=False)
 
     def __call__(self, scored: Scored, present: Tensor, pairs: Tensor) -> Rewards:
         """Return z/2 for winners and −z/2 for losers."""
@@ -36,13 +39,10 @@ class PairScore(Score):
         if outputs.shape[-1] % 2:
             raise ContractError(
                 f"{type(self).__name__} reads an even number of outputs per response, but the head has "
-                f"{outputs.shape[-1]}: set `reward_head` to one of pl_prefopt.heads.{self.heads}."
+                f"{outputs.shape[-1]}: correct the `outputs` of the head."
             )
         half = self.margins(outputs) / 2
         return Rewards(chosen=half, rejected=-half, response=2 * mean_score(half, present))
-
-    heads = ""
-    """The heads that go with it."""
 
     def margins(self, outputs: Tensor) -> Tensor:
         """Return z of all pairs, [B, R, R], from outputs [B, R, J]."""
@@ -60,7 +60,7 @@ class EmbeddingScore(PairScore):
         ConfigError: if ``temperature`` is not above 0.
     """
 
-    heads = "EmbeddingHead"
+    head_gives = "embedding"
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class MixtureScore(PairScore):
     −log σ(z) is the mixture's negative log-likelihood: see ``functional.router_mixtures``.
     """
 
-    heads = "MixtureHead, GroupHead"
+    head_gives = "mixture"
 
     def margins(self, outputs: Tensor) -> Tensor:
         rewards, log_weights = outputs.chunk(2, dim=-1)
@@ -112,7 +112,9 @@ class CombinedReward(ResponseScore):
     @property
     def needs(self) -> Needs:
         """A reward head with these outputs, and no log-probs."""
-        return Needs(max_references=0, reward_outputs=self.outputs or self.rewards, log_probs=False)
+        outputs = self.outputs or self.rewards
+        kind: HeadKind = "rewards" if outputs == self.rewards else "mixture"
+        return Needs(max_references=0, reward_outputs=outputs, reward_kind=kind, log_probs=False)
 
     def reward(self, scored: Scored) -> Tensor:
         return self.combination(scored.outputs[REWARD][..., : self.rewards])

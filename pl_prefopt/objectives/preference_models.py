@@ -161,7 +161,7 @@ class RouterEntropy(Term):
     @property
     def needs(self) -> Needs:
         """The outputs of the head alone."""
-        return Needs(reward_outputs=0, log_probs=False)
+        return Needs(reward_outputs=0, reward_kind="mixture", log_probs=False)
 
     def __call__(self, compared: Comparisons) -> Tensor:
         log_weights = compared.batch.outputs[REWARD].chunk(2, dim=-1)[1].log_softmax(dim=-1)

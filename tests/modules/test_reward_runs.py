@@ -11,14 +11,16 @@ from torch import nn
 
 from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.errors import ConfigError, ContractError, DataError
-from pl_prefopt.heads import Head, ScalarHead
+from pl_prefopt.heads import EmbeddingHead, Head, ScalarHead
 from pl_prefopt.modules import DPOModule, ReferenceFreeModule, RewardModule
 from pl_prefopt.objectives import (
     DPO,
+    GPM,
     BradleyTerry,
     Compose,
     HeadReward,
     NegativeLogLikelihood,
+    RewardMixture,
     RewardRegression,
 )
 from pl_prefopt.policies import PolicySpec
@@ -174,6 +176,16 @@ def test_what_does_not_go_together_is_refused(tiny_model, tmp_path):
         (RewardModule(spec, DPO()), (), "DPO reads none: use an objective on rewards"),
         (DPOModule(spec, BradleyTerry()), (), "model.class_path to pl_prefopt.modules.RewardModule"),
         (ReferenceFreeModule(spec, Compose(score=HeadReward())), (), "reads the rewards of a head"),
+        (RewardModule(spec, GPM()), (), "a reward head that gives an embedding .*, but .* gives rewards"),
+            RewardModule(spec, GPM()),
+            (),
+            "needs a reward head that gives an embedding .*, but .* gives rewards",
+        ),
+        (
+            RewardModule(spec, RewardMixture(), EmbeddingHead()),
+            (),
+            "gives rewards and log-weights .*, but .* gives an embedding",
+        ),
         (
             RewardModule(spec, FirstOutput()),
             (),

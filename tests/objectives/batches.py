@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from pl_prefopt.requests import TokenRequest
+from pl_prefopt.requests import REWARD, TokenRequest
 from pl_prefopt.types import ResponseLogProbs, ScoredBatch, TokenNumbers, ViewLogProbs
 
 NAN = float("nan")
@@ -76,7 +76,10 @@ def select(batch, rows, columns=None):
         present=pick(batch.present),
         graded=batch.graded[rows],
         views=batch.views,
-        columns={name: pick(values) for name, values in batch.columns.items()},
+        columns={
+            name: values[rows] if values.dim() == 1 else pick(values)
+            for name, values in batch.columns.items()
+        },
     )
 
 
@@ -134,6 +137,12 @@ def tokens_of(batch: ScoredBatch, request: TokenRequest) -> TokenNumbers:
         kl=dict.fromkeys(request.kl, kl),
         collisions=0.5 * policy.detach() if request.collisions else None,
     )
+
+
+def rewards_of(sums, needs):
+    """Outputs of a reward head that are linear in ``sums``, the first of them equal to it."""
+    multiples = torch.arange(1, 1 + (needs.reward_outputs or 4), dtype=sums.dtype)
+    return {REWARD: sums.unsqueeze(-1) * multiples + multiples - 1}
 
 
 def garbage_where_absent(batch):

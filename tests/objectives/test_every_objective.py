@@ -53,7 +53,7 @@ from pl_prefopt.requests import REWARD
 from pl_prefopt.types import Outcome, ScoredBatch
 from tests.frozen.batches import NAN, frozen_batch
 from tests.frozen.numbers import METHODS, built
-from tests.objectives.batches import tokens_of
+from tests.objectives.batches import rewards_of, tokens_of
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_DEFAULTS: dict[str, Callable[[], Objective]] = {
@@ -220,8 +220,7 @@ def scored_with(objective: Objective, batch: ScoredBatch, sums: torch.Tensor) ->
     }
     batch = dataclasses.replace(batch, policy=policy, views=views)
     if needs.reward_outputs is not None:
-        multiples = torch.arange(1, 1 + (needs.reward_outputs or 4), dtype=sums.dtype)
-        batch = dataclasses.replace(batch, outputs={REWARD: sums.unsqueeze(-1) * multiples + multiples - 1})
+        batch = dataclasses.replace(batch, outputs=rewards_of(sums, needs))
     if objective.needs.tokens is not None:
         batch = dataclasses.replace(batch, tokens=tokens_of(batch, objective.needs.tokens))
     return objective(batch)

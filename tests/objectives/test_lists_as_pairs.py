@@ -11,7 +11,7 @@ import torch
 from pl_prefopt.objectives import Compose
 from pl_prefopt.pairing import AllPairs, BestAgainstEach, BestAgainstWorst
 from pl_prefopt.types import ResponseLogProbs, ScoredBatch, ViewLogProbs
-from tests.objectives.batches import ensemble, select_with_views, tokens_of
+from tests.objectives.batches import ensemble, rewards_of, select_with_views, tokens_of
 from tests.objectives.test_method_configs import NAMES, build, load
 
 NOT_OVER_PAIRS = {
@@ -21,6 +21,7 @@ NOT_OVER_PAIRS = {
     "bco",
     "brain",
     "gpo",
+    "helpsteer2_attributes",
     "kto",
     "lipo_lambda",
     "iterative_rpo",
@@ -37,6 +38,13 @@ NOT_OVER_PAIRS = {
     "plackett_luce_dpo",
     "pro",
     "raft",
+    "rationale_dpo",
+    "rationale_orpo",
+    "rc_bt",
+    "rc_dpo",
+    "reward_classification",
+    "reward_plackett_luce",
+    "reward_regression",
     "rpo",
     "rrhf",
     "sft",
@@ -52,6 +60,8 @@ OWN_PAIRS = {
     "mppo_pair_mns": BestAgainstEach(),
     "mppo_pair_single": BestAgainstEach(),
 }
+MEANS_OVER_PROMPTS = {"gpm", "gpm_regression", "maxmin_em", "micro"}
+"""A response's reward is relative to all responses to its prompt, itself included."""
 OVER_PAIRS = sorted(set(NAMES) - NOT_OVER_PAIRS)
 PAIRINGS = (AllPairs(), BestAgainstWorst(), BestAgainstEach())
 
@@ -84,7 +94,11 @@ def a_list(name, seed) -> ScoredBatch:
     """Prompts with one to five responses, some of them tied, of unknown score or absent."""
     members = len(load(name)["references"]["members"])
     batch = in_double(ensemble(seed, members, prompts=8, responses=5, view="quality"))
-    return dataclasses.replace(batch, columns={"strength": 0.3 * batch.policy.sum.detach()})
+    of_rows = 0.1 * batch.policy.sum.detach().sum(dim=1)
+    columns = {"strength": 0.3 * batch.policy.sum.detach(), "margin": of_rows, "magnitude": of_rows.abs()}
+    if name == "reward_strengths":
+        columns["strength"] = of_rows
+    return dataclasses.replace(batch, columns=columns)
 
 
 def with_pairing(objective, pairing):
@@ -98,7 +112,9 @@ def with_pairing(objective, pairing):
 
 
 def outcome_of(objective, batch):
-    """What the objective gives, with numbers per token if it asks for them."""
+    """What the objective gives, with numbers per token or a head's outputs if it asks for them."""
+    if objective.needs.reward_outputs is not None:
+        batch = dataclasses.replace(batch, outputs=rewards_of(batch.policy.sum, objective.needs))
     if objective.needs.tokens is not None:
         batch = dataclasses.replace(batch, tokens=tokens_of(batch, objective.needs.tokens))
     return objective(batch)
@@ -137,7 +153,7 @@ def test_a_list_is_the_mean_over_its_pairs(name, seed):
     assert long_lists
 
 
-@pytest.mark.parametrize("name", [name for name in OVER_PAIRS if not name.startswith("mppo")])
+@pytest.mark.parametrize("name", [name for name in OVER_PAIRS if name not in MEANS_OVER_PROMPTS])
 def test_a_response_of_a_list_has_the_mean_reward_of_its_pairs(name):
     objective, whole = build(load(name)), a_list(name, 0)
     outcome = outcome_of(objective, whole)

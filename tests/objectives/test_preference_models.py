@@ -119,9 +119,7 @@ def test_embeddings_represent_a_cycle_that_rewards_cannot():
 
 
 def test_a_head_with_an_odd_number_of_outputs_is_refused():
-    with pytest.raises(
-        ContractError, match=r"EmbeddingScore reads an even number .*, but the head has 1: .*EmbeddingHead"
-    ):
+    with pytest.raises(ContractError, match=r"EmbeddingScore reads an even number .*, but the head has 1: "):
         GPM()(rewarded([1.0, 0.0]))
 
 
