@@ -40,6 +40,7 @@ SECTIONS = {
     "last": "pl_prefopt.callbacks.LastCheckpoint",
     "early_stop": "pl_prefopt.callbacks.EarlyStop",
 }
+_ABSENT_BY_DEFAULT = ("early_stop",)  # saved configurations have null there
 MODEL = "pl_prefopt.modules.PreferenceModule"
 _TEXT, _FLAG = Kinds({"str"}), Kinds({"bool"})
 EVERYWHERE = {
@@ -232,6 +233,8 @@ class _Walk:
         source = find_class(SECTIONS[name])
         if isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")) and Path(value).is_file():
             read_yaml(Path(value))
+        elif value is None and name in _ABSENT_BY_DEFAULT:
+            return
         elif not isinstance(value, Mapping):
             what = f"expected `{name}` to be a section of settings, got {_shown(value)}."
             yield Mistake(what, (name,))

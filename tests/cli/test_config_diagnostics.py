@@ -144,7 +144,10 @@ def test_the_settings_known_early_are_those_of_the_parser(monkeypatch, command):
     actions = stopped.value.args[0]._subcommands_action.choices[command]._actions
     dests = {action.dest for action in actions} - {"help", "config", "print_config"}
     sections = {
-        f"{name}.{key}" for name, path in SECTIONS.items() for key in signature(find_class(path)).settings
+        f"{name}.{key}"
+        for name, path in SECTIONS.items()
+        if name != "early_stop"  # one setting, which is null or an object
+        for key in signature(find_class(path)).settings
     }
     early = {"model", *EVERYWHERE, *OF_COMMAND[command], *sections}
     assert {dest for dest in dests if not dest.endswith(".help") and dest not in SECTIONS} == early
