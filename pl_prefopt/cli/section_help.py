@@ -22,7 +22,7 @@ _EXAMPLES = """prefopt fit: train a policy on preference data
   --data.batch_size N         prompts per batch and device
   --model.objective.beta X    a setting of the objective
   --model.policy.lora.r N     a setting of the adapter
-  --trainer.max_epochs N      a setting of Lightning's Trainer
+  --trainer.max_steps N       a setting of Lightning's Trainer
   --run_dir FOLDER            the run folder
 
 `prefopt configs` lists what -c takes by name, `prefopt init` writes a file for your rows. All settings:
