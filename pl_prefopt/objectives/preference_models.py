@@ -476,6 +476,9 @@ class ConditionalBradleyTerry(RewardObjective):
     data = ("unpaired", "pairs", "lists")
     use_when = "A response is right for one prompt and wrong for a similar one with other instructions."
 
+    def __init__(self) -> None:
+        super().__init__()
+
     @property
     def needs(self) -> Needs:
         """One reward per response, and the other prompt."""
