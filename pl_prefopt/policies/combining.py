@@ -70,8 +70,8 @@ def slerp_weights(first: float, second: float, product: float, t: float) -> tupl
         t: from 0, the first, to 1, the second.
 
     Examples:
-        >>> slerp_weights(1.0, 1.0, 0.0, 0.5)
-        (0.7071067811865476, 0.7071067811865476)
+        >>> [round(one, 6) for one in slerp_weights(1.0, 1.0, 0.0, 0.5)]
+        [0.707107, 0.707107]
         >>> slerp_weights(4.0, 1.0, 2.0, 0.25)
         (0.75, 0.25)
     """
