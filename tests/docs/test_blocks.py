@@ -72,6 +72,7 @@ class Folder:
             "more": scored_rows(2),
             "test": scored_rows(4),
             "theirs": rated_rows(8),
+            "rationales": [{**row, "rationale": "It answers."} for row in pair_rows(12)],
         }.items():
             write_rows(folder / f"{name}.jsonl", rows)
         rewards = [
@@ -150,6 +151,8 @@ class Folder:
             how = ["--print_config"]
         if "KTO" in block.text or "BCO" in block.text:  # their threshold is one for scores of 1 and 0
             how += ["--data.train", "pairs.jsonl"]
+        if "Rationale" in block.text:
+            how += ["--data.train", "rationales.jsonl"]
         (self.folder / "block.yaml").write_text(yaml.safe_dump(settings))
         self.prefopt("fit", *AXES, "-c", "block.yaml", *how)
 

@@ -22,6 +22,7 @@ ROOMS = [
     "callbacks",
     "data",
     "functional",
+    "heads",
     "metrics",
     "modules",
     "objectives",
@@ -29,6 +30,7 @@ ROOMS = [
     "policies",
     "references",
     "report",
+    "rewards",
     "scoring",
 ]
 
