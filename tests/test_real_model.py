@@ -37,8 +37,8 @@ def test_prompts_computed_once_give_the_same_log_probs(spec, model, shared_data,
         str(shared_data / name),
         tokenizer=spec.name,
         max_rows=3,
-        max_prompt_length=128,
-        max_response_length=64,
+        max_prompt_length=48,
+        max_response_length=32,
         cache_dir=str(tmp_path),
     )
     datamodule.prepare_data()
