@@ -36,7 +36,7 @@ from pl_prefopt.yaml_files import read_yaml
 _RESUMABLE = ("sample", "sample_initial", "label", "fit", "held_out", "judge")
 """Stages that go on where they were stopped; others are short, and start again."""
 _BUSY = "Another process is running the rounds in {}: wait until it ends, or stop it."
-_LIMITS = ("template", "max_prompt_length", "tokenizer")
+_LIMITS = ("template", "template_arguments", "max_prompt_length", "tokenizer")
 _ENGINE_FAILED = "Start the same command again to go on there"
 
 

@@ -122,7 +122,10 @@ def to_prompt(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> Preferen
     prompt = prompt_of(held)
     check_prompt(prompt)
     return PreferenceRow(
-        prompt=tuple(prompt), responses=(), source=_source(held), template_args=_template_args(held)
+        prompt=_with_context(tuple(prompt), held),
+        responses=(),
+        source=_source(held),
+        template_args=_template_args(held),
     )
 
 
@@ -204,8 +207,12 @@ def _contrast(prompt: tuple[Message, ...], fields: Fields) -> dict[str, str]:
     if isinstance(value, str) and value.startswith("["):  # as in CSV, or as this function wrote it
         with contextlib.suppress(ValueError):
             fields = Fields({**fields, CONTRAST: parse_json(value)})
-    other = _with_context(tuple(contrast_prompt(fields, prompt)), fields)
-    return {CONTRAST: as_json([message.as_dict() for message in other], CONTRAST)}
+    return {CONTRAST: as_turns(_with_context(tuple(contrast_prompt(fields, prompt)), fields))}
+
+
+def as_turns(prompt: Iterable[Message]) -> str:
+    """Return a prompt as the JSON that ``views.ContrastPrompt`` reads."""
+    return as_json([message.as_dict() for message in prompt], CONTRAST)
 
 
 def _refuse_computed(row: PreferenceRow, fields: Fields) -> None:
@@ -359,7 +366,8 @@ def relabelled(fields: Mapping[str, Any], converted: Converted, labels: Mapping[
         ((2.0, 1.0), 3)
     """
     row = converted.row
-    written = as_fields(dataclasses.replace(row, scores=None, graded=False, columns=Columns({})))
+    context = {name: row.columns[name] for name in ("context",) if name in row.columns}
+    written = as_fields(dataclasses.replace(row, scores=None, graded=False, columns=Columns(context)))
     rewritten = _rewritten(fields, converted, written)
     written |= labels
     if row.scores is not None:
@@ -379,9 +387,11 @@ def _rewritten(fields: Mapping[str, Any], converted: Converted, written: Mapping
     names = {name for name in _TEMPLATE_ARGS if name in written and written[name] == fields.get(name)}
     if converted.layout == "ranked":
         names |= {"responses", "scores"}
-    prompt = fields.get("prompt")
-    if isinstance(prompt, str | list) and tuple(as_prompt(prompt, "prompt")) == converted.row.prompt:
-        names.add("prompt")
+    names |= {name for name in ("context",) if name in written and written[name] == fields.get(name)}
+    prompt, context = fields.get("prompt"), str(converted.row.columns.get("context") or "")
+    if isinstance(prompt, str | list):
+        same = tuple(as_prompt(prompt, "prompt")) == _without_context(converted.row.prompt, context)
+        names |= {"prompt"} if same else set()
     return names
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -106,9 +107,9 @@ class SequenceClassifier(Judge):
             return
         self._tokenizer = self._spec.load_tokenizer()
         self._tokenizer.padding_side = "right"
-        ours = (Path(self._spec.name) / _OURS).is_file()
-        if self._form == "rendered" or (self._form == "auto" and ours):
-            self._renderer = Renderer(self._tokenizer, setting="template")
+        ours = Path(self._spec.name) / _OURS
+        if self._form == "rendered" or (self._form == "auto" and ours.is_file()):
+            self._renderer = Renderer(self._tokenizer, setting="template", **_rendered_by(ours))
         else:
             self._choose_chat()
         self._model = self._load().to(device_of(self._device)).eval()
@@ -234,3 +235,15 @@ def _verdict(texts: Sequence[_Text], scores: Sequence[float | None], seconds: fl
         problems=tuple(dict.fromkeys(problems)),
         cost=Cost(input_tokens=read, seconds=seconds),
     )
+
+
+def _rendered_by(file: Path) -> dict[str, Any]:
+    """Return the settings by which the rows of an exported reward model's training became text.
+
+    Length limits aren't among them: a row that is too long for the model is an invalid answer.
+    """
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {
+        "template": settings.get("template", "auto"),
+        "arguments": settings.get("template_arguments") or {},
+    }

@@ -96,6 +96,14 @@ class Labelling:
     drop_invalid: bool = False
     max_rows: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.context_column == "context":
+            raise ConfigError(
+                "The column 'context' is a part of the prompt, so the judge sees it without "
+                "`context_column`: leave that out, or name the column otherwise with `columns`, as in "
+                "`--columns '{criteria: context}' --context_column criteria`."
+            )
+
     def run(self, out: Path, progress: Callable[[int, int, Labelled], None] | None = None) -> Labelled:
         """Judge all rows and write them to ``out``. An interrupted run goes on after its last complete part.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -63,6 +63,7 @@ class ImplicitReward(_LikelihoodJudge):
         beta: β, which only scales the rewards; 1 gives the log-ratio.
         average: take averages per token in place of sums.
         template: how prompts are rendered, as ``data.template``.
+        template_arguments: arguments of the chat template, as ``data.template_arguments``.
         device: the models' device; by default a GPU if there is one.
         batch_size: rows per pass.
 
@@ -76,14 +77,20 @@ class ImplicitReward(_LikelihoodJudge):
         reference: PolicySpec | None,
         beta: float = 1.0,
         average: bool = False,
-        template: TemplateName = "auto",
+        template: TemplateName | str = "auto",
+        template_arguments: dict[str, Any] | None = None,
         device: str | None = None,
         batch_size: int = 8,
     ) -> None:
         if not beta > 0:
             raise ConfigError(f"expected `beta` to be above 0, got {beta}.")
         specs = [policy] if reference is None else [policy, reference]
-        models = [LanguageModel(s, template=template, device=device, setting="template") for s in specs]
+        models = [
+            LanguageModel(
+                s, template=template, arguments=template_arguments, device=device, setting="template"
+            )
+            for s in specs
+        ]
         super().__init__(models, batch_size, (beta, average))
         self._beta, self._average = beta, average
 
@@ -111,6 +118,7 @@ class QualityScore(ImplicitReward):
         beta: β, which only scales the scores; 0.1 in the paper.
         average: take averages per token in place of sums.
         template: how prompts are rendered, as ``data.template``.
+        template_arguments: arguments of the chat template, as ``data.template_arguments``.
         device: the models' device; by default a GPU if there is one.
         batch_size: rows per pass.
 
@@ -125,11 +133,12 @@ class QualityScore(ImplicitReward):
         text: str = QUALITY_TEXT,
         beta: float = 1.0,
         average: bool = False,
-        template: TemplateName = "auto",
+        template: TemplateName | str = "auto",
+        template_arguments: dict[str, Any] | None = None,
         device: str | None = None,
         batch_size: int = 8,
     ) -> None:
-        super().__init__(policy, reference, beta, average, template, device, batch_size)
+        super().__init__(policy, reference, beta, average, template, template_arguments, device, batch_size)
         self._view = QualityPrompt(text)
         self._settings = (*self._settings, self._view.fingerprint)
 
@@ -146,6 +155,7 @@ class LogProbNorm(_LikelihoodJudge):
     Args:
         policy: the policy.
         template: how prompts are rendered, as ``data.template``.
+        template_arguments: arguments of the chat template, as ``data.template_arguments``.
         device: the model's device; by default a GPU if there is one.
         batch_size: rows per pass.
 
@@ -156,12 +166,18 @@ class LogProbNorm(_LikelihoodJudge):
     def __init__(
         self,
         policy: PolicySpec,
-        template: TemplateName = "auto",
+        template: TemplateName | str = "auto",
+        template_arguments: dict[str, Any] | None = None,
         device: str | None = None,
         batch_size: int = 8,
     ) -> None:
         model = LanguageModel(
-            policy, template=template, device=device, setting="template", scorer=_NormScorer
+            policy,
+            template=template,
+            arguments=template_arguments,
+            device=device,
+            setting="template",
+            scorer=_NormScorer,
         )
         super().__init__([model], batch_size, ())
 
@@ -213,6 +229,7 @@ class StrongOverWeak(_LikelihoodJudge):
         exemplars: examples as earlier turns, for the strong model.
         average: take averages per token in place of sums.
         template: how prompts are rendered, as ``data.template``.
+        template_arguments: arguments of the chat template, as ``data.template_arguments``.
         device: the models' device; by default a GPU if there is one.
         batch_size: rows per pass.
 
@@ -227,12 +244,18 @@ class StrongOverWeak(_LikelihoodJudge):
         instruction: str = "",
         exemplars: list[Exemplar] | None = None,
         average: bool = False,
-        template: TemplateName = "auto",
+        template: TemplateName | str = "auto",
+        template_arguments: dict[str, Any] | None = None,
         device: str | None = None,
         batch_size: int = 8,
     ) -> None:
         specs = (strong, weak)
-        models = [LanguageModel(s, template=template, device=device, setting="template") for s in specs]
+        models = [
+            LanguageModel(
+                s, template=template, arguments=template_arguments, device=device, setting="template"
+            )
+            for s in specs
+        ]
         super().__init__(models, batch_size, (instruction, tuple(exemplars or ()), average))
         self._instruction, self._average = instruction, average
         turns = [(Message("user", one.prompt), Message("assistant", one.response)) for one in exemplars or ()]
@@ -259,6 +282,7 @@ class FollowUpLikelihood(_LikelihoodJudge):
         positive: what a content user may say next, such as "That makes perfect sense!".
         negative: what a disappointed one may say; an empty list leaves that part out.
         template: how prompts are rendered, as ``data.template``.
+        template_arguments: arguments of the chat template, as ``data.template_arguments``.
         device: the model's device; by default a GPU if there is one.
         batch_size: rows per pass.
 
@@ -271,14 +295,17 @@ class FollowUpLikelihood(_LikelihoodJudge):
         model: PolicySpec,
         positive: list[str],
         negative: list[str],
-        template: TemplateName = "auto",
+        template: TemplateName | str = "auto",
+        template_arguments: dict[str, Any] | None = None,
         device: str | None = None,
         batch_size: int = 4,
     ) -> None:
         if not [*positive, *negative] or not all(text.strip() for text in [*positive, *negative]):
             raise ConfigError("expected texts in `positive` or `negative`, got none, or an empty one.")
         self._positive, self._negative = ([text.strip() for text in texts] for texts in (positive, negative))
-        one = LanguageModel(model, template=template, device=device, setting="template")
+        one = LanguageModel(
+            model, template=template, arguments=template_arguments, device=device, setting="template"
+        )
         super().__init__([one], batch_size, (self._positive, self._negative))
 
     def judge(self, batch: Sequence[JudgedRow]) -> list[Verdict]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -47,6 +47,7 @@ class LanguageModel:
     Args:
         spec: the model.
         template: how prompts are rendered, as ``data.template``.
+        arguments: arguments of the chat template, as ``data.template_arguments``.
         device: its device; by default a GPU if there is one.
         setting: the name of the ``template`` setting in messages.
         scorer: makes what gives each response its number, in place of the sum of log-probs.
@@ -56,12 +57,14 @@ class LanguageModel:
         self,
         spec: PolicySpec,
         *,
-        template: TemplateName = "auto",
+        template: TemplateName | str = "auto",
+        arguments: Mapping[str, Any] | None = None,
         device: str | None = None,
         setting: str,
         scorer: Callable[[], Scorer] = Scorer,
     ) -> None:
         self.spec, self._template, self._setting = spec, template, setting
+        self._arguments = arguments
         self._device, self._new_scorer = device, scorer
         self._scorer = scorer()
         self._model: nn.Module | None = None
@@ -69,7 +72,12 @@ class LanguageModel:
     @cached_property
     def renderer(self) -> Renderer:
         """The renderer of the model's tokeniser and template."""
-        return Renderer(self.spec.load_tokenizer(), template=self._template, setting=self._setting)
+        return Renderer(
+            self.spec.load_tokenizer(),
+            template=self._template,
+            arguments=self._arguments,
+            setting=self._setting,
+        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from pl_prefopt.data import Names, PreferenceDataModule
 from pl_prefopt.data.dialogues import BadRowError
-from pl_prefopt.data.formats import convert, to_row
+from pl_prefopt.data.formats import convert, to_prompt, to_row
 from pl_prefopt.errors import DataError
 from tests.data.support import Recorder, dataset, pair, trainer, user, write_jsonl
 from tests.support import tiny_tokenizer
@@ -89,6 +89,7 @@ def test_context_ends_the_last_user_turn_of_any_layout_and_stays_a_column(tmp_pa
     row = to_row(fields | {"chosen": whole})  # which repeats the prompt without the context
     assert row.responses[0][0].content == "Good"
     assert to_row(pair() | {"context": " "}).prompt == (user("Question 0?"),)
+    assert to_prompt({"prompt": "Hi", "context": "Be brief."}).prompt == (user("Hi\n\nBe brief."),)
     public = {"context": "Hi", "response1": "a", "response2": "b", "overall_preference": 1}
     assert convert(public).row.prompt == (user("Hi"),)
     assert dataset([fields], tmp_path).unused_columns == []

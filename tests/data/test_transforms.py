@@ -36,6 +36,7 @@ from pl_prefopt.data.transforms import (
 )
 from pl_prefopt.data.transforms.filters import length_gap
 from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.views import ContrastPrompt
 from tests.data.support import pair, write_jsonl
 from tests.support import tiny_tokenizer
 
@@ -291,7 +292,9 @@ def test_prompts_are_contrasted_where_a_response_fits_one_better(tmp_path):
         variant("Write a haiku.", 0.0, response="No."),  # another response
     ]
     found, lines = after(tmp_path, rows, PromptContrast())
-    pairs = [(row.prompt[0].content, row.columns["prompt_rejected"]) for row in found]
+    prompts = [row.prompt[0].content for row in found]
+    others = [ContrastPrompt()(found, place).prompt[0].content for place in range(len(found))]
+    pairs = list(zip(prompts, others, strict=True))
     worse = ["Write a haiku in German.", "Write a sonnet in German."]
     assert pairs == [
         *[("Write a haiku.", one) for one in worse],

@@ -74,6 +74,7 @@ LAYOUTS = {
         "label": "A>B",
         "id": [1, [2]],
     },
+    "criteria": {"prompt": "Hi", "chosen": "Hello.", "rejected": "What?", "context": "Judge brevity."},
     "labelled before": {"prompt": "Hi", "responses": ["a", "b"], "scores": [1, 2], "judge": "x", "weight": 2},
     "tools": {"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "tools": [{"name": "f"}], "source": "s"},
 }
@@ -94,7 +95,7 @@ def test_rows_of_every_layout_keep_their_columns_and_load_again(tmp_path, layout
     assert new["original_scores"] == list(before.row.scores)
     assert new["judge"].startswith("Rule(pl_prefopt.judges.rules.brevity) ")
     for name, value in fields.items():
-        same = {"prompt", "responses", "scores", "tools"} & {name}
+        same = {"prompt", "responses", "scores", "tools", "context"} & {name}
         assert same or value in (new.get(name), new.get(f"original_{name}")), name
 
 
@@ -108,6 +109,8 @@ def test_invalid_answers_are_counted_and_never_guessed(tmp_path):
     assert written[1]["pair_probabilities"] == [[0.5, None], [None, 0.5]]
     assert [to_row(row).scores for row in written] == [(0.8, 0.2), None] * 2
     (tmp_path / "out.jsonl").unlink()
+    with pytest.raises(ConfigError, match="'context' is a part of the prompt"):
+        labelled(tmp_path, rows, Likes(), context_column="context")
     found, written = labelled(tmp_path, rows, Likes(), drop_invalid=True)
     assert (found.dropped, [row["number"] for row in written]) == (2, [0, 2])
 

@@ -27,7 +27,7 @@ from pl_prefopt.judges import (
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.rows import Message
 from pl_prefopt.views import QUALITY_TEXT
-from tests.support import save_tiny_model, tiny_tokenizer
+from tests.support import CHATML, save_tiny_model, tiny_tokenizer
 
 USER = "Please write a short answer: what is a fox?"
 ANSWERS = ("The quick brown fox jumps over the lazy dog.", "No.")
@@ -167,7 +167,9 @@ def classifier(folder, labels=1, *, pad=True):
     return str(folder)
 
 
-@pytest.mark.parametrize("how", ["padded", "without a padding token", "exported by prefopt"])
+@pytest.mark.parametrize(
+    "how", ["padded", "without a padding token", "exported by prefopt", "exported as plain text"]
+)
 def test_classifiers_score_as_plain_transformers(tmp_path, how):
     name = classifier(tmp_path / "reward", pad=how != "without a padding token")
     tokenizer = AutoTokenizer.from_pretrained(name)
@@ -179,6 +181,9 @@ def test_classifiers_score_as_plain_transformers(tmp_path, how):
         if how == "exported by prefopt":  # its last token is the end token, not the line break after it
             (tmp_path / "reward" / "reward_model.json").write_text("{}")
             text = text.removesuffix("\n")
+        if how == "exported as plain text":  # it has a chat template, but was trained without
+            (tmp_path / "reward" / "reward_model.json").write_text('{"template": "plain"}')
+            text = f"User: {USER}\n\nAssistant: {answer}{tokenizer.eos_token}"
         with torch.no_grad():
             inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
             expected.append(float(model(**inputs).logits[0, 0]))
@@ -228,3 +233,17 @@ def test_rules_give_scores_or_none():
         Rule(odd).judge([row("a")])
     with pytest.raises(ConfigError, match="import path of a function"):
         Rule("json.JSONDecoder")
+
+
+def test_arguments_of_the_chat_template_change_what_the_models_read(tmp_path):
+    folders = {
+        text: save_tiny_model(tmp_path / name, chat_template=text + CHATML)
+        for name, text in {"asked": "{% if brief %}Be brief.\n{% endif %}", "always": "Be brief.\n"}.items()
+    }
+    asked, always = (PolicySpec(name=str(folder)) for folder in folders.values())
+    told = ImplicitReward(asked, None, template_arguments={"brief": True})
+    (expected,) = ImplicitReward(always, None).judge([row(*ANSWERS)])
+    assert told.judge([row(*ANSWERS)])[0].scores == pytest.approx(expected.scores, abs=1e-5)
+    without = ImplicitReward(asked, None)
+    assert abs(without.judge([row(*ANSWERS)])[0].scores[0] - expected.scores[0]) > 1e-3
+    assert told.fingerprint() != without.fingerprint()

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pl_prefopt.data.formats import WEIGHT
+from pl_prefopt.data.formats import WEIGHT, as_turns
 from pl_prefopt.data.transforms.base import (
     Outcomes,
     RowTransform,
@@ -119,7 +119,7 @@ class PromptContrast(RowTransform):
     Args:
         satisfied: the column with the share of a row's instructions that each response satisfies.
         group: the column by which variants are recognised.
-        into: the column with the other prompt.
+        into: the column with the other prompt, its turns as JSON.
 
     Raises:
         ConfigError: if two of the columns are one.
@@ -162,13 +162,8 @@ class PromptContrast(RowTransform):
         return response_numbers(row, self.satisfied, "PromptContrast")
 
     def _made(self, row: PreferenceRow, place: int, other: PreferenceRow) -> PreferenceRow:
-        if len(other.prompt) > 1:
-            raise DataError(
-                f"PromptContrast needs prompts of one turn, got {len(other.prompt)} in "
-                f"{other.origin or 'a row'}."
-            )
         one = take(row, [place], (1.0,), graded=False)
-        return with_columns(one, {self.into: other.prompt[0].content})
+        return with_columns(one, {self.into: as_turns(other.prompt)})
 
 
 def is_contrast(own: float, other: float | None) -> bool:
