@@ -30,6 +30,7 @@ CONFIGS = {
     "KTOConfig": "trl",
     "ORPOConfig": "trl.experimental.orpo",
     "CPOConfig": "trl.experimental.cpo",
+    "RewardConfig": "trl",
 }
 OURS = {
     "trainer": PrefOptTrainer,
