@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ def data(arguments: list[str]) -> None:
     renderer = Renderer(
         _tokenizer(options.tokenizer),
         template=options.template,
+        arguments=options.template_arguments,
         max_prompt_length=options.max_prompt_length,
         max_response_length=options.max_response_length,
     )
@@ -52,7 +54,16 @@ def _parse(arguments: list[str]) -> Any:
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="A file, a folder or a data set of the hub.")
     parser.add_argument("--tokenizer", required=True, help="The policy's folder or hub name.")
-    parser.add_argument("--template", default="auto", choices=("auto", "chat", "plain", "none"))
+    parser.add_argument(
+        "--template", default="auto", help="auto, chat, plain, none, or a file with a chat template."
+    )
+    parser.add_argument(
+        "--template_arguments",
+        type=_object,
+        default={},
+        metavar="JSON",
+        help="Arguments of the chat template, such as '{\"enable_thinking\": false}'.",
+    )
     parser.add_argument("--max_prompt_length", type=int, default=1024)
     parser.add_argument("--max_response_length", type=int, default=1024)
     parser.add_argument(
@@ -65,6 +76,16 @@ def _parse(arguments: list[str]) -> Any:
     parser.add_argument("--max_rows", type=int, help="Read so many rows from the start of each file.")
     parser.add_argument("--rows", type=int, default=2, help="How many rows to show as tokens; 2 by default.")
     return parser.parse_args(arguments)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got '{printable(text)}'")
+    return value
 
 
 def named_pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:

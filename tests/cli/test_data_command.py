@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from tests.support import CHATML
+
 
 def test_rows_are_shown_with_their_layouts_columns_and_tokens(prefopt, tiny_model, tmp_path):
     pair = {"prompt": "Name a gas.", "chosen": "Neon.", "rejected": "Iron."}
@@ -40,5 +42,12 @@ def test_columns_are_mapped_and_mistakes_named(prefopt, tiny_model, tmp_path):
     given = ("data", tmp_path / "rows.jsonl", "--tokenizer", tiny_model)
     assert "layouts: pairs 1" in prefopt(*given, "--columns", "prompt=question")
     assert "expected `--columns OURS=THEIRS`" in prefopt.fails(*given, "--columns", "prompt")
+    (tmp_path / "brief.jinja").write_text("{% if brief %}Say little.{% endif %}" + CHATML)
+    given = (*given, "--columns", "prompt=question", "--template", tmp_path / "brief.jinja")
+    told = prefopt(*given, "--template_arguments", '{"brief": true}')
+    assert "little" in told.replace("·", "")
+    assert "little" not in prefopt(*given).replace("·", "")
+    assert "expected a JSON object, got 'brief'" in prefopt.fails(*given, "--template_arguments", "brief")
+    given = ("data", tmp_path / "rows.jsonl", "--tokenizer", tiny_model)
     said = prefopt.fails(*given[:-1], tmp_path / "nowhere")
     assert "expected a tokeniser at `--tokenizer" in said
