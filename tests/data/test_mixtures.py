@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from pl_prefopt.data import PreferenceDataModule, Source, Sources
 from pl_prefopt.data.mixtures import Mixture, join, mixture_of
 from pl_prefopt.data.sampler import LengthGroupedSampler
+from pl_prefopt.data.transforms import AllPairs, RemoveDuplicates
 from pl_prefopt.errors import ConfigError, DataError
 from tests.data.support import pair, stored, write_jsonl
 from tests.support import tiny_tokenizer
@@ -173,3 +174,25 @@ def test_columns_of_several_sources_have_one_type(tmp_path: Path):
     assert lost["big"].problem.startswith("missing values together with an integer above 2^53")
     # Equal file names are told apart by their folders.
     assert store.rows[1].origin == f"{tmp_path}/2/r.jsonl, row 1"
+
+
+def test_rows_made_by_transforms_keep_their_source(make, tmp_path):
+    """The first source's lists become three pairs each, its repeated row goes, and prompts are held out."""
+    lists = [
+        {"prompt": f"List {number}?", "responses": ["a", "b", "c"], "scores": [3, 2, 1]}
+        for number in range(5)
+    ]
+    path = write_jsonl(tmp_path / "lists.jsonl", [*lists, lists[0]])
+    data = make(
+        train={"lists": Source(path=path, passes=2), "pairs": Source(path=make.a, rows_per_epoch=3)},
+        held_out=2,
+        transforms=[RemoveDuplicates(), AllPairs()],
+    )
+    data.setup("fit")
+    rows = data.datasets["train"].rows
+    held_out = {row.prompt[0].content for row in data.datasets["val"].rows}
+    left = sum(row["prompt"] not in held_out for row in lists)
+    assert Counter(row.source for row in rows) == {"lists": 3 * left, "pairs": 6 + 5 - left - len(held_out)}
+    found = data._mixture(data.datasets["train"])
+    assert found.quotas == [2 * 3 * left, 3]
+    assert Counter(rows[int(number)].source for number in found.rows(1)) == {"lists": 6 * left, "pairs": 3}
