@@ -106,7 +106,7 @@ def read_gamed(path: Path) -> Gamed:
     """Read the published file ``df_gamed.csv``.
 
     Raises:
-        DataError: if it can't be read, lacks a column or has a value that is no number.
+        DataError: if it can't be read, lacks a column or has a value that is not a number.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -119,7 +119,7 @@ def read_gamed(path: Path) -> Gamed:
     try:
         columns = {name: np.asarray([float(row[name]) for row in rows]) for name in _GAMED[:-1]}
     except ValueError as error:
-        raise DataError(f"{path} has a value that is no number: {first_line(error)}.") from error
+        raise DataError(f"{path} has a value that is not a number: {first_line(error)}.") from error
     if any(row["not_gamed_baseline"] != "False" for row in rows) or not _are_shares(columns["preference"]):
         raise DataError(
             f"{path}: expected gamed baselines only, with preferences from 0 to 1: is it AlpacaEval's "

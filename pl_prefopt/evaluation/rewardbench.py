@@ -62,7 +62,7 @@ WEIGHTS: Mapping[str, int] = {
     "xstest-should-respond": 154,
     "math-prm": 984,
 }
-"""The published weights of the subsets in their section: their sizes, but math weighs as much as code."""
+"""The published weights of the subsets in their section: their sizes, with math and code weighted equally."""
 
 
 class RewardBench(Benchmark):

@@ -91,7 +91,7 @@ class UserHead(Head):
         return self.users.encode(texts)
 
     def with_new_user(self, user: str | int, pairs: int) -> Users:
-        """Return the users and one more, who has so many pairs.
+        """Return the users together with a new one who has this number of pairs.
 
         Raises:
             DataError: if the user is known already, or has fewer than ``min_pairs`` pairs.

@@ -122,7 +122,7 @@ class Verdict:
         >>> verdict = Verdict.of_probabilities([[0.5, 0.9], [0.1, 0.5]])
         >>> verdict.scores, verdict.preference
         ((0.9, 0.1), 0.9)
-        >>> Verdict(scores=(1.0, None), problems=("no number",)).invalid
+        >>> Verdict(scores=(1.0, None), problems=("no score in the answer",)).invalid
         1
     """
 

@@ -86,10 +86,7 @@ class ImplicitReward(_LikelihoodJudge):
             raise ConfigError(f"expected `beta` to be above 0, got {beta}.")
         specs = [policy] if reference is None else [policy, reference]
         models = [
-            LanguageModel(
-                s, template=template, arguments=template_arguments, device=device, setting="template"
-            )
-            for s in specs
+            LanguageModel(s, template=template, arguments=template_arguments, device=device) for s in specs
         ]
         super().__init__(models, batch_size, (beta, average))
         self._beta, self._average = beta, average
@@ -176,7 +173,6 @@ class LogProbNorm(_LikelihoodJudge):
             template=template,
             arguments=template_arguments,
             device=device,
-            setting="template",
             scorer=_NormScorer,
         )
         super().__init__([model], batch_size, ())
@@ -251,10 +247,7 @@ class StrongOverWeak(_LikelihoodJudge):
     ) -> None:
         specs = (strong, weak)
         models = [
-            LanguageModel(
-                s, template=template, arguments=template_arguments, device=device, setting="template"
-            )
-            for s in specs
+            LanguageModel(s, template=template, arguments=template_arguments, device=device) for s in specs
         ]
         super().__init__(models, batch_size, (instruction, tuple(exemplars or ()), average))
         self._instruction, self._average = instruction, average
@@ -303,9 +296,7 @@ class FollowUpLikelihood(_LikelihoodJudge):
         if not [*positive, *negative] or not all(text.strip() for text in [*positive, *negative]):
             raise ConfigError("expected texts in `positive` or `negative`, got none, or an empty one.")
         self._positive, self._negative = ([text.strip() for text in texts] for texts in (positive, negative))
-        one = LanguageModel(
-            model, template=template, arguments=template_arguments, device=device, setting="template"
-        )
+        one = LanguageModel(model, template=template, arguments=template_arguments, device=device)
         super().__init__([one], batch_size, (self._positive, self._negative))
 
     def judge(self, batch: Sequence[JudgedRow]) -> list[Verdict]:

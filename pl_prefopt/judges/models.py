@@ -49,7 +49,6 @@ class LanguageModel:
         template: how prompts are rendered, as ``data.template``.
         arguments: arguments of the chat template, as ``data.template_arguments``.
         device: its device; by default a GPU if there is one.
-        setting: the name of the ``template`` setting in messages.
         scorer: makes what gives each response its number, in place of the sum of log-probs.
     """
 
@@ -60,10 +59,9 @@ class LanguageModel:
         template: TemplateName | str = "auto",
         arguments: Mapping[str, Any] | None = None,
         device: str | None = None,
-        setting: str,
         scorer: Callable[[], Scorer] = Scorer,
     ) -> None:
-        self.spec, self._template, self._setting = spec, template, setting
+        self.spec, self._template = spec, template
         self._arguments = arguments
         self._device, self._new_scorer = device, scorer
         self._scorer = scorer()
@@ -76,7 +74,7 @@ class LanguageModel:
             self.spec.load_tokenizer(),
             template=self._template,
             arguments=self._arguments,
-            setting=self._setting,
+            setting="template",
         )
 
     @cached_property

@@ -79,15 +79,8 @@ class SumOfTransforms(RewardCombination):
 
 
 @dataclass(frozen=True)
-class WeightedMean(RewardCombination):
-    """Σ_i w_i r_i / Σ_i w_i.
-
-    Args:
-        weights: w_i ≥ 0, one per reward.
-
-    Raises:
-        ConfigError: if one is negative, or none above 0.
-    """
+class _WithWeights(RewardCombination):
+    """A combination with a weight per reward."""
 
     weights: list[float]
 
@@ -99,12 +92,24 @@ class WeightedMean(RewardCombination):
         """One reward per weight."""
         return len(self.weights)
 
+
+@dataclass(frozen=True)
+class WeightedMean(_WithWeights):
+    """Σ_i w_i r_i / Σ_i w_i.
+
+    Args:
+        weights: w_i ≥ 0, one per reward.
+
+    Raises:
+        ConfigError: if one is negative, or none above 0.
+    """
+
     def combine(self, rewards: Tensor) -> Tensor:
         return functions.weighted_mean(rewards, rewards.new_tensor(self.weights))
 
 
 @dataclass(frozen=True)
-class HarmonicMean(RewardCombination):
+class HarmonicMean(_WithWeights):
     """Σ_i w_i / Σ_i (w_i / r_i), of rewards above 0; it is drawn towards the smallest of them.
 
     NaN where a reward is not above 0: make them positive first, by ``Affine`` or a sigmoid.
@@ -115,16 +120,6 @@ class HarmonicMean(RewardCombination):
     Raises:
         ConfigError: if one is negative, or none above 0.
     """
-
-    weights: list[float]
-
-    def __post_init__(self) -> None:
-        _check_weights(self.weights)
-
-    @property
-    def count(self) -> int:
-        """One reward per weight."""
-        return len(self.weights)
 
     def combine(self, rewards: Tensor) -> Tensor:
         return functions.harmonic_mean(rewards, rewards.new_tensor(self.weights))

@@ -17,6 +17,7 @@ from pl_prefopt.data import PreferenceDataModule
 from pl_prefopt.modules import RewardModule
 from pl_prefopt.objectives import BradleyTerry, ColumnMargin, MarginBradleyTerry
 from pl_prefopt.policies import PolicySpec
+from tests.oracle.test_trl_trajectory import STEADY
 from tests.runs import make_trainer, pair_rows, write_rows
 
 trl = pytest.importorskip("trl", reason="needs the `oracle` extra")
@@ -67,18 +68,7 @@ def run_trl(tiny_model, folder, dataset, settings, *, margin):
         per_device_train_batch_size=BATCH,
         max_steps=STEPS,
         learning_rate=RATE,
-        lr_scheduler_type="constant",
-        max_grad_norm=1.0,
-        optim="adamw_torch",
-        weight_decay=0.0,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        max_length=None,
+        **STEADY,
         **settings,
     )
     Trainer(

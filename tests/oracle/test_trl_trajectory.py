@@ -30,6 +30,21 @@ trl = pytest.importorskip("trl", reason="needs the `oracle` extra")
 pytestmark = pytest.mark.oracle
 
 STEPS, BATCH, RATE = 5, 2, 0.05
+STEADY = {
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 1.0,
+    "optim": "adamw_torch",
+    "weight_decay": 0.0,
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": [],
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+    "max_length": None,
+}
+"""What all trainers of TRL are given: steps that are alike, on a CPU, without anything written."""
 OBJECTIVES = {
     "sigmoid": (DPO(beta=0.3), {}),
     "ipo": (IPO(beta=0.3, normalize="mean"), {}),
@@ -83,18 +98,7 @@ def run_trl(tiny_model, adapter, folder, loss_type, settings):
         per_device_train_batch_size=BATCH,
         max_steps=STEPS,
         learning_rate=RATE,
-        lr_scheduler_type="constant",
-        max_grad_norm=1.0,
-        optim="adamw_torch",
-        weight_decay=0.0,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        max_length=None,
+        **STEADY,
         **settings,
     )
     trainer = Trainer(

@@ -129,7 +129,7 @@ class CapSources(RowTransform):
         seed: random seed of the choice.
 
     Raises:
-        ConfigError: if there is no number, or one below 0.
+        ConfigError: if neither number is set, or one is below 0.
     """
 
     most: int | None = None
