@@ -14,7 +14,7 @@ from pl_prefopt.errors import ConfigError, suggest
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's ``ModelCheckpoint``, which warns instead of raising if its metric is missing.
 
-    A metric isn't logged where it has nothing to count, such as the accuracy over pairs in rows with one
+    A metric without any value isn't logged, such as the accuracy over pairs in rows with one
     response each: then a warning says so, and no best checkpoint is chosen. A misspelt name is refused after
     the sanity check: one that wasn't logged there, isn't in the registry (whose metrics may need more rows),
     and resembles a known one. Any other name may be logged by a custom callback later.
@@ -24,7 +24,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise a ``ConfigError`` that suggests the closest metric if the name is misspelt."""
-        if self.monitor is None or self.monitor.startswith("train/"):  # which nobody has logged yet
+        if self.monitor is None or self.monitor.startswith("train/"):  # not logged yet
             return
         module: Any = pl_module
         known = {*trainer.callback_metrics, *module.logged_in("val")}

@@ -20,8 +20,8 @@ from pl_prefopt.objectives.base import plain_settings
 class MetricsFile(Callback):
     """Writes each validation and test to ``metrics.json``: numbers, rows, checkpoint, date.
 
-    Evaluations of other rows or another checkpoint stand side by side; the same one again takes the place of
-    the earlier.
+    Evaluations of different rows or checkpoints are kept side by side; repeating one replaces the earlier
+    entry.
 
     Args:
         folder: the run's, where the file goes.
@@ -31,12 +31,12 @@ class MetricsFile(Callback):
         self.folder = Path(folder)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what begins with ``val/``."""
+        """Write the metrics that begin with ``val/``."""
         if not trainer.sanity_checking:
             self._write(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what begins with ``test/``."""
+        """Write the metrics that begin with ``test/``."""
         self._write(trainer, pl_module, "test")
 
     def _write(self, trainer: Trainer, module: Any, stage: str) -> None:
@@ -67,7 +67,7 @@ class MetricsFile(Callback):
 
 
 def _rows(datamodule: Any, split: str) -> dict[str, Any]:
-    """Return what the rows are; nothing for those of a data module of one's own."""
+    """Describe the rows; nothing for those of a user's own data module."""
     if not isinstance(datamodule, PreferenceDataModule):
         return {}
     dataset, held_out = datamodule.datasets[split], split not in datamodule.sources

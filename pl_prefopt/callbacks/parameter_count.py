@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelSummary
 
 
 class ParameterCount(ModelSummary):
-    """Print what Lightning's table of layers says of use here."""
+    """Prints one line in place of Lightning's table of layers."""
 
     @staticmethod
     def summarize(

@@ -24,20 +24,19 @@ _FOLDERS = {"validate": "validate", "test": "test", "predict": "."}
 class PredictionWriter(Callback):
     """Writes one JSON line per prompt, in the data's order, to ``predictions.jsonl``.
 
-    ``predict`` writes it into the run's folder, ``validate`` and ``test`` into their own below it. The
-    validations of a ``fit`` write none.
+    ``predict`` writes it to the run's folder, ``validate`` and ``test`` to folders of their own inside it.
+    Validations within ``fit`` write none.
 
-    A prompt comes with its ``origin``, its ``source``, whether its scores are ``graded``, and the further
-    ``columns`` of its row; each response
-    with its ``log_prob`` (a sum over tokens; null where a reward model computes none), ``length`` (in
-    tokens), ``reward``, ``rank`` by reward (1 is best), its ``score`` if the data has one, and the
-    ``outputs`` of a reward head with several. With the module's ``token_rewards`` it has ``tokens``, too:
-    each token's text and its share of the reward, null for tokens that don't count.
+    A prompt has its ``origin``, its ``source``, whether its scores are ``graded``, and its row's further
+    ``columns``. A response has its ``log_prob`` (summed over tokens; null for reward models that compute
+    none), ``length`` (in tokens), ``reward``, ``rank`` by reward (1 is best), its ``score`` if the data has
+    one, the ``outputs`` of a reward head with several, and, with the module's ``token_rewards``,
+    ``tokens``: each token's text and its share of the reward, null for tokens that don't count.
 
     Args:
         folder: the run's folder.
-        most_evaluated: how many prompts ``validate`` and ``test`` write, from the data's beginning;
-            ``predict`` writes all.
+        most_evaluated: the maximum number of prompts that ``validate`` and ``test`` write, in the data's
+            order; ``predict`` writes all.
     """
 
     def __init__(self, folder: str, most_evaluated: int = 20_000) -> None:
@@ -47,7 +46,7 @@ class PredictionWriter(Callback):
         self._tokenizer: Any = None  # while rewards per token are written
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin this process's part of the file anew, unless this is a validation within ``fit``."""
+        """Start this rank's part of the file, unless this is a validation within ``fit``."""
         command = "" if trainer.state.fn is None else trainer.state.fn.value
         self._path = None
         if command not in _FOLDERS:
@@ -79,7 +78,7 @@ class PredictionWriter(Callback):
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the processes' parts, ordered as the data."""
+        """Join the ranks' parts, in the data's order."""
         if self._path is None:
             return
         trainer.strategy.barrier()
@@ -169,7 +168,7 @@ def _tokens(
 def _token_texts(ids: list[int], tokenizer: Any) -> list[str]:
     """Return each token's text: what it adds to that of the token before, so that spaces are kept.
 
-    Bytes that are no character by themselves read as �.
+    Bytes that don't form a character become �.
     """
     texts = []
     for place, token in enumerate(ids):

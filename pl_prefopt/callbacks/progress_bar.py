@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, lines in a log."""
+"""Progress of a run: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _DESCRIPTION, _TIME, _SPEED, _GAPS = 10, 7, 9, 5
 class ProgressBar(RichProgressBar):
     """Lightning's rich progress bar with short names, in one line: loss, accuracy, margin, tokens/s.
 
-    The numbers are those of the last time that training metrics were logged; those that the line has no room
-    for are left out. Where the output is no terminal, such as a log file, lines are printed instead: after
+    Values are those last logged; metrics that don't fit into the line are left out. Where the output is not a
+    terminal, such as a log file, lines are printed instead: after
     steps at which training metrics were logged, at validations and at the end.
 
     Args:
         refresh_rate: how often per second the bar is drawn; 0 switches bar and lines off.
-        seconds: the least time between two lines.
+        seconds: the minimum time between two lines.
     """
 
     def __init__(self, refresh_rate: int = 1, *, seconds: float = 10.0) -> None:
@@ -88,55 +88,55 @@ class ProgressBar(RichProgressBar):
         return shown
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
+        """Start timing."""
         super().on_train_start(trainer, pl_module)
         self.lines.start(trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Print the line of the step before: only now its metrics are logged."""
+        """Print the line of the previous step, whose metrics are logged by now."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._prints_lines:
             self.lines.step(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the line of the step before."""
+        """Print the line of the previous step."""
         super().on_validation_start(trainer, pl_module)
         self.lines.start_batches()
         if self._prints_lines and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.lines.step(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Print how far a long validation is."""
+        """Print the progress of a long validation."""
         super().on_validation_batch_end(trainer, *args, **kwargs)
         if self._prints_lines and not trainer.sanity_checking:
             self.lines.batch("Validation", sum(trainer.num_val_batches))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print what was validated."""
+        """Print the validation's metrics."""
         super().on_validation_end(trainer, pl_module)
         if self._prints_lines and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.lines.validated(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
+        """Start timing."""
         super().on_test_start(trainer, pl_module)
         self.lines.start_batches()
 
     def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Print how far a long test is."""
+        """Print the progress of a long test."""
         super().on_test_batch_end(trainer, *args, **kwargs)
         if self._prints_lines:
             self.lines.batch("Test", sum(trainer.num_test_batches))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
+        """Start timing."""
         super().on_predict_start(trainer, pl_module)
         self.lines.start_batches()
 
     def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Print how far a long prediction is."""
+        """Print the progress of a long prediction."""
         super().on_predict_batch_end(trainer, *args, **kwargs)
         if self._prints_lines:
             self.lines.batch("Prediction", sum(trainer.num_predict_batches))
@@ -152,7 +152,7 @@ class ProgressLines:
     """Lines for logs, at most one every few seconds.
 
     Args:
-        seconds: the least time between two lines.
+        seconds: the minimum time between two lines.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -162,7 +162,7 @@ class ProgressLines:
         self._batches, self._batches_began = 0, 0.0
 
     def start(self, step: int) -> None:
-        """Begin to train after ``step`` optimiser steps."""
+        """Start timing training, after ``step`` optimiser steps."""
         self._first_step = self._told_step = step
         self._began, self._told_at = time.monotonic(), float("-inf")
 
@@ -188,17 +188,17 @@ class ProgressLines:
         self._tell(f"{_place(trainer)}: {', '.join(parts)}")
 
     def validated(self, trainer: Trainer) -> None:
-        """Print the numbers of a validation within ``fit``."""
+        """Print the metrics of a validation within ``fit``."""
         parts = _numbers(trainer.callback_metrics, "val/", _SHOWN)
         self._tell(f"{_place(trainer)}, validation: {', '.join(parts)}")
 
     def start_batches(self) -> None:
-        """Begin a loop of batches."""
+        """Start timing a loop of batches."""
         self._batches, self._batches_began = 0, time.monotonic()
         self._told_at = max(self._told_at, self._batches_began)
 
     def batch(self, what: str, total: float) -> None:
-        """Count a batch, and print a line if it is time to."""
+        """Count a batch, and print a line if one is due."""
         self._batches += 1
         if not self._is_time() or self._batches >= total:
             return

@@ -1,7 +1,7 @@
-"""What a dashboard shows in addition to curves: tables of text, histograms, a layout; one adapter per logger.
+"""What a dashboard shows in addition to curves: tables of text, histograms, a layout.
 
-Each function is chosen by the logger's class. A logger of your own joins in with a function registered for
-its class: ``publish_table.register(MyLogger)(my_function)``.
+Each function dispatches on the logger's class. Register a function for a logger of your own:
+``publish_table.register(MyLogger)(my_function)``.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class TextTable:
 
     Attributes:
         columns: the headings.
-        rows: as many texts a row as there are headings.
+        rows: texts, one per heading.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def as_html(self) -> str:
-        """Return the table as HTML, in which nothing of the texts has a meaning of its own."""
+        """Return the table as HTML with escaped texts."""
         head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
         body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -56,7 +56,7 @@ def _cell(text: str) -> str:
 
 @singledispatch
 def publish_table(logger: Logger, name: str, table: TextTable, step: int) -> None:
-    """Show a table of text; a logger that nobody registered can't, which is said once."""
+    """Show a table of text; for a logger without a registered function, warn once."""
     _say_scalars_only(type(logger))
 
 
@@ -91,7 +91,7 @@ def _(logger: DummyLogger, name: str, table: TextTable, step: int) -> None:
 
 @singledispatch
 def publish_histogram(logger: Logger, name: str, values: Values, step: int) -> None:
-    """Show how ``values`` [N > 0] are distributed; a logger that nobody registered can't."""
+    """Show the distribution of ``values`` [N > 0]; for a logger without a registered function, warn once."""
     _say_scalars_only(type(logger))
 
 

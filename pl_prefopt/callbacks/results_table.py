@@ -1,4 +1,4 @@
-"""An evaluation's numbers for people."""
+"""A table of an evaluation's metrics for the terminal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LOW, _HIGH = "_low", "_high"
 class ResultsTable(Callback):
     """Prints a table at the end of ``validate`` and ``test``; after ``fit``, one of its last validation.
 
-    Metrics come in the groups and the order of the registry, those of a test with their 95 % intervals.
+    Metrics are grouped and ordered as in the registry; those of a test have their 95 % intervals.
     """
 
     def __init__(self) -> None:
         self._last: dict[str, float] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table of ``validate``; in ``fit``, keep its numbers for the end."""
+        """Print the table of ``validate``; in ``fit``, keep its metrics for the end."""
         if trainer.sanity_checking:
             return
         self._last = _numbers(trainer, "val/")
@@ -74,5 +74,5 @@ def _print(trainer: Trainer, module: Any, title: str, numbers: Mapping[str, floa
     console = Console()
     with console.capture() as captured:
         console.print(results_table(title, numbers, module.metric_info))
-    # Through the plain `print`, which a progress bar on the screen knows to step aside for.
+    # Plain `print`, which an active progress bar redirects above itself.
     print(captured.get(), end="")

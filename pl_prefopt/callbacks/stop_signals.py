@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted where stopping must wait, obeyed at once elsewhere."""
+"""Signals that ask a run to stop: recorded where stopping has to wait, handled at once elsewhere."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pl_prefopt.errors import StoppedError
 class StopSignals:
     """SIGTERM, SIGINT (Ctrl-C) and, under SLURM, the signal that announces the end of the allotted time.
 
-    They take the place of Lightning's handlers, of which SLURM's saves a checkpoint in the middle of a step,
-    and SIGTERM's starts a collective call there. A second Ctrl-C stops at once.
+    They replace Lightning's handlers: its SLURM handler saves a checkpoint in the middle of a step, and its
+    SIGTERM handler starts a collective call there. A second Ctrl-C stops at once.
 
     Attributes:
-        received: the first signal noted, or ``None``.
-        may_wait: whether someone looks at ``received`` before long; if not, a signal raises at once.
+        received: the first signal recorded, or ``None``.
+        may_wait: whether ``received`` is checked regularly; if not, a signal raises at once.
     """
 
     names: ClassVar[dict[int, str]] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -38,8 +38,8 @@ class StopSignals:
     def install(self, trainer: Trainer) -> None:
         """Handle the signals from now on.
 
-        May be repeated, since Lightning installs its own handlers just before a loop runs. Outside of the
-        main thread nothing is done: Python can't.
+        May be called again, since Lightning installs its own handlers just before a loop runs. Does nothing
+        outside the main thread, where Python can't install handlers.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -48,21 +48,21 @@ class StopSignals:
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeue = environment.requeue_signal
         for number in {signal.SIGTERM, signal.SIGINT, self._requeue or signal.SIGTERM}:
-            if signal.getsignal(number) != signal.SIG_IGN:  # as a shell starts what runs in the background
+            if signal.getsignal(number) != signal.SIG_IGN:  # shells ignore signals of background jobs
                 self._earlier.setdefault(number, signal.signal(number, self._handle))
 
     def remove(self) -> None:
-        """Leave the signals to the earlier handlers."""
+        """Restore the earlier handlers."""
         self._trainer, self.received, self.may_wait = None, None, False
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._earlier.items():
                 signal.signal(number, handler or signal.SIG_DFL)
 
     def stop(self, saved: str) -> None:
-        """Hand the job back to SLURM where that was announced, and raise.
+        """Requeue the job if SLURM's signal asked for it, and raise.
 
         Args:
-            saved: what the user is told about where the run was saved.
+            saved: the part of the message that says where the run was saved.
 
         Raises:
             StoppedError: always.
@@ -82,7 +82,7 @@ class StopSignals:
             return
         launcher = self._trainer.strategy.launcher
         if launcher is not None and self.received is None and number == signal.SIGTERM:
-            launcher.kill(number)  # who started this process knows only of it, not of the other ranks
+            launcher.kill(number)  # the signal reached this process only, not the other ranks
         again, self.received = self.received is not None, self.received or number
         if number == signal.SIGINT and again:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""How fast training goes."""
+"""Training throughput."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pl_prefopt.types import PLAIN, PreferenceBatch
 class Throughput(Callback):
     """Logs ``train/tokens_per_second``: tokens of the rows trained on, over the steps since the last time.
 
-    A prompt counts once, padding and second views not at all, and all processes are added up. The time is
-    that of everything but validation. No step waits for the device: batches keep their lengths on the CPU,
+    A prompt counts once, padding and second views don't count, and ranks are summed. The time excludes
+    validation only. No step waits for the device: batches keep their lengths on the CPU,
     and the clock is read only where the training metrics are logged and around a validation (Lightning's
     ``ThroughputMonitor`` waits for the GPU at every step).
     """
@@ -39,7 +39,7 @@ class Throughput(Callback):
         batch: PreferenceBatch,
         batch_idx: int,
     ) -> None:
-        """Count the batch, and log where training metrics are."""
+        """Count the batch, and log at the steps at which training metrics are logged."""
         tree = batch.trees[PLAIN]
         self._tokens += sum(tree.prompt_lengths) + sum(tree.response_lengths)
         every, step = trainer.log_every_n_steps, trainer.global_step  # type: ignore[attr-defined]
@@ -57,14 +57,14 @@ class Throughput(Callback):
             self._stop(pl_module.device)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the clock go on."""
+        """Resume the clock."""
         self._since = time.perf_counter()
 
     def _start(self) -> None:
         self._tokens, self._seconds, self._since = 0, 0.0, time.perf_counter()
 
     def _stop(self, device: torch.device) -> None:
-        # A step only hands work to a GPU. The clock counts from one moment at which that is all done to the
-        # next, so it has measured the work of the steps counted, however far the CPU ran ahead in between.
+        # A step only queues work on a GPU. The clock runs from one synchronisation to the next, so it covers
+        # the work of exactly the steps counted, however far the CPU ran ahead in between.
         torch.get_device_module(device).synchronize()
         self._seconds += time.perf_counter() - self._since

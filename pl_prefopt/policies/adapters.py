@@ -1,4 +1,4 @@
-"""What an adapter's settings say about its base and about its start, before any model is loaded."""
+"""What an adapter's settings imply for its base and its initial state, before any model is loaded."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _SUPPORTED = {
     *("task_type", "peft_type", "peft_version", "inference_mode", "auto_mapping", "revision"),
     "base_model_name_or_path",
 }
-"""Settings for which tests hold that training, references and exports are right."""
+"""Settings for which training, references and exports are tested."""
 _WITHOUT_EFFECT = {
     *("megatron_core", "qalora_group_size"),
     *("eva_config", "corda_config", "lora_ga_config", "loftq_config"),
 }
-"""Settings that only act together with others, which are looked at."""
+"""Settings that take effect only together with others, which are checked."""
 _REFUSED = {
     "alora_invocation_tokens": "which positions it adapts depends on how prompts and responses are laid out",
     "arrow_config": "it mixes other adapters",
@@ -52,7 +52,7 @@ _REFUSED = {
 
 
 def check_lora(settings: Settings) -> None:
-    """Raise a ``ConfigError`` if a new adapter with these settings can't be trained rightly."""
+    """Raise a ``ConfigError`` if a new adapter with these settings can't be trained correctly."""
     start = _of(settings, "init_lora_weights")
     if start in _REFUSED_STARTS:
         raise ConfigError(
@@ -112,7 +112,7 @@ def refuse_pickled_adapter(folder: str) -> None:
     if (Path(folder) / "adapter_model.bin").exists() and not list(Path(folder).glob("*.safetensors")):
         raise ConfigError(
             f"The adapter '{folder}' holds adapter_model.bin only, and only safetensors are loaded, since a "
-            "pickle could run code: load it where you trust it, and save it anew with `save_pretrained`."
+            "pickle could run code: load it where you trust it, and save it again with `save_pretrained`."
         )
 
 
@@ -122,7 +122,7 @@ def alters_base(settings: Settings) -> bool:
 
 
 def trains_base(settings: Settings) -> bool:
-    """Tell whether parameters of the base are trained in place, which switching the adapter off leaves in."""
+    """Tell whether base parameters are trained in place, which switching the adapter off doesn't undo."""
     return bool(_of(settings, "bias") != "none")
 
 

@@ -25,13 +25,13 @@ def build_policy(spec: PolicySpec) -> nn.Module:
     Raises:
         ConfigError: if the weights or the adapter can't be loaded.
     """
-    spec.adapter_settings()  # read before the weights are
+    spec.adapter_settings()  # refused before the weights are read
     return as_policy(_load(spec), spec, _with_adapter)
 
 
 def build_frozen(spec: PolicySpec) -> nn.Module:
-    """Load a model that is only asked for log-probs: no gradients, evaluation mode."""
-    spec.adapter_settings()  # read before the weights are
+    """Load a model that only computes log-probs: no gradients, evaluation mode."""
+    spec.adapter_settings()  # refused before the weights are read
     return as_frozen(_load(spec), spec, _with_adapter)
 
 
@@ -57,7 +57,7 @@ def as_policy(model: Any, spec: PolicySpec, adapt: Adapt) -> nn.Module:
 
 
 def as_frozen(model: Any, spec: PolicySpec, adapt: Adapt) -> nn.Module:
-    """Make a base model one that is only asked for log-probs; the arguments are those of ``as_policy``."""
+    """Freeze a base model that only computes log-probs; the arguments are those of ``as_policy``."""
     _forbid_repacking(model)
     if spec.adapter is not None:
         model = adapt(model, spec)
@@ -68,9 +68,9 @@ def as_frozen(model: Any, spec: PolicySpec, adapt: Adapt) -> nn.Module:
 def _forbid_repacking(model: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights in place when they are first evaluated on a CPU.
 
-    It does so on processors with AVX512-BF16: the scales of the blocks are rounded to bfloat16 for good, what
-    de-quantises or differentiates the weights afterwards gets wrong numbers without an error, and a matrix
-    narrower than a block can't be evaluated at all.
+    It does so on processors with AVX512-BF16: the block scales are rounded to bfloat16 permanently,
+    de-quantised weights and gradients are then wrong without an error, and a matrix narrower than a block
+    can't be evaluated at all.
     """
     layer: Any
     for layer in model.modules():
@@ -79,7 +79,7 @@ def _forbid_repacking(model: nn.Module) -> None:
 
 
 def read_config(spec: PolicySpec) -> Any:
-    """Return the model's configuration, as ``spec`` wants it."""
+    """Return the model's configuration with the settings of ``spec``."""
     from transformers import AutoConfig
 
     source = {"gguf_file": spec.gguf_file, "revision": spec.revision}
@@ -100,15 +100,15 @@ def _load(spec: PolicySpec) -> Any:
             attn_implementation=spec.attn_implementation,
             quantization_config=four_bit_config(spec),
             trust_remote_code=spec.trust_remote_code,
-            # Pickled weights could run code. GGUF holds none, and transformers wants nothing said of it.
+            # Pickled weights could run code. GGUF holds none, and needs the argument to be unset.
             use_safetensors=True if spec.gguf_file is None else None,
             gguf_file=spec.gguf_file,
             revision=spec.revision,
         )
     quantizer = getattr(model, "hf_quantizer", None)
     if spec.gguf_file is not None and quantizer is not None:
-        # GGUF weights are de-quantised while loading, but the model still calls itself quantised and would
-        # refuse to be saved.
+        # GGUF weights are de-quantised while loading, but the model is still marked as quantised, and
+        # couldn't be saved.
         quantizer.remove_quantization_config(model)
     resize(model, spec)
     return model
@@ -143,7 +143,7 @@ def four_bit_config(spec: PolicySpec) -> Any:
 
 
 def _with_adapter(model: Any, spec: PolicySpec) -> Any:
-    """Put the adapter on its base, and compare what that does to the base with what its settings say."""
+    """Add the adapter to its base, and check that it changes the base only as its settings say."""
     settings, base = spec.adapter_settings() or {}, _Base.of(model)
     policy = with_new_adapter(model, spec) if spec.adapter is None else _with_saved_adapter(model, spec)
     may_alter = spec.adapter is None and alters_base(settings)
@@ -167,10 +167,10 @@ def _with_saved_adapter(model: Any, spec: PolicySpec) -> Any:
 
 
 def with_new_adapter(model: Any, spec: PolicySpec) -> Any:
-    """Put the adapter on ``model`` that ``spec.lora`` describes, untrained.
+    """Add the untrained adapter that ``spec.lora`` describes to ``model``.
 
-    Where its start is more than its base, it is drawn from a fixed seed: then its settings alone say what it
-    is, and runs that are resumed, exports and tables of log-probs mean the same one.
+    Where its initial state differs from the base, it is sampled with a fixed seed, so that resumed runs,
+    exports and tables of log-probs have the same one.
 
     Raises:
         ConfigError: if it doesn't fit the model.
@@ -189,7 +189,7 @@ def with_new_adapter(model: Any, spec: PolicySpec) -> Any:
 
 @dataclass(frozen=True)
 class _Base:
-    """A base model's parameters, and a few numbers of each as they were loaded."""
+    """A base model's parameters, and a few elements of each as loaded."""
 
     held: list[tuple[str, nn.Parameter, Tensor]]
 
@@ -198,7 +198,7 @@ class _Base:
         return cls([(name, weight, _few(weight)) for name, weight in model.named_parameters()])
 
     def altered(self) -> list[str]:
-        """Return the parameters whose numbers have changed."""
+        """Return the parameters that have changed."""
         return [name for name, weight, few in self.held if not torch.equal(_few(weight), few)]
 
     def trained(self) -> list[str]:
@@ -207,6 +207,6 @@ class _Base:
 
 
 def _few(weight: Tensor) -> Tensor:
-    """Copy numbers from all over a tensor: what subtracts or rounds a matrix changes nearly all of them."""
+    """Copy elements spread over a tensor: changing or rounding a matrix changes nearly all of them."""
     flat = weight.detach().flatten()
     return flat[:: max(1, len(flat) // 64)].clone()

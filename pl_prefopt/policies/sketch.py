@@ -60,7 +60,7 @@ def _outline(spec: PolicySpec) -> Any:
             attn_implementation=spec.attn_implementation,
             trust_remote_code=spec.trust_remote_code,
         )
-    model.tie_weights()  # which not all versions do on the meta device
+    model.tie_weights()  # not all versions do so on the meta device
     quantisation = four_bit_config(spec)
     if quantisation is not None:
         from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer

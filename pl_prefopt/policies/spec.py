@@ -1,4 +1,4 @@
-"""The description of a model: everything that YAML says about it, checked before anything loads."""
+"""The description of a model: all of its settings in YAML, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class PolicySpec:
         return self.lora is not None and starts_at_base(self.lora)
 
     def adapter_settings(self) -> Settings | None:
-        """Return what is said of the policy's adapter: in ``lora``, or in the folder ``adapter``.
+        """Return the settings of the policy's adapter: ``lora``, or those in the folder ``adapter``.
 
         Raises:
             ConfigError: if the folder holds no adapter, or one that can't be used.
@@ -188,8 +188,8 @@ class PolicySpec:
 
     @property
     def base_identity(self) -> str:
-        """A hash that tells the base's weights from others, wherever they lie and however they are loaded."""
-        # The files that it is loaded from: others, such as training_args.bin, may join them.
+        """A hash of the base's weights, independent of their location and of how they are loaded."""
+        # Only the files that it is loaded from: others, such as training_args.bin, may be added.
         kind = ".safetensors" if self.gguf_file is None else ".gguf"
         described = [self.revision, self.gguf_file, _identity(self.name, (kind,)), *self._resized]
         return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
@@ -206,7 +206,7 @@ class PolicySpec:
         """A hash of the weights' identity and of what changes their log-probs.
 
         A folder is identified by its files' names, sizes and samples of their bytes, not by its path, so
-        that it may move; a hub model by its name and revision.
+        that it can be moved; a hub model by its name and revision.
         """
         digest = hashlib.sha256()
         described = [self.revision, self.gguf_file, self.dtype, self.four_bit, *self._resized]
@@ -226,7 +226,7 @@ class explained:  # noqa: N801 - reads as a phrase: `with explained(name, "token
         """Nothing to set up."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        # Damaged files raise whatever their library chose; no memory is another matter.
+        # Damaged files raise any kind of exception; a lack of memory isn't explained here.
         if not isinstance(error, Exception) or isinstance(error, (PrefOptError, RuntimeError, MemoryError)):
             return
         if is_path(self.name) and not Path(self.name).is_dir():

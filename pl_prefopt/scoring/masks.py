@@ -22,10 +22,10 @@ class Branches:
     """The tree that the tokens of each input row form.
 
     Attributes:
-        own: int64 [N, L], the branch of each token: 0 is what all prompts have in common, -1 padding.
+        own: int64 [N, L], the branch of each token: 0 is the prefix shared by all prompts, -1 padding.
         trunk: int64 [N, L], the branch of its prompt.
         position: int64 [N, L], the position ids.
-        read: the number of first columns that hold keys and values only, and ask for nothing.
+        read: the number of leading columns that hold cached keys and values only, without queries.
     """
 
     own: Tensor
@@ -36,8 +36,8 @@ class Branches:
     def visible(self, row: Tensor, query: Tensor, key: Tensor, window: int | None = None) -> Tensor:
         """Tell whether the token at ``query`` may attend to the one at ``key``.
 
-        A window is measured in positions, which are those of the response standing alone. Padding sees
-        padding: a token with nothing to attend to would be NaN.
+        A window is measured in positions, which are those of the response in a row of its own. Padding
+        attends to padding: a token with nothing to attend to would be NaN.
         """
         seen, on = self.own[row, key], self.own[row, query]
         visible = ((seen == 0) | (seen == self.trunk[row, query]) | (seen == on)) & (key <= query)
@@ -52,7 +52,7 @@ def for_model(branches: Branches, model: nn.Module, kind: MaskKind) -> Any:
     Args:
         branches: of N rows.
         model: the policy or a reference; its attention must be one of ``FORMS``.
-        kind: whether layers see everything, a sliding window, or some of them the one and some the other.
+        kind: whether layers attend to everything, to a sliding window, or some layers to either.
     """
     base = base_model(model)
     form = FORMS[base.config._attn_implementation]
@@ -91,9 +91,9 @@ def dense(branches: Branches, window: int | None) -> Tensor:
 
 
 def _for_sdpa(branches: Branches, model: nn.Module, window: int | None) -> Tensor:
-    """SDPA would turn a boolean mask into this one in every layer again, and keep each for the backward."""
+    """Return an additive mask: SDPA would convert a boolean one in every layer, and keep each copy."""
     mask, weight = dense(branches, window), next(model.parameters())
-    # What a sharded model computes in is not what it is stored in, so the mask's type can't be told.
+    # Sharded weights are stored in another dtype than they compute in, so the mask's dtype is unknown here.
     return mask if isinstance(weight, DTensor) else _added(mask, model)
 
 
@@ -102,7 +102,7 @@ def _for_eager(branches: Branches, model: nn.Module, window: int | None) -> Tens
 
 
 def _added(mask: Tensor, model: nn.Module) -> Tensor:
-    """Return what is to be added to the attention's scores, in the type that the model computes in."""
+    """Return what is added to the attention scores, in the dtype that the model computes in."""
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     if torch.is_autocast_enabled(mask.device.type):
         dtype = torch.get_autocast_dtype(mask.device.type)
@@ -111,7 +111,7 @@ def _added(mask: Tensor, model: nn.Module) -> Tensor:
 
 
 def _for_flex_attention(branches: Branches, model: nn.Module, window: int | None) -> Any:
-    """Blocks of tokens that see nothing of each other are skipped; a mask [L, L] is never made on a GPU."""
+    """Return a block mask: blocks where nothing attends are skipped; no mask [L, L] is built on a GPU."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     rows, width = branches.own.shape
@@ -129,4 +129,4 @@ FORMS: dict[str, Callable[[Branches, nn.Module, int | None], Any]] = {
     "eager": _for_eager,
     "flex_attention": _for_flex_attention,
 }
-"""The kinds of attention that take a mask of one's own, by their name in transformers."""
+"""The attention implementations that take a custom mask, by their name in transformers."""

@@ -18,7 +18,7 @@ from pl_prefopt.scoring.inputs import at_least_float32, label_log_probs
 CHUNK_ELEMENTS = 2**25
 """Logits in memory at a time: 128 MiB in float32."""
 _COPIES = 4
-"""How many tensors as large as the logits a function of them keeps for its gradient, at a guess."""
+"""An estimate of how many tensors as large as the logits a function of them keeps for its gradient."""
 
 FromLogits = Callable[..., Tensor]
 """Takes float32 logits [m, V] and further tensors [m, ...]; returns [m, J]."""
@@ -50,10 +50,10 @@ class LogitTransform:
 
 
 class OutputLayer(ABC):
-    """What follows a model's last hidden state, at positions of one's choice.
+    """What follows a model's last hidden state, applied at chosen positions.
 
     Attributes:
-        adapted: whether adapters or other trained weights take part, so that it matters which are active.
+        adapted: whether adapters or other trained weights take part, so that the active adapter matters.
     """
 
     adapted: bool = False
@@ -78,7 +78,7 @@ class OutputLayer(ABC):
 
 
 class WholeLayer(OutputLayer):
-    """For logits that the model has computed already: they pass for hidden states."""
+    """For logits that the model has computed already, which are passed in place of hidden states."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return them in float32."""
@@ -96,8 +96,8 @@ class WholeLayer(OutputLayer):
 class ChunkedLayer(OutputLayer):
     """Some positions at a time.
 
-    Frozen output embeddings cost what they always do: each token's gradient is computed along with its
-    log-prob, and the logits are forgotten. Trained ones are run again in the backward pass.
+    With frozen output embeddings, each token's gradient is computed along with its log-prob, and the logits
+    are discarded. Trained output embeddings are recomputed in the backward pass.
 
     Args:
         embeddings: the model's output embeddings.
@@ -163,8 +163,8 @@ class _Gathered(ChunkedLayer):
 class FusedLayer(ChunkedLayer):
     """One GPU kernel that never writes the logits to memory: that of cut-cross-entropy.
 
-    Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", arXiv 2411.09009. Its gradients
-    leave nothing out, as the paper's would with its filter on. Functions of all logits take chunks.
+    Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", arXiv 2411.09009. The paper's
+    gradient filter is off, so gradients are exact. Functions of all logits are computed in chunks.
     """
 
     def log_probs(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class FusedLayer(ChunkedLayer):
 
         embeddings: Any = self.embeddings
         if type(embeddings) is not nn.Linear or embeddings.bias is not None:
-            raise TypeError("the kernel knows output embeddings of one weight only")
+            raise TypeError("the kernel supports output embeddings with a single weight only")
         nll = linear_cross_entropy(
             hidden * self.transform.factor if self.transform.factor != 1 else hidden,
             embeddings.weight,
@@ -196,7 +196,7 @@ class _LogProbs(torch.autograd.Function):
         values, labels = logits.detach(), labels.unsqueeze(1)
         total = values.logsumexp(dim=1, keepdim=True)
         log_probs = (values.gather(1, labels) - total).squeeze(1)
-        # d log π / d logits = 1[label] - π, written over the logits: they are the largest thing in memory.
+        # d log π / d logits = 1[label] - π, in place of the logits, the largest tensor in memory.
         outer = values.sub_(total).exp_().neg_()
         outer.scatter_add_(1, labels, torch.ones_like(total))
         (gradient,) = torch.autograd.grad(logits, leaf, outer)
@@ -210,7 +210,7 @@ class _LogProbs(torch.autograd.Function):
 
 
 class _Stored(torch.autograd.Function):
-    """Computes J numbers per position together with their J gradients, and forgets the logits."""
+    """Computes J numbers per position together with their J gradients, and discards the logits."""
 
     @staticmethod
     def forward(ctx: Any, compute: FromLogits, hidden: Tensor, *along: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether a way of scoring gives a model's own numbers: found out on a few tokens, before any is believed."""
+"""Probing whether a way of scoring gives a model's own log-probs, on a few tokens, before it is used."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pl_prefopt.types import TokenTree
 
 _PROMPTS = (5, 3, 4)
 _RESPONSES = ((3, 1), (5, 1), (2, 0))
-"""Few different lengths together, as some kernels are compiled for each. Longer than a shortened window."""
+"""Few different lengths, since some kernels are compiled per length; longer than a shortened window."""
 _COMMON = 2
 _MOST_FLOORS = 20
-"""How much more than the least tolerance rounding may explain: else a row's numbers depend on its batch."""
+"""The largest tolerance, in multiples of the smallest: beyond it, a row's log-probs depend on its batch."""
 _WORDS = 9
-"""Different tokens of a probe. In text tokens are repeated, and what chooses among them meets ties."""
+"""Distinct tokens of a probe. Text repeats tokens, so a model that selects among them has to break ties."""
 _MORE = 8
-"""By how many tokens a prompt is longer where there are windows."""
+"""Additional tokens of the first prompt where the model has windows."""
 _LONGEST = 4096
-"""The longest window that rows are lengthened for."""
+"""The longest window for which rows are lengthened."""
 
 _FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, IndexError, KeyError)
 
@@ -43,7 +43,7 @@ class Probe:
         tree: the prompts and responses, longer than the model's windows.
         expected: float32 [B, R, T], their log-probs.
         tolerance: the difference that rounding explains.
-        unreached: the length of a window that these rows are not longer than, 0 for none.
+        unreached: the length of a window that these rows don't exceed, 0 for none.
     """
 
     model: nn.Module
@@ -66,7 +66,7 @@ class Probe:
 
     @torch.no_grad()
     def obstacle(self, layout: Layout, head: Head, what: str) -> str | None:
-        """Return what is wrong with a way of scoring, ``None`` if it gives the model's own numbers."""
+        """Return what is wrong with a way of scoring, ``None`` if it gives the model's own log-probs."""
         name = _name(self.model)
         try:
             found = layout.token_log_probs(self.model, self.tree, head)
@@ -77,7 +77,7 @@ class Probe:
         gap = _largest(found - self.expected)
         if gap <= self.tolerance:
             return None
-        return f"{name} gives other numbers with {what} (by {gap:.2g})"
+        return f"{name} gives different log-probs with {what} (by up to {gap:.2g})"
 
     @torch.no_grad()
     def own_limit(self) -> str | None:
@@ -93,7 +93,7 @@ class Probe:
 
     @torch.no_grad()
     def change(self) -> float:
-        """Return by how much the model's numbers differ now; infinity if it gives none."""
+        """Return by how much the model's log-probs differ now; infinity if it gives none."""
         try:
             return _largest(singly(self.model, self.tree) - self.expected)
         except ConfigError:
@@ -103,9 +103,9 @@ class Probe:
 @contextmanager
 @torch.no_grad()
 def probing(model: nn.Module, device: torch.device) -> Iterator[Probe]:
-    """Return a probe; the model is in evaluation mode and has short windows meanwhile.
+    """Yield a probe, with the model in evaluation mode and its windows shortened.
 
-    A window that isn't short then, because nothing changes where the setting does, is reached by longer rows.
+    Where shortening a setting has no effect, rows are made longer than the window instead.
 
     Raises:
         ConfigError: if the model is no causal language model.
@@ -124,7 +124,7 @@ def probing(model: nn.Module, device: torch.device) -> Iterator[Probe]:
 
 
 def _is_kept_short(probe: Probe, name: str, value: int) -> bool:
-    """Tell whether a window can be shortened: the model still runs, and gives other numbers."""
+    """Tell whether a window can be shortened: the model still runs, and its log-probs change."""
     with shortened(probe.model, {name: value}):
         return probe.tolerance < probe.change() < math.inf
 
@@ -202,7 +202,7 @@ def _tolerance(model: nn.Module, tree: TokenTree, expected: Tensor) -> float:
 
 
 def _floor(model: nn.Module, device: torch.device) -> float:
-    """Return the difference that is never more than rounding, by the type that the model computes in."""
+    """Return the difference that rounding always explains, by the dtype that the model computes in."""
     weight = next(weight for weight in model.parameters() if weight.is_floating_point())
     rough = weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(device.type)
     if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
@@ -211,7 +211,7 @@ def _floor(model: nn.Module, device: torch.device) -> float:
 
 
 def _reach(model: nn.Module, window: int) -> tuple[int, int]:
-    """Return by how much rows are to be longer for a window, and its length if they can't be."""
+    """Return by how many tokens to lengthen rows for a window, and its length if they can't be."""
     limit = longest_row(model)
     longest = _PROMPTS[0] + _MORE + max(map(max, _RESPONSES)) + window
     if window == 0 or (limit is not None and longest > limit):
@@ -220,10 +220,9 @@ def _reach(model: nn.Module, window: int) -> tuple[int, int]:
 
 
 def _few_tokens(model: nn.Module, device: torch.device, beyond: int = 0) -> TokenTree:
-    """Return a tree of tokens from all over the vocabulary but its ends; the first row is ``beyond`` longer.
+    """Return a tree of tokens from the whole vocabulary except its ends; the first row is ``beyond`` longer.
 
-    At the ends stand the special tokens, among which bfloat16 rounds a real model's log-probs by several
-    nats.
+    The ends hold the special tokens, for which bfloat16 rounds a real model's log-probs by several nats.
     """
     prompts = torch.tensor([_PROMPTS[0] + beyond, *_PROMPTS[1:]])
     responses = torch.tensor(_RESPONSES)

@@ -70,8 +70,8 @@ class LogProbs(Readout):
 class Collisions(Readout):
     """log Σ_v π(v)² of the distribution that predicts each response token, [M], without gradient.
 
-    It takes the logits a second time, in chunks: computed along with the log-probs, it would store a gradient
-    that nothing uses.
+    Logits are computed a second time, in chunks: computed along with the log-probs, an unused gradient would
+    be stored.
     """
 
     @torch.no_grad()
@@ -201,6 +201,6 @@ def divergence(policy: Tensor, reference: Tensor, direction: Direction) -> Tenso
     [0.1438, 0.1308]
     """
     first, second = (policy, reference) if direction == "reverse" else (reference, policy)
-    # What the first gives no probability (log-prob -inf) adds nothing.
+    # Tokens to which the first gives probability 0 (log-prob -inf) contribute 0.
     ratio = (first - second).masked_fill(first.isneginf(), 0.0)
     return (first.exp() * ratio).sum(dim=-1)

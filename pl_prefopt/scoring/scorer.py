@@ -254,7 +254,7 @@ def _obstacle(model: nn.Module) -> str | None:
     name = type(base_model(model)).__name__
     attention = getattr(base_model(model).config, "_attn_implementation", None)
     if attention not in FORMS:
-        return f"attn_implementation '{attention}' takes no mask of one's own ({', '.join(FORMS)} do)"
+        return f"attn_implementation '{attention}' doesn't take a custom mask ({', '.join(FORMS)} do)"
     unknown = layer_kinds(_text_config(model)) - {FULL, SLIDING}
     if unknown:
         return f"{name} has layers of the kind {min(unknown)}"

@@ -116,7 +116,7 @@ class HiddenWindow(nn.Module):
 
 def test_rows_are_lengthened_for_a_window_that_cannot_be_shortened():
     model, tree = HiddenWindow(declared=12), ragged_tree(PROMPTS, RESPONSES)
-    with pytest.warns(UserWarning, match="other numbers with a tree-shaped mask"), torch.no_grad():
+    with pytest.warns(UserWarning, match="different log-probs with a tree-shaped mask"), torch.no_grad():
         found = Scorer()(model, tree).sum
     torch.testing.assert_close(found, one_by_one(model, tree).detach(), atol=2e-4, rtol=1e-5)
 

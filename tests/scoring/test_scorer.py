@@ -176,7 +176,7 @@ def test_a_fused_head_gets_what_it_needs(setting):
 def test_a_fused_head_is_refused_where_the_weight_is_not_all():
     settings = LoraConfig(target_modules=["lm_head"], init_lora_weights=False, task_type="CAUSAL_LM")
     model, tree, scorer = get_peft_model(build("llama"), settings).eval(), ragged_tree(), Scorer(head="fused")
-    with pytest.warns(UserWarning, match="output embeddings of one weight"), torch.no_grad():
+    with pytest.warns(UserWarning, match="output embeddings with a single weight"), torch.no_grad():
         found = scorer(model, tree).sum
     torch.testing.assert_close(found, one_by_one(model, tree).detach(), atol=2e-4, rtol=1e-5)
 
@@ -258,7 +258,7 @@ def test_a_head_that_cannot_be_run_alone_is_found_out():
             return out
 
     model, tree = Shifted(), ragged_tree()
-    with pytest.warns(UserWarning, match="other numbers with its head run by itself"):
+    with pytest.warns(UserWarning, match="different log-probs with its head run by itself"):
         found = Scorer()(model, tree).sum
     expected = one_by_one(model, tree)
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-5)
@@ -317,7 +317,7 @@ def test_a_model_that_ignores_the_mask_is_found_out():
         def forward(self, attention_mask=None, position_ids=None, **inputs):
             return self.inner(position_ids=position_ids, **inputs)
 
-    with pytest.warns(UserWarning, match="other numbers"):
+    with pytest.warns(UserWarning, match="different log-probs"):
         Scorer()(Careless(), ragged_tree())
 
 
