@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,9 +52,35 @@ def run_logged(command: Sequence[str], log: Path) -> int:
     """Run a command to its end and return its exit status (negative: the signal that ended it)."""
     process = start(command, log)
     try:
-        status = process.wait()
+        return _exit_status(process.wait())
     finally:
         stop(process)
+
+
+def run_watched(
+    command: Sequence[str], log: Path, is_enough: Callable[[], bool], *, every: float = 1.0
+) -> int | None:
+    """Run a command until it ends or ``is_enough``; return its exit status, ``None`` if it was stopped.
+
+    Args:
+        command: the program and its arguments.
+        log: the file that the output is appended to.
+        is_enough: says whether to stop the command.
+        every: seconds between two questions.
+    """
+    process = start(command, log)
+    try:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return _exit_status(process.wait(every))
+            if is_enough():
+                return None
+    finally:
+        stop(process)
+
+
+def _exit_status(status: int) -> int:
+    """Return a status as that of ``subprocess``: negative for a signal, which the guard adds to 256."""
     return status - 256 if status > 192 else status
 
 

@@ -30,6 +30,7 @@ _COMMANDS = {
     "sample": "sample responses of a policy to prompts",
     "rounds": "sample, label, select, train and evaluate, round after round",
     "merge": "add or interpolate trained policies",
+    "sweep": "search settings of `fit`, with all trials in one table",
     "report": "write one HTML page that compares runs",
     "configs": "list the configurations that come with prefopt, or print one",
     "list": "list objectives, metrics, references, sources or judges, including plug-ins",
@@ -48,6 +49,7 @@ _OWN = {
     "sample": "sample.sample",
     "rounds": "rounds.rounds",
     "merge": "merge.merge",
+    "sweep": "sweep.sweep",
     "report": "report.report",
 }
 _WITHOUT_TRANSFORMERS = ("configs", "list")
