@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from pl_prefopt.checks import positive
 from pl_prefopt.data import WEIGHT, row_source
 from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.metric_info import MetricInfo
@@ -82,6 +83,7 @@ from pl_prefopt.scoring import (
     PrefixCache,
     Readout,
     Scorer,
+    check_has_routers,
     evaluating,
     summed,
     unknown_log_probs,
@@ -121,6 +123,8 @@ class PreferenceModule(LightningModule):
         metrics: custom metrics, in addition to those of ``pl_prefopt.metrics.REGISTRY``.
         token_rewards: let ``validate``, ``test`` and ``predict`` compute each token's share of the reward,
             and write it to their predictions. References must then be models that read the policy's tokens.
+        router_aux_loss_coef: the coefficient of a mixture of experts' load-balancing loss, which is added to
+            the loss of training; ``None`` for none. The policy's own is in its ``config.json``.
 
     Attributes:
         needs: the inputs that objective and metrics need; the data module reads it.
@@ -142,9 +146,14 @@ class PreferenceModule(LightningModule):
         head: HeadName = "chunked",
         metrics: Sequence[PreferenceMetric] = (),
         token_rewards: bool = False,
+        router_aux_loss_coef: float | None = None,
     ) -> None:
         super().__init__()
         policy.check_trainable()
+        if router_aux_loss_coef is not None:
+            positive("router_aux_loss_coef", router_aux_loss_coef)
+        self.router_aux_loss_coef = router_aux_loss_coef
+        self._router_loss: Tensor | None = None  # of the batch that is trained on
         self.policy_spec = policy
         self.objective = objective
         self.added_metrics = with_info(metrics)
@@ -334,6 +343,8 @@ class PreferenceModule(LightningModule):
         """Load the policy once, and shard it if the strategy does."""
         if "policy" not in self._modules:
             self.policy = self.load_policy()
+            if self.router_aux_loss_coef is not None:
+                check_has_routers(self.policy)
             self._base_identity = self.policy_spec.base_identity  # now, since files may change
             self._adapter_identity = self.policy_spec.adapter_identity
             self._own_weights = {f"policy.{name}" for name in self.policy.state_dict()}
@@ -384,8 +395,18 @@ class PreferenceModule(LightningModule):
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Return the batch's share of the loss; see ``StepMean`` for its divisor."""
         _, outcome = self._evaluate(batch, "train")
-        self._guard.note(batch, outcome.loss)
-        return self._mean.share(outcome.loss, batch, self.trainer)
+        loss = self._with_router_loss(outcome.loss, batch)
+        self._guard.note(batch, loss)
+        return self._mean.share(loss, batch, self.trainer)
+
+    def _with_router_loss(self, loss: Tensor, batch: PreferenceBatch) -> Tensor:
+        """Add the batch's load-balancing loss to that of each of its prompts, if there is one."""
+        if self._router_loss is None:
+            return loss
+        added, self._router_loss = self._router_loss, None
+        self._stats = {**self._stats, "router_aux_loss": added.detach()}
+        prompts = batch.present.any(dim=-1)
+        return loss + self.router_aux_loss_coef * added * prompts  # type: ignore[operator]
 
     def on_after_backward(self) -> None:
         """Scale the gradient of a step to the mean over its prompts, before it is logged or clipped."""
@@ -429,7 +450,7 @@ class PreferenceModule(LightningModule):
         of_heads = self.head_readouts()
         of_tokens = token_readouts(self.tokens, answers) if self.reads_log_probs else []
         tree = batch.trees[PLAIN]
-        found = self.scorer.read(self.policy, tree, [*of_tokens, *of_heads.values()], prefix_cache)
+        found = self._read(tree, [*of_tokens, *of_heads.values()], prefix_cache)
         at_tokens, at_ends = found[: len(of_tokens)], found[len(of_tokens) :]
         policy, tokens = self._log_probs(tree, at_tokens, answers)
         return ScoredBatch(
@@ -443,6 +464,15 @@ class PreferenceModule(LightningModule):
             outputs=self.head_outputs(batch, PLAIN, dict(zip(of_heads, at_ends, strict=True))),
             columns={name: batch.columns[name] for name in self.needs.columns if name in batch.columns},
         )
+
+    def _read(
+        self, tree: TokenTree, readouts: Sequence[Readout], prefix_cache: PrefixCache | None
+    ) -> list[Tensor]:
+        """Run the policy on the rows' own prompts and responses."""
+        if self.router_aux_loss_coef is None or not (self.training and torch.is_grad_enabled()):
+            return self.scorer.read(self.policy, tree, readouts, prefix_cache)
+        found, self._router_loss = self.scorer.read_balanced(self.policy, tree, readouts, prefix_cache)
+        return found
 
     @property
     def reads_log_probs(self) -> bool:

@@ -23,6 +23,7 @@ _TYPES: dict[str, Any] = {
     "layout": LayoutName,
     "head": HeadName,
     "token_rewards": bool,
+    "router_aux_loss_coef": float | None,
     "optimizer": OptimizerCallable,  # whose return type restricts it to optimisers
     "schedule": Schedule,
     "metrics": list[PreferenceMetric],

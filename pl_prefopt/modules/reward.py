@@ -78,6 +78,8 @@ class RewardModule(PreferenceModule):
         self._states = HiddenStateTables(states_dir, prompts=head.reads_prompt)
         if freeze_policy:
             _check_frozen(policy, objective)
+            if self.router_aux_loss_coef is not None:
+                raise ConfigError("`freeze_policy` trains no router: remove `router_aux_loss_coef`.")
 
     @property
     def reward_head(self) -> Head:

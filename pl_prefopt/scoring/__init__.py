@@ -16,6 +16,7 @@ from pl_prefopt.scoring.readouts import (
     Vocabulary,
     divergence,
 )
+from pl_prefopt.scoring.routers import check_has_routers
 from pl_prefopt.scoring.scorer import HeadName, LayoutName, Scorer, check_length, summed, unknown_log_probs
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Vocabulary",
     "at_least_float32",
     "base_model",
+    "check_has_routers",
     "check_length",
     "divergence",
     "evaluating",

@@ -28,6 +28,8 @@ class LaidOut:
         predicting: int64 [B, R, T], the position that predicts each response token; anything at padding.
         response_end: int64 [B, R], the last token of each response; any position where it is absent.
         prompt_end: int64 [B], the last token of each prompt.
+        prompt: int64 [B, 1 or R, P], the prompt tokens of each response; N · L for none.
+        response: int64 [B, R, T], the response tokens; N · L for none.
         start: no column before this one is read.
     """
 
@@ -35,7 +37,19 @@ class LaidOut:
     predicting: Tensor
     response_end: Tensor
     prompt_end: Tensor
+    prompt: Tensor
+    response: Tensor
     start: int = 0
+
+    def counts(self, tree: TokenTree) -> Tensor:
+        """Return float32 [N, L], the number of responses that each position is on the branch of."""
+        there = tree.response_mask.any(dim=2, keepdim=True)
+        nowhere = self.inputs["input_ids"].numel()
+        prompt = self.prompt.expand(*there.shape[:2], -1).where(there, nowhere)
+        places = torch.cat([prompt.flatten(), self.response.flatten()])
+        counts = torch.zeros(nowhere + 1, device=places.device)
+        counts = counts.index_add(0, places, torch.ones_like(places, dtype=counts.dtype))
+        return counts[:nowhere].view_as(self.inputs["input_ids"])
 
     def places(self, at: Positions, tokens: Tokens) -> Tensor:
         """Return the places [N] of one kind."""
@@ -112,8 +126,9 @@ class PlainLayout(Layout):
         prompt = (first + number).where(shown, nowhere)
         behind = first.squeeze(-1) + tree.prompt_mask.sum(dim=1, keepdim=True)
         response = behind.unsqueeze(-1) + step
+        shown_response = response.where(tree.response_mask, nowhere)
         ids = laid_out(
-            torch.cat([prompt.flatten(), response.where(tree.response_mask, nowhere).flatten()]),
+            torch.cat([prompt.flatten(), shown_response.flatten()]),
             torch.cat(
                 [tree.prompt_ids.unsqueeze(1).expand(prompt.shape).flatten(), tree.response_ids.flatten()]
             ),
@@ -130,6 +145,8 @@ class PlainLayout(Layout):
             predicting=response - 1,
             response_end=(behind + tree.response_mask.sum(dim=2) - 1).where(there, last),
             prompt_end=prompt_end,
+            prompt=prompt,
+            response=shown_response,
             start=last,
         )
 
@@ -211,6 +228,8 @@ class TreeLayout(Layout):
             predicting=places.computed(_predicting(tree, places)),
             response_end=places.computed(_last(tree, places)),
             prompt_end=places.computed(places.prompt_end),
+            prompt=places.prompt.unsqueeze(1),
+            response=places.response,
         )
 
 

@@ -17,12 +17,13 @@ from torch.distributed.fsdp import FSDPModule
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.scoring.heads import ChunkedHead, FusedHead, Head, SplitHead, WholeLogits
 from pl_prefopt.scoring.inputs import accepts, base_model, longest_row
-from pl_prefopt.scoring.layouts import Layout, PlainLayout, SingleLayout, TreeLayout
+from pl_prefopt.scoring.layouts import Layout, PlainLayout, SingleLayout, TreeLayout, read_laid_out
 from pl_prefopt.scoring.lengths import GroupedLayout, thresholds
 from pl_prefopt.scoring.masks import FORMS, FULL, SLIDING, layer_kinds, mask_kinds
 from pl_prefopt.scoring.prefix_cache import PrefixCache, can_reuse
 from pl_prefopt.scoring.probe import Probe, probing
 from pl_prefopt.scoring.readouts import LogProbs, Readout, Vocabulary
+from pl_prefopt.scoring.routers import check_has_routers, recorded_routers, router_loss
 from pl_prefopt.types import ResponseLogProbs, TokenTree
 
 LayoutName = Literal["auto", "tree", "plain"]
@@ -95,6 +96,37 @@ class Scorer:
         if self._shared is None or prefix_cache is None:
             return (self._grouped or self._shared or self._plain).read(model, tree, head, readouts)
         return self._shared.read(model, tree, head, readouts, prefix_cache)
+
+    def read_balanced(
+        self,
+        model: nn.Module,
+        tree: TokenTree,
+        readouts: Sequence[Readout],
+        prefix_cache: PrefixCache | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Do as ``read`` in the first pass over ``tree``, and return the load-balancing loss as well.
+
+        It is that of one row per response, whatever the layout: a prompt's tokens count once for each of its
+        responses, and padding doesn't count.
+
+        Raises:
+            ConfigError: if the model's rows are scored in several passes, or it has no such loss.
+        """
+        check_length(model, tree)
+        check_has_routers(model)
+        head = self._head or self._decide(model, tree.prompt_ids.device)
+        if self._grouped is not None or isinstance(self._plain, SingleLayout):
+            raise ConfigError(
+                f"{type(base_model(model)).__name__} scores a batch in several passes, of which its "
+                "load-balancing loss is no sum: remove model.init_args.router_aux_loss_coef."
+            )
+        if self._shared is None:
+            laid = self._plain.lay_out(tree)
+        else:
+            laid = self._shared.lay_out(model, tree, prefix_cache)
+        with recorded_routers(model) as logits:
+            values = read_laid_out(model, tree, head, readouts, laid)
+        return values, router_loss(model, logits, laid.counts(tree))
 
     def vocabulary(self, model: nn.Module, states: Tensor, running: Running) -> Vocabulary:
         """Return a reference's distributions over the vocabulary, from its hidden states.
