@@ -25,7 +25,7 @@ def test_the_weak_policy_learns_from_the_strong_one_s_table_alone(tmp_path, pref
     tokenizer.save_pretrained(strong)
     (tmp_path / "from_table.yaml").write_text(first(PAGE, "yaml"))
     train, export, score, learn = _commands()
-    train[train.index("--model.init_args.policy.name") + 1] = str(strong)
+    train[train.index("--policy") + 1] = str(strong)
     weak = ["--model.init_args.policy.name", str(tiny_model)]
     prefopt(*train)
     prefopt(*export)
