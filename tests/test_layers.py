@@ -14,7 +14,7 @@ LAYERS = [
     {"evaluations", "paths", "servers", "types", "views", "yaml_files"},
     {"data", "functional", "policies", "rewards", "saved_settings", "scoring"},
     {"generation", "heads", "judges", "metrics", "objectives", "references"},
-    {"callbacks", "evaluation", "modules", "report", "rounds", "sweeps"},
+    {"benchmarks", "callbacks", "modules", "report", "rounds", "sweeps"},
     {"planning"},
     {"cli"},
     {"__main__"},

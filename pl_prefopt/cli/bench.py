@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pl_prefopt.benchmarks import BENCHMARKS, Benchmark, Result, alpaca_eval, ask_all, ifeval, read_tasks
 from pl_prefopt.cli.config_diagnostics import make_importable
 from pl_prefopt.cli.label import check_judge
 from pl_prefopt.cli.parser import Parser
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.data.sources import Source, open_source
 from pl_prefopt.errors import ConfigError, DataError, first_line, suggest
-from pl_prefopt.evaluation import BENCHMARKS, Benchmark, Result, alpaca_eval, ask_all, ifeval, read_tasks
 from pl_prefopt.files import atomic_write, without_dots
 from pl_prefopt.judges import Judge
 

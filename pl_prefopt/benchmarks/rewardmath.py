@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
+from pl_prefopt.benchmarks.estimates import Estimate, estimates
+from pl_prefopt.benchmarks.results import Result
+from pl_prefopt.benchmarks.tasks import Answers, Benchmark, Number, Task, text, texts
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.errors import DataError, printable
-from pl_prefopt.evaluation.estimates import Estimate, estimates
-from pl_prefopt.evaluation.results import Result
-from pl_prefopt.evaluation.tasks import Answers, Benchmark, Number, Task, text, texts
 from pl_prefopt.judges import Gives
 
 _WRONG = 9

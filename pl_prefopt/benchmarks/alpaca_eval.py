@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, xlogy  # type: ignore[import-untyped]
 
+from pl_prefopt.benchmarks.estimates import Estimate, estimate
+from pl_prefopt.benchmarks.results import Result
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.errors import DataError, first_line, listed, printable
-from pl_prefopt.evaluation.estimates import Estimate, estimate
-from pl_prefopt.evaluation.results import Result
 from pl_prefopt.metrics.bootstrap import Floats
 
 PROMPTS = 805

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pl_prefopt.evaluation.estimates import Estimate
+from pl_prefopt.benchmarks.estimates import Estimate
 
 Table = Mapping[str, Estimate]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pl_prefopt.benchmarks.estimates import estimate
+from pl_prefopt.benchmarks.results import Result
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.errors import ConfigError, DataError, listed, printable
-from pl_prefopt.evaluation.estimates import estimate
-from pl_prefopt.evaluation.results import Result
 
 HUB = "google/IFEval"
 PROMPTS = 541

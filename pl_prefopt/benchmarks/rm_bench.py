@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from pl_prefopt.benchmarks.estimates import Estimate, combine, estimates
+from pl_prefopt.benchmarks.results import Result
+from pl_prefopt.benchmarks.tasks import Answers, Benchmark, Task, text, texts
 from pl_prefopt.data.file_readers import Record
-from pl_prefopt.evaluation.estimates import Estimate, combine, estimates
-from pl_prefopt.evaluation.results import Result
-from pl_prefopt.evaluation.tasks import Answers, Benchmark, Task, text, texts
 from pl_prefopt.judges import Gives
 
 STYLES = ("concise", "detailed", "markdown")

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pl_prefopt.benchmarks.tasks import Answers, Ask, Benchmark, Task
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.evaluation.tasks import Answers, Ask, Benchmark, Task
 from pl_prefopt.judges import Cost, Judge, Verdict
 
 FILE = "verdicts.jsonl"

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from pl_prefopt.benchmarks.estimates import estimate
+from pl_prefopt.benchmarks.results import Result
+from pl_prefopt.benchmarks.tasks import Answers, Ask, Benchmark, Number, Task, probability, text
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.errors import DataError, printable
-from pl_prefopt.evaluation.estimates import estimate
-from pl_prefopt.evaluation.results import Result
-from pl_prefopt.evaluation.tasks import Answers, Ask, Benchmark, Number, Task, probability, text
 from pl_prefopt.judges import Gives, Verdict
 
 CATEGORIES: Mapping[str, str] = {

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
+from pl_prefopt.benchmarks.results import Result
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.data.sources import Source, open_source
 from pl_prefopt.errors import DataError, closest, listed, printable, suggest
-from pl_prefopt.evaluation.results import Result
 from pl_prefopt.judges import Gives, JudgedRow, Verdict
 from pl_prefopt.rows import Message
 

@@ -11,10 +11,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from pl_prefopt.data.file_readers import Record
-from pl_prefopt.data.sources import Source
-from pl_prefopt.errors import ConfigError, DataError
-from pl_prefopt.evaluation import (
+from pl_prefopt.benchmarks import (
     BENCHMARKS,
     JudgeBench,
     RewardBench,
@@ -28,7 +25,10 @@ from pl_prefopt.evaluation import (
     ifeval,
     read_tasks,
 )
-from pl_prefopt.evaluation.rewardbench import SECTIONS, WEIGHTS
+from pl_prefopt.benchmarks.rewardbench import SECTIONS, WEIGHTS
+from pl_prefopt.data.file_readers import Record
+from pl_prefopt.data.sources import Source
+from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.judges import Judge, Verdict, matrix_of
 
 

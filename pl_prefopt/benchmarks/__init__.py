@@ -4,12 +4,12 @@ Scorers are pure functions of a judge's answers; ``prefopt bench`` reads the fil
 writes the numbers.
 """
 
-from pl_prefopt.evaluation import alpaca_eval, ifeval
-from pl_prefopt.evaluation.asking import ask_all
-from pl_prefopt.evaluation.estimates import Estimate, combine, estimate, estimates
-from pl_prefopt.evaluation.judgebench import JudgeBench
-from pl_prefopt.evaluation.results import Result
-from pl_prefopt.evaluation.rewardbench import (
+from pl_prefopt.benchmarks import alpaca_eval, ifeval
+from pl_prefopt.benchmarks.asking import ask_all
+from pl_prefopt.benchmarks.estimates import Estimate, combine, estimate, estimates
+from pl_prefopt.benchmarks.judgebench import JudgeBench
+from pl_prefopt.benchmarks.results import Result
+from pl_prefopt.benchmarks.rewardbench import (
     RewardBench,
     RewardBench2,
     best_point,
@@ -17,9 +17,9 @@ from pl_prefopt.evaluation.rewardbench import (
     tie_stats,
     ties,
 )
-from pl_prefopt.evaluation.rewardmath import RewardMATH, ranked
-from pl_prefopt.evaluation.rm_bench import RMBench, difficulties
-from pl_prefopt.evaluation.tasks import Answers, Ask, Benchmark, Task, read_tasks
+from pl_prefopt.benchmarks.rewardmath import RewardMATH, ranked
+from pl_prefopt.benchmarks.rm_bench import RMBench, difficulties
+from pl_prefopt.benchmarks.tasks import Answers, Ask, Benchmark, Task, read_tasks
 
 BENCHMARKS: dict[str, type[Benchmark]] = {
     one.name: one for one in (RewardBench, RewardBench2, RMBench, JudgeBench, RewardMATH)
