@@ -13,9 +13,9 @@ LAYERS = [
     {"checks", "pairing", "processes", "requests"},
     {"evaluations", "paths", "servers", "types", "views", "yaml_files"},
     {"data", "functional", "policies", "rewards", "saved_settings", "scoring"},
-    {"generation", "heads", "judges", "metrics", "objectives", "references"},
-    {"benchmarks", "callbacks", "modules", "report", "rounds", "sweeps"},
-    {"planning"},
+    {"generation", "heads", "metrics", "objectives", "references"},
+    {"callbacks", "judges", "modules", "report", "sweeps"},
+    {"benchmarks", "planning", "rounds"},
     {"cli"},
     {"__main__"},
 ]

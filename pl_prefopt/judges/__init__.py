@@ -10,6 +10,7 @@ from pl_prefopt.judges.likelihoods import (
     QualityScore,
     StrongOverWeak,
 )
+from pl_prefopt.judges.local import LocalJudge, LocalPairs, LocalScores
 from pl_prefopt.judges.rules import Rule
 from pl_prefopt.judges.server import Prices, ServerJudge, ServerPairs, ServerScores
 from pl_prefopt.judges.templating import JudgeTemplate
@@ -24,6 +25,9 @@ __all__ = [
     "Judge",
     "JudgeTemplate",
     "JudgedRow",
+    "LocalJudge",
+    "LocalPairs",
+    "LocalScores",
     "LogProbNorm",
     "Matrix",
     "Patience",

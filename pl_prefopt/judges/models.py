@@ -18,6 +18,7 @@ from pl_prefopt.judges.base import JudgedRow
 from pl_prefopt.policies import PolicySpec, build_frozen
 from pl_prefopt.rows import Message, PreferenceRow
 from pl_prefopt.scoring import Scorer
+from pl_prefopt.types import ResponseLogProbs
 
 
 class LogProb(NamedTuple):
@@ -83,13 +84,21 @@ class LanguageModel:
         return f"{self.spec.fingerprint}-{self.renderer.fingerprint}"
 
     @cached_property
-    def _limit(self) -> int | None:
+    def limit(self) -> int | None:
+        """How many tokens the model takes; ``None`` for no limit."""
         return self.spec.context_length()
 
     def load(self) -> None:
         """Load the model, unless it is loaded."""
         if self._model is None:
             self._model = build_frozen(self.spec).to(device_of(self._device))
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, loaded when it is first read."""
+        self.load()
+        assert self._model is not None
+        return self._model
 
     def free(self) -> None:
         """Free the model."""
@@ -115,24 +124,41 @@ class LanguageModel:
     @torch.no_grad()
     def score(self, rendered: Sequence[Rendered]) -> list[list[LogProb]]:
         """Return the log-prob of each response of rendered rows, in one pass."""
-        self.load()
-        assert self._model is not None
+        model = self.model
         encoded = self.renderer.tokenise(rendered) if rendered else []
         for row in encoded:
             self._check_tokens(row)
         fitting = [self._fitting(row) for row in encoded]
         scored = [row for row in fitting if row.response_ids]
         if scored:
-            tree = collate(scored).to(next(self._model.parameters()).device)
-            log_probs = self._scorer(self._model, tree)
+            log_probs = self._read(model, scored)
             sums, lengths = iter(log_probs.sum.tolist()), iter(log_probs.length.tolist())
         return [
             self._answers(row, (next(sums), next(lengths)) if kept.response_ids else ((), ()))
             for row, kept in zip(encoded, fitting, strict=True)
         ]
 
+    @torch.no_grad()
+    def next_token_log_probs(
+        self, prefixes: Sequence[Sequence[int]], tokens: Sequence[int]
+    ) -> list[list[float]]:
+        """Return, for each prefix, the log-probs of some tokens as the next one."""
+        rows = [
+            EncodedRow(
+                prompt_ids=list(prefix),
+                response_ids=[[token] for token in tokens],
+                counted=[[True] for _ in tokens],
+            )
+            for prefix in prefixes
+        ]
+        found: list[list[float]] = self._read(self.model, rows).sum.tolist()
+        return found
+
+    def _read(self, model: nn.Module, rows: Sequence[EncodedRow]) -> ResponseLogProbs:
+        return self._scorer(model, collate(rows).to(next(model.parameters()).device))
+
     def _fits(self, row: EncodedRow, response: int) -> bool:
-        return self._limit is None or len(row.prompt_ids) + len(row.response_ids[response]) <= self._limit
+        return self.limit is None or len(row.prompt_ids) + len(row.response_ids[response]) <= self.limit
 
     def _fitting(self, row: EncodedRow) -> EncodedRow:
         """Return a row without the responses that are too long for the model."""
@@ -151,18 +177,19 @@ class LanguageModel:
             if self._fits(row, number):
                 answers.append(LogProb(next(sums), next(lengths), read=size))
                 continue
-            why = f"{self.spec.name} takes at most {self._limit} tokens, and the row has {size}"
+            why = f"{self.spec.name} takes at most {self.limit} tokens, and the row has {size}"
             answers.append(LogProb(None, problem=why))
         return answers
 
     def _check_tokens(self, row: EncodedRow) -> None:
         largest = max(max(ids, default=0) for ids in (row.prompt_ids, *row.response_ids))
-        if largest >= self._vocabulary:
+        if largest >= self.vocabulary:
             text = str(self.renderer.tokenizer.convert_ids_to_tokens(int(largest)))
             self.spec.check_token(int(largest), text)
 
     @cached_property
-    def _vocabulary(self) -> int:
+    def vocabulary(self) -> int:
+        """How many tokens the model knows."""
         return self.spec.vocabulary_size()
 
 

@@ -6,17 +6,17 @@ import hashlib
 import itertools
 import json
 import time
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any
 
 from pl_prefopt.errors import ConfigError, printable
 from pl_prefopt.judges.answer_cache import AnswerCache, key_of
-from pl_prefopt.judges.base import Cost, Gives, Judge, JudgedRow, Matrix, Verdict, matrix_of, pairs
-from pl_prefopt.judges.templating import JudgeTemplate, Token, as_text
+from pl_prefopt.judges.base import Cost, JudgedRow, Verdict
+from pl_prefopt.judges.generative import Answer, Comparing, GenerativeJudge, Grading, TokenProbabilities
+from pl_prefopt.judges.templating import Token
 from pl_prefopt.servers import JsonServer, Patience, RefusedRequestError, ServerError
 
 PAGE = "judges.md"
@@ -25,24 +25,6 @@ _PATH = "chat/completions"
 _MANY_REFUSALS = 10
 """So many refusals without any answer mean that the server refuses the settings, not the prompts."""
 _MOST_LOGPROBS = 20
-
-TokenProbabilities = Literal["auto", "never", "always"]
-
-
-class Answer(NamedTuple):
-    """An answer as it is read.
-
-    Attributes:
-        value: the value of its verdict; ``None`` if it is invalid.
-        text: its text.
-        problem: why it is invalid.
-        cost: what it took.
-    """
-
-    value: float | None
-    text: str = ""
-    problem: str = ""
-    cost: Cost = Cost()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +40,7 @@ class Prices:
     output: float = 0.0
 
 
-class ServerJudge(Judge):
+class ServerJudge(GenerativeJudge):
     """What the judges over a server have in common.
 
     Each answer is on disk as soon as it arrives, so that interrupted runs pay for nothing twice. A prompt
@@ -108,28 +90,13 @@ class ServerJudge(Judge):
         for name, value in numbers.items():
             if value is not None and value < 1:
                 raise ConfigError(f"expected `{name}` to be at least 1, got {value}.")
-        if token_probabilities not in ("auto", "never", "always"):
-            raise ConfigError(
-                f"expected `token_probabilities` to be auto, never or always, got '{token_probabilities}'."
-            )
-        self.template = JudgeTemplate.load(template)
-        if self.template.gives != self.gives:
-            raise ConfigError(
-                f"{type(self).__name__} needs a template that gives {self.gives}, but '{template}' gives "
-                f"{self.template.gives}."
-            )
-        if token_probabilities == "always" and not self.template.has_single_tokens:
-            raise ConfigError(
-                "token_probabilities is 'always', but the verdicts of the template are no single tokens: "
-                "give it `labels` of which none is the start of another."
-            )
+        super().__init__(template, token_probabilities, rationales)
         self.model, self.version = model, version
         self.batch_size, self.concurrency = batch_size, concurrency
-        self._token_probabilities, self._rationales = token_probabilities, rationales
         given = {"max_tokens": max_tokens, "temperature": temperature}
         self._settings: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
         self._settings |= extra_body or {}
-        if token_probabilities != "never" and self.template.has_single_tokens:
+        if self._wants_probabilities:
             self._settings |= {"logprobs": True, "top_logprobs": _MOST_LOGPROBS}
         self._server = JsonServer(url, key_variable=key_variable, patience=patience)
         self._prices, self._cache_dir = prices or Prices(), Path(cache_dir)
@@ -175,14 +142,6 @@ class ServerJudge(Judge):
             for row, own in zip(batch, asked, strict=True)
         ]
 
-    @abstractmethod
-    def _questions(self, row: JudgedRow) -> list[dict[str, Any]]:
-        """Return the values with which the template is filled in, one set per question about a row."""
-
-    @abstractmethod
-    def _verdict(self, row: JudgedRow, answers: Sequence[Answer]) -> Verdict:
-        """Return the verdict on a row, from the answers to its questions."""
-
     # -- asking
 
     def _request(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,7 +167,7 @@ class ServerJudge(Judge):
         assert self._cache is not None, "`prepare` comes first"
         stored = self._cache.get(key)
         if stored is not None:
-            return self._read(stored, Cost(cached=1))
+            return self._read_stored(stored, Cost(cached=1))
         start = time.monotonic()
         try:
             reply = self._server.post(_PATH, request, needs="choices")
@@ -233,7 +192,7 @@ class ServerJudge(Judge):
             seconds=reply.seconds,
             money=(usage[0] * self._prices.input + usage[1] * self._prices.output) / 1e6,
         )
-        return self._read(body, tokens)
+        return self._read_stored(body, tokens)
 
     # -- reading
 
@@ -255,54 +214,27 @@ class ServerJudge(Judge):
             "usage": [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")],
         }
 
-    def _read(self, body: Mapping[str, Any], cost: Cost) -> Answer:
-        """Read an answer as it is stored; nothing is guessed."""
+    def _read_stored(self, body: Mapping[str, Any], cost: Cost) -> Answer:
+        """Read an answer as it is stored."""
         text = body["text"]
         if body["reason"] == "content_filter" or body["refusal"]:
             return Answer(None, text, f"the model refused: {printable(body['refusal'] or 'filtered')}", cost)
-        value = None
-        if self._token_probabilities != "never":
-            value = self.template.expected(text, [Token(one, dict(top)) for one, top in body["tokens"]])
-        if value is None and self._token_probabilities != "always":
-            value = self.template.value(text)
-        if value is not None:
-            return Answer(value, text, cost=cost)
-        why = "no verdict" if self.template.value(text) is None else "no token probabilities"
-        cut = "; it is cut at `max_tokens`" if body["reason"] == "length" else ""
-        return Answer(None, text, f"{why} in the answer '{printable(text[-80:])}'{cut}", cost)
-
-    def _reasons(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return texts as rationales, unless none says more than a verdict."""
-        names = {*self.template.labels, ""}
-        return tuple(texts) if self._rationales and any(one.strip() not in names for one in texts) else ()
+        tokens = [Token(one, dict(top)) for one, top in body["tokens"]]
+        return self._read(text, tokens, cost, cut=body["reason"] == "length")
 
 
-class ServerScores(ServerJudge):
+class ServerScores(Grading, ServerJudge):
     """Grades each response by a generative model over an OpenAI-compatible server.
 
     Where the template's verdicts are single tokens and the server gives their probabilities, the score is the
     mean of their values (Liu et al., "G-Eval", arXiv 2303.16634); otherwise it is the verdict in the answer.
     """
 
-    gives: ClassVar[Gives] = "scores"
-
     def __init__(self, url: str, model: str, template: str = "pointwise", **settings: Any) -> None:
         super().__init__(url, model, template, **settings)
 
-    def _questions(self, row: JudgedRow) -> list[dict[str, Any]]:
-        shared = _shared(row)
-        return [{**shared, "response": as_text(response)} for response in row.responses]
 
-    def _verdict(self, row: JudgedRow, answers: Sequence[Answer]) -> Verdict:
-        return Verdict(
-            scores=tuple(answer.value for answer in answers),
-            rationales=self._reasons([answer.text for answer in answers]),
-            problems=tuple(answer.problem for answer in answers if answer.problem),
-            cost=sum((answer.cost for answer in answers), Cost()),
-        )
-
-
-class ServerPairs(ServerJudge):
+class ServerPairs(Comparing, ServerJudge):
     """Compares responses in pairs, each pair in both orders, by a generative model over a server.
 
     The probability of a pair is the mean of both orders, which takes out a preference for the first or the
@@ -310,42 +242,8 @@ class ServerPairs(ServerJudge):
     responses. R responses take R(R − 1) requests.
     """
 
-    gives: ClassVar[Gives] = "probabilities"
-
     def __init__(self, url: str, model: str, template: str = "pairwise", **settings: Any) -> None:
         super().__init__(url, model, template, **settings)
-
-    def _questions(self, row: JudgedRow) -> list[dict[str, Any]]:
-        shared, texts = _shared(row), [as_text(response) for response in row.responses]
-        orders = [order for i, j in pairs(len(texts)) for order in ((i, j), (j, i))]
-        return [{**shared, "first": texts[i], "second": texts[j]} for i, j in orders]
-
-    def _verdict(self, row: JudgedRow, answers: Sequence[Answer]) -> Verdict:
-        number, compared = len(row.responses), pairs(len(row.responses))
-        there, back = answers[::2], answers[1::2]
-        given = {pair: answer.value for pair, answer in zip(compared, there, strict=True)}
-        swapped = {
-            pair: None if answer.value is None else 1.0 - answer.value
-            for pair, answer in zip(compared, back, strict=True)
-        }
-        texts = [f"{a.text}\n\n[in the other order]\n{b.text}" for a, b in zip(there, back, strict=True)]
-        bare = not self._reasons([answer.text for answer in answers])
-        by_order: tuple[Matrix, Matrix] = matrix_of(number, given), matrix_of(number, swapped)
-        return Verdict.of_probabilities(
-            matrix_of(number, {pair: _mean(given[pair], swapped[pair]) for pair in compared}),
-            by_order=by_order,
-            rationales=() if bare else texts,
-            problems=(answer.problem for answer in answers if answer.problem),
-            cost=sum((answer.cost for answer in answers), Cost()),
-        )
-
-
-def _mean(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else (first + second) / 2
-
-
-def _shared(row: JudgedRow) -> dict[str, Any]:
-    return {"prompt": as_text(row.prompt), "context": row.context, "columns": dict(row.columns)}
 
 
 def _finish(futures: list[Future[Answer]]) -> None:

@@ -219,7 +219,27 @@ class JudgeTemplate:
 
     def is_label(self, token: str) -> bool:
         """Whether a token is one of the verdicts."""
-        return _bare(token) in self.labels
+        return self.label_of(token) in self.labels
+
+    def label_of(self, token: str) -> str:
+        """Return the text of a token as a verdict: without spaces, brackets and quotes."""
+        return _bare(token)
+
+    def verdict_token(self, answer: str, tokens: Sequence[str]) -> int | None:
+        """Return the place of the token that says the verdict.
+
+        Args:
+            answer: the answer.
+            tokens: the texts of its tokens.
+
+        Returns:
+            ``None`` if there is no verdict, or no token that consists of it alone.
+        """
+        found = self._verdict(answer)
+        if found is None or not self.has_single_tokens or found[1] not in self.labels:
+            return None
+        place = _token_at(tokens, answer, found.start(1))
+        return place if place is not None and _bare(tokens[place]) == found[1] else None
 
     def expected(self, answer: str, tokens: Sequence[Token]) -> float | None:
         """Return the mean of the verdicts' values under the probabilities of the token that says the verdict.
@@ -231,14 +251,11 @@ class JudgeTemplate:
         Returns:
             ``None`` if there is no verdict, or no token that consists of it alone.
         """
-        found = self._verdict(answer)
-        if found is None or not self.has_single_tokens or found[1] not in self.labels:
-            return None
-        token = _token_at(tokens, answer, found.start(1))
-        if token is None or _bare(token.text) != found[1]:
+        place = self.verdict_token(answer, [token.text for token in tokens])
+        if place is None:
             return None
         mass = dict.fromkeys(self.labels, 0.0)
-        for text, log_prob in token.top.items():
+        for text, log_prob in tokens[place].top.items():
             if _bare(text) in mass:
                 mass[_bare(text)] += math.exp(log_prob)
         total = sum(mass.values())
@@ -247,16 +264,16 @@ class JudgeTemplate:
         return sum(self.labels[name] * one for name, one in mass.items()) / total
 
 
-def _token_at(tokens: Sequence[Token], answer: str, place: int) -> Token | None:
-    """Return the token at a place of the answer, if the tokens spell the answer."""
-    start = "".join(token.text for token in tokens).find(answer)  # an end token or spaces may surround it
+def _token_at(tokens: Sequence[str], answer: str, place: int) -> int | None:
+    """Return the number of the token at a place of the answer, if the tokens spell the answer."""
+    start = "".join(tokens).find(answer)  # an end token or spaces may surround it
     if start < 0:
         return None
     place, end = place + start, 0
-    for token in tokens:
-        end += len(token.text)
+    for number, token in enumerate(tokens):
+        end += len(token)
         if place < end:
-            return token
+            return number
     return None
 
 
