@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pl_prefopt.benchmarks.tasks import Answers, Ask, Benchmark, Task
-from pl_prefopt.errors import ConfigError
+from pl_prefopt.errors import ConfigError, RunError
 from pl_prefopt.judges import Cost, Judge, Verdict
 
 FILE = "verdicts.jsonl"
@@ -30,15 +31,15 @@ def ask_all(
         folder: where the verdicts are kept.
 
     Returns:
-        The answers by task, and what they cost this time.
+        The answers by task, and what they cost, those of interrupted runs among them.
 
     Raises:
         ConfigError: if the folder has the verdicts of another judge or on other tasks.
+        RunError: if its verdicts can't be read.
     """
     asks = [ask for task in tasks for ask in benchmark.asks(task, judge.gives)]
     head = {"benchmark": benchmark.name, "judge": judge.fingerprint(), "tasks": content_key}
-    known = _read(folder / FILE, head)
-    cost = Cost()
+    known = _read(folder / FILE, head, asks)
     todo = [number for number in range(len(asks)) if number not in known]
     if todo:
         print(f"{judge.name}: {len(asks)} questions, {len(known)} of them answered before", flush=True)
@@ -48,7 +49,7 @@ def ask_all(
                 file.write(json.dumps({"question": number, **_fields(asks[number], verdict)}) + "\n")
                 file.flush()
                 known[number] = verdict
-                cost += verdict.cost
+    cost = sum((known[number].cost for number in range(len(asks))), Cost())
     return list(_by_task(benchmark, judge, tasks, asks, known)), cost
 
 
@@ -69,33 +70,51 @@ def _fields(ask: Ask, verdict: Verdict) -> dict[str, Any]:
         "scores": verdict.scores,
         "probabilities": verdict.probabilities,
         "problems": verdict.problems,
+        "cost": dataclasses.asdict(verdict.cost),
     }
 
 
-def _read(path: Path, head: dict[str, str]) -> dict[int, Verdict]:
+def _read(path: Path, head: dict[str, str], asks: Sequence[Ask]) -> dict[int, Verdict]:
     """Return the verdicts in a file by question, and cut off a line that a kill left unfinished."""
-    if not path.exists():
+    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+    if not whole:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(head) + "\n", encoding="utf-8")
         return {}
-    whole, newline, _ = path.read_bytes().rpartition(b"\n")
-    lines = whole.decode("utf-8").split("\n") if newline else []
-    if not lines:
-        path.unlink()
-        return _read(path, head)
-    if json.loads(lines[0]) != head:
+    first, *lines = whole.split(b"\n")
+    if _parsed(first, path, 1) != head:
         raise ConfigError(
             f"expected {path} to hold the verdicts of this judge on these tasks, but they are of another "
             "judge, other settings or other tasks: choose another folder with --out, or delete the file."
         )
     with path.open("rb+") as file:
         file.truncate(len(whole) + 1)
-    found = {}
-    for line in map(json.loads, lines[1:]):
-        matrix = line["probabilities"]
-        found[line["question"]] = Verdict(
-            scores=tuple(line["scores"]),
-            probabilities=None if matrix is None else tuple(map(tuple, matrix)),
-            problems=tuple(line["problems"]),
+    return dict(_verdict(_parsed(line, path, number), asks, path) for number, line in enumerate(lines, 2))
+
+
+def _parsed(line: bytes, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise RunError(
+            f"line {number} of {path} is corrupt: delete the line to have its question asked again, or the "
+            "file to start anew."
+        ) from error
+
+
+def _verdict(line: dict[str, Any], asks: Sequence[Ask], path: Path) -> tuple[int, Verdict]:
+    """Return a question's number and verdict, once the question is still the same."""
+    number = line["question"]
+    ask = asks[number] if number < len(asks) else None
+    if ask is None or (line["task"], tuple(line["shown"])) != (ask.task.key, ask.places):
+        raise RunError(
+            f"{path} has the answer to another question at the place of question {number}; another version "
+            "of prefopt wrote it: choose another folder with --out, or delete the file."
         )
-    return found
+    matrix = line["probabilities"]
+    return number, Verdict(
+        scores=tuple(line["scores"]),
+        probabilities=None if matrix is None else tuple(map(tuple, matrix)),
+        problems=tuple(line["problems"]),
+        cost=Cost(**line.get("cost", {})),
+    )

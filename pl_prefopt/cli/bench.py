@@ -13,6 +13,7 @@ from pl_prefopt.benchmarks import BENCHMARKS, Benchmark, Result, alpaca_eval, as
 from pl_prefopt.cli.config_diagnostics import make_importable
 from pl_prefopt.cli.label import check_judge
 from pl_prefopt.cli.parser import Parser
+from pl_prefopt.cli.run_lock import alone_in
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.data.sources import Source, open_source
 from pl_prefopt.errors import ConfigError, DataError, first_line, suggest
@@ -83,7 +84,8 @@ def _ask(benchmark: Benchmark, judge: Judge | None, settings: Any, out: Path) ->
         )
     source = _source(settings, benchmark.title, benchmark.hub, benchmark.split)
     read = read_tasks(benchmark, source, ignore=settings.ignore, partial=settings.partial)
-    with judge:
+    busy = f"another process is asking a judge for {out}: wait until it ends, or choose another --out."
+    with alone_in(out, busy=busy), judge:
         answers, cost = ask_all(benchmark, judge, read.tasks, content_key=read.content_key, folder=out)
         result = benchmark.score(answers, judge.gives)
         more = {

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import os
+import signal
 import sys
+import time
 from collections import Counter
 from types import ModuleType, SimpleNamespace
 
@@ -28,8 +32,8 @@ from pl_prefopt.benchmarks import (
 from pl_prefopt.benchmarks.rewardbench import SECTIONS, WEIGHTS
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.data.sources import Source
-from pl_prefopt.errors import ConfigError, DataError
-from pl_prefopt.judges import Judge, Verdict, matrix_of
+from pl_prefopt.errors import ConfigError, DataError, RunError
+from pl_prefopt.judges import Cost, Judge, Verdict, matrix_of
 
 
 class Written(Judge):
@@ -313,25 +317,62 @@ def test_a_judge_with_a_favourite_place_gains_nothing_from_where_the_chosen_stan
     assert result.tables["subsets"]["math-prm"].value == pytest.approx(0.5, abs=0.1)
 
 
-def test_what_was_answered_is_not_asked_again(tmp_path):
-    class Dies(Written):
-        batch_size = 2
+def test_a_killed_benchmark_asks_nothing_twice_and_adds_up_what_it_cost(tmp_path):
+    class Logs(Written):
+        """Writes down what it is asked; says when it has been asked more than four questions, and waits."""
+
+        batch_size, waits = 2, False
 
         def judge(self, batch):
-            if len(self.asked) >= 4:
-                raise KeyboardInterrupt
-            return super().judge(batch)
+            with (tmp_path / "asked").open("a") as file:
+                file.writelines(f"{row.responses[0][0].content}\n" for row in batch)
+            if self.waits and len((tmp_path / "asked").read_text().splitlines()) > 4:
+                (tmp_path / "reached").touch()
+                time.sleep(60)
+            return [dataclasses.replace(one, cost=Cost(requests=1)) for one in super().judge(batch)]
 
-    with pytest.raises(KeyboardInterrupt):
-        run(RewardBench(), REWARD_BENCH, Dies(), tmp_path)
+    child = os.fork()
+    if child == 0:
+        try:
+            Logs.waits = True
+            run(RewardBench(), REWARD_BENCH, Logs(), tmp_path)
+        finally:
+            os._exit(1)
+    while not (tmp_path / "reached").exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     verdicts = tmp_path / "out" / "verdicts.jsonl"
+    assert len(verdicts.read_text().splitlines()) == 1 + 4
     verdicts.write_bytes(verdicts.read_bytes() + b'{"question": 7, "sco')  # a line that a kill cut off
-    judge = Written()
+    judge = Logs()
     resumed = run(RewardBench(), REWARD_BENCH, judge, tmp_path)
     assert len(judge.asked) == 4
-    assert resumed.to_json() == run(RewardBench(), REWARD_BENCH, Dies(), tmp_path).to_json()
+    asked = Counter((tmp_path / "asked").read_text().splitlines())
+    assert sum(asked.values()) == 8 + 2  # the two that were under way are asked again
+    again = Logs()
+    tasks = read_tasks(RewardBench(), Source(path=str(tmp_path / "rows.jsonl")), partial=True)
+    _, cost = ask_all(
+        RewardBench(), again, tasks.tasks, content_key=tasks.content_key, folder=tmp_path / "out"
+    )
+    assert (again.asked, cost.requests) == ([], 8)
+    (tmp_path / "other").mkdir()
+    assert resumed.to_json() == run(RewardBench(), REWARD_BENCH, Written(), tmp_path / "other").to_json()
     with pytest.raises(ConfigError, match="another judge, other settings or other tasks: choose another"):
         run(RewardBench(), REWARD_BENCH, Pairwise(), tmp_path)
+
+
+def test_verdicts_that_do_not_belong_to_their_question_are_refused(tmp_path):
+    run(RewardBench(), REWARD_BENCH, Written(), tmp_path)
+    verdicts = tmp_path / "out" / "verdicts.jsonl"
+    whole = verdicts.read_text()
+    verdicts.write_text(whole.replace('"question": 1,', '"question": 2,', 1))
+    with pytest.raises(RunError, match="answer to another question at the place of question 2"):
+        run(RewardBench(), REWARD_BENCH, Written(), tmp_path)
+    verdicts.write_text(whole.replace('"question": 1,', '"question": 1', 1))
+    with pytest.raises(RunError, match=r"line 3 of .*verdicts\.jsonl is corrupt: delete the line"):
+        run(RewardBench(), REWARD_BENCH, Written(), tmp_path)
 
 
 def without(row, name):
