@@ -18,14 +18,15 @@ def cohen_kappa(first: Sequence[object], second: Sequence[object]) -> float:
     """Return Cohen's κ of two raters who labelled the same items: agreement beyond chance.
 
     κ = (p_o − p_e) / (1 − p_e) with the observed agreement p_o and that of independent raters with the same
-    shares of labels, p_e. NaN where both gave one label only. Rows where either is ``None`` are left out.
+    shares of labels, p_e. NaN where both gave one label only. Rows where either is ``None`` or NaN are left
+    out.
 
     Examples:
         >>> cohen_kappa("AABB", "AABA")
         0.5
     """
-    _same_length(first, second)
-    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    same_length(first, second)
+    both = [(a, b) for a, b in zip(first, second, strict=True) if _is_known(a) and _is_known(b)]
     if not both:
         return float("nan")
     observed = sum(a == b for a, b in both) / len(both)
@@ -35,6 +36,10 @@ def cohen_kappa(first: Sequence[object], second: Sequence[object]) -> float:
         / len(both) ** 2
     )
     return float("nan") if chance == 1 else (observed - chance) / (1 - chance)
+
+
+def _is_known(label: object) -> bool:
+    return label is not None and label == label
 
 
 def krippendorff_alpha(ratings: npt.ArrayLike, *, level: str = "nominal") -> float:
@@ -60,14 +65,14 @@ def krippendorff_alpha(ratings: npt.ArrayLike, *, level: str = "nominal") -> flo
     values = np.asarray(ratings, dtype=np.float64)
     values = values[:, (~np.isnan(values)).sum(axis=0) >= 2]
     known = values[~np.isnan(values)]
-    if not len(known):
+    if not len(known) or (known == known[0]).all():
         return float("nan")
     within = 0.0
     for column in values.T:
         rated = column[~np.isnan(column)]
         within += _distances(rated, level) / (len(rated) - 1)
     between = _distances(known, level) / (len(known) - 1)
-    return 1 - within / between if between else float("nan")
+    return 1 - within / between
 
 
 def _distances(values: Floats, level: str) -> float:
@@ -101,6 +106,9 @@ def position_bias(forward: npt.ArrayLike, backward: npt.ArrayLike) -> PositionBi
         forward: [pairs] P(A better) where A is shown first.
         backward: [pairs] P(A better) where B is shown first. Pairs with NaN in either are left out.
 
+    Raises:
+        ConfigError: if the two are not of the same pairs, or no probabilities.
+
     Examples:
         A judge that always takes the first one, and a fair one:
 
@@ -109,8 +117,8 @@ def position_bias(forward: npt.ArrayLike, backward: npt.ArrayLike) -> PositionBi
         >>> position_bias([1.0, 0.0], [1.0, 0.0])
         PositionBias(first=0.5, consistent=1.0, swapped=0.0)
     """
-    one, other = (np.asarray(values, dtype=np.float64) for values in (forward, backward))
-    _same_length(one, other)
+    one, other = probabilities("forward", forward), probabilities("backward", backward)
+    same_length(one, other)
     known = ~(np.isnan(one) | np.isnan(other))
     verdict, reverse = np.sign(one[known] - 0.5), np.sign(other[known] - 0.5)
     if not len(verdict):
@@ -144,12 +152,12 @@ def length_bias(
     P(first preferred) = σ(a + b · gap / std(gap)), by maximum likelihood.
 
     Args:
-        preferred: [pairs] from 0 to 1: the verdict, or its probability.
+        preferred: [pairs] from 0 to 1: the verdict, or its probability. Pairs with NaN are left out.
         length_gap: [pairs] the length of the first response minus that of the second.
         ridge: a penalty ridge/2 · b², which a finite b needs where length decides every verdict.
 
     Raises:
-        ConfigError: if there is no difference of lengths, or no finite maximum.
+        ConfigError: if there is no difference of lengths, or no finite maximum, or a value is out of range.
 
     Examples:
         Twice as often the longer one, four times out of six: b = log 2 at gaps of ±1.
@@ -158,9 +166,13 @@ def length_bias(
         >>> round(found.coefficient, 6), round(abs(found.intercept), 6)
         (0.693147, 0.0)
     """
-    target, gap = (np.asarray(values, dtype=np.float64) for values in (preferred, length_gap))
-    _same_length(target, gap)
-    spread = float(np.std(gap))
+    target, gap = probabilities("preferred", preferred), np.asarray(length_gap, dtype=np.float64)
+    same_length(target, gap)
+    if not ridge >= 0:
+        raise ConfigError(f"expected `ridge` to be at least 0, got {ridge}.")
+    known = ~(np.isnan(target) | np.isnan(gap))
+    target, gap = target[known], gap[known]
+    spread = float(np.std(gap)) if len(gap) else 0.0
     if not spread:
         raise ConfigError("length_bias needs pairs of different lengths, got none.")
     features = np.stack([np.ones_like(gap), gap / spread], axis=1)
@@ -192,22 +204,25 @@ def self_preference(own: npt.ArrayLike, gold: Sequence[Sequence[float]]) -> floa
     Args:
         own: [pairs] the judge's probability that its own response is better, averaged over both orders.
         gold: for each pair the gold judges' votes: above 0.5 for the judge's own response, below for the
-            other one, 0.5 for neither.
+            other one, 0.5 for neither. Missing votes are NaN; pairs without a vote, and those with NaN in
+            ``own``, are left out of both shares.
 
     Raises:
-        ConfigError: if the two are not of the same pairs.
+        ConfigError: if the two are not of the same pairs, or no probabilities.
 
     Examples:
         >>> self_preference([0.9, 0.5, 0.8], [[1, 1, 0], [0, 0, 1], [1, 0]])  # 2.5/3 − 1.5/3
         0.33333333333333337
     """
-    probabilities = np.asarray(own, dtype=np.float64)
-    _same_length(probabilities, gold)
-    if not len(probabilities):
+    mine = probabilities("own", own)
+    same_length(mine, gold)
+    votes = [probabilities("gold", one) for one in gold]
+    votes = [one[~np.isnan(one)] for one in votes]
+    known = [place for place, one in enumerate(votes) if len(one) and not np.isnan(mine[place])]
+    if not known:
         return float("nan")
-    mine = (np.sign(probabilities - 0.5) + 1) / 2
-    votes = np.array([np.sign(np.sign(np.asarray(one, dtype=np.float64) - 0.5).sum()) for one in gold])
-    return float(mine.mean() - ((votes + 1) / 2).mean())
+    theirs = np.array([np.sign(np.sign(votes[place] - 0.5).sum()) for place in known])
+    return float(((np.sign(mine[known] - 0.5) + 1) / 2).mean() - ((theirs + 1) / 2).mean())
 
 
 def reversal_accuracy(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
@@ -217,14 +232,15 @@ def reversal_accuracy(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
 
     Args:
         first: [pairs] P(A better) under the context in which A is right.
-        second: [pairs] P(A better) under the context in which B is right. A tie is wrong.
+        second: [pairs] P(A better) under the context in which B is right. A tie is wrong, and so is an
+            invalid answer, NaN.
 
     Examples:
         >>> reversal_accuracy([0.9, 0.9, 0.5], [0.2, 0.8, 0.1])
         0.3333333333333333
     """
-    one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
-    _same_length(one, other)
+    one, other = probabilities("first", first), probabilities("second", second)
+    same_length(one, other)
     return float(((one > 0.5) & (other < 0.5)).mean()) if len(one) else float("nan")
 
 
@@ -252,9 +268,24 @@ def independent_coverage(share: float, responses: int) -> float:
         >>> round(independent_coverage(0.0398, 4), 3)
         0.15
     """
-    return 1 - (1 - share) ** responses
+    (known,) = probabilities("share", [share])
+    return float(1 - (1 - known) ** responses)
 
 
-def _same_length(first: Sequence[object] | Floats, second: Sequence[object] | Floats) -> None:
+def probabilities(name: str, values: npt.ArrayLike) -> Floats:
+    """Return values as an array, once all that are known are from 0 to 1; NaN stands for unknown ones.
+
+    Raises:
+        ConfigError: if one is not, such as a score in place of a probability.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    wrong = found[(found < 0) | (found > 1)]
+    if len(wrong):
+        raise ConfigError(f"expected `{name}` to be from 0 to 1, got {wrong[0]:g}.")
+    return found
+
+
+def same_length(first: Sequence[object] | Floats, second: Sequence[object] | Floats) -> None:
+    """Raise a ``ConfigError`` unless two lists have the same length."""
     if len(first) != len(second):
         raise ConfigError(f"expected two lists of the same length, got {len(first)} and {len(second)}.")

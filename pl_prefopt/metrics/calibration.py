@@ -13,6 +13,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.metric_info import MetricInfo
+from pl_prefopt.metrics.agreement import probabilities, same_length
 from pl_prefopt.metrics.bootstrap import Floats
 from pl_prefopt.metrics.pairs import winner_minus_loser
 from pl_prefopt.metrics.states import PreferenceMetric, all_present
@@ -28,9 +29,12 @@ def calibration_error(probability: npt.ArrayLike, outcome: npt.ArrayLike, *, bin
     Bins are of equal width; each counts by its number of values.
 
     Args:
-        probability: [values] from 0 to 1.
+        probability: [values] from 0 to 1. Values with NaN in either are left out.
         outcome: [values] from 0 to 1: what happened, 0.5 for a tie.
         bins: the number of bins.
+
+    Raises:
+        ConfigError: if the two are not of the same values or not from 0 to 1, or ``bins`` is below 1.
 
     Examples:
         Said 0.9 twice, right once:
@@ -38,7 +42,12 @@ def calibration_error(probability: npt.ArrayLike, outcome: npt.ArrayLike, *, bin
         >>> round(calibration_error([0.9, 0.9], [1, 0]), 6)
         0.4
     """
-    said, happened = (np.asarray(values, dtype=np.float64) for values in (probability, outcome))
+    said, happened = probabilities("probability", probability), probabilities("outcome", outcome)
+    same_length(said, happened)
+    if bins < 1:
+        raise ConfigError(f"expected `bins` to be at least 1, got {bins}.")
+    known = ~(np.isnan(said) | np.isnan(happened))
+    said, happened = said[known], happened[known]
     if not len(said):
         return float("nan")
     place = np.clip((said * bins).astype(int), 0, bins - 1)
@@ -137,13 +146,16 @@ def idealised_log_ratio(
         >>> idealised_log_ratio([-2.0], beta=0.5).round(4).tolist()  # −2 + 2 log 3
         [0.1972]
     """
-    if beta <= 0:
+    if not beta > 0:
         raise ConfigError(f"expected `beta` to be above 0, got {beta}.")
     share = np.asarray(votes, dtype=np.float64)
     if ((share < 0) | (share > 1)).any():
         raise ConfigError("expected shares of votes from 0 to 1.")
+    gaps = np.asarray(reference_gap, dtype=np.float64)
+    if share.ndim:
+        same_length(gaps, share)
     odds = logit(np.clip(share, 1e-3, 1 - 1e-3))
-    return np.asarray(np.asarray(reference_gap, dtype=np.float64) + odds / beta)
+    return np.asarray(gaps + odds / beta)
 
 
 def idealised_ranking_accuracy(
@@ -151,11 +163,16 @@ def idealised_ranking_accuracy(
 ) -> Bounds:
     """Return the share of pairs that the ideal policy ranks right, see ``idealised_log_ratio``.
 
+    Pairs with NaN are left out; NaN where none is left.
+
     Examples:
         >>> idealised_ranking_accuracy([-2.0, -30.0], beta=0.1)  # + 10 log 3 = 10.99
         Bounds(accuracy=0.5, ties=0.0)
     """
     ratio = idealised_log_ratio(reference_gap, beta=beta, votes=votes)
+    ratio = ratio[~np.isnan(ratio)]
+    if not len(ratio):
+        return Bounds(float("nan"), float("nan"))
     ties = np.abs(np.expm1(np.clip(ratio, -1.0, 1.0))) < 0.05
     return Bounds(float((ratio > 0).mean()), float(ties.mean()))
 
@@ -174,7 +191,7 @@ def dpo_loss_bound(reference_gap: npt.ArrayLike, *, beta: float) -> Floats:
         >>> dpo_loss_bound([-5.0, -30.0], beta=0.1).round(3).tolist()
         [0.474, 0.049]
     """
-    if beta <= 0:
+    if not beta > 0:
         raise ConfigError(f"expected `beta` to be above 0, got {beta}.")
     return np.asarray(np.logaddexp(0.0, beta * np.asarray(reference_gap, dtype=np.float64)))
 

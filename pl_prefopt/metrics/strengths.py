@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +14,7 @@ from scipy.special import expit  # type: ignore[import-untyped]
 from scipy.stats import norm, rankdata  # type: ignore[import-untyped]
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.metrics.agreement import probabilities, same_length
 from pl_prefopt.metrics.bootstrap import Floats
 
 Match: TypeAlias = tuple[int, int, float]
@@ -63,15 +64,20 @@ def bradley_terry(matches: Iterable[Match], players: int, *, ridge: float = 0.0)
 
 def _wins(matches: Iterable[Match], players: int) -> Floats:
     wins = np.zeros((players, players))
+    for first, second, result in _checked(matches, players):
+        wins[first, second] += result
+        wins[second, first] += 1 - result
+    return wins
+
+
+def _checked(matches: Iterable[Match], players: int) -> Iterator[Match]:
     for first, second, result in matches:
         if not (0 <= first < players and 0 <= second < players and first != second and 0 <= result <= 1):
             raise ConfigError(
                 f"expected two different players from 0 to {players - 1} and a result from 0 to 1, got "
                 f"({first}, {second}, {result})."
             )
-        wins[first, second] += result
-        wins[second, first] += 1 - result
-    return wins
+        yield first, second, result
 
 
 def is_connected(wins: npt.ArrayLike) -> bool:
@@ -99,12 +105,15 @@ def elo(matches: Iterable[Match], players: int, *, k: float = 32.0, start: float
         k: the largest change per match.
         start: everyone's first rating.
 
+    Raises:
+        ConfigError: if a match is invalid.
+
     Examples:
         >>> elo([(0, 1, 1)], 2).tolist()
         [1016.0, 984.0]
     """
     ratings = np.full(players, float(start))
-    for first, second, result in matches:
+    for first, second, result in _checked(matches, players):
         expected = 1 / (1 + 10 ** ((ratings[second] - ratings[first]) / 400))
         change = k * (result - expected)
         ratings[first] += change
@@ -135,6 +144,9 @@ def trueskill(
         tau: by how much skills drift between matches.
         draw_probability: the share of draws among equals.
 
+    Raises:
+        ConfigError: if a match is invalid.
+
     Examples:
         The published example of two new players, the first of whom wins:
 
@@ -143,7 +155,7 @@ def trueskill(
     """
     means, variances = np.full(players, mean), np.full(players, deviation**2)
     margin = norm.ppf((draw_probability + 1) / 2) * math.sqrt(2) * beta
-    for first, second, result in matches:
+    for first, second, result in _checked(matches, players):
         winner, loser = (first, second) if result >= 0.5 else (second, first)
         spread = variances[[winner, loser]] + tau**2
         scale = math.sqrt(2 * beta**2 + spread.sum())
@@ -177,8 +189,11 @@ def selective_auc(confidence: npt.ArrayLike, correct: npt.ArrayLike) -> float:
     confidences from matches ("which of the two are you surer of?") and others.
 
     Args:
-        confidence: [answers].
+        confidence: [answers] numbers in any unit.
         correct: [answers] whether each is right.
+
+    Raises:
+        ConfigError: if the two are not of the same answers, or a confidence is NaN.
 
     Examples:
         The right one first: accuracies 1 and 1/2. The other way round, 0 and 1/2.
@@ -186,8 +201,11 @@ def selective_auc(confidence: npt.ArrayLike, correct: npt.ArrayLike) -> float:
         >>> selective_auc([0.9, 0.1], [True, False]), selective_auc([0.1, 0.9], [True, False])
         (0.75, 0.25)
     """
-    ranked = rankdata(-np.asarray(confidence, dtype=np.float64), method="min")
-    right = np.asarray(correct, dtype=np.float64)
+    sureness, right = np.asarray(confidence, dtype=np.float64), probabilities("correct", correct)
+    same_length(sureness, right)
+    if np.isnan(sureness).any():
+        raise ConfigError("expected a number as each `confidence`, got NaN: leave such answers out.")
+    ranked = rankdata(-sureness, method="min")
     # Among ties every answer counts with the mean of the tie.
     shared = np.array([right[ranked == rank].mean() for rank in np.sort(ranked)])
     return float((np.cumsum(shared) / np.arange(1, len(shared) + 1)).mean()) if len(shared) else float("nan")

@@ -223,3 +223,51 @@ def test_idealised_accuracy_of_votes_and_ties():
     references = torch.tensor([[[-3.0, -4.0, -2.0]]])
     metric.update(references=references, scores=torch.tensor([[3.0, 2.0, 1.0]]))
     assert metric.compute().item() == pytest.approx(1 / 3)  # of three pairs the reference ranks one right
+
+
+NAN = float("nan")
+
+
+def test_unknown_votes_are_left_out_and_never_counted_as_something():
+    assert cohen_kappa([1.0, NAN, 0.0, 0.0], [1.0, 0.0, NAN, 0.0]) == 1
+    # In floats the mean of six equal numbers differs from them.
+    assert math.isnan(krippendorff_alpha([[0.1] * 3, [0.1] * 3], level="interval"))
+    gaps = [-3.0, -1.0, 1.0, 3.0]
+    assert length_bias([0, 1, 0, 1, NAN, 1], [*gaps, 100.0, NAN]) == length_bias([0, 1, 0, 1], gaps)
+    with pytest.raises(ConfigError, match="pairs of different lengths"):
+        length_bias([NAN, 1], [1, 2])
+    assert self_preference([0.9, NAN, 0.9, 0.1], [[1, NAN], [1], [], [0, 0, NAN]]) == 0
+    assert math.isnan(self_preference([0.9], [[NAN]]))
+    assert reversal_accuracy([0.9, NAN], [0.1, 0.1]) == 0.5
+    assert calibration_error([0.9, 0.9, NAN, 0.5], [1, 0, 1, NAN]) == pytest.approx(0.4)
+    assert idealised_ranking_accuracy([5.0, NAN], beta=1.0, votes=[0.5, 0.5]) == (1.0, 0.0)
+    assert math.isnan(idealised_ranking_accuracy([], beta=1.0).accuracy)
+
+
+@pytest.mark.parametrize(
+    ("measure", "reason"),
+    [
+        (lambda: position_bias([3.0], [0.1]), "`forward` to be from 0 to 1, got 3"),
+        (lambda: position_bias([0.1], [-1.0]), "`backward` to be from 0 to 1, got -1"),
+        (lambda: length_bias([2.0, 0.0], [1, 2]), "`preferred` to be from 0 to 1"),
+        (lambda: length_bias([1.0, 0.0], [1, 2], ridge=-1), "`ridge` to be at least 0"),
+        (lambda: self_preference([7.5], [[1]]), "`own` to be from 0 to 1"),
+        (lambda: self_preference([0.5], [[3]]), "`gold` to be from 0 to 1"),
+        (lambda: reversal_accuracy([2.0], [-1.0]), "`first` to be from 0 to 1"),
+        (lambda: independent_coverage(15, 4), "`share` to be from 0 to 1, got 15"),
+        (lambda: calibration_error([2.0], [1]), "`probability` to be from 0 to 1"),
+        (lambda: calibration_error([0.2, 0.4], [1]), "the same length, got 2 and 1"),
+        (lambda: calibration_error([0.2], [1], bins=0), "`bins` to be at least 1"),
+        (lambda: selective_auc([1, 2, 3], [True, False]), "the same length, got 3 and 2"),
+        (lambda: selective_auc([NAN], [True]), "leave such answers out"),
+        (lambda: elo([(0, -1, 1)], 2), "two different players from 0 to 1"),
+        (lambda: elo([(0, 1, 2)], 2), "a result from 0 to 1"),
+        (lambda: trueskill([(0, 1, NAN)], 2), "a result from 0 to 1"),
+        (lambda: idealised_log_ratio([1.0], beta=NAN), "`beta` to be above 0"),
+        (lambda: idealised_log_ratio([1.0], beta=1.0, votes=[0.5, 0.6]), "the same length, got 1 and 2"),
+        (lambda: dpo_loss_bound([1.0], beta=NAN), "`beta` to be above 0"),
+    ],
+)
+def test_what_would_be_a_wrong_number_is_refused(measure, reason):
+    with pytest.raises(ConfigError, match=reason):
+        measure()
