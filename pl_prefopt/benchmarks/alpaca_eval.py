@@ -15,7 +15,7 @@ from pl_prefopt.benchmarks.estimates import Estimate, estimate
 from pl_prefopt.benchmarks.results import Result
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.errors import DataError, first_line, listed, printable
-from pl_prefopt.metrics.bootstrap import Floats
+from pl_prefopt.metrics.bootstrap import Floats, resampled_weights
 
 PROMPTS = 805
 COLUMNS = ("output_1", "output_2", "preference")
@@ -24,6 +24,8 @@ GAMED_WEIGHT = 0.2
 FOLDS = 5
 STRENGTHS = tuple(np.logspace(-4, 4, 10).tolist())
 """The strengths C among which cross-validation chooses, scikit-learn's default."""
+RESAMPLES = 200
+"""Resamples of the length-controlled win rate, each of which fits the regression."""
 _STEPS = 100  # Newton steps; a few are enough
 _GAMED = ("index", "preference", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
 
@@ -162,9 +164,7 @@ def score(annotations: Annotations, gamed: Gamed | None, *, partial: bool = Fals
     if gamed is None or rows != PROMPTS:
         notes = (f"The length-controlled win rate needs all {PROMPTS} prompts and df_gamed.csv (--gamed).",)
     else:
-        value = length_controlled(annotations, gamed)
-        # Published without an interval; the regression is not repeated for each resample.
-        table["length-controlled win rate"] = Estimate(value, np.full(1, np.nan), rows)
+        table["length-controlled win rate"] = length_controlled(annotations, gamed)
     counts = {
         "prompts": rows,
         "without a preference": rows - len(known),
@@ -188,7 +188,7 @@ def discrete(preference: Floats) -> Floats:
     return np.asarray((np.sign(preference - 0.5) + 1) / 2)
 
 
-def length_controlled(annotations: Annotations, gamed: Gamed) -> float:
+def length_controlled(annotations: Annotations, gamed: Gamed, *, resamples: int = RESAMPLES) -> Estimate:
     """Return the length-controlled win rate: what a regression predicts if both outputs were equally long.
 
     P(model preferred) = σ(φ tanh(length gap / its standard deviation) + ψ difficulty + θ), fitted to the
@@ -196,26 +196,43 @@ def length_controlled(annotations: Annotations, gamed: Gamed) -> float:
     L1 penalty whose strength 5-fold cross-validation chooses. The win rate is the mean of the prediction with
     a gap of 0.
 
+    Published without an interval. Ours resamples the prompts with all that is said about them, and fits the
+    regression again at the strength that was chosen for all prompts; the gamed baselines stay as they are.
+
     Args:
         annotations: those of all prompts; row i is prompt i of the difficulties.
         gamed: the gamed baselines.
+        resamples: how many times the prompts are resampled.
     """
-    difficulty = np.asarray([gamed.of_prompt[number] for number in range(len(annotations.preference))])
-    spread = float(np.std(annotations.length_gap, ddof=1))
-    gaps = annotations.length_gap / spread if spread else annotations.length_gap
-    ones = np.ones_like(difficulty)
-    own = np.stack([np.tanh(gaps), difficulty, ones], axis=1)
-    others = np.stack([np.tanh(gamed.std_length_gap), gamed.difficulty, 0 * gamed.difficulty], axis=1)
+    rows = len(annotations.preference)
+    difficulty = np.asarray([gamed.of_prompt[number] for number in range(rows)])
     known = ~np.isnan(annotations.preference)
-    features = np.concatenate([others, own[known]])
+    others = np.stack([np.tanh(gamed.std_length_gap), gamed.difficulty, 0 * gamed.difficulty], axis=1)
     target = np.concatenate([gamed.preference, annotations.preference[known]])
-    weight = np.concatenate([np.full(len(others), GAMED_WEIGHT / 2), ones[known]])
-    _, psi, theta = fit_cross_validated(features, target, weight)
-    return float(expit(psi * difficulty + theta).mean())
+
+    def problem(times: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return features, target and weights where each prompt occurs so many times."""
+        centre = np.average(annotations.length_gap, weights=times)
+        spread = np.sqrt((times @ (annotations.length_gap - centre) ** 2) / (times.sum() - 1))
+        gaps = annotations.length_gap / spread if spread else annotations.length_gap
+        own = np.stack([np.tanh(gaps), difficulty, np.ones(rows)], axis=1)
+        weight = np.concatenate([np.full(len(others), GAMED_WEIGHT / 2), times[known]])
+        return np.concatenate([others, own[known]]), target, weight
+
+    def win_rate(found: Floats, times: Floats) -> float:
+        return float(np.average(expit(found[1] * difficulty + found[2]), weights=times))
+
+    once = np.ones(rows)
+    strength = cross_validated_strength(*problem(once))
+    found = fit(*problem(once), strength)
+    pieces = resampled_weights(np.arange(rows), resamples=resamples, seed=52)
+    drawn = [times.astype(np.float64) for piece in pieces for times in piece]
+    samples = [win_rate(fit(*problem(times), strength, start=found), times) for times in drawn]
+    return Estimate(win_rate(found, once), np.asarray(samples), rows)
 
 
-def fit_cross_validated(features: Floats, target: Floats, weight: Floats) -> Floats:
-    """Return the coefficients at the strength C with the lowest mean log loss over held-out folds.
+def cross_validated_strength(features: Floats, target: Floats, weight: Floats) -> float:
+    """Return the strength C with the lowest mean log loss over held-out folds.
 
     Folds are dealt as scikit-learn's ``GroupKFold`` does with one group per row.
     """
@@ -227,10 +244,12 @@ def fit_cross_validated(features: Floats, target: Floats, weight: Floats) -> Flo
         for place, strength in enumerate(STRENGTHS):
             found = fit(features[inside], target[inside], weight[inside], strength)
             losses[place] += _log_loss(features[outside] @ found, target[outside], weight[outside])
-    return fit(features, target, weight, STRENGTHS[int(np.argmin(losses))])
+    return STRENGTHS[int(np.argmin(losses))]
 
 
-def fit(features: Floats, target: Floats, weight: Floats, strength: float) -> Floats:
+def fit(
+    features: Floats, target: Floats, weight: Floats, strength: float, *, start: Floats | None = None
+) -> Floats:
     """Return argmin_w ‖w‖₁ + C Σ weight · (cross-entropy of target and σ(features · w)), without intercept.
 
     Args:
@@ -238,8 +257,9 @@ def fit(features: Floats, target: Floats, weight: Floats, strength: float) -> Fl
         target: [rows] probabilities.
         weight: [rows].
         strength: C; larger values penalise less.
+        start: coefficients to start from; the result is the same.
     """
-    found = np.zeros(features.shape[1])
+    found = np.zeros(features.shape[1]) if start is None else start
     penalty = 1 / strength
     for _ in range(_STEPS):
         chance = expit(features @ found)

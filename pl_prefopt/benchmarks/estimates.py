@@ -41,12 +41,16 @@ class Estimate:
         return type(self)(self.value * factor, self.samples * factor, self.count)
 
 
-def estimates(columns: npt.ArrayLike, *, seed: int = 0) -> list[Estimate]:
+def estimates(
+    columns: npt.ArrayLike, *, seed: int = 0, prompts: Sequence[int] | None = None
+) -> list[Estimate]:
     """Return the mean of each column, all resampled by the same rows.
 
     Args:
         columns: [rows, columns] numbers; a row is what is sampled: a prompt with everything about it.
         seed: random seed of the samples.
+        prompts: the number of each row's prompt, from 0 without gaps, if prompts have several rows: they are
+            sampled together.
 
     Examples:
         >>> [one.value for one in estimates([[1, 0], [1, 1]])]
@@ -54,18 +58,19 @@ def estimates(columns: npt.ArrayLike, *, seed: int = 0) -> list[Estimate]:
     """
     values = np.asarray(columns, dtype=np.float64)
     rows, width = values.shape
-    if rows < 2:
+    index = np.arange(rows) if prompts is None else np.asarray(prompts)
+    if not rows or index.max() < 1:
         samples = np.full((RESAMPLES, width), np.nan)
     else:
-        weights = resampled_weights(np.arange(rows), resamples=RESAMPLES, seed=seed)
+        weights = resampled_weights(index, resamples=RESAMPLES, seed=seed)
         pieces = [np.stack([weighted_mean(column, one) for column in values.T], axis=1) for one in weights]
         samples = np.concatenate(pieces)
     return [Estimate(float(values[:, j].mean()), samples[:, j], rows) for j in range(width)]
 
 
-def estimate(values: npt.ArrayLike, *, seed: int = 0) -> Estimate:
-    """Return the mean of the rows' values."""
-    (one,) = estimates(np.asarray(values, dtype=np.float64)[:, None], seed=seed)
+def estimate(values: npt.ArrayLike, *, seed: int = 0, prompts: Sequence[int] | None = None) -> Estimate:
+    """Return the mean of the rows' values, see ``estimates``."""
+    (one,) = estimates(np.asarray(values, dtype=np.float64)[:, None], seed=seed, prompts=prompts)
     return one
 
 

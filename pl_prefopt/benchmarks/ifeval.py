@@ -40,7 +40,11 @@ def score(tasks: Sequence[Mapping[str, Any]], responses: Mapping[str, str]) -> R
         for level in _LEVELS:
             kept[level].append([bool(one) for one in found[f"inst_level_{level}_acc"]])
     prompts = {level: estimate([all(one) for one in kept[level]], seed=61) for level in _LEVELS}
-    single = {level: estimate([one for row in kept[level] for one in row], seed=62) for level in _LEVELS}
+    owners = [number for number, row in enumerate(kept["strict"]) for _ in row]
+    single = {
+        level: estimate([one for row in kept[level] for one in row], seed=62, prompts=owners)
+        for level in _LEVELS
+    }
     return Result(
         title="IFEval",
         overall=prompts["strict"],

@@ -108,14 +108,10 @@ class JudgeBench(Benchmark):
 
 
 def _category(record: Record) -> str:
+    """Return the category of a row's source; an unknown source stands for itself and is refused later."""
     source = text(record, "source")
-    for start, category in CATEGORIES.items():
-        if source.startswith(start):
-            return category
-    raise DataError(
-        f"{record.origin}: expected 'source' to begin with one of {', '.join(CATEGORIES)}, got "
-        f"'{printable(source)}'."
-    )
+    found = [category for start, category in CATEGORIES.items() if source.startswith(start)]
+    return found[0] if found else source
 
 
 def decision(difference: Number) -> int:

@@ -178,7 +178,7 @@ class TaskFile(NamedTuple):
     Attributes:
         tasks: the tasks.
         content_key: changes whenever the content does.
-        missing: sentences about subsets without all of their tasks.
+        missing: sentences about subsets without all of their tasks, and about tasks that were left out.
     """
 
     tasks: list[Task]
@@ -194,7 +194,7 @@ def read_tasks(
     Args:
         benchmark: the benchmark.
         source: a file, a folder or a data set of the hub.
-        ignore: columns that the benchmark doesn't have, and that are to be left out.
+        ignore: columns and subsets that the benchmark doesn't have, and that are to be left out.
         partial: whether a part of the benchmark will do.
 
     Raises:
@@ -204,7 +204,8 @@ def read_tasks(
     with tempfile.TemporaryDirectory() as scratch:
         reading = open_source(source, Path(scratch))
         records = (checked(benchmark, record, ignore) for record in reading.records())
-        tasks = list(benchmark.tasks(records))
+        found = list(benchmark.tasks(records))
+    tasks = [task for task in found if task.subset in benchmark.counts or task.subset not in ignore]
     if not tasks:
         raise DataError(f"expected tasks of {benchmark.title} in {source.label}, got none; check --data.")
     _check_tasks(benchmark, tasks)
@@ -214,6 +215,9 @@ def read_tasks(
             f"expected all of {benchmark.title} in {source.label}, got {listed(missing, most=3)}; type "
             "--partial to score what is there."
         )
+    if len(tasks) < len(found):
+        left_out = sorted({task.subset for task in found} - set(benchmark.counts))
+        missing = [*missing, f"{len(found) - len(tasks)} tasks of {listed(left_out)} are left out"]
     return TaskFile(tasks, reading.content_key, missing)
 
 
@@ -250,7 +254,8 @@ def _check_tasks(benchmark: Benchmark, tasks: Sequence[Task]) -> None:
         if task.subset not in benchmark.counts:
             raise DataError(
                 f"{task.origin}: {benchmark.title} has no subset '{printable(task.subset)}'"
-                f"{suggest(task.subset, benchmark.counts)}; they are {listed(benchmark.counts, most=30)}."
+                f"{suggest(task.subset, benchmark.counts)}; they are {listed(benchmark.counts, most=30)}: "
+                f"type --ignore '{printable(task.subset)}' to leave its tasks out."
             )
         if task.key in seen:
             raise DataError(

@@ -16,7 +16,7 @@ from pl_prefopt.cli.parser import Parser
 from pl_prefopt.cli.run_lock import alone_in
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.data.sources import Source, open_source
-from pl_prefopt.errors import ConfigError, DataError, first_line, suggest
+from pl_prefopt.errors import ConfigError, DataError, first_line, listed, suggest
 from pl_prefopt.files import atomic_write, without_dots
 from pl_prefopt.judges import Judge
 
@@ -51,7 +51,7 @@ def bench(arguments: list[str]) -> None:
     parser.add_argument(
         "--partial", type=bool, nargs="?", const=True, default=False, help="Score a part of the benchmark."
     )
-    parser.add_argument("--ignore", type=str, nargs="*", default=[], help="Columns to leave out.")
+    parser.add_argument("--ignore", type=str, nargs="*", default=[], help="Columns and subsets to leave out.")
     parser.add_argument("--gamed", type=str | None, default=None, help="AlpacaEval's df_gamed.csv.")
     parser.add_argument(
         "--responses", type=str | None, default=None, help="Of IFEval, a file with `prompt` and `response`."
@@ -87,7 +87,7 @@ def _ask(benchmark: Benchmark, judge: Judge | None, settings: Any, out: Path) ->
     busy = f"another process is asking a judge for {out}: wait until it ends, or choose another --out."
     with alone_in(out, busy=busy), judge:
         answers, cost = ask_all(benchmark, judge, read.tasks, content_key=read.content_key, folder=out)
-        result = benchmark.score(answers, judge.gives)
+        result = _noted(benchmark.score(answers, judge.gives), read.missing)
         more = {
             "judge": judge.name,
             "judge_fingerprint": judge.fingerprint(),
@@ -96,6 +96,16 @@ def _ask(benchmark: Benchmark, judge: Judge | None, settings: Any, out: Path) ->
             "missing": read.missing,
         }
     return Scored(result, more)
+
+
+def _noted(result: Result, missing: list[str]) -> Result:
+    """Return a result of a part of a benchmark with a sentence that says so."""
+    if not missing:
+        return result
+    note = (
+        f"Not the whole benchmark, so not to be compared with published numbers: {listed(missing, most=3)}."
+    )
+    return dataclasses.replace(result, notes=(*result.notes, note))
 
 
 def _source(settings: Any, title: str, hub: str = "", split: str = "train") -> Source:

@@ -34,6 +34,7 @@ from pl_prefopt.data.file_readers import Record
 from pl_prefopt.data.sources import Source
 from pl_prefopt.errors import ConfigError, DataError, RunError
 from pl_prefopt.judges import Cost, Judge, Verdict, matrix_of
+from pl_prefopt.metrics.bootstrap import resampled_weights
 
 
 class Written(Judge):
@@ -403,7 +404,7 @@ def without(row, name):
         (
             "judgebench",
             {**JUDGE_BENCH[0], "source": "mine"},
-            "expected 'source' to begin with one of mmlu-pro",
+            "JudgeBench has no subset 'mine'.* type --ignore 'mine' to leave its tasks out",
         ),
         ("rewardmath", solutions(1, 1, [1])[0], "expected 1 chosen and 9 rejected solutions"),
     ],
@@ -412,6 +413,14 @@ def test_a_file_of_another_form_is_refused_in_a_sentence(benchmark, row, sentenc
     with pytest.raises(DataError, match=sentence) as error:
         read_tasks(BENCHMARKS[benchmark](), write(tmp_path / "rows.jsonl", [row]), partial=True)
     assert "rows.jsonl, row 1" in str(error.value)
+
+
+def test_an_unknown_subset_can_be_left_out_and_is_counted(tmp_path):
+    rows = [*REWARD_BENCH, {**REWARD_BENCH[0], "subset": "new", "id": "n"}]
+    source = write(tmp_path / "rows.jsonl", rows)
+    read = read_tasks(RewardBench(), source, ignore=["new"], partial=True)
+    assert len(read.tasks) == len(REWARD_BENCH)
+    assert read.missing[-1] == "1 tasks of new are left out"
 
 
 def test_a_wrong_count_and_a_task_twice_are_refused(tmp_path):
@@ -480,7 +489,34 @@ def test_length_control_takes_out_what_length_alone_explains(monkeypatch):
         1 / (1 + np.exp(-2 * np.tanh(gaps))), gaps, np.zeros(120), {number: 0.0 for number in range(120)}
     )
     assert own.preference.mean() > 0.45
-    assert alpaca_eval.length_controlled(own, gamed) == pytest.approx(1 / (1 + math.exp(0.4)), abs=1e-3)
+    found = alpaca_eval.length_controlled(own, gamed, resamples=20)
+    assert found.value == pytest.approx(1 / (1 + math.exp(0.4)), abs=1e-3)
+    # Whatever is resampled, the model that made the annotations says the same, up to the scale of the gaps.
+    assert found.interval == pytest.approx((found.value, found.value), abs=0.01)
+
+
+def test_the_interval_of_the_length_controlled_win_rate_fits_the_resampled_rows_again(monkeypatch):
+    """A resample is the regression on a file in which prompts occur as often as they were sampled."""
+    monkeypatch.setattr(alpaca_eval, "STRENGTHS", (5.0,))
+    random = np.random.default_rng(0)
+    preference, gaps, difficulty = (
+        random.uniform(size=30),
+        random.normal(size=30) * 90,
+        random.normal(size=30),
+    )
+    preference[3] = np.nan
+    gamed = alpaca_eval.Gamed(*random.uniform(size=(3, 20)), dict(enumerate(difficulty)))
+    found = alpaca_eval.length_controlled(alpaca_eval.Annotations(preference, gaps), gamed, resamples=3)
+    assert len(set(found.samples)) == 3
+    (weights,) = resampled_weights(np.arange(30), resamples=3, seed=52)
+    for times, sample in zip(weights, found.samples, strict=True):
+        rows = np.repeat(np.arange(30), times)
+        again = alpaca_eval.length_controlled(
+            alpaca_eval.Annotations(preference[rows], gaps[rows]),
+            dataclasses.replace(gamed, of_prompt=dict(enumerate(difficulty[rows]))),
+            resamples=1,
+        )
+        assert sample == pytest.approx(again.value, abs=1e-9)
 
 
 def test_the_gamed_baselines_are_read_and_another_file_refused(tmp_path):
@@ -522,6 +558,9 @@ def test_ifeval_by_prompt_and_by_instruction(lm_eval):
     result = ifeval.score(tasks, {"P": "a B", "Q": "c"})
     assert values(result.tables["prompts"]) == {"strict": 0.5, "loose": 1}
     assert values(result.tables["instructions"]) == {"strict": 2 / 3, "loose": 1}
+    # Instructions of a prompt are sampled with it: of (a, b) and (c) strictly 1/2, 2/3 or 1 are kept.
+    samples = result.tables["instructions"]["strict"].samples
+    assert sorted(set(samples.round(9))) == [0.5, pytest.approx(2 / 3), 1]
     with pytest.raises(DataError, match="expected a response to each prompt of IFEval, got none to 'Q'"):
         ifeval.score(tasks, {"P": "a B"})
 

@@ -37,6 +37,7 @@ def test_a_judge_is_named_and_its_numbers_are_written(prefopt, tmp_path, monkeyp
     assert "type --partial to score what is there" in prefopt.fails(*given, "--out", tmp_path / "out")
     printed = prefopt(*given, "--out", tmp_path / "out", "--partial")
     assert "Longest: 3 questions, 0 of them answered before" in printed
+    assert "not to be compared with published numbers: 0 of 100 tasks of 'alpacaeval-easy'" in printed
     assert "math-prm   66.67 [0.00, 100.00]  (3)" in printed
     written = json.loads((tmp_path / "out" / "result.json").read_text())
     assert written["overall"] is None  # it needs all four sections
