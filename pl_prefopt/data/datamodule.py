@@ -89,6 +89,7 @@ class PreferenceDataModule(LightningDataModule):
             is resumed or evaluated.
         sampler_columns: the extra columns that every row must have for the sampler of a subclass, which
             reads them from ``PreferenceDataset.column``.
+        curriculum: the numbers that ``reorder`` was given, ``None`` before.
     """
 
     sampler_columns: ClassVar[tuple[str, ...]] = ()
@@ -130,6 +131,8 @@ class PreferenceDataModule(LightningDataModule):
         self.on_bad_row, self.max_rows = on_bad_row, max_rows
         self.columns = columns or {}
         self.order, self.transforms = order, list(transforms or ())
+        self.curriculum: npt.NDArray[np.float64] | None = None
+        self._train_sampler: LengthGroupedSampler | None = None
         self._keys: tuple[str, npt.NDArray[np.float64]] = ("", np.empty(0))
         self._mixed: tuple[str, Mixture | None] = ("", None)
         self.seed, self.num_workers = seed, num_workers
@@ -195,6 +198,7 @@ class PreferenceDataModule(LightningDataModule):
         self._renderer = self._make_renderer()
         if stage in ("fit", None):
             self._start = _Position()
+            self.curriculum = None  # of an earlier run
         for split in self._splits(stage):
             fresh = self._open(split, self._renderer)
             known = self.datasets.get(split)
@@ -351,7 +355,20 @@ class PreferenceDataModule(LightningDataModule):
         dataset = self.datasets["train"]
         sampler = self._sampler(dataset, self.batch_size, shuffle=True)
         sampler.resume(*self._position())
+        if self.curriculum is not None:
+            sampler.reorder(self.curriculum)
+        self._train_sampler = sampler
         return self._loader(dataset, sampler)
+
+    def reorder(self, keys: npt.NDArray[np.float64]) -> None:
+        """Go through the training rows by ascending key from the next epoch on, in place of ``order``.
+
+        Args:
+            keys: float64 [rows], a number per training row.
+        """
+        self.curriculum = keys
+        if self._train_sampler is not None:
+            self._train_sampler.reorder(keys)
 
     def val_dataloader(self) -> DataLoader[PreferenceBatch] | dict[str, DataLoader[PreferenceBatch]]:
         """Return the loader of the validation rows, each row once, longest first; none without such rows."""

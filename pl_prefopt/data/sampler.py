@@ -99,6 +99,10 @@ class LengthGroupedSampler(DistributedSampler[list[int]]):
         self._resume_at = (epoch, batches_done)
         self.set_epoch(epoch)
 
+    def reorder(self, keys: npt.NDArray[np.float64]) -> None:
+        """Take other ``keys``, from the next epoch that is begun."""
+        self._keys = keys
+
     def _steps(self) -> list[list[list[int]]]:
         """Return all batches of this epoch: per step, one batch per rank."""
         a_step = self._batch_size * self.num_replicas

@@ -7,6 +7,7 @@ from pl_prefopt.modules.dpo import DPOModule
 from pl_prefopt.modules.fsdp2 import FSDP2Strategy
 from pl_prefopt.modules.mppo import MPPOModule
 from pl_prefopt.modules.mrpo import MRPOModule
+from pl_prefopt.modules.peer_review import PeerDPOModule, PeerRewardModule
 from pl_prefopt.modules.reference_free import ReferenceFreeModule
 from pl_prefopt.modules.reward import RewardModule
 from pl_prefopt.modules.reward_scorer import RewardScorer
@@ -19,6 +20,8 @@ __all__ = [
     "FSDP2Strategy",
     "MPPOModule",
     "MRPOModule",
+    "PeerDPOModule",
+    "PeerRewardModule",
     "PreferenceModule",
     "ReferenceFreeModule",
     "RewardModule",
