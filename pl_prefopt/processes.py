@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -84,6 +86,35 @@ def _exit_status(status: int) -> int:
     return status - 256 if status > 192 else status
 
 
+def run_forked(work: Callable[[], object], log: Path) -> int:
+    """Do as ``run_logged`` with a function, in a fork of this process, so that nothing is imported again.
+
+    A driver of an accelerator doesn't survive a fork, so this is for processes that have used none.
+
+    Args:
+        work: what to run; it may exit by ``SystemExit``.
+        log: the file that the output is appended to.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    watched, held = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    guard = os.fork()
+    if guard == 0:
+        os.close(held)
+        _leave(lambda: sys.exit(_guard_fork(work, watched, log)))
+    os.close(watched)
+    status = None
+    try:
+        status = os.waitpid(guard, 0)[1]
+    finally:
+        os.close(held)  # the guard ends its child then
+        if status is None:
+            os.waitpid(guard, 0)
+    ended = os.waitstatus_to_exitcode(status)
+    return ended - 256 if ended > 192 else ended
+
+
 def last_line(log: Path) -> str:
     """Return the last line of a log that isn't blank, or an empty string."""
     if not log.is_file():
@@ -111,26 +142,77 @@ def require_permission(command: Sequence[str], *, allowed: bool, what: str) -> N
 
 def _guard(command: list[str]) -> int:
     """Run a command in a process group of its own, which ends when the standard input does."""
+    # A handler, since the child would inherit that a signal is ignored: an interrupt reaches this process
+    # and the one that started it, which then closes the standard input.
+    signal.signal(signal.SIGINT, _do_nothing)
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     except OSError as error:
         print(f"{command[0]}: {error.strerror}", file=sys.stderr)
         return 127
-    threading.Thread(target=_end_with_input, args=(child,), daemon=True).start()
-    status = child.wait()
+    return _watch(child.pid, child.wait, 0)
+
+
+def _guard_fork(work: Callable[[], object], watched: int, log: Path) -> int:
+    """Run a function in a process group of its own, which ends when the pipe ``watched`` does."""
+    signal.signal(signal.SIGINT, _do_nothing)
+    child = os.fork()
+    if child == 0:
+        os.close(watched)
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, file, flags in (
+            (0, os.devnull, os.O_RDONLY),
+            (1, log, os.O_CREAT | os.O_APPEND | os.O_WRONLY),
+        ):
+            os.dup2(os.open(file, flags, 0o666), number)
+        os.dup2(1, 2)
+        _leave(work)
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)  # what the command left running
+        os.setpgid(child, child)  # whoever of the two comes first
+    return _watch(child, lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), watched)
+
+
+def _watch(group: int, wait: Callable[[], int], watched: int) -> int:
+    """Wait for a child and return its exit status; end its group when the input ``watched`` does."""
+    ended = threading.Event()
+    threading.Thread(target=_end_with_input, args=(group, ended, watched), daemon=True).start()
+    status = wait()
+    ended.set()
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)  # what the command left running
     return status if status >= 0 else 256 + status
 
 
-def _end_with_input(child: subprocess.Popen[bytes]) -> None:
-    while os.read(0, 4096):  # not sys.stdin, whose lock this thread would hold at the guard's end
+def _end_with_input(group: int, ended: threading.Event, watched: int) -> None:
+    while os.read(watched, 4096):  # not sys.stdin, whose lock this thread would hold at the guard's end
         pass
     for sent in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, sent)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(_GRACE)
+            os.killpg(group, sent)
+        if ended.wait(_GRACE):
+            return
+
+
+def _do_nothing(*_: object) -> None:
+    """Handle a signal."""
+
+
+def _leave(work: Callable[[], object]) -> None:
+    """Run a function in a fork and end the process, without returning to what the fork was made in."""
+    status = 0
+    try:
+        work()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    with suppress(Exception):
+        atexit._run_exitfuncs()  # os._exit would skip them, and some loggers end their runs there
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

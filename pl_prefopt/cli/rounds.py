@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from pl_prefopt.cli.config_files import find
@@ -18,7 +21,7 @@ from pl_prefopt.cli.plain_parser import PlainParser
 from pl_prefopt.cli.run_lock import alone_in
 from pl_prefopt.errors import ConfigError, RunError
 from pl_prefopt.files import atomic_write, discard
-from pl_prefopt.processes import last_line, require_permission, run_logged
+from pl_prefopt.processes import last_line, require_permission, run_forked, run_logged
 from pl_prefopt.rounds.page import write_page
 from pl_prefopt.rounds.plan import (
     Policies,
@@ -33,6 +36,14 @@ from pl_prefopt.rounds.stages import judge_samples, measure, sample_folders, sel
 from pl_prefopt.rounds.state import State
 from pl_prefopt.yaml_files import read_yaml
 
+_OF_STAGES = (
+    "pl_prefopt.cli.app",
+    "pl_prefopt.cli.export",
+    "pl_prefopt.cli.sample",
+    "peft",
+    "torch._inductor.compile_fx",  # which PEFT imports when it builds a model
+)
+"""What stages import, which each fork would do again."""
 _RESUMABLE = ("sample", "sample_initial", "label", "fit", "held_out", "judge")
 """Stages that go on where they were stopped; others are short, and start again."""
 _BUSY = "Another process is running the rounds in {}: wait until it ends, or stop it."
@@ -128,7 +139,7 @@ def _run(settings: Rounds, stage: Stage, config: str, state: State, *, allow_com
     print(f"{stage} ... ", end="", flush=True)
     started = time.monotonic()
     words = _command(settings, stage, config, allow_commands=allow_commands)
-    status = run_logged([sys.executable, "-m", "pl_prefopt", *words], log)
+    status = _run_process(words, log)
     if status != 0:
         print("failed", flush=True)
         how = f"signal {-status}" if status < 0 else f"status {status}"
@@ -138,6 +149,27 @@ def _run(settings: Rounds, stage: Stage, config: str, state: State, *, allow_com
     seconds = time.monotonic() - started
     state.finish(stage, seconds=seconds)
     print(f"{seconds:.0f} s", flush=True)
+
+
+def _run_process(words: list[str], log: Path) -> int:
+    """Run a command of ``prefopt`` in a process of its own and return its exit status.
+
+    Importing takes longer than a short stage, so the process is a fork where that is safe: on Linux, where no
+    accelerator is.
+    """
+    if sys.platform != "linux" or torch.accelerator.is_available():
+        return run_logged([sys.executable, "-m", "pl_prefopt", *words], log)
+    for name in _OF_STAGES:
+        with suppress(ImportError):  # the stage that needs it will say so
+            importlib.import_module(name)
+    return run_forked(lambda: _be(words), log)
+
+
+def _be(words: list[str]) -> None:
+    from pl_prefopt.cli.main import main
+
+    sys.argv = ["prefopt", *words]
+    main()
 
 
 def _command(settings: Rounds, stage: Stage, config: str, *, allow_commands: bool) -> list[str]:
@@ -196,6 +228,8 @@ def _sample_command(settings: Rounds, stage: Stage, *, allow_commands: bool) -> 
         place, told["n"] = policies.initial(), settings.sample_initial
         told["seed"] -= 1_000_003  # other samples than those of the same policy in round 1
     given |= {"sampling": told, "max_prompts": most, **_limits(settings)}
+    if name != "held_out":
+        given["score"] = settings.log_probs
     file = _write_yaml(out / f"round-{number}" / f"{name}.yaml", given)
     words = ["sample", prompts, "-c", file, "--policy", place.argument, "--out", str(stage.folder(out))]
     return [*words, "--allow_commands", "true"] if allow_commands else words

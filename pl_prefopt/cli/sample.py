@@ -50,16 +50,13 @@ def sample(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch, alone_in(out, busy=_BUSY.format(out)):
         content, count = prompts.open(Path(scratch))
         engine = _engine(chosen, renderer, settings, out)
-        reference = ChosenPolicy(settings.reference) if settings.reference else None
-        sampler = Sampler(
-            engine,
-            renderer,
-            sampling,
-            target,
-            (lambda: chosen.model) if settings.score else None,
-            None if reference is None else (lambda: reference.model),
-            "" if reference is None else reference.identity,
-        )
+        scorer = (lambda: chosen.model) if settings.score else None
+        reference = ChosenPolicy(settings.reference, dtype=settings.dtype) if settings.reference else None
+        other = None if reference is None else (lambda: reference.model)
+        if reference is not None and reference.identity == chosen.identity and scorer is not None:
+            other = scorer
+        identity = "" if reference is None else reference.identity
+        sampler = Sampler(engine, renderer, sampling, target, scorer, other, identity)
         found = sampler.run(prompts.rows(Path(scratch)), count, content=content, say=_say)
     print(f"Wrote {found['samples']} samples of {count} prompts to {out}: {_told(found)}")
 

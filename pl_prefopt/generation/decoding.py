@@ -92,9 +92,9 @@ def pick(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float, t
     cumulative = probs.cumsum(dim=-1)
     aim = uniform.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]
     # To the right of equal values, so that a token without probability is never picked.
-    picked = torch.searchsorted(cumulative, aim, right=True).squeeze(-1)
-    last = logits.shape[-1] - 1 - probs.flip(-1).ne(0).to(torch.uint8).argmax(dim=-1)
-    return torch.minimum(picked, last)
+    picked = torch.searchsorted(cumulative, aim, right=True)
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())  # the last token with probability
+    return torch.minimum(picked, last).squeeze(-1)
 
 
 def log_probs_of(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -24,6 +24,9 @@ from pl_prefopt.scoring import Scorer
 
 SETTINGS_FILE = "sampling.json"
 """What the samples of a folder depend on and, once they are complete, what was measured."""
+_SCORED_TOGETHER = 2048
+"""Tokens of rows that are scored in one pass, with padding: enough for a matrix product to be fast."""
+_Sums = list[float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,8 @@ class Sampler:
         out: where samples go.
         policy: returns the model that scores the samples at temperature 1; without it there are no log-probs
             of our own.
-        reference: returns a second model that scores the samples, for estimates of a KL divergence.
+        reference: returns a second model that scores the samples, for estimates of a KL divergence; where it
+            is ``policy``, the samples are scored once.
         reference_identity: a hash of that model.
     """
 
@@ -182,17 +186,21 @@ class Sampler:
                     f"expected {self.sampling.n} samples of {row.origin or 'a prompt'} from the engine, got "
                     f"{len(own)}."
                 )
+        sampled = [[self._with_ids(sample) for sample in own] for own in sampled]
+        ours = _log_probs(self.policy, self._scorers[0], prompts, sampled)
+        theirs = ours
+        if self.reference is not self.policy:
+            theirs = _log_probs(self.reference, self._scorers[1], prompts, sampled)
         return [
-            self._row(number, row, prompt, own)
-            for (number, row), prompt, own in zip(batch, prompts, sampled, strict=True)
+            self._row(number, row, own, (first, second))
+            for (number, row), own, first, second in zip(batch, sampled, ours, theirs, strict=True)
         ]
 
-    def _row(self, number: int, row: PreferenceRow, prompt: list[int], own: list[Sample]) -> dict[str, Any]:
-        own = [self._with_ids(sample) for sample in own]
+    def _row(
+        self, number: int, row: PreferenceRow, own: list[Sample], scored: tuple[_Sums, _Sums]
+    ) -> dict[str, Any]:
         texts = [self.text(sample.token_ids) for sample in own]
         encoded = [list(self._retokenised(text)) for text in texts]
-        ours = _log_probs(self.policy, self._scorers[0], prompt, own)
-        theirs = _log_probs(self.reference, self._scorers[1], prompt, own)
         fields = as_fields(row)
         of_responses = {name for name, value in row.columns.items() if isinstance(value, tuple)}
         kept = {name: fields[name] for name in fields.keys() - of_responses - _OF_RESPONSES}
@@ -209,8 +217,8 @@ class Sampler:
             "retokenised": [
                 ids != self._body(sample.token_ids) for ids, sample in zip(encoded, own, strict=True)
             ],
-            "log_probs": ours,
-            "reference_log_probs": theirs,
+            "log_probs": scored[0],
+            "reference_log_probs": scored[1],
             "engine_log_probs": [
                 sum(one.log_probs) if len(one.log_probs) == len(one.token_ids) else None for one in own
             ],
@@ -270,20 +278,44 @@ _OF_RESPONSES = {"responses", "scores", "ranks", "chosen", "rejected", "completi
 
 
 def _log_probs(
-    load: Callable[[], Any] | None, scorer: Scorer, prompt: list[int], own: Sequence[Sample]
-) -> list[float | None]:
-    """Return log π(y|x) of each sample by our scorer, at temperature 1."""
-    if load is None or not all(sample.token_ids for sample in own):
-        return [None] * len(own)
-    ids = [sample.token_ids for sample in own]
-    encoded = EncodedRow(
-        prompt_ids=prompt, response_ids=ids, counted=[[True] * len(tokens) for tokens in ids]
-    )
+    load: Callable[[], Any] | None,
+    scorer: Scorer,
+    prompts: Sequence[list[int]],
+    sampled: Sequence[Sequence[Sample]],
+) -> list[_Sums]:
+    """Return log π(y|x) of each sample by our scorer, at temperature 1; ``None`` without tokens."""
+    found: list[_Sums] = [[None] * len(own) for own in sampled]
+    if load is None:
+        return found
     policy = load()
-    with torch.no_grad():
-        found = scorer(policy, collate([encoded]).to(policy.device))
-    values: list[float | None] = found.sum[0].tolist()
-    return values
+    for places in _groups(prompts, sampled):
+        encoded = []
+        for place in places:
+            ids = [sample.token_ids for sample in sampled[place]]
+            counted = [[True] * len(tokens) for tokens in ids]
+            encoded.append(EncodedRow(prompt_ids=prompts[place], response_ids=ids, counted=counted))
+        with torch.no_grad():
+            sums = scorer(policy, collate(encoded).to(policy.device)).sum.tolist()
+        for place, values in zip(places, sums, strict=True):
+            found[place] = values[: len(sampled[place])]
+    return found
+
+
+def _groups(prompts: Sequence[list[int]], sampled: Sequence[Sequence[Sample]]) -> Iterator[list[int]]:
+    """Yield the places of rows that are scored together: as many as fit into ``_SCORED_TOGETHER`` tokens."""
+    group: list[int] = []
+    longest = 0
+    for place, (prompt, own) in enumerate(zip(prompts, sampled, strict=True)):
+        if not all(sample.token_ids for sample in own):
+            continue
+        length = len(prompt) + len(own) * max(len(sample.token_ids) for sample in own)
+        if group and (len(group) + 1) * max(longest, length) > _SCORED_TOGETHER:
+            yield group
+            group, longest = [], 0
+        group.append(place)
+        longest = max(longest, length)
+    if group:
+        yield group
 
 
 def _gold(row: PreferenceRow) -> list[dict[str, Any]] | None:

@@ -18,11 +18,14 @@ from pl_prefopt.generation.decoding import (
     room,
     uniforms,
 )
-from pl_prefopt.scoring import evaluating
+from pl_prefopt.scoring import can_share_prompt, evaluating
 
 
 class TransformersEngine(Engine):
     """Samples with ``generate``, a batch of prompts at a time; adapters are used as they are.
+
+    A prompt is computed once for all its samples, whose keys and values it is copied to, if all layers of the
+    model are of full attention.
 
     Each sample has a stream of random numbers of its own, so it depends on its seed and not on other rows,
     but for rounding: a padded batch may give logits that differ in the last digits. ``generate_batch``
@@ -58,9 +61,10 @@ class TransformersEngine(Engine):
     ) -> list[list[Sample]]:
         """Return the samples of each prompt, one per seed."""
         self._check_lengths(prompts, sampling)
-        rows = [list(prompt) for prompt, own in zip(prompts, seeds, strict=True) for _ in own]
+        ids, mask = _left_padded([list(prompt) for prompt in prompts], self.end)
+        counts = torch.tensor([len(own) for own in seeds])
         flat = [seed for own in seeds for seed in own]
-        made = iter(self._generate(rows, flat, sampling))
+        made = iter(self._generate(ids, mask, counts, flat, sampling))
         return [[next(made) for _ in own] for own in seeds]
 
     def _check_lengths(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
@@ -71,25 +75,49 @@ class TransformersEngine(Engine):
                 f"the policy's context: set max_prompt_length to at most {limit}, or lower max_new_tokens."
             )
 
-    def _generate(self, rows: list[list[int]], seeds: list[int], sampling: Sampling) -> list[Sample]:
+    def _generate(
+        self, ids: Tensor, mask: Tensor, counts: Tensor, seeds: list[int], sampling: Sampling
+    ) -> list[Sample]:
+        """Return ``counts`` [P] samples of each of the prompts [P, L], in one list."""
         from transformers import GenerationConfig
 
         policy, ends = self.policy, end_token_ids(self.policy, self.end)
         settings = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=self.end
         )
-        ids, mask = _left_padded(rows, self.end)
+        ids, mask, counts = (given.to(policy.device) for given in (ids, mask, counts))
         draw = _Draw(uniforms(seeds, sampling.max_new_tokens), sampling)
         with torch.no_grad(), evaluating(policy), plain_settings(policy):
+            shared = {}
+            if ids.shape[1] > 1 and len(seeds) > len(ids) and can_share_prompt(policy):
+                shared = {"past_key_values": _of_prompts(policy, ids, mask, counts)}
             output = policy.generate(
-                input_ids=ids.to(policy.device),
-                attention_mask=mask.to(policy.device),
+                input_ids=ids.repeat_interleave(counts, dim=0),
+                attention_mask=mask.repeat_interleave(counts, dim=0),
                 generation_config=settings,
                 logits_processor=[draw],
+                **shared,
             )
         new = output[:, ids.shape[1] :].tolist()
         log_probs = torch.stack(draw.log_probs, dim=1).tolist()
         return [_cut(*row, ends) for row in zip(new, log_probs, seeds, strict=True)]
+
+
+def _of_prompts(policy: Any, ids: Tensor, mask: Tensor, counts: Tensor) -> Any:
+    """Return keys and values of all tokens but the last of left-padded prompts, ``counts`` times each."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=policy.config.get_text_config())
+    policy(
+        input_ids=ids[:, :-1],
+        attention_mask=mask[:, :-1],
+        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache.batch_select_indices(torch.arange(len(ids), device=ids.device).repeat_interleave(counts))
+    return cache
 
 
 class _Draw:

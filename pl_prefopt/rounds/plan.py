@@ -78,6 +78,7 @@ class Rounds:
             π̂_t + α(π̂_t − π̂_{t−1}), in weights; 0 for none.
         evaluate: the evaluation of each round; ``None`` for none.
         max_prompts: read so many prompts from the start; ``None`` for all.
+        log_probs: whether our scorer scores the samples, for the column ``log_prob``, which BRAIn reads.
     """
 
     out: str
@@ -99,6 +100,7 @@ class Rounds:
     momentum: float = 0.0
     evaluate: HeldOut | None = None
     max_prompts: int | None = None
+    log_probs: bool = True
 
     def __post_init__(self) -> None:
         if self.rounds < 1:

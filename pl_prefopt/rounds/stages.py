@@ -206,6 +206,9 @@ def measure(settings: Rounds, number: int) -> dict[str, Any]:
         if number and known:
             before = [_mean(row.get("scores")) for row in _held_out(settings, other)]
             found[f"win_rate_{name}"] = win_rate(scores, before)
+            gains = [a - b for a, b in zip(scores, before, strict=True) if a is not None and b is not None]
+            found[f"gain_{name}"] = statistics.fmean(gains) if gains else None
+            found[f"gain_{name}_half_width"] = _half_width(gains)
     if number:
         found["training"] = _training(settings, number)
     return found

@@ -4,7 +4,7 @@ Only this package builds a model's inputs.
 """
 
 from pl_prefopt.scoring.inputs import at_least_float32, base_model, evaluating
-from pl_prefopt.scoring.prefix_cache import PrefixCache
+from pl_prefopt.scoring.prefix_cache import PrefixCache, can_share_prompt
 from pl_prefopt.scoring.readouts import (
     Collisions,
     DivergingLogProbs,
@@ -34,6 +34,7 @@ __all__ = [
     "Vocabulary",
     "at_least_float32",
     "base_model",
+    "can_share_prompt",
     "check_has_routers",
     "check_length",
     "divergence",

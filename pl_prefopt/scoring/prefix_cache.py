@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from pl_prefopt.scoring.inputs import accepts, base_model
+from pl_prefopt.scoring.masks import FULL, layer_kinds
 
 _KeysAndValues = tuple[Tensor, Tensor]
 
@@ -83,6 +84,17 @@ def can_reuse(model: nn.Module) -> bool:
     if not accepts(base.base_model, "past_key_values"):
         return False
     return not (model.training and (base.is_gradient_checkpointing or _drops(model)))
+
+
+def can_share_prompt(model: nn.Module) -> bool:
+    """Tell whether ``generate`` may continue from keys and values of a prompt, copied to several rows.
+
+    Windows and recurrent states keep no plain copy of a prompt, and a model has to be told positions, since
+    prompts of several lengths are padded.
+    """
+    base = base_model(model)
+    takes = all(accepts(base, name) for name in ("past_key_values", "position_ids", "logits_to_keep"))
+    return takes and layer_kinds(base.config.get_text_config()) == {FULL}
 
 
 def _drops(model: nn.Module) -> bool:

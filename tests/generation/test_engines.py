@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -53,6 +54,20 @@ def test_a_sample_depends_on_its_own_seed_alone(model):
         (alone,) = sampled(model, [prompt], Sampling(n=2, max_new_tokens=8), first=number)
         assert [one.token_ids for one in alone] == [one.token_ids for one in together[number][:2]]
     assert len({tuple(one.token_ids) for own in together for one in own}) == 12
+
+
+def test_a_prompt_is_computed_once_for_all_its_samples(model, monkeypatch):
+    seen = []
+    plain = type(model).forward
+
+    @functools.wraps(plain)
+    def counted(self, input_ids=None, **given):
+        seen.append(input_ids.shape)
+        return plain(self, input_ids=input_ids, **given)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    sampled(model, PROMPTS, Sampling(n=3, max_new_tokens=2))
+    assert seen[:2] == [(4, 4), (12, 1)]  # all tokens but the last of 4 prompts, then a step of 12 samples
 
 
 def test_log_probs_are_those_of_a_plain_forward_pass(model):
