@@ -16,23 +16,35 @@ from typing import Any
 import torch
 import yaml
 
+from pl_prefopt.cli.chosen_policy import ChosenPolicy
 from pl_prefopt.cli.config_files import find
 from pl_prefopt.cli.plain_parser import PlainParser
 from pl_prefopt.cli.run_lock import alone_in
+from pl_prefopt.cli.sample import engine_of
 from pl_prefopt.errors import ConfigError, RunError
 from pl_prefopt.files import atomic_write, discard
+from pl_prefopt.judges import Judge
 from pl_prefopt.processes import last_line, require_permission, run_forked, run_logged
+from pl_prefopt.rounds.judging import OwnGrades
 from pl_prefopt.rounds.page import write_page
 from pl_prefopt.rounds.plan import (
     Policies,
     Rounds,
     Stage,
+    evaluating_judge,
     fit_settings,
     merged_settings,
     stage_named,
     stages_of,
 )
-from pl_prefopt.rounds.stages import judge_samples, measure, sample_folders, select_rows, write_summary
+from pl_prefopt.rounds.stages import (
+    compare,
+    judge_samples,
+    measure,
+    sample_folders,
+    select_rows,
+    write_summary,
+)
 from pl_prefopt.rounds.state import State
 from pl_prefopt.yaml_files import read_yaml
 
@@ -44,7 +56,7 @@ _OF_STAGES = (
     "torch._inductor.compile_fx",  # which PEFT imports when it builds a model
 )
 """What stages import, which each fork would do again."""
-_RESUMABLE = ("sample", "sample_initial", "label", "fit", "held_out", "judge")
+_RESUMABLE = ("sample", "sample_initial", "label", "fit", "held_out", "judge", "compare")
 """Stages that go on where they were stopped; others are short, and start again."""
 _BUSY = "Another process is running the rounds in {}: wait until it ends, or stop it."
 _LIMITS = ("template", "template_arguments", "max_prompt_length", "tokenizer")
@@ -59,7 +71,8 @@ def rounds(arguments: list[str]) -> None:
     raw = read_yaml(Path(config))
     settings = read_rounds(config, raw)
     if options.only is not None:
-        _run_ours(settings, stage_named(options.only, settings))
+        stage = stage_named(options.only, settings)
+        _run_ours(settings, stage, allow_commands=options.allow_commands)
         return
     if settings.engine.command is not None:
         require_permission(settings.engine.command, allowed=options.allow_commands, what="`engine.command`")
@@ -196,7 +209,8 @@ def _command(settings: Rounds, stage: Stage, config: str, *, allow_commands: boo
         weights = [str(weight) for weight in members.values()]
         base = policies.initial().name
         return ["merge", *members, "--weights", f"[{','.join(weights)}]", "--base", base, "--out", folder]
-    return ["rounds", "-c", config, "--only", str(stage)]
+    words = ["rounds", "-c", config, "--only", str(stage)]
+    return [*words, "--allow_commands", "true"] if allow_commands else words
 
 
 def _merged_parts(settings: Rounds, stage: Stage) -> tuple[float, float]:
@@ -251,23 +265,28 @@ def _write_yaml(path: Path, content: Mapping[str, Any]) -> str:
     return str(path)
 
 
-def _run_ours(settings: Rounds, stage: Stage) -> None:
+def _run_ours(settings: Rounds, stage: Stage, *, allow_commands: bool) -> None:
     """Run one of the stages that are no other command."""
     number, name = stage
     out = Path(settings.out)
     folder = stage.folder(out)
     if name == "label":
-        assert settings.judge is not None
-        gold = settings.select.wants_gold
-        judge_samples(settings.judge, sample_folders(settings, number), folder, gold=gold)
+        judge = _training_judge(settings, stage, allow_commands=allow_commands)
+        with alone_in(folder, busy=_BUSY.format(folder)):
+            gold = settings.select.wants_gold
+            judge_samples(judge, sample_folders(settings, number), folder, gold=gold)
     elif name == "select":
         found = select_rows(settings, number)
         write_summary(folder, found)
         print(json.dumps(found))
     elif name == "judge":
-        judge = (settings.evaluate and settings.evaluate.judge) or settings.judge
-        assert judge is not None
-        judge_samples(judge, [Stage(number, "held_out").folder(out)], folder, gold=False)
+        scoring = evaluating_judge(settings, "scores")
+        assert scoring is not None
+        with alone_in(folder, busy=_BUSY.format(folder)):
+            judge_samples(scoring, [Stage(number, "held_out").folder(out)], folder, gold=False)
+    elif name == "compare":
+        with alone_in(folder, busy=_BUSY.format(folder)):
+            compare(settings, number)
     elif name == "measure":
         found = measure(settings, number)
         write_summary(folder, found)
@@ -275,3 +294,17 @@ def _run_ours(settings: Rounds, stage: Stage) -> None:
         print(f"Wrote {write_page(settings)}")
     else:
         raise ConfigError(f"stage {stage} is a command of its own: {stage.log(out)} has its output.")
+
+
+def _training_judge(settings: Rounds, stage: Stage, *, allow_commands: bool) -> Judge:
+    """Return the judge of a round's samples, which may be the policy that wrote them."""
+    judge = settings.judge
+    assert judge is not None
+    if not isinstance(judge, OwnGrades):
+        return judge
+    chosen = ChosenPolicy(Policies(settings).sampling(stage.number).argument)
+    # A grading prompt that is cut would ask for something else.
+    limits = {**_limits(settings), "max_prompt_length": None, "max_response_length": None}
+    renderer = chosen.renderer(chosen.limits._replace(**limits))
+    folder = stage.folder(Path(settings.out))
+    return judge.by(engine_of(chosen, renderer, settings.engine, folder, allowed=allow_commands), renderer)

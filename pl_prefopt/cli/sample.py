@@ -49,7 +49,8 @@ def sample(arguments: list[str]) -> None:
     )
     with tempfile.TemporaryDirectory() as scratch, alone_in(out, busy=_BUSY.format(out)):
         content, count = prompts.open(Path(scratch))
-        engine = _engine(chosen, renderer, settings, out)
+        server = Server(**vars(settings.engine))
+        engine = engine_of(chosen, renderer, server, out, allowed=settings.allow_commands)
         scorer = (lambda: chosen.model) if settings.score else None
         reference = ChosenPolicy(settings.reference, dtype=settings.dtype) if settings.reference else None
         other = None if reference is None else (lambda: reference.model)
@@ -111,8 +112,18 @@ def _shortened(settings: Any) -> dict[str, Any]:
     return {name: settings[name] for name in ("n", "seed") if settings[name] is not None}
 
 
-def _engine(chosen: ChosenPolicy, renderer: Renderer, settings: Any, out: Path) -> Engine:
-    server = Server(**vars(settings.engine))
+def engine_of(
+    chosen: ChosenPolicy, renderer: Renderer, server: Server, out: Path, *, allowed: bool
+) -> Engine:
+    """Return what samples from a policy: transformers in this process, or a server.
+
+    Args:
+        chosen: the policy.
+        renderer: knows the end token of responses.
+        server: the server, if there is one.
+        out: the folder of the samples; what a server needs is written beside it.
+        allowed: whether the server's command may be run.
+    """
     if not server:
         return TransformersEngine(lambda: chosen.model, end=renderer.end_token_id, identity=chosen.identity)
     return OpenAIServer(
@@ -121,7 +132,7 @@ def _engine(chosen: ChosenPolicy, renderer: Renderer, settings: Any, out: Path) 
         identity=chosen.identity,
         ends=chosen.end_token_ids(renderer.end_token_id),
         log=out.with_name(f"{out.name}{_LOG}"),
-        allowed=settings.allow_commands,
+        allowed=allowed,
     )
 
 

@@ -1,5 +1,6 @@
 """Rounds of sampling, judging, selecting, training and evaluating."""
 
+from pl_prefopt.rounds.judging import CombinedScores, OwnGrades
 from pl_prefopt.rounds.plan import Fit, HeldOut, Rounds, Stage, fit_settings, stage_named, stages_of
 from pl_prefopt.rounds.selection import (
     AllResponses,
@@ -22,11 +23,13 @@ __all__ = [
     "BestAgainstWorst",
     "Candidate",
     "Candidates",
+    "CombinedScores",
     "CurriculumPairs",
     "Fit",
     "GoldAgainstOwn",
     "HeldOut",
     "LargeMargins",
+    "OwnGrades",
     "Rounds",
     "Selection",
     "SoftPairs",

@@ -9,14 +9,15 @@ from typing import Any, Literal, NamedTuple
 
 from pl_prefopt.errors import ConfigError, suggest
 from pl_prefopt.generation import Sampling, Server
-from pl_prefopt.judges import Judge
+from pl_prefopt.judges import Gives, Judge
+from pl_prefopt.rounds.judging import OwnGrades
 from pl_prefopt.rounds.selection import Selection
 
 Named = Literal["start", "initial", "previous", "average"]
 STAGES = ("sample", "sample_initial", "label", "select", "fit", "export", "average", "extrapolate")
 """The stages of a round before its evaluation, in order."""
-EVALUATION = ("held_out", "judge", "measure")
-"""The stages of an evaluation. Round 0 has only these: it measures the initial policy."""
+EVALUATION = ("held_out", "judge", "compare", "measure")
+"""The stages of an evaluation. Round 0 has these alone, without ``compare``: it is the initial policy's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +41,23 @@ class HeldOut:
         prompts: rows with the prompts.
         sampling: how they are answered.
         judge: another judge than that of the training rows, so that reward hacking shows; optional.
+        compare: a judge that compares, for win rates against the answers of the initial and the previous
+            policy, in both orders; by default ``judge`` or that of the training rows, if it compares.
         max_prompts: read so many prompts from the start; ``None`` for all.
     """
 
     prompts: str
     sampling: Sampling = field(default_factory=lambda: Sampling(n=1))
     judge: Judge | None = None
+    compare: Judge | None = None
     max_prompts: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.compare is not None and self.compare.gives != "probabilities":
+            raise ConfigError(
+                f"expected `evaluate.compare` to be a judge that compares, such as ServerPairs, got "
+                f"{self.compare.name}, which gives scores: set it as `evaluate.judge`."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +126,25 @@ class Rounds:
             raise ConfigError("the reference 'average' needs the setting `average`, such as `average: 0.9`.")
         if self.sample_initial < 0:
             raise ConfigError(f"expected `sample_initial` to be at least 0, got {self.sample_initial}.")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
         if self.momentum and self.start == "initial":
             raise ConfigError("`momentum` extrapolates from round to round: set `start: previous`.")
+        if isinstance(evaluating_judge(self, "scores"), OwnGrades):
+            raise ConfigError(
+                "the scores of a judge that changes from round to round can't be compared: set "
+                "`evaluate.judge` to one that stays the same."
+            )
+
+
+def evaluating_judge(settings: Rounds, gives: Gives) -> Judge | None:
+    """Return the judge of held-out answers that gives scores, or the one that gives probabilities."""
+    held = settings.evaluate
+    if held is None:
+        return None
+    wanted = (one for one in (held.compare, held.judge, settings.judge) if one is not None)
+    return next((one for one in wanted if one.gives == gives), None)
 
 
 class Stage(NamedTuple):
@@ -149,12 +177,13 @@ def stages_of(settings: Rounds) -> Iterator[Stage]:
         "sample_initial": not settings.sample_initial,
         "average": settings.average is None,
         "extrapolate": not settings.momentum,
-        "judge": settings.judge is None and (settings.evaluate is None or settings.evaluate.judge is None),
+        "judge": evaluating_judge(settings, "scores") is None,
     }
+    compares = evaluating_judge(settings, "probabilities") is not None
     for number in range(settings.rounds + 1):
         names: tuple[str, ...] = STAGES if number else ()
         if settings.evaluate is not None:
-            names += EVALUATION
+            names += tuple(name for name in EVALUATION if name != "compare" or (compares and number))
         yield from (Stage(number, name) for name in names if not left_out.get(name, False))
 
 

@@ -17,7 +17,8 @@ from pl_prefopt.files import atomic_write
 from pl_prefopt.generation import SETTINGS_FILE, ShardWriter, read_shards
 from pl_prefopt.generation.base import sample_seed
 from pl_prefopt.judges import Judge, JudgedRow
-from pl_prefopt.rounds.plan import Rounds, Stage
+from pl_prefopt.rounds.judging import compare_answers
+from pl_prefopt.rounds.plan import Rounds, Stage, evaluating_judge
 from pl_prefopt.rounds.selection import Candidate, Candidates
 from pl_prefopt.rows import Message, PreferenceRow
 
@@ -209,8 +210,34 @@ def measure(settings: Rounds, number: int) -> dict[str, Any]:
             gains = [a - b for a, b in zip(scores, before, strict=True) if a is not None and b is not None]
             found[f"gain_{name}"] = statistics.fmean(gains) if gains else None
             found[f"gain_{name}_half_width"] = _half_width(gains)
+    if number and evaluating_judge(settings, "probabilities") is not None:
+        found |= _win_rates(settings, number)
     if number:
         found["training"] = _training(settings, number)
+    return found
+
+
+def compare(settings: Rounds, number: int) -> None:
+    """Compare the held-out answers of a round with those of the first and the previous policy."""
+    judge = evaluating_judge(settings, "probabilities")
+    assert judge is not None
+    out = Path(settings.out)
+    ours, first, previous = (Stage(one, "held_out").folder(out) for one in (number, 0, number - 1))
+    opponents = {"first": first} if number == 1 else {"first": first, "previous": previous}
+    compare_answers(judge, ours, opponents, Stage(number, "compare").folder(out))
+
+
+def _win_rates(settings: Rounds, number: int) -> dict[str, Any]:
+    """Return the mean probabilities that our answers are better, with the share that the judge left open."""
+    rows = list(read_shards(Stage(number, "compare").folder(Path(settings.out))))
+    found: dict[str, Any] = {}
+    for name in ("first", "previous"):
+        given = [row.get(name, row["first"]) for row in rows]  # in round 1 they are one policy
+        means = [mean for values in given if (mean := _mean(values)) is not None]
+        found[f"win_rate_{name}"] = statistics.fmean(means) if means else None
+        found[f"win_rate_{name}_half_width"] = _half_width(means)
+        values = [value for own in given for value in own]
+        found[f"win_rate_{name}_invalid"] = statistics.fmean(value is None for value in values)
     return found
 
 

@@ -22,6 +22,7 @@ _IMPORTED_ONCE = (
     "pl_prefopt.cli.plan",
     "pl_prefopt.cli.export",
     "pl_prefopt.cli.report",
+    "pl_prefopt.cli.rounds",
     "transformers.models.llama.modeling_llama",
     "datasets",
     "torch.utils.tensorboard",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,11 @@ from tests.cli.interrupted import Runs
 from tests.runs import PROMPTS, write_rows
 from tests.support import save_tiny_model
 
-FORKED = {"pl_prefopt.cli.rounds:run_logged": {"function": "tests.rounds.forks:run_forked"}}
 SETTINGS = {
     "rounds": 2,
     "prompts": "prompts.jsonl",
     "policy": "model",
-    "judge": {"class_path": "pl_prefopt.judges.Rule", "init_args": {"function": "tests.rounds.forks.vowels"}},
+    "judge": {"class_path": "pl_prefopt.judges.Rule", "init_args": {"function": "tests.rounds.rules.vowels"}},
     "sampling": {"n": 3, "max_new_tokens": 6},
     "batch_size": 2,
     "select": {"class_path": "pl_prefopt.rounds.BestAgainstWorst"},
@@ -45,7 +45,7 @@ def runs(tmp_path_factory):
     save_tiny_model(folder / "model")
     write_rows(folder / "prompts.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
     write_rows(folder / "held_out.jsonl", [{"prompt": f"{prompt} Why?"} for prompt in PROMPTS[:3]])
-    started = Runs(folder, FORKED)
+    started = Runs(folder)
     yield started
     started.close()
 
@@ -59,19 +59,21 @@ def test_killed_anywhere_rounds_end_as_uninterrupted_ones(runs):
     folder = runs.folder
     status, printed = runs("rounds", "-c", write_settings(folder, "whole"))
     assert status == 0, printed + last_log(folder / "whole")
-    config = write_settings(folder, "killed")
+    shutil.copytree(folder / "whole", folder / "killed")
+    config, again = write_settings(folder, "killed"), ["--rerun", "2/sample"]
     for place, call, said in (
-        ("pl_prefopt.generation.shards:ShardWriter.append", 2, "stage 0/held_out ended with signal 9"),
-        ("pl_prefopt.generation.shards:ShardWriter.append", 2, "stage 1/sample ended with signal 9"),
-        ("pl_prefopt.rounds.stages:_with_verdict", 3, "stage 1/label ended with signal 9"),
-        ("pl_prefopt.rounds.state:State.finish", 1, ""),
-        ("torch.optim.adamw:AdamW.step", 2, "stage 1/fit ended with signal 9"),
-        ("pl_prefopt.rounds.state:State.finish", 3, ""),
+        ("pl_prefopt.generation.shards:ShardWriter.append", 2, "stage 2/sample ended with signal 9"),
+        ("pl_prefopt.rounds.stages:_with_verdict", 3, "stage 2/label ended with signal 9"),
+        ("pl_prefopt.rounds.state:State.finish", 2, ""),  # after 2/select
+        ("torch.optim.adamw:AdamW.step", 2, "stage 2/fit ended with signal 9"),
     ):
         fault = {"place": place, "call": call, "how": "SIGKILL"}
-        status, printed = runs("rounds", "-c", config, fault=fault)
+        status, printed = runs("rounds", "-c", config, *again, fault=fault)
         assert status == (1 if said else -9), printed
         assert said in printed, printed
+        assert "1/fit" not in printed
+        assert not (folder / "killed/round-2/export").exists()  # what follows a stage that is rerun is gone
+        again = []
     status, printed = runs("rounds", "-c", config)
     assert status == 0, printed + last_log(folder / "killed")
     same_results(folder / "whole", folder / "killed")
@@ -81,11 +83,6 @@ def test_killed_anywhere_rounds_end_as_uninterrupted_ones(runs):
     assert measured["training"]["replayed"] <= measured["training"]["rows"] + 3
     assert "round 2" in (folder / "killed/report.html").read_text()
 
-    status, printed = runs("rounds", "-c", config, "--rerun", "2/export")
-    assert status == 0, printed
-    assert "2/fit" not in printed
-    assert "2/average" in printed
-    same_results(folder / "whole", folder / "killed")
     changed = write_settings(folder, "killed", batch_size=3)
     status, printed = runs("rounds", "-c", changed)
     assert status == 2
@@ -93,11 +90,12 @@ def test_killed_anywhere_rounds_end_as_uninterrupted_ones(runs):
 
     ties = {
         "class_path": "pl_prefopt.judges.Rule",
-        "init_args": {"function": "tests.rounds.forks.indifferent"},
+        "init_args": {"function": "tests.rounds.rules.indifferent"},
     }
-    status, printed = runs("rounds", "-c", write_settings(folder, "tied", judge=ties, evaluate=None))
+    few = {"max_prompts": 2, "log_probs": False, "evaluate": None}
+    status, printed = runs("rounds", "-c", write_settings(folder, "tied", judge=ties, **few))
     assert status == 1
-    assert "round 1 has nothing to train on: none of its 6 prompts gives a row" in printed
+    assert "round 1 has nothing to train on: none of its 2 prompts gives a row" in printed
     assert not (folder / "tied/round-1/fit").exists()
 
 

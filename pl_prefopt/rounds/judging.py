@@ -1,0 +1,253 @@
+"""Judges for rounds: the policy of the round itself, several judges combined, and answers compared."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+
+from pl_prefopt.data import Renderer
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.generation import Engine, Sampling, ShardWriter, read_shards
+from pl_prefopt.judges import Gives, Judge, JudgedRow, JudgeTemplate, Verdict
+from pl_prefopt.judges.templating import as_text
+from pl_prefopt.rewards import RewardCombination
+from pl_prefopt.rows import Message
+
+_ROWS_PER_SHARD = 1000
+
+
+class OwnGrades(Judge):
+    """Grades of the policy that wrote the samples, asked for by a prompt: self-rewarding, arXiv 2401.10020.
+
+    The judge of each round is the policy that samples in it. A score is the mean of the grades that can be
+    read; a response without one has no score. Seeds follow from the question, so that a resumed run gets the
+    same grades.
+
+    Args:
+        template: the name of a template of ours that gives scores, or a YAML file, see ``JudgeTemplate``.
+        sampling: how the policy answers; ``n`` grades are averaged. The default is an example.
+        batch_size: rows per batch.
+
+    Raises:
+        ConfigError: if the template compares, or a setting is out of range.
+    """
+
+    gives: ClassVar[Gives] = "scores"
+
+    def __init__(
+        self, template: str = "pointwise", sampling: Sampling | None = None, batch_size: int = 8
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"expected `batch_size` to be at least 1, got {batch_size}.")
+        self.template, self.batch_size = JudgeTemplate.load(template), batch_size
+        if self.template.gives != "scores":
+            raise ConfigError(f"OwnGrades needs a template that gives scores, but '{template}' compares.")
+        self.sampling = sampling or Sampling(n=3, temperature=0.7, top_p=0.9, max_new_tokens=256)
+        self._policy: tuple[Engine, Renderer] | None = None
+
+    def by(self, engine: Engine, renderer: Renderer) -> Self:
+        """Return this judge with a policy that grades.
+
+        Args:
+            engine: samples of the policy.
+            renderer: renders questions; it should cut no prompt.
+        """
+        bound = copy.copy(self)
+        bound._policy = engine, renderer
+        return bound
+
+    def fingerprint(self) -> str:
+        """Return a hash of the policy, the template and the settings."""
+        told = (self._bound[0].identity, self._bound[1].fingerprint, self.template.fingerprint, self.sampling)
+        return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
+
+    @property
+    def _bound(self) -> tuple[Engine, Renderer]:
+        if self._policy is None:
+            raise ConfigError(
+                "OwnGrades grades by the policy of a round: name it as the `judge` of `prefopt rounds`."
+            )
+        return self._policy
+
+    def prepare(self) -> None:
+        """Load the policy."""
+        self._bound[0].__enter__()
+
+    def close(self) -> None:
+        """Free it."""
+        self._bound[0].__exit__()
+
+    def judge(self, batch: Sequence[JudgedRow]) -> list[Verdict]:
+        """See the base class."""
+        engine, renderer = self._bound
+        questions = [renderer.encode_prompt(one) for row in batch for one in self._asked(row)]
+        seeds = [self._seeds(question) for question in questions]
+        answers = iter(engine.sample(questions, seeds, self.sampling))
+        return [
+            self._verdict([[self._grade(one, renderer) for one in next(answers)] for _ in row.responses])
+            for row in batch
+        ]
+
+    def _asked(self, row: JudgedRow) -> Iterator[list[Message]]:
+        shared = {"prompt": as_text(row.prompt), "context": row.context, "columns": dict(row.columns)}
+        for response in row.responses:
+            turns = self.template.messages({**shared, "response": as_text(response)})
+            yield [Message(turn["role"], turn["content"]) for turn in turns]
+
+    def _seeds(self, question: Sequence[int]) -> list[int]:
+        told = hashlib.blake2b(repr(list(question)).encode(), digest_size=6).digest()
+        return self.sampling.seeds(int.from_bytes(told, "big"))
+
+    def _grade(self, sample: Any, renderer: Renderer) -> float | None:
+        text = renderer.decode(sample.token_ids) if sample.text is None else sample.text
+        return self.template.value(text)
+
+    def _verdict(self, grades: list[list[float | None]]) -> Verdict:
+        known = [[grade for grade in own if grade is not None] for own in grades]
+        missing = sum(map(len, grades)) - sum(map(len, known))
+        return Verdict(
+            scores=tuple(statistics.fmean(own) if own else None for own in known),
+            problems=("no grade in an answer",) * missing,
+        )
+
+
+class CombinedScores(Judge):
+    """Scores of several judges, combined into one per response, such as MaxMin-RLHF's minimum.
+
+    A response that one of them gives no score has none. All judges are loaded at the same time.
+
+    Args:
+        judges: judges that give scores.
+        combination: what makes one score of theirs, such as ``pl_prefopt.rewards.Minimum``.
+        batch_size: rows per batch.
+
+    Raises:
+        ConfigError: if a judge compares, or the combination is for another number of scores.
+    """
+
+    gives: ClassVar[Gives] = "scores"
+
+    def __init__(self, judges: list[Judge], combination: RewardCombination, batch_size: int = 64) -> None:
+        if not judges or any(one.gives != "scores" for one in judges):
+            raise ConfigError("CombinedScores needs judges that give scores, one or more.")
+        if combination.count not in (None, len(judges)):
+            raise ConfigError(
+                f"{type(combination).__name__} combines {combination.count} scores, but there are "
+                f"{len(judges)} judges: give one part per judge."
+            )
+        self.judges, self.combination, self.batch_size = judges, combination, batch_size
+
+    def fingerprint(self) -> str:
+        """Return a hash of the judges and the combination."""
+        told = ([one.fingerprint() for one in self.judges], self.combination)
+        return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
+
+    def prepare(self) -> None:
+        """Prepare all judges."""
+        for one in self.judges:
+            one.prepare()
+
+    def close(self) -> None:
+        """Close all judges."""
+        for one in self.judges:
+            one.close()
+
+    def judge(self, batch: Sequence[JudgedRow]) -> list[Verdict]:
+        """See the base class."""
+        found = [list(one.verdicts(batch)) for one in self.judges]
+        return [self._combined(verdicts) for verdicts in zip(*found, strict=True)]
+
+    def _combined(self, verdicts: Sequence[Verdict]) -> Verdict:
+        return Verdict(
+            scores=tuple(map(self._one, zip(*(one.scores for one in verdicts), strict=True))),
+            problems=tuple(problem for one in verdicts for problem in one.problems),
+            cost=sum((one.cost for one in verdicts[1:]), verdicts[0].cost),
+        )
+
+    def _one(self, scores: Sequence[float | None]) -> float | None:
+        if None in scores:
+            return None
+        combined = float(self.combination(torch.tensor(scores, dtype=torch.float64)))
+        # A harmonic mean, for one, has no value for a score below 0.
+        return combined if math.isfinite(combined) else None
+
+
+class _Pair(NamedTuple):
+    """Two answers to be compared, and where the result belongs."""
+
+    row: JudgedRow
+    place: tuple[int, str, int]
+
+    def swapped(self) -> JudgedRow:
+        """Return the answers in the other order."""
+        return replace(self.row, responses=self.row.responses[::-1])
+
+
+def compare_answers(judge: Judge, ours: Path, opponents: Mapping[str, Path], out: Path) -> None:
+    """Compare answers with those of other policies, in both orders; goes on after the last judged batch.
+
+    Each row of the result has, by opponent, the probability that our answer is better, per sample: the mean
+    of both orders; ``None`` where an answer of the judge is invalid. Equal texts count as 0.5.
+
+    Args:
+        judge: a judge that gives probabilities.
+        ours: the folder of our answers.
+        opponents: folders with answers to the same prompts.
+        out: where the result goes.
+    """
+    writer = ShardWriter(out, rows_per_shard=_ROWS_PER_SHARD)
+    all_rows = zip(read_shards(ours), *map(read_shards, opponents.values()), strict=True)
+    rows = itertools.islice(all_rows, writer.rows, None)
+    with judge:
+        while batch := list(itertools.islice(rows, judge.batch_size)):
+            found: list[dict[str, Any]] = []
+            asked: list[_Pair] = []
+            for row, *others in batch:
+                found.append({"number": row["number"]})
+                for name, other in zip(opponents, others, strict=True):
+                    found[-1][name] = [0.5] * len(row["responses"])
+                    asked += _pairs(row, other, (len(found) - 1, name))
+            for pair, probability in zip(asked, _in_both_orders(judge, asked), strict=True):
+                place, name, sample = pair.place
+                found[place][name][sample] = probability
+            writer.append(found)
+            print(f"{writer.rows} prompts are compared", flush=True)
+    writer.finish()
+
+
+def _pairs(row: Mapping[str, Any], other: Mapping[str, Any], place: tuple[int, str]) -> Iterator[_Pair]:
+    prompt = tuple(
+        Message.of({name: value for name, value in turn.items() if value is not None})
+        for turn in row["prompt"]
+    )
+    for sample, texts in enumerate(zip(row["responses"], other["responses"], strict=True)):
+        if texts[0] != texts[1]:
+            answers = tuple((Message("assistant", text),) for text in texts)
+            origin = f"prompt {row['number'] + 1}"
+            yield _Pair(JudgedRow(prompt=prompt, responses=answers, origin=origin), (*place, sample))
+
+
+def _in_both_orders(judge: Judge, pairs: Sequence[_Pair]) -> list[float | None]:
+    first = list(judge.verdicts([pair.row for pair in pairs]))
+    found = [_probability(verdict, 0, 1) for verdict in first]
+    # A judge that sees both orders by itself needs no second question.
+    again = [place for place, verdict in enumerate(first) if verdict.by_order is None]
+    second = judge.verdicts([pairs[place].swapped() for place in again])
+    for place, verdict in zip(again, second, strict=True):
+        there, back = found[place], _probability(verdict, 1, 0)
+        found[place] = None if there is None or back is None else (there + back) / 2
+    return found
+
+
+def _probability(verdict: Verdict, better: int, worse: int) -> float | None:
+    assert verdict.probabilities is not None, "the judge compares"
+    return verdict.probabilities[better][worse]

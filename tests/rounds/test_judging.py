@@ -1,0 +1,169 @@
+"""Judges of rounds: the policy itself, several combined, and comparisons in both orders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pl_prefopt.data import Renderer
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.generation import Engine, Sample, Sampling, read_shards, write_shard
+from pl_prefopt.judges import Judge, JudgedRow, Rule, Verdict
+from pl_prefopt.rewards import Minimum
+from pl_prefopt.rounds import CombinedScores, HeldOut, OwnGrades, stages_of
+from pl_prefopt.rounds.judging import compare_answers
+from pl_prefopt.rounds.stages import measure
+from pl_prefopt.rows import Message
+from tests.rounds.test_plan import rounds
+from tests.support import tiny_tokenizer
+
+
+def row(*texts: str) -> JudgedRow:
+    answers = tuple((Message("assistant", text),) for text in texts)
+    return JudgedRow(prompt=(Message("user", "Hi"),), responses=answers)
+
+
+def length(judged: JudgedRow) -> list[float]:
+    return [float(len(response[0].content)) for response in judged.responses]
+
+
+def from_vowels(judged: JudgedRow) -> list[float | None]:
+    return [None if "?" in one[0].content else float(one[0].content.count("a")) for one in judged.responses]
+
+
+class Biased(Judge):
+    """Prefers the longer answer, and whatever is shown first; can't judge an answer with a question mark."""
+
+    gives = "probabilities"
+    batch_size = 2
+
+    def __init__(self, *, both: bool = False) -> None:
+        self.both, self.asked = both, 0
+
+    def fingerprint(self) -> str:
+        return "biased"
+
+    def judge(self, batch):
+        self.asked += len(batch)
+        return [self._verdict(*[one[0].content for one in judged.responses]) for judged in batch]
+
+    def _verdict(self, first, second):
+        better = (
+            None if "?" in second else 0.5 + 0.1 * ((len(first) > len(second)) - (len(first) < len(second)))
+        )
+        shown = better if better is None or self.both else better + 0.2
+        matrix = [[0.5, shown], [None if shown is None else 1 - shown, 0.5]]
+        return Verdict.of_probabilities(matrix, by_order=(matrix, matrix) if self.both else None)
+
+
+def answers(folder, *texts):
+    folder.mkdir(parents=True)
+    rows = [
+        {"number": number, "prompt": [{"role": "user", "content": "Hi"}], "responses": list(own)}
+        for number, own in enumerate(texts)
+    ]
+    write_shard(folder / "part-00000.jsonl", rows)
+    return folder
+
+
+def test_answers_are_compared_in_both_orders(tmp_path):
+    ours = answers(tmp_path / "ours", ["long", "same"], ["a", "b"], ["why", "c"])
+    theirs = answers(tmp_path / "theirs", ["x", "same"], ["xx", "c"], ["d?", "c"])
+    for both, asked in ((False, 8), (True, 4)):
+        judge = Biased(both=both)
+        compare_answers(judge, ours, {"first": theirs}, tmp_path / f"out-{both}")
+        found = [one["first"] for one in read_shards(tmp_path / f"out-{both}")]
+        assert found[0] == pytest.approx([0.6, 0.5])  # without the bias; equal texts tie
+        assert found[1] == pytest.approx([0.4, 0.5])
+        assert found[2] == [None, 0.5]  # one order has no answer
+        assert judge.asked == asked
+
+
+def test_win_rates_by_a_comparing_judge_are_in_the_summary(tmp_path):
+    held = HeldOut(prompts="p.jsonl", compare=Biased())
+    settings = replace(rounds(out=str(tmp_path)), judge=Rule(length), evaluate=held)
+    assert "0/compare" not in map(str, stages_of(settings))
+    assert [str(stage) for stage in stages_of(settings)][-3:] == ["3/judge", "3/compare", "3/measure"]
+    folder = tmp_path / "round-2"
+    scored = {
+        "prompt": [{"role": "user", "content": "Hi"}],
+        "responses": ["a"],
+        "scores": [1.0],
+        "log_probs": [None],
+    }
+    for number in (0, 1, 2):
+        (tmp_path / f"round-{number}/judge").mkdir(parents=True)
+        write_shard(tmp_path / f"round-{number}/judge/part-00000.jsonl", [scored])
+    (folder / "compare").mkdir()
+    rows = [
+        {"number": 0, "first": [0.9, None], "previous": [0.6, 0.4]},
+        {"number": 1, "first": [0.5], "previous": [1.0]},
+    ]
+    write_shard(folder / "compare/part-00000.jsonl", rows)
+    (folder / "select").mkdir()
+    (folder / "select/summary.json").write_text('{"prompts": 2, "prompts_without_rows": 1}')
+    (folder / "label").mkdir()
+    (folder / "sample").mkdir()
+    (folder / "sample/sampling.json").write_text('{"measured": {}}')
+    found = measure(settings, 2)
+    assert found["win_rate_first"] == pytest.approx(0.7)
+    assert found["win_rate_first_invalid"] == pytest.approx(1 / 3)
+    assert found["win_rate_previous"] == pytest.approx(0.75)
+    assert found["gain_first"] == 0.0
+    with pytest.raises(ConfigError, match="to be a judge that compares"):
+        HeldOut(prompts="p.jsonl", compare=Rule(length))
+
+
+class Grader(Engine):
+    """Answers each question with the grades in turn."""
+
+    identity = "grader"
+
+    def __init__(self, *grades: str) -> None:
+        self.grades, self.questions, self.open = grades, [], False
+
+    def __enter__(self):
+        self.open = True
+        return self
+
+    def __exit__(self, *_):
+        self.open = False
+
+    def sample(self, prompts, seeds, sampling):
+        assert self.open
+        self.questions += list(zip(map(list, prompts), seeds, strict=True))
+        return [
+            [Sample([], [], "stop", seed, text) for seed, text in zip(own, self.grades, strict=True)]
+            for own in seeds
+        ]
+
+
+def test_the_policy_grades_its_own_answers():
+    engine = Grader("Good. Grade: [[7]]", "Grade: [[10]]", "I don't know.")
+    judge = OwnGrades(sampling=Sampling(n=3)).by(engine, Renderer(tiny_tokenizer(), max_prompt_length=None))
+    with judge:
+        (verdict,) = judge.verdicts([row("one", "two")])
+    assert verdict.scores == (8.5, 8.5)  # the mean of the grades that can be read
+    assert len(verdict.problems) == 2
+    (first, seeds), (second, others) = engine.questions
+    assert first != second
+    assert len({*seeds, *others}) == 6
+    assert not engine.open
+    with pytest.raises(ConfigError, match="name it as the `judge` of `prefopt rounds`"):
+        OwnGrades().prepare()
+    held = HeldOut(prompts="p.jsonl")
+    with pytest.raises(ConfigError, match=r"set `evaluate.judge`"):
+        replace(rounds(), judge=OwnGrades(), evaluate=held)
+
+
+def test_scores_of_several_judges_become_one():
+    judge = CombinedScores([Rule(length), Rule(from_vowels)], Minimum(baselines=[1.0, 0.0]))
+    with judge:
+        (verdict,) = judge.verdicts([row("banana", "xa", "why?")])
+    assert verdict.scores == (3.0, 1.0, None)
+    assert len(verdict.problems) == 1
+    with pytest.raises(ConfigError, match="2 scores, but there are 1 judges"):
+        CombinedScores([Rule(length)], Minimum(baselines=[1.0, 0.0]))
+    with pytest.raises(ConfigError, match="judges that give scores"):
+        CombinedScores([Biased()], Minimum())
