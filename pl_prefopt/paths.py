@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pl_prefopt.errors import suggest
+from pl_prefopt.errors import printable, suggest
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".tsv")
 
@@ -61,16 +61,21 @@ def matching(path: Path) -> list[Path]:
 
 def missing_data(path: Path) -> str:
     """Return the error message for a missing file or folder of data."""
+    shown = _shown(path)
     if glob.has_magic(str(path)):
-        return f"expected files that match {path}, got none; check the pattern"
+        return f"expected files that match {shown}, got none; check the pattern"
     folder = path.parent
     if not folder.is_dir():
-        return f"expected data at {path}, but there is no folder {folder}; check `path`"
+        return f"expected data at {shown}, but there is no folder {_shown(folder)}; check `path`"
     if path.is_symlink():
         target = path.readlink()
-        return f"expected data at {path}, but that is a broken link to {target}; fix it"
+        return f"expected data at {shown}, but that is a broken link to {_shown(target)}; fix it"
     hint = suggest(path.name, sorted(p.name for p in folder.iterdir()))
-    return f"expected data at {path}, but {folder.resolve()} has no such file; check `path`{hint}"
+    return f"expected data at {shown}, but {_shown(folder.resolve())} has no such file; check `path`{hint}"
+
+
+def _shown(path: Path) -> str:
+    return printable(str(path), limit=400)
 
 
 def missing_folder(name: str) -> str:

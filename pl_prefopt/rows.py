@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeAlias
 
@@ -46,6 +46,20 @@ class Message(NamedTuple):
         """Return the message that ``as_dict`` wrote."""
         more = {name: value for name, value in fields.items() if name not in ("role", "content")}
         return cls(fields["role"], fields["content"], json.dumps(more) if more else "")
+
+
+def whole_dialogue(prompt: Sequence[Message], response: Sequence[Message]) -> list[Message]:
+    """Return the turns of a prompt and a response, which continues an assistant turn at the prompt's end.
+
+    Examples:
+        >>> begun = [Message("user", "Hi"), Message("assistant", "Hello")]
+        >>> whole_dialogue(begun, [Message("assistant", ", you!")])[-1].content
+        'Hello, you!'
+    """
+    if not (prompt and response and prompt[-1].role == "assistant"):
+        return [*prompt, *response]
+    continued = response[0]._replace(content=prompt[-1].content + response[0].content)
+    return [*prompt[:-1], continued, *response[1:]]
 
 
 class Columns(Mapping[str, Value]):
@@ -90,7 +104,7 @@ class PreferenceRow:
     or 0; ranked data is any number of responses with any scores, ties allowed.
 
     Attributes:
-        prompt: the dialogue so far; never ends with an assistant turn.
+        prompt: the dialogue so far. If it ends with an assistant turn, the responses continue that turn.
         responses: R >= 1 continuations. Almost always one assistant message each; more where two
             dialogues part ways before their last turn. Every response ends with an assistant turn.
         scores: one finite number per response, higher is better; ``None`` where nothing is known.

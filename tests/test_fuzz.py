@@ -27,8 +27,11 @@ from lightning.pytorch.cli import LightningCLI
 
 from pl_prefopt.cli.main import main
 from pl_prefopt.data import Cache, PreferenceDataset, Renderer
-from pl_prefopt.data.formats import FORMATS, as_fields, to_row
+from pl_prefopt.data.file_readers import Record
+from pl_prefopt.data.formats import FORMATS, as_fields, convert, to_row
+from pl_prefopt.data.joined_rows import JOINED_LAYOUTS, Joins, join_records
 from pl_prefopt.data.layouts import OUR_LAYOUTS, Layout
+from pl_prefopt.data.sources import Source, open_source
 from pl_prefopt.errors import PrefOptError
 from tests.cli.test_commands import CONFIGS
 from tests.data.support import stored
@@ -99,6 +102,77 @@ def rows_of(layout: Layout) -> st.SearchStrategy[Any]:
     )
 
 
+CHAT = [{"role": "user", "content": "Hi"}]
+YES, NO = {"role": "assistant", "content": "Yes."}, {"role": "assistant", "content": "No."}
+MESSAGE = {"message_tree_id": "1", "role": "assistant", "parent_id": "1", "lang": "en"}
+EXAMPLES: dict[str, list[dict[str, Any]]] = {
+    "pairs": [
+        {"prompt": [*CHAT, {"role": "assistant", "content": "So, "}], "chosen": "yes", "rejected": "no"},
+        {"chosen": ["Hi", "Yes."], "rejected": ["Hi", "No."], "score_chosen": [3], "score_rejected": [1]},
+        {"prompt": "Hi", "chosen": ["Yes."], "rejected": ["No.", "Well."], "system": "Be brief."},
+        {"chosen": [*CHAT, YES], "rejected": [*CHAT, NO], "chosen_rating": 4, "rejected_rating": 2},
+    ],
+    "ranked": [{"prompt": "Hi", "responses": ["Yes.", [NO]], "scores": [[1, 2], [0]], "votes": [3, 4]}],
+    "UltraFeedback": [
+        {"instruction": "Hi", "completions": [
+            {"response": "Yes.", "overall_score": 4, "annotations": {"honesty": {"Rating": "4"}}},
+            {"response": "No.", "overall_score": 2, "annotations": {"honesty": {"Rating": "N/A"}}}]}
+    ],
+    "unpaired": [{"prompt": "Hi", "completion": [YES], "label": True}],
+    "prompt contrast": [{"prompt_chosen": "Hi", "prompt_rejected": "Ho", "completion": "Yes."}],
+    "OpenAI": [
+        {"input": {"messages": CHAT, "tools": []}, "preferred_output": [YES], "non_preferred_output": [NO]}
+    ],
+    "Nectar": [
+        {"prompt": "\n\nHuman: Hi\n\nAssistant: ",
+         "answers": [{"answer": "Yes.", "rank": 1}, {"answer": "No.", "rank": 2}]}
+    ],
+    "graded generations": [
+        {"prompt": "Hi", "all_generated_responses": ["Yes.", "No."], "all_rm_scores": [1, 0]}
+    ],
+    "HelpSteer2": [{"prompt": "Hi", "response_1": "Yes.", "response_2": "No.", "preference_strength": -2}],
+    "HelpSteer3": [{"context": CHAT, "response1": "Yes.", "response2": "No.", "overall_preference": 2}],
+    "PKU-SafeRLHF": [{"prompt": "Hi", "response_0": "Yes.", "response_1": "No.", "better_response_id": 1}],
+    "SHP": [
+        {"history": "Hi", "human_ref_A": "Yes.", "human_ref_B": "No.", "labels": 1, "score_A": 4,
+         "score_B": 2}
+    ],
+    "WebGPT": [
+        {"question": {"full_text": "Hi", "id": 1}, "answer_0": "Yes.", "answer_1": "No.", "score_0": 1,
+         "score_1": -1}
+    ],
+    "stack-exchange-paired": [{"question": "Hi", "response_j": "Yes.", "response_k": "No."}],
+    "JudgeBench": [{"question": "Hi", "response_A": "Yes.", "response_B": "No.", "label": "A>B"}],
+    "Chatbot Arena": [{"conversation_a": [*CHAT, YES], "conversation_b": [*CHAT, NO], "winner": "model_a"}],
+    "summarize_from_feedback": [
+        {"info": {"post": "Hi", "title": "T"}, "summaries": [{"text": "Yes."}, {"text": "No."}], "choice": 0}
+    ],
+    "OpenAssistant trees": [
+        {"message_tree_id": "1", "prompt": {"text": "Hi", "replies": [
+            {"text": "Yes.", "rank": 0}, {"text": "No.", "rank": 1}, {"text": "Well.", "rank": None}]}}
+    ],
+    "HelpSteer2 ratings": [
+        {"prompt": "Hi", "response": "Yes.", "helpfulness": 4, "verbosity": 1},
+        {"prompt": "Hi", "response": "No.", "helpfulness": 2, "verbosity": 1},
+    ],
+    "OpenAssistant messages": [
+        MESSAGE | {"message_id": "1", "parent_id": None, "text": "Hi", "role": "prompter", "rank": None},
+        MESSAGE | {"message_id": "2", "text": "Yes.", "rank": 0},
+        MESSAGE | {"message_id": "3", "text": "No.", "rank": 1},
+    ],
+}  # fmt: skip
+"""What each layout is like when nothing is wrong with it."""
+
+
+@st.composite
+def nearly(draw: st.DrawFn, name: str) -> list[Any]:
+    """The rows of an example with up to two changes, anywhere in them."""
+    rows = copy.deepcopy(EXAMPLES[name])
+    mutate(rows, draw(mutations(value, fewest=0, most=2)))
+    return rows
+
+
+NAMES = [*(layout.name for layout in FORMATS), *(layout.name for layout in JOINED_LAYOUTS)]
 formats = st.sampled_from(FORMATS).flatmap(rows_of)
 keys = st.sampled_from([*(column for layout in FORMATS for column in layout.columns), *EXTRA])
 broken = st.dictionaries(keys | texts, anything, max_size=4)
@@ -106,25 +180,38 @@ overlaid = st.tuples(layouts, st.dictionaries(keys, anything, max_size=1)).map(l
 rows = layouts | overlaid | formats | broken | anything
 
 
+def test_every_layout_has_an_example(tmp_path: Path):
+    assert sorted(EXAMPLES) == sorted(NAMES)
+    for name, records in EXAMPLES.items():
+        joins = Joins()
+        read = join_records((Record("row", record) for record in records), joins=joins)
+        found = {convert(record.fields).layout for record in read}
+        assert (list(joins.rows) or list(found)) == [name]
+
+
 def lines_of(records: list[Any]) -> list[str]:
     return [line for line in map(json.dumps, records) if line.strip()]
 
 
+some = st.lists(rows, min_size=1, max_size=4) | st.sampled_from(NAMES).flatmap(nearly)
+
+
 @tries(150)
-@given(records=st.lists(rows, min_size=1, max_size=4))
-def test_rows_of_any_shape_are_used_or_counted(records: list[Any]):
-    check_counts(records)
+@given(several=st.lists(some, min_size=1, max_size=2))
+def test_rows_of_any_shape_are_used_or_counted(several: list[list[Any]]):
+    check_counts([record for records in several for record in records])
 
 
 @pytest.mark.skipif(TIMES == 1, reason="the long run")
-@pytest.mark.parametrize("layout", FORMATS, ids=lambda layout: layout.name)
-def test_many_rows_of_a_layout_are_used_or_counted(layout: Layout):
-    plain = [rows for rows in (layouts,) if layout in OUR_LAYOUTS]  # most of what is wild is refused early
+@pytest.mark.parametrize("name", NAMES)
+def test_many_rows_of_a_layout_are_used_or_counted(name: str):
+    wild = [rows_of(layout).map(lambda row: [row]) for layout in FORMATS if layout.name == name]
+    wild += [layouts.map(lambda row: [row]) for layout in OUR_LAYOUTS if layout.name == name]
 
     @tries(5)
-    @given(records=st.lists(st.one_of(rows_of(layout), *plain), min_size=20, max_size=20))
-    def attempt(records: list[Any]) -> None:
-        check_counts(records)
+    @given(several=st.lists(st.one_of(nearly(name), *wild), min_size=20, max_size=20))
+    def attempt(several: list[list[Any]]) -> None:
+        check_counts([record for records in several for record in records])
 
     attempt()
 
@@ -133,6 +220,9 @@ def check_counts(records: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "rows.jsonl"
         path.write_text("\n".join(lines_of(records)))
+        joins = Joins()
+        read = sum(1 for _ in open_source(Source.of(str(path)), Path(name)).records(joins))
+        assert read - sum(joins.lists.values()) + sum(joins.rows.values()) == len(records)
         try:
             store = stored(str(path), Path(name) / "cache", on_bad_row="skip")
             data = PreferenceDataset.tokenised(
@@ -140,8 +230,8 @@ def check_counts(records: list[Any]) -> None:
             )
         except PrefOptError:
             return
-        assert len(store.rows) + store.skipped == len(records)
-        assert len(data) + data.summary.skipped == len(records)
+        assert len(store.rows) + store.skipped == read
+        assert len(data) + data.summary.skipped == read
         batch = data.batch(range(len(data)))
         assert int(batch.present.sum()) == sum(len(row.responses) for row in data.rows)
         for row in data.rows:
@@ -251,16 +341,21 @@ values = st.recursive(
 
 
 @st.composite
-def mutations(draw: st.DrawFn) -> list[tuple[str, int, str, Any]]:
-    """One to three changes: what, where (a number, taken modulo the places), a key, a value."""
+def mutations(
+    draw: st.DrawFn, values: st.SearchStrategy[Any], *, fewest: int = 1, most: int = 3
+) -> list[tuple[str, int, str, Any]]:
+    """Some changes: what, where (a number, taken modulo the places), a key, a value."""
     how = st.sampled_from(["drop", "replace", "add"])
     key = st.text("abcdefgh_", min_size=1, max_size=6)
-    return draw(st.lists(st.tuples(how, st.integers(0, 10**6), key, values), min_size=1, max_size=3))
+    change = st.tuples(how, st.integers(0, 10**6), key, values)
+    return draw(st.lists(change, min_size=fewest, max_size=most))
 
 
-def mutate(config: dict[str, Any], changes: list[tuple[str, int, str, Any]]) -> None:
+def mutate(config: Any, changes: list[tuple[str, int, str, Any]]) -> None:
     for how, number, key, value in changes:
-        path = places(config)[number % len(places(config))]
+        if not (found := places(config)):
+            return
+        path = found[number % len(found)]
         owner: Any = config
         for step in path[:-1]:
             owner = owner[step]
@@ -280,7 +375,7 @@ def test_a_mutated_configuration_is_built_or_refused_in_a_sentence(whole, tmp_pa
 
     # Each try builds the parser anew, a second or two: too long to search for a smaller example.
     @tries(5, phases=[Phase.generate])
-    @given(changes=mutations())
+    @given(changes=mutations(values))
     def attempt(changes: list[tuple[str, int, str, Any]]) -> None:
         config = copy.deepcopy(whole)
         mutate(config, changes)

@@ -12,7 +12,7 @@ from typing import Any
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.dialogues import BadRowError
-from pl_prefopt.data.formats import WEIGHT, convert
+from pl_prefopt.data.formats import WEIGHT, check_weights, convert
 from pl_prefopt.data.renderer import Ids, Mask, Renderer
 from pl_prefopt.data.sources import Source, check_names, open_source
 from pl_prefopt.data.store import store_rows
@@ -29,6 +29,8 @@ def data(arguments: list[str]) -> None:
     options = _parse(arguments)
     columns = dict(named_pairs(options.columns))
     check_names(columns)
+    aspects = dict(_weights(options.aspects))
+    check_weights(aspects)
     renderer = Renderer(
         _tokenizer(options.tokenizer),
         template=options.template,
@@ -40,7 +42,14 @@ def data(arguments: list[str]) -> None:
         source = Source.of(path)
         with tempfile.TemporaryDirectory() as folder:
             cache = Cache(folder)
-            store = store_rows(cache, source, on_bad_row="skip", max_rows=options.max_rows, columns=columns)
+            store = store_rows(
+                cache,
+                source,
+                on_bad_row="skip",
+                max_rows=options.max_rows,
+                columns=columns,
+                aspects=aspects,
+            )
             dataset = PreferenceDataset.tokenised(
                 store, renderer, cache=cache, title=source.label, on_bad_row="skip", columns=(WEIGHT,)
             )
@@ -73,6 +82,13 @@ def _parse(arguments: list[str]) -> Any:
         metavar="OURS=THEIRS",
         help="Our names of columns and those of the files, such as prompt=question.",
     )
+    parser.add_argument(
+        "--aspects",
+        nargs="*",
+        default=[],
+        metavar="COLUMN=WEIGHT",
+        help="Columns with one rating per response, whose weighted mean is its score, such as honesty=2.",
+    )
     parser.add_argument("--max_rows", type=int, help="Read so many rows from the start of each file.")
     parser.add_argument("--rows", type=int, default=2, help="How many rows to show as tokens; 2 by default.")
     return parser.parse_args(arguments)
@@ -95,6 +111,17 @@ def named_pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
         if not (ours and equals and theirs):
             raise ConfigError(f"expected `--columns OURS=THEIRS`, such as prompt=question, got '{word}'.")
         yield ours, theirs
+
+
+def _weights(words: Sequence[str]) -> Iterator[tuple[str, float]]:
+    for word in words:
+        column, _, weight = word.rpartition("=")
+        try:
+            yield column, float(weight)
+        except ValueError:
+            raise ConfigError(
+                f"expected `--aspects COLUMN=WEIGHT`, such as honesty=2, got '{word}'."
+            ) from None
 
 
 def _tokenizer(name: str) -> Any:

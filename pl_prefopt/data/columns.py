@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ class ColumnTally:
         self.names: dict[str, None] = {}
         self._rows, self._others = 0, False
         self._found: dict[str, _Found] = {}
+        self._of_layouts: set[str] = set()  # those that the layout of some row read
 
     def add(self, fields: Mapping[str, Any], converted: Converted, origin: str) -> None:
         """Count the columns of one usable row.
@@ -94,7 +96,10 @@ class ColumnTally:
         self._rows += 1
         if not fields.keys() <= self.names.keys() and len(self.names) < MOST_COLUMNS:
             self.names |= dict.fromkeys(fields)
-        for name, value, reason in converted.further:
+        if len(self._of_layouts) < MOST_COLUMNS:
+            self._of_layouts |= fields.keys() - {name for name, _, _ in converted.further}
+        left_out = ((name, True, "a part that its layout doesn't read") for name in converted.left_out)
+        for name, value, reason in itertools.chain(converted.further, left_out):
             if name not in self._found:
                 if len(self._found) == MOST_COLUMNS:
                     self._others = True
@@ -107,6 +112,9 @@ class ColumnTally:
     def finish(self) -> dict[str, ColumnInfo]:
         """Return the columns found, by name."""
         others = {"all others": ColumnInfo(problem=f"at most {MOST_COLUMNS} are")} if self._others else {}
+        for name in self._of_layouts & self._found.keys():
+            # Where no other row has a value, a null of another layout is no unused column.
+            self._found[name].read |= self._found[name].kind == "nothing" and not self._found[name].problem
         return {name: found.info(self._rows) for name, found in self._found.items()} | others
 
 

@@ -19,7 +19,7 @@ from pl_prefopt.data.arrow import Parts
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.contracts import RowReader, is_row_reader
 from pl_prefopt.data.dataset import PreferenceDataset
-from pl_prefopt.data.formats import WEIGHT
+from pl_prefopt.data.formats import WEIGHT, check_weights
 from pl_prefopt.data.mixtures import Mixture, Sources, join, mixture_of
 from pl_prefopt.data.names import Names
 from pl_prefopt.data.order import RowOrder
@@ -76,6 +76,9 @@ class PreferenceDataModule(LightningDataModule):
         max_rows: maximum number of rows to read from the start of each source; ``None`` for all.
         columns: maps our column names to those of the files, such as ``{prompt: question, annotator:
             rater}``. Ours are the columns of the layouts; any other name becomes an extra column of the rows.
+        aspects: columns with one rating per response, and their weights, such as ``{helpfulness: 1, honesty:
+            2}``. The weighted mean of the ratings takes the place of a row's scores; a row that lacks one of
+            them is a bad row.
         order: the order of the training rows within an epoch, for a curriculum; random if ``None``.
         transforms: what is done to the training rows before they are tokenised, in order; rows that are held
             out stay as they are.
@@ -113,6 +116,7 @@ class PreferenceDataModule(LightningDataModule):
         on_bad_row: OnBadRow = "error",
         max_rows: int | None = None,
         columns: dict[str, str] | None = None,
+        aspects: dict[str, float] | None = None,
         order: RowOrder | None = None,
         transforms: list[RowTransform] | None = None,
         seed: int = 0,
@@ -129,7 +133,7 @@ class PreferenceDataModule(LightningDataModule):
         self.template_arguments = template_arguments or {}
         self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
         self.on_bad_row, self.max_rows = on_bad_row, max_rows
-        self.columns = columns or {}
+        self.columns, self.aspects = columns or {}, aspects or {}
         self.order, self.transforms = order, list(transforms or ())
         self.curriculum: npt.NDArray[np.float64] | None = None
         self._train_sampler: LengthGroupedSampler | None = None
@@ -163,6 +167,7 @@ class PreferenceDataModule(LightningDataModule):
                 f"{self.held_out}; write {int(self.held_out)} for rows"
             )
         check_names(self.columns)
+        check_weights(self.aspects)
         if self.template not in TEMPLATE_NAMES:
             read_template(self.template)  # refused before anything is loaded
 
@@ -284,6 +289,7 @@ class PreferenceDataModule(LightningDataModule):
                 on_bad_row=self.on_bad_row,
                 max_rows=self.max_rows,
                 columns=self.columns,
+                aspects=self.aspects,
             )
             for source in sources
         ]
@@ -608,8 +614,8 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _without_problems(store: RowStore) -> RowStore:
-    """Return the store without its bad rows, which are counted once, with the training split."""
-    return store._replace(skipped=0, problems=[])
+    """Return the store without its bad and joined rows, which are counted once, with the training split."""
+    return store._replace(skipped=0, problems=[], joined=())
 
 
 @rank_zero_only

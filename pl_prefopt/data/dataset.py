@@ -156,7 +156,9 @@ class PreferenceDataset(Dataset[PreferenceBatch]):
             fingerprint=_fingerprint(tokens),
             summary=summary,
             largest_token=_largest_token(tokens),
-            report=write_report(title or split, summary, problems, plain.tally.percentiles, cut),
+            report=write_report(
+                title or split, summary, problems, plain.tally.percentiles, cut, joined=store.joined
+            ),
             cache=cache,
             columns={name: info for name, info in carried.items() if columns is None or name in columns},
             columns_content=store.columns_content,

@@ -63,14 +63,50 @@ def parse_hh_dialogue(text: str) -> list[Message]:
     return messages
 
 
+def is_marked_turn(text: str) -> bool:
+    """Whether a text begins with ``Human:`` or ``Assistant:``."""
+    return text.lstrip().startswith(("Human:", "Assistant:"))
+
+
+def texts_as_turns(texts: Sequence[str], key: str) -> list[Message]:
+    """Return a dialogue given as one text per turn, those of the user and the assistant in turns.
+
+    Texts may begin with ``Human:`` and ``Assistant:``, which then give the roles.
+
+    Raises:
+        BadRowError: if only some begin so, or the last text is the user's.
+
+    Examples:
+        >>> [turn.role for turn in texts_as_turns(["Hi", "Hello.", "Bye", "Bye."], "chosen")]
+        ['user', 'assistant', 'user', 'assistant']
+    """
+    marked = [is_marked_turn(text) for text in texts]
+    if all(marked):
+        return as_messages("".join(f"\n\n{text.strip()}" for text in texts), key, role="user")
+    if any(marked):
+        raise BadRowError(f"expected all texts in '{key}' to begin with Human: or Assistant:, or none")
+    if len(texts) % 2:
+        raise BadRowError(
+            f"expected the texts in '{key}' to be turns of the user and the assistant, the last of them the "
+            f"assistant's, got {len(texts)} texts; add `prompt` if they are responses"
+        )
+    for text in texts:
+        _check_text(text, key)
+    return [Message(("user", "assistant")[number % 2], text) for number, text in enumerate(texts)]
+
+
 def as_prompt(value: Any, key: str) -> list[Message]:
     """Return the prompt's messages.
 
-    A plain text is one user turn; the empty assistant turn at the end of an HH prompt is dropped.
+    A plain text is one user turn; the empty assistant turn at the end of an HH prompt is dropped. One that is
+    not empty keeps its white space at the end, since the responses continue it.
     """
     messages = as_messages(value, key, role="user")
-    open_turn = isinstance(value, str) and is_hh_dialogue(value) and messages[-1] == Message("assistant", "")
-    return messages[:-1] if open_turn else messages
+    if not (isinstance(value, str) and is_hh_dialogue(value) and messages[-1].role == "assistant"):
+        return messages
+    *before, last = messages
+    space = value[len(value.rstrip()) :]
+    return [*before, last._replace(content=last.content + space)] if last.content else before
 
 
 def as_response(value: Any, key: str, prompt: Sequence[Message]) -> list[Message]:
@@ -79,8 +115,20 @@ def as_response(value: Any, key: str, prompt: Sequence[Message]) -> list[Message
     A plain text is one assistant turn; where the response repeats the prompt, the prompt is dropped.
     """
     messages = as_messages(value, key, role="assistant")
-    repeated = messages[: len(prompt)] == list(prompt)
-    return messages[len(prompt) :] if repeated else messages
+    if messages[: len(prompt)] == list(prompt):
+        return messages[len(prompt) :]
+    return _continuation(messages, prompt) or messages
+
+
+def _continuation(messages: Sequence[Message], prompt: Sequence[Message]) -> list[Message]:
+    """Return what a whole dialogue adds to a prompt that ends inside an assistant turn; empty for others."""
+    last = len(prompt) - 1
+    if last < 1 or prompt[-1].role != "assistant" or list(messages[:last]) != list(prompt[:last]):
+        return []
+    for turn in messages[last : last + 1]:
+        if turn.role == "assistant" and turn.content.startswith(prompt[-1].content):
+            return [turn._replace(content=turn.content[len(prompt[-1].content) :]), *messages[last + 1 :]]
+    return []
 
 
 def as_messages(value: Any, key: str, role: str = "") -> list[Message]:
@@ -235,16 +283,39 @@ def split_at_common_prefix(
 
 
 def check_prompt(prompt: Sequence[Message]) -> None:
-    """Check that a prompt ends with a non-empty turn that the assistant can answer.
+    """Check that a prompt ends with a non-empty turn that the assistant can answer, or its own to go on with.
 
     Raises:
-        BadRowError: if it is empty or ends with an assistant turn.
+        BadRowError: if it does not.
     """
     # A tool's result may be empty: the call was made all the same.
     if not prompt or (not prompt[-1].content.strip() and prompt[-1].role != "tool"):
         raise BadRowError("the prompt is empty")
-    if prompt[-1].role == "assistant":
-        raise BadRowError("the prompt ends with an assistant turn, which belongs to the responses")
+    if prompt[-1].role == "assistant" and (len(prompt) == 1 or prompt[-1].more):
+        raise BadRowError(
+            "the prompt ends with an assistant turn that responses can't continue; put a turn before it, and "
+            "leave out its reasoning and tool calls"
+        )
+
+
+def check_continues(prompt: Sequence[Message], response: Sequence[Message], name: str) -> None:
+    """Check that a response can continue the assistant turn with which a prompt ends.
+
+    Raises:
+        BadRowError: if it can't, or repeats that turn; ``name`` says which response.
+    """
+    if prompt[-1].role != "assistant":
+        return
+    if response[0].more:
+        raise BadRowError(f"{name} continues the prompt's last turn, so it can't begin with {_MORE}")
+    if response[0].content.startswith(prompt[-1].content):
+        raise BadRowError(
+            f"{name} repeats the assistant turn with which the prompt ends and which it continues; remove "
+            "that text from one of them"
+        )
+
+
+_MORE = "reasoning, tool calls or a name"
 
 
 def check_response(response: Sequence[Message], name: str) -> None:

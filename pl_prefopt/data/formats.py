@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pl_prefopt.data.dialogues import (
@@ -28,6 +29,7 @@ from pl_prefopt.data.layouts import (
     quoted,
 )
 from pl_prefopt.data.public_layouts import PUBLIC_LAYOUTS
+from pl_prefopt.errors import ConfigError, printable
 from pl_prefopt.rows import Columns, Message, PreferenceRow
 from pl_prefopt.views import CONTRAST
 
@@ -55,12 +57,14 @@ class Converted(NamedTuple):
         further: names and values of all columns that were not read, and why a value can't be kept.
         layout: the name of the layout that the row was read as.
         read: those of the further columns that were also read.
+        left_out: the parts of columns that the layout doesn't read.
     """
 
     row: PreferenceRow
     further: list[tuple[str, Any, str]]
     layout: str
     read: frozenset[str] = frozenset()
+    left_out: Sequence[str] = ()
 
 
 def to_row(fields: Mapping[str, Any]) -> PreferenceRow:
@@ -103,7 +107,7 @@ def convert(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> Converted:
     ]
     columns = {name: value for name, value, reason in further if not reason}
     row = dataclasses.replace(row, columns=Columns(columns)) if columns else row
-    return Converted(row, further, layout.name, frozenset(held.peeked))
+    return Converted(row, further, layout.name, frozenset(held.peeked), layout.left_out(held))
 
 
 def to_prompt(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> PreferenceRow:
@@ -268,6 +272,60 @@ def _unread(fields: Mapping[str, Any], held: Fields) -> list[tuple[str, Any]]:
     if weight < 0:
         raise BadRowError(f"expected '{WEIGHT}' to be at least 0, got {weight:g}")
     return [(name, weight if name == WEIGHT else value) for name, value in unread]
+
+
+# -- scores from ratings
+
+
+def check_weights(aspects: Mapping[str, float]) -> None:
+    """Raise a ``ConfigError`` for weights of ratings that give no weighted mean."""
+    for name, weight in aspects.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ConfigError(
+                f"expected a number as the weight of '{name}' in `data.aspects`, got {weight!r}"
+            )
+    if aspects and not any(aspects.values()):
+        raise ConfigError("expected a weight other than 0 in `data.aspects`, got none; set one")
+
+
+def scored_by(converted: Converted, aspects: Mapping[str, float]) -> Converted:
+    """Return a row whose scores are the weighted means of ratings, Σ w r / Σ |w|.
+
+    Args:
+        converted: the row; each aspect is a column with one rating per response.
+        aspects: the weights by the names of the columns.
+
+    Raises:
+        BadRowError: if a rating is missing.
+
+    Examples:
+        >>> rated = {"prompt": "Hi", "responses": ["a", "b"], "clear": [4, 1], "true": [1, 3]}
+        >>> scored_by(convert(rated), {"clear": 1, "true": 3}).row.scores
+        (1.75, 2.5)
+    """
+    total = math.fsum(map(abs, aspects.values()))
+    ratings = {name: _ratings(converted.row, name) for name in aspects}
+    scores = tuple(
+        math.fsum(weight * ratings[name][place] for name, weight in aspects.items()) / total
+        for place in range(len(converted.row.responses))
+    )
+    row = dataclasses.replace(converted.row, scores=scores, graded=True)
+    return converted._replace(row=row, read=converted.read.union(aspects))
+
+
+def _ratings(row: PreferenceRow, name: str) -> list[float]:
+    ratings = row.columns.get(name)
+    if not isinstance(ratings, tuple):
+        raise BadRowError(
+            f"expected the column '{printable(name)}', which `data.aspects` names, to have a rating per "
+            f"response, got {'none' if ratings is None else shown(ratings)}"
+        )
+    if None in ratings:
+        raise BadRowError(
+            f"response {ratings.index(None) + 1} has no rating in the column '{printable(name)}', which "
+            "`data.aspects` names"
+        )
+    return [number(rating, f"{name}[{place}]") for place, rating in enumerate(ratings)]
 
 
 # -- extra columns

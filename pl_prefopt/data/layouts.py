@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pl_prefopt.data.dialogues import (
@@ -15,11 +15,14 @@ from pl_prefopt.data.dialogues import (
     as_messages,
     as_prompt,
     as_response,
+    check_continues,
     check_prompt,
     check_response,
     is_hh_dialogue,
+    is_marked_turn,
     shown,
     split_at_common_prefix,
+    texts_as_turns,
 )
 from pl_prefopt.data.json_values import parse_json
 from pl_prefopt.data.score_lists import is_list, mean_scores, strength_of_pair
@@ -37,6 +40,7 @@ _SCORES_OF_PAIRS = (
     ("chosen-rating", "rejected-rating"),
     ("rating_chosen", "rating_rejected"),
     ("chosen_score_list", "rejected_score_list"),
+    ("chosen score list", "rejected score list"),
 )
 
 
@@ -71,6 +75,10 @@ class Fields(Mapping[str, Any]):
             self.peeked.add(name)
         return self._held.get(name)
 
+    def look(self, name: str) -> Any:
+        """Return the value of a column, or ``None``, without recording that it was read."""
+        return self._held.get(name)
+
     def __contains__(self, name: object) -> bool:
         return name in self._held
 
@@ -97,6 +105,8 @@ class Layout:
         optional: further columns that it reads. A layout that reads all columns of another one is meant where
             a row has both.
         claims: columns that show this layout even if others are missing, for messages.
+        objects: those of ``columns`` that must be objects for a row to have this layout.
+        parts: the keys that it reads of columns with objects; of a group, the first that is there.
         convert: makes a row, or raises ``BadRowError``.
     """
 
@@ -105,14 +115,33 @@ class Layout:
     convert: Callable[[Fields], PreferenceRow]
     optional: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
+    objects: tuple[str, ...] = ()
+    parts: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+
+    def left_out(self, fields: Fields) -> list[str]:
+        """Return the parts of a row's columns that this layout doesn't read, as ``column.key``."""
+        found = []
+        for column, groups in self.parts.items():
+            names = _keys_in(fields.get(column), column)
+            read = {next((name for name in group if name in names), "") for group in groups}
+            found += [f"{column}.{name}" for name in names if name not in read]
+        return found
 
     def fits(self, fields: Fields) -> bool:
         """Whether the row has all columns of this layout."""
-        return all(name in fields for name in self.columns)
+        return all(name in fields for name in self.columns) and all(
+            isinstance(fields.look(name), Mapping) for name in self.objects
+        )
 
     def contains(self, other: Layout) -> bool:
         """Whether this layout reads all columns of the other, and more."""
         return other is not self and set(other.columns) < {*self.columns, *self.optional}
+
+
+def _keys_in(value: Any, column: str) -> dict[str, None]:
+    """Return the keys with a value in an object, or in a list of objects."""
+    items = [value] if isinstance(value, Mapping) else objects(value or [], column)
+    return {str(name): None for item in items for name in item if item[name] is not None}
 
 
 # -- the prompt
@@ -148,8 +177,18 @@ def _base_prompt(fields: Fields) -> list[Message]:
             value = fields[name]
             if isinstance(value, Mapping) and "messages" in value:  # OpenAI
                 name, value = f"{name}.messages", value["messages"]
-            return as_prompt(value, name)
+            return _complete(as_prompt(value, name), name)
     raise BadRowError(f"the key 'prompt' is missing{found(fields, 'prompt')}")
+
+
+def _complete(prompt: list[Message], name: str) -> list[Message]:
+    """Return a prompt that is named otherwise, which may be a whole dialogue by mistake."""
+    if prompt and prompt[-1].role == "assistant":
+        raise BadRowError(
+            f"'{name}' ends with an assistant turn, which belongs to the responses; if they continue it, say "
+            f"so with `columns: {{prompt: {name}}}`"
+        )
+    return prompt
 
 
 def _with_input(prompt: list[Message], text: Any) -> list[Message]:
@@ -194,9 +233,14 @@ def _history(turns: Any) -> list[Message]:
 
 def _pair(fields: Fields) -> PreferenceRow:
     chosen, rejected = (_pair_member(fields, key) for key in ("chosen", "rejected"))
-    if _are_texts(chosen) and _are_texts(rejected):
+    texts = _are_texts(chosen) and _are_texts(rejected)
+    if texts and _has_prompt(fields):
         return _good_and_bad(fields, chosen, rejected)
-    if _has_prompt(fields):
+    if texts:
+        turns = texts_as_turns(chosen, "chosen"), texts_as_turns(rejected, "rejected")
+        prompt, responses = split_at_common_prefix(*turns)
+        prompt = _around(prompt, fields)
+    elif _has_prompt(fields):
         prompt = prompt_of(fields)
         responses = as_response(chosen, "chosen", prompt), as_response(rejected, "rejected", prompt)
     else:
@@ -220,6 +264,11 @@ def _are_texts(value: Any) -> bool:
 
 def _good_and_bad(fields: Fields, chosen: Sequence[str], rejected: Sequence[str]) -> PreferenceRow:
     """Return lists of good and bad texts, as in RewardBench 2, as one list with scores 1 and 0."""
+    if all(map(is_marked_turn, (*chosen, *rejected))):
+        raise BadRowError(
+            "the texts in 'chosen' and 'rejected' begin with Human: or Assistant:, so they could be turns or "
+            "responses; write turns as messages"
+        )
     prompt = prompt_of(fields)
     responses = [[Message("assistant", text)] for text in (*chosen, *rejected)]
     return row_of(prompt, responses, ([1.0] * len(chosen) + [0.0] * len(rejected), False))
@@ -267,6 +316,8 @@ def _pair_scores(fields: Fields) -> tuple[Given, Mapping[str, Value]]:
         return _CHOSEN, {}
     missing = [name for name in names if name not in fields]
     if missing:
+        if "rating" in fields:  # distilabel's Orca pairs have the ratings of both in it, in another order
+            return _CHOSEN, {}
         present = next(name for name in names if name in fields)
         raise BadRowError(f"'{present}' is present without its counterpart '{missing[0]}'")
     if any(is_list(fields[name]) for name in names):
@@ -419,6 +470,7 @@ OUR_LAYOUTS = (
         columns=("instruction", "completions"),
         optional=PROMPT_COLUMNS,
         claims=("completions",),
+        parts={"completions": (("response",), ("annotations",), _ULTRAFEEDBACK_SCORES)},
         convert=_ultrafeedback,
     ),
     Layout(
@@ -454,7 +506,9 @@ def row_of(
     if not responses:
         raise BadRowError("expected at least one response, got none")
     for index, response in enumerate(responses):
-        check_response(response, names[index] if names else f"response {index + 1}")
+        name = names[index] if names else f"response {index + 1}"
+        check_response(response, name)
+        check_continues(prompt, response, name)
     if scores is not None and len(scores) != len(responses):
         raise BadRowError(
             f"expected one score per response, got {len(scores)} for {len(responses)} responses"

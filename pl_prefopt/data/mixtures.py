@@ -191,6 +191,7 @@ def join(stores: Sequence[RowStore], sources: Sources) -> RowStore:
         names=list(dict.fromkeys(name for store in stores for name in store.names)),
         columns=infos,
         columns_content=_hash(store.columns_content for store in stores),
+        joined=[line for store in stores for line in store.joined],
     )
 
 

@@ -40,6 +40,7 @@ def _two(
     verdicts: tuple[str, ...],
     prompt: Callable[[Fields], list[Message]] = prompt_of,
     optional: tuple[str, ...] = PROMPT_COLUMNS,
+    parts: Mapping[str, tuple[tuple[str, ...], ...]] | None = None,
 ) -> Layout:
     """Return a layout of two responses and a verdict on them.
 
@@ -51,6 +52,7 @@ def _two(
         verdicts: the columns that ``judge`` needs.
         prompt: reads the prompt.
         optional: further columns that ``judge`` or ``prompt`` reads.
+        parts: see ``Layout``.
     """
 
     def convert(fields: Fields) -> PreferenceRow:
@@ -61,7 +63,13 @@ def _two(
             raise BadRowError(f"'{first}' and '{second}' are identical, so there is nothing to prefer")
         return row_of(asked, responses, given, names=(f"'{first}'", f"'{second}'"))
 
-    return Layout(name=name, columns=(first, second, *verdicts), optional=optional, convert=convert)
+    return Layout(
+        name=name,
+        columns=(first, second, *verdicts),
+        optional=optional,
+        parts=parts or {},
+        convert=convert,
+    )
 
 
 def _strength(key: str) -> Callable[[Fields], Given]:
@@ -185,9 +193,7 @@ def _generated(fields: Fields) -> PreferenceRow:
 
 def _tree(fields: Fields) -> PreferenceRow:
     """Read the first replies of an OpenAssistant tree; rank 0 is the best."""
-    root: Any = fields["prompt"]
-    if not isinstance(root, Mapping):
-        raise BadRowError(f"expected 'prompt' to be a message with 'text' and 'replies', got {shown(root)}")
+    root: Mapping[str, Any] = fields["prompt"]
     prompt = as_messages(needed(root, "text"), "prompt.text", role="user")
     replies = [
         item for item in objects(needed(root, "replies"), "prompt.replies") if item.get("rank") is not None
@@ -202,9 +208,15 @@ PUBLIC_LAYOUTS = (
     Layout(
         name="OpenAI",
         columns=("input", "preferred_output", "non_preferred_output"),
+        parts={"input": (("messages",), ("tools",))},
         convert=_openai,
     ),
-    Layout(name="Nectar", columns=("prompt", "answers"), convert=_nectar),
+    Layout(
+        name="Nectar",
+        columns=("prompt", "answers"),
+        parts={"answers": (("answer",), ("rank",))},
+        convert=_nectar,
+    ),
     Layout(
         name="graded generations",
         columns=("all_generated_responses", "all_rm_scores"),
@@ -252,6 +264,7 @@ PUBLIC_LAYOUTS = (
         verdicts=("question", "score_0", "score_1"),
         prompt=_webgpt_prompt,
         optional=(),
+        parts={"question": (("full_text",),)},
     ),
     _two("stack-exchange-paired", "response_j", "response_k", lambda fields: _FIRST, verdicts=()),
     _two(
@@ -262,6 +275,17 @@ PUBLIC_LAYOUTS = (
         verdicts=("label",),
     ),
     Layout(name="Chatbot Arena", columns=("conversation_a", "conversation_b", "winner"), convert=_arena),
-    Layout(name="summarize_from_feedback", columns=("info", "summaries", "choice"), convert=_summaries),
-    Layout(name="OpenAssistant trees", columns=("message_tree_id", "prompt"), convert=_tree),
+    Layout(
+        name="summarize_from_feedback",
+        columns=("info", "summaries", "choice"),
+        parts={"info": tuple((key,) for key, _ in _SUMMARY_FIELDS), "summaries": (("text",),)},
+        convert=_summaries,
+    ),
+    Layout(
+        name="OpenAssistant trees",
+        columns=("message_tree_id", "prompt"),
+        objects=("prompt",),
+        parts={"prompt": (("text",), ("role",), ("replies",))},
+        convert=_tree,
+    ),
 )

@@ -25,7 +25,7 @@ from pl_prefopt.data.templates import (
     TemplateError,
 )
 from pl_prefopt.errors import ConfigError, DataError, first_line, printable, suggest
-from pl_prefopt.rows import Message, PreferenceRow
+from pl_prefopt.rows import Message, PreferenceRow, whole_dialogue
 
 TemplateName = Literal["auto", "chat", "plain", "none"]
 TEMPLATE_NAMES: tuple[str, ...] = get_args(TemplateName)
@@ -201,8 +201,8 @@ class Renderer:
         try:
             self._check_untemplated(row)
             template = self._template.bound(row.template_args)
-            prompt = template.opened(row.prompt)
-            responses = tuple(tuple(self._segments(template, row.prompt, prompt, r)) for r in row.responses)
+            prompt, turns, answers = _begun(template, row)
+            responses = tuple(tuple(self._segments(template, turns, prompt, r)) for r in answers)
             self._check_one_turn(prompt, responses)
             return Rendered(prompt, responses, row.keep)
         except TemplateError as error:
@@ -225,7 +225,7 @@ class Renderer:
         try:
             self._check_untemplated(row)
             template = self._template.bound(row.template_args)
-            dialogues = [[*row.prompt, *response] for response in row.responses]
+            dialogues = [whole_dialogue(row.prompt, response) for response in row.responses]
             return [_followed(template, dialogue, follow_ups) for dialogue in dialogues]
         except TemplateError as error:
             raise self._refused(row, error) from error
@@ -429,6 +429,23 @@ class Renderer:
             f"the text that a view adds ('{row.keep[:40]}...') isn't found in the rendered prompt, which is "
             "too long; set a higher `data.max_prompt_length`, or change the text"
         )
+
+
+def _begun(
+    template: Template, row: PreferenceRow
+) -> tuple[str, Sequence[Message], Sequence[Sequence[Message]]]:
+    """Return the text before the responses, the turns before theirs, and the responses.
+
+    Where they continue an assistant turn, its beginning is in the text and in the first turn of each.
+    """
+    if not row.prompt or row.prompt[-1].role != "assistant":
+        return template.opened(row.prompt), row.prompt, row.responses
+    text, before = template.continued(row.prompt), row.prompt[:-1]
+    whole = [whole_dialogue(row.prompt, response)[len(before) :] for response in row.responses]
+    for response in whole:
+        if not template.text([*before, response[0]]).startswith(text):
+            raise TemplateError("the tokeniser's chat template can't continue the prompt's assistant turn")
+    return text, before, whole
 
 
 def _followed(template: Template, dialogue: Sequence[Message], follow_ups: Sequence[str]) -> Rendered:

@@ -161,6 +161,7 @@ def write_report(
     problems: Sequence[str],
     percentiles: Mapping[str, Sequence[int]],
     cut_in_views: Mapping[str, int],
+    joined: Sequence[str] = (),
 ) -> str:
     """Return the lines that are printed when a split is ready.
 
@@ -170,11 +171,13 @@ def write_report(
         problems: sentences about the first bad rows.
         percentiles: the percentiles of a ``Tally``.
         cut_in_views: the number of truncated prompts per view.
+        joined: lines on file rows that were joined to lists.
     """
     lines = [
         f"{title}: {summary.rows} rows, {summary.responses} responses, "
         f"{summary.comparable} rows whose scores differ"
     ]
+    lines += [f"  {line}" for line in joined]
     if summary.skipped:
         lines.append(f"  {summary.skipped} bad rows skipped, the first of them:")
         lines += [f"    {problem}" for problem in problems]

@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pl_prefopt.data.file_readers import READERS, Record, reader_of
+from pl_prefopt.data.joined_rows import Joins, join_records
 from pl_prefopt.errors import ConfigError, DataError, first_line, listed, printable, suggest
 from pl_prefopt.paths import data_suffix, is_data_path, matching, missing_data
 
@@ -112,11 +113,23 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-class Reading(NamedTuple):
-    """An opened source: its records, and a key that changes whenever the content does."""
+@dataclass(frozen=True)
+class Reading:
+    """An opened source.
+
+    Args:
+        content_key: a text that changes whenever the content does.
+        raw: reads the rows as the source has them, in our names.
+        mapped: the names that settings gave to columns.
+    """
 
     content_key: str
-    records: Callable[[], Iterator[Record]]
+    raw: Callable[[], Iterator[Record]]
+    mapped: frozenset[str] = frozenset()
+
+    def records(self, joins: Joins | None = None) -> Iterator[Record]:
+        """Read the rows; neighbours that are parts of a list are joined to it, which ``joins`` counts."""
+        return join_records(self.raw(), self.mapped, joins)
 
 
 def open_source(source: Source, scratch: Path, columns: Mapping[str, str] | None = None) -> Reading:
@@ -131,7 +144,8 @@ def open_source(source: Source, scratch: Path, columns: Mapping[str, str] | None
         DataError: if it does not exist.
     """
     found = _find(source, scratch)
-    return Reading(found.content_key, lambda: _in_our_names(found.records, source, columns or {}))
+    mapped = frozenset((*(columns or {}), *source.columns.values()))
+    return Reading(found.content_key, lambda: _in_our_names(found.raw, source, columns or {}), mapped)
 
 
 def _find(source: Source, scratch: Path) -> Reading:
@@ -237,6 +251,10 @@ def _without_clash(record: Record, new_names: Mapping[str, str], setting: str) -
     return fields
 
 
+def _shown(path: Path) -> str:
+    return printable(str(path), limit=200)
+
+
 # -- folders and the hub
 
 
@@ -253,7 +271,7 @@ def _read_saved(path: Path, source: Source) -> Iterator[Record]:
     except Exception as error:
         reason = printable(first_line(error), limit=200)
         raise DataError(
-            f"expected a folder saved by `datasets` at {path} ({reason}); check `path`"
+            f"expected a folder saved by `datasets` at {_shown(path)} ({reason}); check `path`"
         ) from error
     yield from _numbered(_pick_split(loaded, source), source.label)
 
@@ -268,7 +286,9 @@ def _files_of_split(path: Path, source: Source) -> list[Path]:
     files = [p for p in files if p.name not in _NOT_ROWS and not _is_hidden(p.relative_to(path))]
     if not files:
         known = ", ".join(READERS)
-        raise DataError(f"expected files ending in {known} in the folder {path}, got none; check `path`")
+        raise DataError(
+            f"expected files ending in {known} in the folder {_shown(path)}, got none; check `path`"
+        )
     of_split: dict[str, list[Path]] = {}
     for file in files:
         of_split.setdefault(_split_of(file.relative_to(path)), []).append(file)
@@ -276,7 +296,7 @@ def _files_of_split(path: Path, source: Source) -> list[Path]:
         of_split = {"train": files}
     elif unnamed := of_split.pop("", []):
         raise DataError(
-            f"expected each file in {path} to name its split (train, validation or test), but "
+            f"expected each file in {_shown(path)} to name its split (train, validation or test), but "
             f"{listed(p.name for p in unnamed)} does not; rename or remove it"
         )
     picked: list[Path] = _pick(of_split, source)
@@ -305,7 +325,7 @@ def _read_files(path: Path, files: Sequence[Path], source: Source, scratch: Path
 
 def _read_matching(files: Sequence[Path], scratch: Path) -> Iterator[Record]:
     for file in files:
-        yield from reader_of(file)(file, printable(str(file), limit=200), scratch)
+        yield from reader_of(file)(file, _shown(file), scratch)
 
 
 def _pick_split(loaded: Any, source: Source) -> Sequence[Mapping[str, Any]]:
@@ -317,7 +337,7 @@ def _pick(splits: Mapping[str, Any], source: Source) -> Any:
     if source.split not in splits:
         known = ", ".join(sorted(splits))
         raise DataError(
-            f"expected a split '{source.split}' in {source.path}, got {known}; "
+            f"expected a split '{source.split}' in {printable(source.path, limit=200)}, got {known}; "
             f"set `split` to one of them{suggest(source.split, splits)}"
         )
     return splits[source.split]
@@ -342,6 +362,6 @@ def _load_hub(source: Source) -> Any:
     except Exception as error:
         reason = first_line(error)
         raise DataError(
-            f"'{source.path}' is not a local file or folder, and loading it from the hub failed ({reason}); "
-            "check `path`, `name` and `split`"
+            f"'{printable(source.path, limit=200)}' is not a local file or folder, and loading it from the "
+            f"hub failed ({printable(reason, limit=300)}); check `path`, `name` and `split`"
         ) from error

@@ -26,14 +26,14 @@ from pl_prefopt.data.columns import (
 )
 from pl_prefopt.data.dialogues import BadRowError
 from pl_prefopt.data.digest import Digest, bare
-from pl_prefopt.data.file_readers import Record
-from pl_prefopt.data.formats import Converted, convert
+from pl_prefopt.data.formats import Converted, convert, scored_by
+from pl_prefopt.data.joined_rows import Joins
 from pl_prefopt.data.preparing import Work, tokenise
 from pl_prefopt.data.renderer import Renderer
 from pl_prefopt.data.report import OnBadRow, Problems, Tally
-from pl_prefopt.data.sources import Source, open_source
+from pl_prefopt.data.sources import Reading, Source, open_source
 from pl_prefopt.data.tables import Table, write_table
-from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.errors import ConfigError, DataError, printable
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import PLAIN
 from pl_prefopt.views import View
@@ -54,6 +54,7 @@ class RowStore(NamedTuple):
         names: the names of the source's columns.
         columns: the types of its extra columns, including those that can't be kept.
         columns_content: a hash of the values of the extra columns.
+        joined: lines on file rows that were joined to lists.
     """
 
     rows: StoredRows
@@ -63,6 +64,7 @@ class RowStore(NamedTuple):
     names: list[str]
     columns: dict[str, ColumnInfo]
     columns_content: str
+    joined: Sequence[str] = ()
 
 
 class TokenStore(NamedTuple):
@@ -90,6 +92,7 @@ def store_rows(
     on_bad_row: OnBadRow,
     max_rows: int | None,
     columns: Mapping[str, str] | None = None,
+    aspects: Mapping[str, float] | None = None,
 ) -> RowStore:
     """Read the rows of a source, from the cache if they are there.
 
@@ -99,31 +102,44 @@ def store_rows(
         on_bad_row: what to do with bad rows.
         max_rows: maximum number of rows, from the start of the source.
         columns: maps our column names to those of the source.
+        aspects: the weights of the ratings whose weighted mean is a response's score, by their columns; by
+            default the scores are those of the rows.
 
     Raises:
         ConfigError: if ``columns`` names a column that the source lacks, or has two for one name.
         DataError: if the source cannot be read, a row is bad and ``on_bad_row`` is ``error``, or no row is
             usable.
     """
-    columns = columns or {}
+    columns, aspects = columns or {}, aspects or {}
     reading = open_source(source, cache.root, columns)
-    mapped = frozenset((*columns, *source.columns.values()))
     renamed = (sorted(source.columns.items()), sorted(columns.items()))
-    key = (reading.content_key, source.label, source.name, renamed, on_bad_row, max_rows)
+    settings = (renamed, sorted(aspects.items()), on_bad_row, max_rows)
+    key = (reading.content_key, source.label, source.name, settings)
 
     def build(folder: Path) -> None:
         problems, digest, further, tally = Problems(on_bad_row), Digest(), Digest(), ColumnTally()
-        rows = itertools.islice(_usable_rows(reading.records(), mapped, problems, tally), max_rows)
+        joins = Joins()
+        usable = _usable_rows(reading, aspects, problems, tally, joins)
+        rows = itertools.islice(usable, max_rows)
         with closing(ColumnsWriter(folder / _COLUMNS_FILE)) as writer:
             records = (_noted(row, digest, further, writer) for row in rows)
             write_table(folder / _ROWS_FILE, ROWS_SCHEMA, records)
         if digest.items == 0:
-            reason = f"; the first problem is {problems.first[0]}" if problems.first else ", it is empty"
-            raise DataError(f"expected preference rows in {source.path}, got no usable one{reason}")
+            reason = _why_none(problems, joins.lines(source.label))
+            raise DataError(
+                f"expected preference rows in {printable(source.path, limit=200)}, got no usable one{reason}"
+            )
         found = {"names": list(tally.names), "columns": infos_to_json(tally.finish())}
+        found |= {"joined": joins.lines(source.label)}
         _write_notes(folder, digest, problems, **found, columns_content=further.hexdigest())
 
     return _read_rows(cache.entry("rows", key, build))
+
+
+def _why_none(problems: Problems, joined: Sequence[str]) -> str:
+    if problems.first:
+        return f"; the first problem is {problems.first[0]}"
+    return f"; {joined[0]}" if joined else ", it is empty"
 
 
 def rewrite_rows(
@@ -230,14 +246,16 @@ class ViewedRows(Sequence[PreferenceRow]):
 
 
 def _usable_rows(
-    records: Iterable[Record], mapped: frozenset[str], problems: Problems, tally: ColumnTally
+    reading: Reading, aspects: Mapping[str, float], problems: Problems, tally: ColumnTally, joins: Joins
 ) -> Iterator[PreferenceRow]:
-    for record in records:
+    for record in reading.records(joins):
         if record.problem:
             problems.add(f"{record.origin}: {record.problem}")
             continue
         try:
-            converted = convert(record.fields, mapped)
+            converted = convert(record.fields, reading.mapped)
+            if aspects:
+                converted = scored_by(converted, aspects)
         except BadRowError as error:
             problems.add(f"{record.origin}: {error}")
             continue

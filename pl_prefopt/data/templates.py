@@ -54,6 +54,10 @@ class Template(Protocol):
         """Render a dialogue and the header of the assistant turn that follows."""
         ...
 
+    def continued(self, dialogue: Sequence[Message]) -> str:
+        """Render a dialogue up to the end of its last turn's text, which a response continues."""
+        ...
+
     def bound(self, arguments: str) -> Template:
         """Return the template with a row's arguments, a JSON object.
 
@@ -105,6 +109,10 @@ class PlainTemplate(_Texts):
         """See the base class."""
         return f"{self.text(dialogue)}\n\nAssistant:"
 
+    def continued(self, dialogue: Sequence[Message]) -> str:
+        """See the base class."""
+        return self.text(dialogue)
+
 
 class NoTemplate(_Texts):
     """Concatenates texts unchanged, as TRL does with its standard (non-conversational) format."""
@@ -118,6 +126,10 @@ class NoTemplate(_Texts):
         return "".join(message.content for message in dialogue)
 
     def opened(self, dialogue: Sequence[Message]) -> str:
+        """See the base class."""
+        return self.text(dialogue)
+
+    def continued(self, dialogue: Sequence[Message]) -> str:
         """See the base class."""
         return self.text(dialogue)
 
@@ -166,19 +178,21 @@ class ChatTemplate:
 
     def text(self, dialogue: Sequence[Message]) -> str:
         """See the base class."""
-        return self._render(dialogue, opened=False)
+        return self._render(dialogue)
 
     def opened(self, dialogue: Sequence[Message]) -> str:
         """See the base class."""
-        return self._render(dialogue, opened=True)
+        return self._render(dialogue, add_generation_prompt=True)
 
-    def _render(self, dialogue: Sequence[Message], *, opened: bool) -> str:
+    def continued(self, dialogue: Sequence[Message]) -> str:
+        """See the base class."""
+        return self._render(dialogue, continue_final_message=True)
+
+    def _render(self, dialogue: Sequence[Message], **ending: bool) -> str:
         messages = [self._as_read(message) for message in dialogue]
         try:
             text = str(
-                self._tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=opened, **self._arguments
-                )
+                self._tokenizer.apply_chat_template(messages, tokenize=False, **ending, **self._arguments)
             )
         except Exception as error:  # templates can raise anything
             roles = ", ".join(message.role for message in dialogue[:20])
@@ -223,7 +237,8 @@ class ChatTemplate:
         found = [(tail.index(token), -len(token), token) for token in special if token in tail]
         end = min(found)[2] if found else None
         head = text[: text.rfind(_PROBE)]
-        bare = {end, self._tokenizer.bos_token, self._tokenizer.eos_token}
+        # A BOS such as <s> also occurs in ordinary text; some tokenisers have a turn marker as BOS.
+        bare = {end, self._tokenizer.bos_token, self._tokenizer.eos_token} - {*TURN_MARKERS}
         return end, frozenset(one for one in {*special, *TURN_MARKERS} - bare if one and one in head)
 
 

@@ -19,7 +19,7 @@ from pl_prefopt.judges.base import Cost, Gives, Judge, JudgedRow, Verdict
 from pl_prefopt.judges.models import device_of, hashed, with_context
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.policies.spec import Dtype, explained
-from pl_prefopt.rows import Message, PreferenceRow
+from pl_prefopt.rows import Message, PreferenceRow, whole_dialogue
 from pl_prefopt.scoring.inputs import longest_row
 
 PAGE = "judges.md"
@@ -182,12 +182,12 @@ class SequenceClassifier(Judge):
 
     def _inputs(self, prompt: list[Message], response: list[Message], arguments: str) -> dict[str, list[int]]:
         if self._chat is not None:
-            text = self._chat.bound(arguments).text([*prompt, *response])
+            text = self._chat.bound(arguments).text(whole_dialogue(prompt, response))
             # The template writes special tokens itself.
             return dict(self._tokenizer(text, add_special_tokens=False))
         plain = PlainTemplate(self._tokenizer).bound(arguments)
         if self._form == "plain":
-            return dict(self._tokenizer(plain.text([*prompt, *response])))
+            return dict(self._tokenizer(plain.text(whole_dialogue(prompt, response))))
         first, second = (
             turns[0].content if len(turns) == 1 else plain.text(turns) for turns in (prompt, response)
         )

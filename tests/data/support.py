@@ -65,8 +65,9 @@ def stored(
     on_bad_row: Any = "error",
     max_rows: int | None = None,
     columns: Mapping[str, str] | None = None,
+    aspects: Mapping[str, float] | None = None,
 ):
-    settings = {"on_bad_row": on_bad_row, "max_rows": max_rows, "columns": columns}
+    settings = {"on_bad_row": on_bad_row, "max_rows": max_rows, "columns": columns, "aspects": aspects}
     return store_rows(Cache(cache), Source.of(source), **settings)
 
 

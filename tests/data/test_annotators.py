@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from pl_prefopt.data import Names, PreferenceDataModule
+from pl_prefopt.data.columns import describe_unused
 from pl_prefopt.data.dialogues import BadRowError
 from pl_prefopt.data.formats import convert, to_prompt, to_row
-from pl_prefopt.errors import DataError
+from pl_prefopt.errors import ConfigError, DataError
 from tests.data.support import Recorder, dataset, pair, trainer, user, write_jsonl
 from tests.support import tiny_tokenizer
 
@@ -50,6 +52,34 @@ def test_ultrafeedbacks_aspects_are_columns_with_gaps():
     assert row.columns == {"honesty": (4.0, 5.0, None), "helpfulness": (2.0, None, None)}
     with pytest.raises(BadRowError, match=r"annotations\.honesty\.Rating' to be a number, got 'high'"):
         to_row({"instruction": "Hi", "completions": [rated(honesty={"Rating": "high"})]})
+
+
+def test_the_setting_aspects_scores_responses_by_the_weighted_mean_of_their_ratings(tmp_path: Path):
+    def rated(honesty, helpfulness):
+        ratings = {"honesty": {"Rating": honesty}, "helpfulness": {"Rating": helpfulness}}
+        return {"response": f"{honesty} {helpfulness}", "overall_score": 5, "annotations": ratings}
+
+    rows = [{"instruction": "Hi", "completions": [rated("4", "1"), rated("2", "5")]}]
+    rows += [{"instruction": "Ho", "completions": [rated("4", "1"), rated("N/A", "5")]}, pair()]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    settings = {"tokenizer": None, "on_bad_row": "skip", "cache_dir": str(tmp_path / "cache")}
+    data = PreferenceDataModule(path, aspects={"honesty": 3, "helpfulness": -1}, **settings)
+    store = data._store(data.sources["train"])
+    assert [(row.scores, row.graded) for row in store.rows] == [(((12 - 1) / 4, (6 - 5) / 4), True)]
+    assert store.problems == [
+        "rows.jsonl, row 2: response 2 has no rating in the column 'honesty', which `data.aspects` names",
+        "rows.jsonl, row 3: expected the column 'honesty', which `data.aspects` names, to have a rating per "
+        "response, got none",
+    ]
+    assert describe_unused(store.columns, used=()) == []
+    plain = PreferenceDataModule(path, **settings)
+    assert plain._store(plain.sources["train"]).rows[0].scores == (5, 5)  # nothing of the other is cached
+    for weights, reason in (
+        ({"honesty": 0}, "weight other than 0"),
+        ({"honesty": math.nan}, "expected a number"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            PreferenceDataModule(path, aspects=weights)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pl_prefopt.data.dialogues import BadRowError
-from pl_prefopt.data.formats import to_row
+from pl_prefopt.data.formats import as_fields, to_prompt, to_row
 from pl_prefopt.errors import DataError
 from pl_prefopt.rows import Message
 from tests.data.support import BAD_BYTES, assistant, pair, read, stored, user, write_jsonl
@@ -121,7 +121,9 @@ BAD_FIELDS = [
     ),
     ({**PAIR, "prompt": " "}, "the prompt is empty"),
     ({**PAIR, "prompt": []}, "the prompt is empty"),
-    ({**PAIR, "prompt": CHAT + GOOD}, "the prompt ends with an assistant turn"),
+    ({**PAIR, "prompt": GOOD}, "the prompt ends with an assistant turn that responses can't continue"),
+    ({**PAIR, "prompt": CHAT + GOOD, "chosen": "Hello. You?"}, "'chosen' repeats the assistant turn"),
+    ({"conversations": CHAT + GOOD, "completion": "a", "label": 1}, "'conversations' ends with an assistant"),
     ({**PAIR, "prompt": 3}, "expected 'prompt' to be text or a list of messages, got 3"),
     ({**PAIR, "chosen": CHAT + CHAT + GOOD}, "'chosen' begins with a user turn"),
     ({**PAIR, "chosen": GOOD + CHAT}, "'chosen' ends with a user turn"),
@@ -216,3 +218,15 @@ def test_a_row_keeps_the_source_that_its_columns_name(tmp_path: Path):
     again = stored(moved, tmp_path / "cache")
     assert [row.source for row in again.rows] == ["b", "b", "b"]
     assert again.content == first.content
+
+
+def test_responses_continue_the_assistant_turn_at_the_end_of_a_prompt():
+    begun = [*CHAT, {"role": "assistant", "content": "Sure, "}]
+    whole = [*CHAT, {"role": "assistant", "content": "Sure, one"}]
+    row = to_row({"prompt": begun, "chosen": whole, "rejected": "two"})
+    assert row.prompt == (user("Hi"), assistant("Sure, "))
+    assert row.responses == ((assistant("one"),), (assistant("two"),))
+    assert to_row(as_fields(row)) == row
+    texts = {"prompt": "\n\nHuman: Hi\n\nAssistant: Sure, ", "chosen": "one", "rejected": "two"}
+    assert to_row(texts).prompt == row.prompt
+    assert to_prompt({"prompt": begun}).prompt == row.prompt

@@ -29,7 +29,20 @@ TWO: dict[str, tuple[dict[str, Any], tuple[tuple[float, ...], bool]]] = {
         ORDER,
     ),
     "orca_dpo_pairs": ({"system": "", "question": "Hi", "chosen": "a", "rejected": "b"}, ORDER),
-    "distilabel orca": ({"system": "", "input": "Hi", "chosen": "a", "rejected": "b"}, ORDER),
+    "distilabel orca": (
+        {"system": "", "input": "Hi", "chosen": "a", "rejected": "b", "rating": [9, 8], "chosen_score": 9.0,
+         "generations": ["a", "b"], "order": ["m", "n"]},
+        ORDER,
+    ),
+    "hh-rlhf-strength-cleaned": (
+        {"chosen": ["Hi", "a"], "rejected": ["Hi", "b"], "chosen score list": [1, 2],
+         "rejected score list": [0, 1], "GPT4 label": 1, "mean preference difference": 1.0},
+        ORDER,
+    ),
+    "texts as marked turns": (
+        {"chosen": ["Human: Hi", "Assistant: a"], "rejected": ["Human: Hi", "Assistant: b"]},
+        ORDER,
+    ),
     "ShareGPT": (
         {"conversations": [HUMAN], "chosen": GPT, "rejected": {"from": "gpt", "value": "b"}},
         ORDER,
@@ -115,6 +128,10 @@ LISTS: dict[str, tuple[dict[str, Any], tuple[float, ...], bool]] = {
         (1, 0, 0), False,
     ),
     "RM-Bench": ({"prompt": "Hi", "chosen": ["a", "b"], "rejected": ["c"], "domain": ""}, (1, 1, 0), False),
+    "ranks of OpenAssistant": (
+        {"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [2, 1, 3], "message_tree_id": "x"},
+        (-2, -1, -3), False,
+    ),
     "ranks": ({"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [2, 1, 3]}, (-2, -1, -3), False),
     "OpenAssistant trees": (
         {"message_tree_id": "x", "prompt": {"text": "Hi", "role": "prompter", "replies": [
@@ -205,6 +222,12 @@ REFUSED = [
     (PAIR | {"system": ["x"]}, "expected 'system' to be text"),
     (PAIR | {"system": "x", "prompt": [{"role": "system", "content": "y"}, *CHAT]}, "keep one of them"),
     (PAIR | {"history": "x"}, "expected 'history' to be a list"),
+    (
+        {"chosen": ["Hi", "a", "b"], "rejected": ["Hi", "b"]},
+        "got 3 texts; add `prompt` if they are responses",
+    ),
+    ({"chosen": ["Human: Hi", "a"], "rejected": ["Hi", "b"]}, "expected all texts in 'chosen' to begin with"),
+    ({"prompt": "Hi", "chosen": ["Human: a"], "rejected": ["Human: b"]}, "could be turns or responses"),
     (PAIR | {"completion": "a", "label": 1}, "could be the layout 'pairs' or 'unpaired'"),
     (PAIR | {"responses": ["a", "c"], "scores": [1, 2]}, "'rejected' is not one of the responses"),
     (PAIR | {"chosen": [{**A, "thinking": "x", "reasoning": "y"}]}, "has different texts in thinking"),
@@ -238,3 +261,46 @@ def test_each_unused_column_is_named_once(tmp_path: Path):
         "columns not used: model, note",
         "columns that can't be kept: messages (nested values in rows.jsonl, row 1 and 2 more)",
     ]
+
+
+LEFT_OUT: list[tuple[dict[str, Any], list[str]]] = [
+    (
+        {"instruction": "Hi", "completions": [
+            {"response": "a", "overall_score": 1, "fine-grained_score": 2, "critique": "", "model": "m"},
+            {"response": "b", "overall_score": 1, "custom_system_prompt": None, "annotations": {}}]},
+        ["completions.fine-grained_score", "completions.critique", "completions.model"],
+    ),
+    (
+        {"prompt": "Hi", "answers": {"answer": ["a", "b"], "rank": [1, 2], "model": ["m", "n"]}},
+        ["answers.model"],
+    ),
+    (
+        {"input": {"messages": CHAT, "tools": [], "parallel_tool_calls": True}, "preferred_output": [A],
+         "non_preferred_output": [B]},
+        ["input.parallel_tool_calls"],
+    ),
+    (TWO["WebGPT"][0], ["question.id"]),
+    (
+        {"info": {"id": "x", "article": "A story."}, "choice": 1,
+         "summaries": [{"text": "a", "policy": "p"}, {"text": "b"}]},
+        ["info.id", "summaries.policy"],
+    ),
+    (LISTS["OpenAssistant trees"][0], []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "names"), LEFT_OUT)
+def test_the_parts_of_columns_that_a_layout_leaves_out_are_said(fields, names: list[str], tmp_path: Path):
+    assert convert(fields).left_out == names
+    store = stored(write_jsonl(tmp_path / "rows.jsonl", [fields]), tmp_path / "cache")
+    said = " ".join(describe_unused(store.columns, used=()))
+    assert all(f"{name} (a part that its layout doesn't read in rows.jsonl, row 1)" in said for name in names)
+
+
+def test_nulls_of_other_layouts_are_no_unused_columns(tmp_path: Path):
+    unpaired = {"prompt": "Hi", "completion": "a", "label": True}
+    rows = [PAIR | dict.fromkeys(unpaired.keys() - PAIR.keys()), dict.fromkeys(PAIR) | unpaired]
+    store = stored(
+        write_jsonl(tmp_path / "rows.jsonl", [{**row, "note": 1} for row in rows]), tmp_path / "cache"
+    )
+    assert describe_unused(store.columns, used=()) == ["columns not used: note"]

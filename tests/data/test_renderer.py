@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -301,8 +302,43 @@ def test_templated_text_is_tokenised_as_such_and_never_templated_twice():
     assert templated.prompt_ids == plain.prompt_ids
     assert templated.response_ids == plain.response_ids
     assert chat.encode(row("Hi", "Hello there<|im_end|>\n")).response_ids == plain.response_ids[:1]
-    for renderer in (chat, Renderer(tokenizer, template="plain")):
+    begins = copy.deepcopy(tokenizer)
+    begins.bos_token = "<|im_start|>"  # as SmolLM2's
+    for renderer in (chat, Renderer(tokenizer, template="plain"), Renderer(begins)):
         with pytest.raises(DataError, match=r"has the marker <\|im_start\|> .* set `data.template: none`"):
             renderer.encode(row(prompt, "Hello"))
     with pytest.raises(DataError, match="after its end token"):
         none.encode(row(prompt, "Hello<|im_end|>\n<|im_start|>user\nMore"))
+
+
+@pytest.mark.parametrize("name", ["chat", "plain", "none"])
+def test_a_response_continues_the_assistant_turn_of_its_prompt(name: str):
+    begun = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Sorry, I"}]
+    fields = {"prompt": begun, "chosen": " cannot help", "rejected": " am fine"}
+    tokenizer = TOKENIZERS["chat"]
+    encoded = Renderer(tokenizer, template=name).encode(to_row(fields))
+    text = {
+        "chat": tokenizer.apply_chat_template(begun, continue_final_message=True, tokenize=False),
+        "plain": "User: Hi\n\nAssistant: Sorry, I",
+        "none": "HiSorry, I",
+    }[name]
+    assert encoded.prompt_ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    for ids, response in zip(encoded.response_ids, (" cannot help", " am fine"), strict=True):
+        assert tokenizer.decode([*encoded.prompt_ids, *ids]) == f"{text}{response}<|im_end|>"
+    if name == "chat":
+        answered = [begun[0], {"role": "assistant", "content": "Sorry, I cannot help"}]
+        closed = tokenizer.apply_chat_template(answered, tokenize=False)
+        ids = tokenizer(closed, add_special_tokens=False)["input_ids"]
+        assert ids[: len(encoded.prompt_ids) + len(encoded.response_ids[0])] == [
+            *encoded.prompt_ids,
+            *encoded.response_ids[0],
+        ]
+
+
+def test_a_template_that_writes_a_begun_turn_differently_is_refused():
+    counting = CHATML.replace("m['content'] }}<", "(m['content'] | length) ~ m['content'] }}<")
+    begun = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "I"}]
+    with pytest.raises(DataError, match="can't continue the prompt's assistant turn"):
+        Renderer(tiny_tokenizer(chat_template=counting)).encode(
+            to_row({"prompt": begun, "chosen": "a", "rejected": "b"})
+        )

@@ -76,6 +76,7 @@ def transform_rows(
             names=[*dict.fromkeys([*store.names, *made.names])],
             skipped=store.skipped,
             problems=store.problems,
+            joined=store.joined,
         )
         rows = store.rows
         own, change = _read(folder)

@@ -1,0 +1,131 @@
+"""Files with one response per row: neighbouring rows become lists, and each row is used or counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pl_prefopt.data import joined_rows
+from pl_prefopt.data.columns import describe_unused
+from pl_prefopt.errors import DataError
+from pl_prefopt.rows import Message
+from tests.data.support import assistant, pair, stored, user, write_jsonl
+
+
+def rated(prompt: str, response: str, helpfulness: Any, correctness: int = 1, **more: Any) -> dict[str, Any]:
+    ratings = {"helpfulness": helpfulness, "correctness": correctness, "coherence": 4}
+    return {"prompt": prompt, "response": response, **ratings, **more}
+
+
+RATED = [
+    rated("Hi", "a", 4, 0),
+    rated("Hi", "b", 1, 3),
+    pair(),
+    rated("Hi", "c", 2),
+    rated("Ho", "d", 3, system="Be brief."),
+    rated("Ho", "e", 3),
+]
+
+
+def test_neighbouring_ratings_of_a_prompt_become_a_list(tmp_path: Path):
+    store = stored(write_jsonl(tmp_path / "rows.jsonl", RATED), tmp_path / "cache")
+    texts = [[response[0].content for response in row.responses] for row in store.rows]
+    assert texts == [["a", "b"], [pair()["chosen"], pair()["rejected"]], ["c"], ["d"], ["e"]]
+    assert [row.scores for row in store.rows] == [(4, 1), (1, 0), (2,), (3,), (3,)]
+    assert store.rows[0].columns["correctness"] == (0, 3)
+    assert store.rows[0].origin == "rows.jsonl, rows 1 to 2"
+    assert store.rows[3].prompt == (Message("system", "Be brief."), user("Ho"))
+    assert store.joined == [
+        "rows.jsonl: 5 rows of HelpSteer2 ratings became 4 lists, one per prompt, scored by 'helpfulness' "
+        "unless `columns` or `aspects` says otherwise"
+    ]
+    unused = describe_unused(store.columns, used=())
+    assert unused == ["columns not used: coherence, correctness, helpfulness"]
+
+
+def test_settings_choose_the_rating(tmp_path: Path):
+    path = write_jsonl(tmp_path / "rows.jsonl", RATED[:2])
+    store = stored(path, tmp_path / "cache", columns={"scores": "correctness"})
+    assert store.rows[0].scores == (0, 3)
+    store = stored(path, tmp_path / "cache", aspects={"helpfulness": 1, "correctness": 2})
+    assert store.rows[0].scores == (4 / 3, 7 / 3)
+
+
+def test_ratings_that_make_no_list_are_bad_rows(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(joined_rows, "MOST_ROWS", 2)
+    rows = [rated("Hi", "a", None), rated("Hi", "b", 1), rated("Hi", "c", 1)]
+    rows += [rated("Ho", "d", 1, weight=1), rated("Ho", "e", 1, weight=2), pair()]
+    store = stored(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "cache", on_bad_row="skip")
+    assert (len(store.rows), store.skipped) == (1, 3)
+    for problem, reason in zip(
+        sorted(store.problems),
+        (
+            "row 3: more than 2 neighbouring rows belong together",
+            "rows 1 to 2: expected 'scores[0]' to be a number, got null",
+            "rows 4 to 5: expected 'weight' to be a number, got [1, 2]",
+        ),
+        strict=True,
+    ):
+        assert problem == f"rows.jsonl, {reason}"
+
+
+def message(number: int, parent: int | None, rank: int | None = None, **more: Any) -> dict[str, Any]:
+    role = more.pop("role", "assistant" if rank is not None else "prompter")
+    text = {"text": f"text {number}", "role": role, "rank": rank, "lang": "en"}
+    return {
+        "message_id": str(number),
+        "parent_id": parent and str(parent),
+        "message_tree_id": "1",
+        **text,
+        **more,
+    }
+
+
+TREE = [
+    message(1, None),
+    message(2, 1, 1),
+    message(3, 1, 0),
+    message(4, 3),
+    message(5, 4, 0),
+    message(6, 4, 1),
+    message(7, 4, 2, deleted=True),
+    message(8, 1, role="assistant"),
+    message(9, 2),
+]
+
+
+def test_ranked_replies_to_a_message_become_a_list_with_the_conversation_as_prompt(tmp_path: Path):
+    other = [message(1, None, message_tree_id="2"), pair()]
+    store = stored(write_jsonl(tmp_path / "rows.jsonl", [*TREE, *other]), tmp_path / "cache")
+    first, second, _ = store.rows
+    assert first.prompt == (user("text 1"),)
+    assert first.responses == ((assistant("text 2"),), (assistant("text 3"),))
+    assert (first.scores, first.graded, first.columns["message_id"]) == ((-1, 0), False, ("2", "3"))
+    assert second.prompt == (user("text 1"), assistant("text 3"), user("text 4"))
+    assert second.responses == ((assistant("text 5"),), (assistant("text 6"),))
+    assert store.joined == [
+        "rows.jsonl: 10 rows of OpenAssistant messages became 2 lists, one per message with several ranked "
+        "replies; 4 of the rows are in none"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (
+            TREE[1:],
+            "rows 1 to 2: an earlier message isn't among its neighbours; sort the rows by message_tree_id",
+        ),
+        ([*TREE, TREE[0]], "rows 1 to 10: two messages of a tree have the same message_id"),
+        (
+            [message(1, 2, 0), message(2, 1, 0), message(3, 1, 1)],
+            "rows 2 to 3: an earlier message isn't among",
+        ),
+        (TREE[:2], "2 rows of OpenAssistant messages became 0 lists"),
+    ],
+)
+def test_trees_that_make_no_list_are_refused(rows, reason: str, tmp_path: Path):
+    with pytest.raises(DataError, match=reason):
+        stored(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "cache")
