@@ -87,10 +87,14 @@ def parse(script: str, about: str, argv: Sequence[str] | None) -> tuple[Study, b
     parser.add_argument("--config", type=Path, default=Path(script).with_suffix(".yaml"))
     parser.add_argument("--out", type=Path, default=Path("runs/studies") / Path(script).stem)
     parser.add_argument("--report", action="store_true", help="write results, train nothing")
+    parser.add_argument(
+        "--only", nargs="+", metavar="METHOD", help="train these, read the runs of the others"
+    )
     given = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    return Study(yaml.safe_load(given.config.read_text(encoding="utf-8")), given.out), given.report
+    settings = yaml.safe_load(given.config.read_text(encoding="utf-8"))
+    return Study(settings | {"only": given.only}, given.out), given.report
 
 
 # -- rows
@@ -101,10 +105,16 @@ def as_it_is(row: Row) -> Row:
     return {key: row[key] for key in ("prompt", "responses", "scores")}
 
 
-def split_rows(study: Study, aside: str = "", shape: Callable[[Row], Row] = as_it_is) -> None:
+def split_rows(
+    study: Study,
+    aside: str = "",
+    shape: Callable[[Row], Row] = as_it_is,
+    more: Callable[[list[Row]], list[Row]] = list,
+) -> None:
     """Write ``train``, ``held_out`` and, if named, ``aside`` as JSON lines; no prompt is in two of them.
 
-    Compared are prompts with exactly ``responses`` responses; ``aside`` is drawn from the others.
+    Compared are prompts with exactly ``responses`` responses; ``aside`` is drawn from the others. ``more``
+    may add columns to the rows of a split.
     """
     rows = _read_rows(study)
     listed = [row for row in rows if len(row["responses"]) == study["responses"]]
@@ -114,8 +124,9 @@ def split_rows(study: Study, aside: str = "", shape: Callable[[Row], Row] = as_i
     if len(listed) < train + held_out or len(others) < apart:
         found = f"{len(listed)} rows to compare and {len(others)} others"
         raise SystemExit(f"{study['data']} has {found}: too few for this study.")
-    write_rows(study.rows("train"), map(as_it_is, listed[:train]))
-    write_rows(study.rows("held_out"), map(as_it_is, listed[train : train + held_out]))
+    compared = list(map(as_it_is, listed))
+    write_rows(study.rows("train"), more(compared[:train]))
+    write_rows(study.rows("held_out"), more(compared[train : train + held_out]))
     if aside:
         write_rows(study.rows(aside), map(shape, others[:apart]))
 
@@ -131,19 +142,27 @@ def _read_rows(study: Study) -> list[Row]:
 
 
 def write_rows(path: str, rows: Iterable[Row]) -> None:
-    """Write rows as JSON lines."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    """Write rows as JSON lines, unless the file has them already: another process may be reading it."""
+    file, text = Path(path), "".join(json.dumps(row) + "\n" for row in rows)
+    if file.is_file() and file.read_text(encoding="utf-8") == text:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
 
 
 # -- what a run is made of
 
 
-def build_objective(described: Mapping[str, Any]) -> Objective:
-    """Build an objective from ``class_path`` and ``init_args``, as the command line does."""
+def build(kind: type[Any], described: Mapping[str, Any]) -> Any:
+    """Build an object of a kind from ``class_path`` and ``init_args``, as the command line does."""
     parser = Parser(exit_on_error=False)
-    parser.add_subclass_arguments(Objective, "objective")
-    objective: Objective = parser.instantiate(parser.parse_object({"objective": described})).objective
+    parser.add_subclass_arguments(kind, "part")
+    return parser.instantiate(parser.parse_object({"part": described})).part
+
+
+def build_objective(described: Mapping[str, Any]) -> Objective:
+    """Build an objective from ``class_path`` and ``init_args``."""
+    objective: Objective = build(Objective, described)
     return objective
 
 
@@ -225,13 +244,17 @@ def run_all(
     """Run every method with every seed and return what there is of each method.
 
     Seeds are the outer loop, so that a study stopped early still holds every method. With ``report`` nothing
-    is run. A run that has finished is read; each result names its ``seed``.
+    is run, with ``--only`` the methods that it names. A run that has finished is read; each result names its
+    ``seed``.
     """
     results: Results = {method: [] for method in methods}
+    only = results.keys() if study.settings.get("only") is None else set(study["only"])
+    if unknown := only - results.keys():
+        raise SystemExit(f"--only names {', '.join(unknown)}, but the methods are {', '.join(results)}.")
     for seed in study["seeds"]:
         for method, runs in results.items():
             finished = run_file(study, method, seed)
-            if not finished.is_file() and report:
+            if not finished.is_file() and (report or method not in only):
                 continue
             if not finished.is_file():
                 _run_one(finished, method, seed, run)
@@ -240,11 +263,11 @@ def run_all(
 
 
 def _run_one(finished: Path, method: str, seed: int, run: Callable[[str, int], Metrics]) -> None:
-    began = time.monotonic()
+    began, used = time.monotonic(), time.process_time()
     metrics = run(method, seed)
-    seconds = time.monotonic() - began
-    print(f"{method}, seed {seed}: {seconds:.0f} s", flush=True)
-    write_json(finished, metrics | {"seconds": seconds})
+    seconds, cpu = time.monotonic() - began, time.process_time() - used
+    print(f"{method}, seed {seed}: {seconds:.0f} s, {cpu:.0f} s of CPU time", flush=True)
+    write_json(finished, metrics | {"seconds": seconds, "cpu_seconds": cpu})
 
 
 def run_file(study: Study, method: str, seed: int) -> Path:
