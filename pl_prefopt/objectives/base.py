@@ -32,7 +32,8 @@ class Needs:
         max_references: maximum number of references; ``None`` for any number.
         min_responses: minimum number of responses of a row that gives a loss.
         score_range: the lowest and the highest valid score; ``None`` for any.
-        graded: whether differences of scores must mean something; rows of bare labels are then refused.
+        graded: whether differences of scores must mean something in each row; a row of bare labels is then
+            refused. ``checks.require_some_grades`` refuses rows of which none has grades.
         views: other renderings of the rows to score, by the name under which they arrive in
             ``ScoredBatch.views``.
         trained_views: the names of those through which gradients flow; the others are scored without gradient

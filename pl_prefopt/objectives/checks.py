@@ -11,15 +11,22 @@ from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.rows import PreferenceRow
 
 
-def require_grades(objective: str, rows: Sequence[PreferenceRow]) -> None:
+def require_some_grades(reader: str, rows: Sequence[PreferenceRow]) -> None:
     """Raise if no row has scores whose differences mean something.
+
+    For what treats rows with and without grades alike but for the gaps, which are 0 in the latter; where no
+    row can do without grades, ``Needs.graded`` refuses each that does.
+
+    Args:
+        reader: the class that reads the gaps.
+        rows: the training rows.
 
     Raises:
         ContractError: if all rows have only a better and a worse response.
     """
     if not any(row.graded for row in rows):
         raise ContractError(
-            f"{objective} learns from differences of scores, but none of the {len(rows)} train rows has "
+            f"{reader} learns from differences of scores, but none of the {len(rows)} train rows has "
             "graded scores: give each response a score, or use an objective for pairs, such as "
             "pl_prefopt.objectives.DPO."
         )

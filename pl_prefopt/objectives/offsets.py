@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pl_prefopt.objectives.base import Needs
-from pl_prefopt.objectives.checks import non_negative, positive
+from pl_prefopt.objectives.checks import non_negative, positive, require_some_grades
 from pl_prefopt.objectives.comparisons import Comparisons
 from pl_prefopt.objectives.pair_columns import check_pair_column, column_of_pairs, or_else
 from pl_prefopt.rows import PreferenceRow
@@ -80,6 +80,10 @@ class ScoreGap(Offset):
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
 
+    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+        """Refuse rows of which none has grades."""
+        require_some_grades(type(self).__name__, rows)
+
     def __call__(self, compared: Comparisons) -> Tensor:
         return self.alpha * torch.where(_graded(compared), gap(compared.batch.scores), 0.0)
 
@@ -101,6 +105,10 @@ class LogScoreGap(Offset):
 
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
+
+    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+        """Refuse rows of which none has grades."""
+        require_some_grades(type(self).__name__, rows)
 
     def __call__(self, compared: Comparisons) -> Tensor:
         return self.alpha * torch.where(_graded(compared), gap(compared.batch.scores), 1.0).log()

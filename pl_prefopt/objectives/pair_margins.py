@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from pl_prefopt.objectives.base import Needs, ReferenceObjective
-from pl_prefopt.objectives.checks import non_negative, positive, require_grades, score_interval
+from pl_prefopt.objectives.checks import non_negative, positive, score_interval
 from pl_prefopt.objectives.comparisons import Comparisons
 from pl_prefopt.objectives.compose import Compose
 from pl_prefopt.objectives.offsets import ColumnMargin, LengthGap, LogScoreGap, ScoreGap, gap
 from pl_prefopt.objectives.scores import LogRatio
 from pl_prefopt.objectives.structures import MeanOfPairs
 from pl_prefopt.pairing import ALL_PAIRS, Pairing
-from pl_prefopt.rows import PreferenceRow
 
 PAGE = "methods/pairs.md"
 
@@ -50,11 +47,6 @@ class ODPO(Compose, ReferenceObjective):
 
     beta = property(lambda self: self.score.beta)
     offset = property(lambda self: self.offsets[0])
-
-    def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
-        """Refuse rows without scores whose differences mean something."""
-        super().check_training_rows(rows)
-        require_grades(type(self).__name__, rows)
 
 
 class LengthDPO(Compose, ReferenceObjective):

@@ -26,7 +26,7 @@ from pl_prefopt.objectives.pair_weights import ConstantWeight
 from pl_prefopt.objectives.reward_models import BradleyTerryObjective
 from pl_prefopt.objectives.scores import HeadReward
 from pl_prefopt.objectives.structures import MeanOfPairs, mean_over
-from pl_prefopt.objectives.terms import Term
+from pl_prefopt.objectives.terms import WeightedTerm
 from pl_prefopt.pairing import ALL_PAIRS, Pairing
 from pl_prefopt.requests import REWARD
 from pl_prefopt.rows import PreferenceRow
@@ -136,7 +136,7 @@ class GPMRegression(Compose, RewardObjective):
 
 
 @dataclass(frozen=True)
-class RouterEntropy(Term):
+class RouterEntropy(WeightedTerm):
     """λ Σ_k f_k(x) log f_k(x): a penalty for a router that picks one part, at least −λ log K.
 
     Args:
@@ -153,10 +153,6 @@ class RouterEntropy(Term):
         unit="nats",
         better="lower",
     )
-    weight: float
-
-    def __post_init__(self) -> None:
-        non_negative("weight", self.weight)
 
     @property
     def needs(self) -> Needs:
@@ -318,7 +314,7 @@ class StrengthBradleyTerry(Compose, RewardObjective):
 
 
 @dataclass(frozen=True)
-class PairLikelihood(Term):
+class PairLikelihood(WeightedTerm):
     """−λ [log π_θ(y_w|x) + log π_θ(y_l|x)] / (|y_w| + |y_l|), the mean over pairs: the NLL per token of both.
 
     Args:
@@ -336,9 +332,6 @@ class PairLikelihood(Term):
         better="lower",
     )
     weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        non_negative("weight", self.weight)
 
     def __call__(self, compared: Comparisons) -> Tensor:
         policy = compared.batch.policy

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pl_prefopt.objectives.base import Needs, RewardObjective
-from pl_prefopt.objectives.checks import require_grades
 from pl_prefopt.objectives.compose import Compose
 from pl_prefopt.objectives.links import Logistic
 from pl_prefopt.objectives.offsets import ColumnMargin, LogScoreGap, Offset, ScoreGap
@@ -133,12 +132,6 @@ class MarginBradleyTerry(BradleyTerryObjective):
         super().__init__(offsets=[margin], centring=centring, pairing=pairing)
 
     margin = property(lambda self: self.offsets[0])
-
-    def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
-        """Refuse rows without the margin's column or scores."""
-        super().check_training_rows(rows)
-        if not isinstance(self.margin, ColumnMargin):
-            require_grades(type(self).__name__, rows)
 
 
 class ScaledBradleyTerry(BradleyTerryObjective):

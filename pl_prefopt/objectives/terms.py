@@ -49,7 +49,24 @@ class Term(ABC):
 
 
 @dataclass(frozen=True)
-class NegativeLogLikelihood(Term):
+class WeightedTerm(Term):
+    """A loss with a weight λ ≥ 0.
+
+    Args:
+        weight: λ ≥ 0.
+
+    Raises:
+        ConfigError: if ``weight`` is negative.
+    """
+
+    weight: float
+
+    def __post_init__(self) -> None:
+        non_negative("weight", self.weight)
+
+
+@dataclass(frozen=True)
+class NegativeLogLikelihood(WeightedTerm):
     """−λ log π_θ(y_w|x) / |y_w|, the mean over pairs: supervised fine-tuning on the winners.
 
     With two responses that is the NLL per token of the chosen one, as in ORPO and in RPO (arXiv 2404.19733).
@@ -70,15 +87,12 @@ class NegativeLogLikelihood(Term):
     )
     weight: float = 1.0
 
-    def __post_init__(self) -> None:
-        non_negative("weight", self.weight)
-
     def __call__(self, compared: Comparisons) -> Tensor:
         return self.weight * mean_over(compared.pairs, -compared.batch.policy.mean.unsqueeze(-1))
 
 
 @dataclass(frozen=True)
-class SequenceNegativeLogLikelihood(Term):
+class SequenceNegativeLogLikelihood(WeightedTerm):
     """−λ log π_θ(y|x) of the best scored response, summed over its tokens; the mean of best ones that tie.
 
     Args:
@@ -95,10 +109,6 @@ class SequenceNegativeLogLikelihood(Term):
         unit="nats",
         better="lower",
     )
-    weight: float
-
-    def __post_init__(self) -> None:
-        non_negative("weight", self.weight)
 
     def __call__(self, compared: Comparisons) -> Tensor:
         batch = compared.batch
@@ -107,7 +117,7 @@ class SequenceNegativeLogLikelihood(Term):
 
 
 @dataclass(frozen=True)
-class Centring(Term):
+class Centring(WeightedTerm):
     """c (r_w + r_l)², the mean over pairs: rewards around 0, which comparisons alone leave open.
 
     TRL's ``center_rewards_coefficient``, after Eisenstein et al., arXiv 2312.09244. TRL recommends 0.01.
@@ -126,9 +136,6 @@ class Centring(Term):
         better="lower",
     )
     weight: float = 0.01
-
-    def __post_init__(self) -> None:
-        non_negative("weight", self.weight)
 
     @property
     def needs(self) -> Needs:

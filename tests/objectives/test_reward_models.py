@@ -151,7 +151,7 @@ def test_rows_without_what_is_learned_from_are_refused():
         turns = tuple((Message("assistant", str(score)),) for score in scores)
         return PreferenceRow(prompt=(Message("user", "?"),), responses=turns, scores=scores, graded=graded)
 
-    with pytest.raises(ContractError, match="MarginBradleyTerry learns from differences of scores"):
+    with pytest.raises(ContractError, match="ScoreGap learns from differences of scores"):
         MarginBradleyTerry(margin=ScoreGap(1.0)).check_training_rows([row((1.0, 0.0))])
     with pytest.raises(ContractError, match="RewardClassification"):
         RewardClassification().check_training_rows([row((1.0, 1.0))])
