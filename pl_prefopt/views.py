@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import itertools
 import json
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.keywords import without_keywords
 from pl_prefopt.rows import Message, PreferenceRow
 
 CONTRAST = "prompt_rejected"
@@ -280,3 +283,43 @@ class ContrastPrompt(View):
             )
         prompt = tuple(Message.of(turn) for turn in json.loads(text))
         return dataclasses.replace(row, prompt=prompt)
+
+
+@dataclass(frozen=True)
+class KeywordRemoval(View):
+    """Each row's responses without a share of their keyword phrases, see ``keywords.without_keywords``.
+
+    Of a response with several turns, the assistant's lose their keywords, each turn for itself. A response
+    without keywords stays as it is.
+
+    Args:
+        share: the share of the phrases to remove, above 0 and at most 1; it is rounded up.
+
+    Raises:
+        ConfigError: if ``share`` is out of range.
+    """
+
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"expected `share` above 0 and at most 1, got {self.share}.")
+
+    @property
+    def fingerprint(self) -> str:
+        """The name, the share and a hash of what finds keywords."""
+        code = inspect.getsource(sys.modules[without_keywords.__module__]).encode()
+        return f"keywords-{self.share!r}-{hashlib.sha256(code).hexdigest()[:16]}"
+
+    def __call__(self, rows: Sequence[PreferenceRow], index: int) -> PreferenceRow:
+        """Return row ``index`` with the responses that are left."""
+        row = rows[index]
+        return dataclasses.replace(row, responses=tuple(map(self._left, row.responses)))
+
+    def _left(self, response: Sequence[Message]) -> tuple[Message, ...]:
+        return tuple(
+            turn._replace(content=without_keywords(turn.content, self.share))
+            if turn.role == "assistant"
+            else turn
+            for turn in response
+        )

@@ -79,6 +79,7 @@ from pl_prefopt.requests import HeadKind, TokenRequest
 from pl_prefopt.scoring import (
     HeadName,
     LayoutName,
+    LogProbs,
     Outputs,
     PrefixCache,
     Readout,
@@ -638,8 +639,12 @@ class PreferenceModule(LightningModule):
     def _read_view(
         self, batch: PreferenceBatch, name: str, prefix_cache: PrefixCache | None
     ) -> tuple[ResponseLogProbs, dict[str, Tensor]]:
-        """Return the policy's log-probs of a second view, and the outputs of a reward head."""
-        return self.scorer(self.policy, batch.trees[name], prefix_cache), {}
+        """Return a second view's log-probs, NaN where they aren't read, and the outputs of heads on it."""
+        tree, readouts = batch.trees[name], self.head_readouts()
+        first: list[Readout] = [LogProbs()] if self.reads_log_probs else []
+        found = self.scorer.read(self.policy, tree, [*first, *readouts.values()], prefix_cache)
+        outputs = self.head_outputs(batch, name, dict(zip(readouts, found[len(first) :], strict=True)))
+        return summed(found[0], tree) if first else unknown_log_probs(tree), outputs
 
     def _log_metrics(self, stage: str, others: Mapping[str, Tensor] = _NOTHING) -> None:
         """Log the metrics' values, leaving out NaN, which means that nothing was counted."""

@@ -25,15 +25,12 @@ from pl_prefopt.references import ReferenceAnswers
 from pl_prefopt.requests import REWARD, HeadKind
 from pl_prefopt.scoring import (
     EndStates,
-    LogProbs,
-    PrefixCache,
     Readout,
     base_model,
     evaluating,
-    summed,
     unknown_log_probs,
 )
-from pl_prefopt.types import PLAIN, PreferenceBatch, ResponseLogProbs, ScoredBatch
+from pl_prefopt.types import PLAIN, PreferenceBatch, ScoredBatch
 
 _LAST, _PROMPT = "last states", "prompt states"
 LEARNED = "pl_prefopt_reward_head"
@@ -214,15 +211,6 @@ class RewardModule(PreferenceModule):
         """Save what the head took from the training rows, too."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[LEARNED] = self.reward_head.learned
-
-    def _read_view(
-        self, batch: PreferenceBatch, name: str, prefix_cache: PrefixCache | None
-    ) -> tuple[ResponseLogProbs, dict[str, Tensor]]:
-        tree, readouts = batch.trees[name], self.head_readouts()
-        first: list[Readout] = [LogProbs()] if self.reads_log_probs else []
-        found = self.scorer.read(self.policy, tree, [*first, *readouts.values()], prefix_cache)
-        outputs = self.head_outputs(batch, name, dict(zip(readouts, found[len(first) :], strict=True)))
-        return summed(found[0], tree) if first else unknown_log_probs(tree), outputs
 
     def _learn(self, rows: Mapping[str, Sequence[Any]], *, fitting: bool) -> None:
         """Let the head see the rows, unless it has learned from those of the checkpoint's run."""

@@ -16,6 +16,7 @@ from pl_prefopt.objectives.base import (
 from pl_prefopt.objectives.calibrated import VPO, XPO
 from pl_prefopt.objectives.comparisons import Comparisons
 from pl_prefopt.objectives.compose import Compose
+from pl_prefopt.objectives.degrees import DegreeClassification, DegreeDPO
 from pl_prefopt.objectives.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon, ReverseKL
 from pl_prefopt.objectives.dpo import DPO, DPOP, FDPO, IPO, WPO, Hinge, RobustDPO
 from pl_prefopt.objectives.kto import KTO
@@ -242,6 +243,8 @@ __all__ = [
     "ConditionalBradleyTerry",
     "ConstantWeight",
     "DNOPrct",
+    "DegreeClassification",
+    "DegreeDPO",
     "DiscoPOP",
     "Divergence",
     "DoubtLabel",

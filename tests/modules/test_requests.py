@@ -7,12 +7,13 @@ import torch
 
 from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.modules import ReferenceFreeModule
-from pl_prefopt.objectives import Needs, ReferenceFreeObjective
+from pl_prefopt.keywords import without_keywords
+from pl_prefopt.modules import PreferenceModule, ReferenceFreeModule
+from pl_prefopt.objectives import Compose, DegreeClassification, Needs, ReferenceFreeObjective, SumLogProb
 from pl_prefopt.requests import LinearHead, TokenRequest
 from pl_prefopt.types import Outcome
 from pl_prefopt.views import QualityPrompt
-from tests.runs import lora_spec, make_datamodule, make_trainer, scored_rows
+from tests.runs import lora_spec, make_datamodule, make_trainer, pair_rows, scored_rows
 
 
 class Likelihood(ReferenceFreeObjective):
@@ -107,3 +108,29 @@ def test_two_ensembles_are_refused(tiny_model, tmp_path):
     trainer = make_trainer(tmp_path, ReferenceEnsemble(), ReferenceEnsemble())
     with pytest.raises(ConfigError, match=r"Expected one ReferenceEnsemble .* got 2"):
         trainer.validate(module, make_datamodule(tmp_path), verbose=False)
+
+
+def test_a_head_reads_second_views_as_it_would_read_them_as_rows(tiny_model, tmp_path):
+    """And what it says of them trains it: SPO's degrees."""
+    rows = pair_rows(3)
+    left = [
+        {**row, **{name: without_keywords(row[name], 0.5) for name in ("chosen", "rejected")}} for row in rows
+    ]
+    objective = Compose(score=SumLogProb(beta=0.0001), terms=[DegreeClassification(1.0, [0.5])])
+    module = PreferenceModule(lora_spec(tiny_model), objective)
+    data = make_datamodule(tmp_path, rows, batch_size=3)
+    make_trainer(tmp_path, limit_val_batches=0, max_steps=1).fit(module, data)
+    (tmp_path / "left").mkdir()
+    other = make_datamodule(tmp_path / "left", left, batch_size=3, tokenizer=str(tiny_model))
+    other.prepare_data()
+    other.setup("fit")
+    module.eval()
+    scored = module.score(data.datasets["train"].batch(range(3)))
+    tokens = other.datasets["train"].batch(range(3)).trees["plain"]
+    (expected,) = module.scorer.read(module.policy, tokens, list(module.head_readouts().values()))
+    found = scored.views["degree_1"].outputs["degree"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (found - scored.outputs["degree"]).abs().max() > 1e-3
+    module.zero_grad()
+    objective(scored).loss.sum().backward()
+    assert module.heads["degree"].weight.grad.abs().max() > 0

@@ -18,6 +18,8 @@ from jsonargparse import ArgumentParser
 
 from pl_prefopt import objectives
 from pl_prefopt.cli.listing import DATA
+from pl_prefopt.errors import ContractError, DataError
+from pl_prefopt.modules.compatibility import check_rows
 from pl_prefopt.objectives import (
     DPO,
     FDPO,
@@ -51,9 +53,10 @@ from pl_prefopt.objectives.base import DataKind
 from pl_prefopt.pairing import BestAgainstEach, BestAgainstWorst
 from pl_prefopt.requests import REWARD
 from pl_prefopt.types import Outcome, ScoredBatch
+from tests.data.support import dataset
 from tests.frozen.batches import NAN, frozen_batch
 from tests.frozen.numbers import METHODS, built
-from tests.objectives.batches import rewards_of, tokens_of
+from tests.objectives.batches import heads_of, rewards_of, tokens_of
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_DEFAULTS: dict[str, Callable[[], Objective]] = {
@@ -78,6 +81,7 @@ WITHOUT_DEFAULTS: dict[str, Callable[[], Objective]] = {
     ),
     "MarginBradleyTerry": lambda: objectives.MarginBradleyTerry(margin=objectives.ColumnMargin("strength")),
     "RcDPO": lambda: objectives.RcDPO(beta=0.2),
+    "DegreeDPO": lambda: objectives.DegreeDPO(degree_weight=0.5, removed=[0.3, 0.6]),
 }
 """How to make one that has no defaults."""
 VARIANTS: dict[str, Callable[[], Objective]] = {
@@ -215,10 +219,12 @@ def scored_with(objective: Objective, batch: ScoredBatch, sums: torch.Tensor) ->
     needs = objective.needs
     policy = dataclasses.replace(batch.policy, sum=sums if needs.log_probs else torch.full_like(sums, NAN))
     views = {
-        name: dataclasses.replace(view, outputs={REWARD: view.policy.sum.unsqueeze(-1)})
+        name: dataclasses.replace(
+            view, outputs={REWARD: view.policy.sum.unsqueeze(-1)} | heads_of(view.policy.sum, needs)
+        )
         for name, view in batch.views.items()
     }
-    batch = dataclasses.replace(batch, policy=policy, views=views)
+    batch = dataclasses.replace(batch, policy=policy, views=views, outputs=heads_of(sums, needs))
     if needs.reward_outputs is not None:
         batch = dataclasses.replace(batch, outputs=rewards_of(sums, needs))
     if objective.needs.tokens is not None:
@@ -232,6 +238,30 @@ def evaluated(objective: Objective, batch: ScoredBatch) -> tuple[Outcome, torch.
     outcome = scored_with(objective, batch, sums)
     (slope,) = torch.autograd.grad(outcome.loss.sum(), sums)
     return outcome, slope
+
+
+KINDS = {
+    "pairs": [{"prompt": "Hi.", "chosen": "Yes.", "rejected": "No."}],
+    "lists": [{"prompt": "Hi.", "responses": ["Yes.", "Well.", "No."], "ranks": [1, 2, 3]}],
+    "unpaired": [{"prompt": "Hi.", "completion": "Yes.", "label": True}],
+}
+"""Rows of each kind of data without grades."""
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    return {kind: dataset(rows, tmp_path_factory.mktemp(kind)) for kind, rows in KINDS.items()}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_rows_of_a_kind_that_it_does_not_take_are_refused_in_a_sentence(name, kinds):
+    """Before a model loads. Columns that rows lack are refused for any objective, see `tests/data`."""
+    objective = made(name)
+    for kind, rows in kinds.items():
+        if kind not in objective.data and not objective.needs.columns:
+            with pytest.raises((ContractError, DataError)) as found:
+                check_rows(objective, {"train": rows})
+            assert re.fullmatch(r"[^\n]+\.", str(found.value)), found.value
 
 
 def check_equal(found: tuple[Outcome, torch.Tensor], expected: tuple[Outcome, torch.Tensor]) -> None:

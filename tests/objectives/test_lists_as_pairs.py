@@ -49,6 +49,7 @@ NOT_OVER_PAIRS = {
     "rrhf",
     "sft",
     "slic_hf",
+    "spo_degree",
     "sppo",
     "xpo",
 }

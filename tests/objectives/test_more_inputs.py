@@ -1,4 +1,4 @@
-"""Rationales and prompt contrasts: losses, views and the rows that they need."""
+"""Rationales, prompt contrasts and preference degrees: losses, views and the rows that they need."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from pl_prefopt.data import Renderer
 from pl_prefopt.data.dialogues import BadRowError
 from pl_prefopt.data.formats import as_fields, to_row
 from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.keywords import without_keywords
 from pl_prefopt.objectives import (
     DPO,
     ORPO,
     Compose,
+    DegreeClassification,
+    DegreeDPO,
     LogisticRationale,
     LogRatio,
     RationaleDPO,
@@ -25,7 +28,7 @@ from pl_prefopt.objectives import (
 )
 from pl_prefopt.rows import Message
 from pl_prefopt.types import ResponseLogProbs, ViewLogProbs
-from pl_prefopt.views import ContrastPrompt, RationaleView
+from pl_prefopt.views import ContrastPrompt, KeywordRemoval, RationaleView
 from tests.data.support import dataset, pair
 from tests.objectives.batches import make_batch
 from tests.support import tiny_tokenizer
@@ -211,3 +214,64 @@ def test_prompts_that_are_the_same_tokens_are_bad_rows(tmp_path):
     assert [text[-1] for text in texts] == [".", "!"]
     with pytest.raises(DataError, match="expected rows whose two prompts differ, got none"):
         dataset(rows[1:2], tmp_path, views=views, renderer=renderer, on_bad_row="skip")
+
+
+# -- preference degrees
+
+
+def degree_batch(outputs, lengths):
+    """Two pairs, a view per degree above 0 with these lengths, and a head's outputs on all of them."""
+    batch = make_batch(POLICY, REFERENCE, SCORES, length=torch.full((2, 2), 9))
+    views = {
+        f"degree_{k}": ViewLogProbs(
+            policy=ResponseLogProbs(sum=torch.full((2, 2), -3.0), length=torch.tensor(length)),
+            references=torch.zeros(1, 2, 2),
+            present=torch.ones(2, 2, dtype=torch.bool),
+            outputs={"degree": outputs[k]},
+        )
+        for k, length in enumerate(lengths, start=1)
+    }
+    return dataclasses.replace(batch, views=views, outputs={"degree": outputs[0]})
+
+
+def test_degrees_are_classified_by_cross_entropy_beside_dpo():
+    outputs = torch.randn(3, 2, 2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    # The second degree of one response, and both of another, are no shorter than the degree below.
+    batch = degree_batch(outputs, lengths=([[6, 7], [9, 4]], [[5, 7], [3, 3]]))
+    counted = torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[1.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    objective = DegreeDPO(beta=0.5, degree_weight=0.7, removed=[0.3, 0.6])
+    term = objective(batch).loss - DPO(beta=0.5)(batch).loss
+    losses = torch.stack([-outputs.log_softmax(dim=-1)[k, ..., k] for k in range(3)])
+    counts = counted.sum(dim=(0, 2))
+    torch.testing.assert_close(term, 0.7 * (counted * losses).sum(dim=(0, 2)) / counts)
+    (slope,) = torch.autograd.grad(term.sum(), outputs)
+    right = torch.eye(3).view(3, 1, 1, 3)
+    expected = (outputs.softmax(dim=-1) - right) * (0.7 * counted / counts.view(1, 2, 1)).unsqueeze(-1)
+    torch.testing.assert_close(slope, expected)
+
+    uniform = degree_batch(torch.zeros(3, 2, 2, 3), lengths=([[6, 7], [9, 4]], [[5, 7], [3, 3]]))
+    term = objective(uniform).loss - DPO(beta=0.5)(uniform).loss
+    torch.testing.assert_close(term, torch.full((2,), 0.7 * math.log(3)))
+    without = DegreeDPO(beta=0.5, degree_weight=0.0, removed=[0.3, 0.6])
+    assert torch.equal(without(batch).loss, DPO(beta=0.5)(batch).loss)
+
+
+def test_keywords_are_removed_in_growing_amounts():
+    text = "A quick brown fox jumps over the lazy dog. The dog sleeps, and the fox is gone!"
+    left = [without_keywords(text, share) for share in (0.2, 0.5, 1.0)]
+    assert left[0] == "A over the lazy dog. The dog sleeps, and the fox is gone!"
+    assert [len(one) for one in left] == sorted({len(one) for one in left}, reverse=True)
+    assert not {"fox", "dog", "sleeps", "gone"} & set(left[-1].replace("!", "").split())
+    assert without_keywords("Foxes", 1.0) == "Foxes", "nothing would be left"
+    assert without_keywords("a dogma of the dog", 0.5) == "a of the dog", "words are whole"
+    row = to_row(pair(1) | {"chosen": text})
+    changed = KeywordRemoval(0.2)([row], 0)
+    assert changed.responses[0][-1].content == left[0]
+    assert (changed.prompt, changed.scores) == (row.prompt, row.scores)
+    assert KeywordRemoval(0.2).fingerprint != KeywordRemoval(0.3).fingerprint
+
+
+@pytest.mark.parametrize("removed", [[], [0.5, 0.5], [0.6, 0.3], [-0.1], [0.5, 1.5]])
+def test_shares_of_keywords_that_make_no_degrees_are_refused(removed):
+    with pytest.raises(ConfigError, match=r"ascending shares above 0|`share` above 0 and at most 1"):
+        DegreeClassification(0.1, removed)
