@@ -247,6 +247,15 @@ def test_certain_win_rates_are_half_the_hard_loss():
     check_same(SPPO(beta=0.1, win_rates=GivenWinRates()), SPPOHard(beta=0.1), batch, factor=0.5)
 
 
+def test_sppo_is_an_ipo_loss_of_the_margin_and_one_of_the_level():
+    scores, beta = (1.0, 0.25), 0.05
+    win = [sum(1 / (1 + math.exp(other - own)) for other in scores) / 2 for own in scores]
+    margin, level = RATIO[0] - RATIO[1], RATIO[0] + RATIO[1]
+    twice = 0.5 * (margin - (win[0] - win[1]) / beta) ** 2 + 0.5 * (level - (win[0] + win[1] - 1) / beta) ** 2
+    loss = SPPO(beta=beta)(batch_of(POLICY[:2], scores, REFERENCE[:2])).loss
+    assert loss.item() == pytest.approx(twice / 2)
+
+
 def test_alike_responses_are_drawn_to_the_reference():
     nearly = (0.5 + 1e-7, 0.5)
     loss = SPPO(win_rates=GivenWinRates())(batch_of(POLICY[:2], nearly, REFERENCE[:2])).loss

@@ -224,6 +224,55 @@ def test_inpo_is_ipo_at_its_ends_and_with_equal_references():
     check_same(INPO(eta=0.2, tau=0.07), IPO(beta=0.2), equal, other_rows=first)
 
 
+def test_inpo_rests_at_the_optimum_of_its_round():
+    """π ∝ π_t^(1 − τ/η) π_ref^(τ/η) exp(P(y ≻ π_t)/η), for a pair won with probability p."""
+    eta, tau, p = 0.2, 0.05, 0.7
+    reference, previous = (-3.0, -2.5), (-2.0, -4.0)
+    wins = (0.25 + p / 2, 0.25 + (1 - p) / 2)  # against π_t, alike in both
+    best = [
+        (1 - tau / eta) * now + tau / eta * ref + win / eta
+        for now, ref, win in zip(previous, reference, wins, strict=True)
+    ]
+    gradients = []
+    for scores in ((1.0, 0.0), (0.0, 1.0)):
+        made = example(best, reference, previous, scores=scores)
+        gradients.append(learned(INPO(eta=eta, tau=tau), made)[1])
+    torch.testing.assert_close(p * gradients[0], -(1 - p) * gradients[1], rtol=1e-4, atol=1e-5)
+
+
+def test_dpo_moves_the_less_likely_response_more():
+    """In probabilities ∂L/∂π_l : ∂L/∂π_w = −π_w/π_l, the first of the 3D properties (arXiv 2406.07327)."""
+    better, worse = slope(lambda p, q: -logsigmoid(0.1 * (p.log() - q.log() - math.log(2))), 0.3, 0.02)
+    assert worse / better == pytest.approx(-0.3 / 0.02)
+
+
+@pytest.mark.parametrize(
+    ("objective", "value"),
+    [
+        (DPO(), math.log(2)),
+        (objectives.Hinge(), 1),
+        (IPO(beta=0.2, normalize="mean"), 1 / (4 * 0.2**2)),
+        (EXO(epsilon=0.01), -math.log(2) - math.log(0.01 * 0.99) / 2),
+        (NCA(), 2 * math.log(2)),
+        (objectives.RobustDPO(flip_rate=0.1), math.log(2)),
+        (BCOPair(), 2 * math.log(2)),
+        (SPPOHard(beta=0.2), 1 / (2 * 0.2**2)),
+        (AOT(), math.log(2)),
+        (AOTUnpaired(), math.log(2)),
+        (APOZero(), 1),
+        (APODown(), 1),
+        (objectives.DiscoPOP(), math.log(2) / 2 + 0.5),
+        (NormDPO(beta=2.0), math.log(2)),
+        (APOZeroUnpaired(), 0.5),
+        (BCO(), math.log(2)),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_a_policy_that_is_its_reference_has_a_known_loss(objective, value):
+    made = example([-8.0, -11.0], [-8.0, -11.0], lengths=[4, 7])
+    assert objective(made).loss.item() == pytest.approx(value, rel=1e-6)
+
+
 def test_xpo_is_online_vpo_on_the_references_samples():
     marks = {"reference_sample": torch.arange(64).view(8, 8) % 3 == 0}
     rows = batch(columns=marks)
@@ -540,7 +589,11 @@ def with_column(values, **more):
 @pytest.mark.parametrize(
     ("objective", "rows", "said"),
     [
-        (objectives.ODPO(offset=objectives.ScoreGap(1.0)), PAIRS, "ODPO learns from differences of scores"),
+        (
+            objectives.ODPO(offset=objectives.ScoreGap(1.0)),
+            PAIRS,
+            "ScoreGap learns from differences of scores",
+        ),
         (DNOPrct(), PAIRS, "winner scores at least 5 and 2 more than the loser"),
         (OSP(beta=0.1, column="extra"), with_column([0.5, 1.5]), "numbers from 0 to 1 .* got 1.5 in"),
         (OSP(beta=0.1, column="extra"), with_column([[2, -1]]), "numbers from 0 to inf .* got -1 in"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -191,6 +192,9 @@ def test_what_can_not_be_exact_is_refused(tiny_model, tmp_path):
             make_trainer(tmp_path, ensemble, max_steps=1).fit(
                 module_of(tiny_model, policy), make_datamodule(tmp_path, pair_rows(2))
             )
+    sharded = SimpleNamespace(policy_spec=PolicySpec(name=str(tiny_model)), device_mesh=object())
+    with pytest.raises(ContractError, match=r"can't follow a policy with sharded weights: use .* ddp"):
+        ReferenceEnsemble([SyncedPolicy()]).setup(make_trainer(tmp_path), sharded, "fit")
     trained(tmp_path, tiny_model, dora, SyncedPolicy(alpha=1.0, every=1), steps=1)
     for settings, said in (
         ({"alpha": 0.0}, "`alpha` above 0 and at most 1, got 0.0"),
