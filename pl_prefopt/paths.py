@@ -62,6 +62,8 @@ def matching(path: Path) -> list[Path]:
 def missing_data(path: Path) -> str:
     """Return the error message for a missing file or folder of data."""
     shown = _shown(path)
+    if str(path).startswith("{"):
+        return f"expected a path or a list, got {shown}; write named sources to a YAML file, for `-c`"
     if glob.has_magic(str(path)):
         return f"expected files that match {shown}, got none; check the pattern"
     folder = path.parent

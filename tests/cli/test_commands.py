@@ -179,11 +179,19 @@ def test_a_run_that_may_not_go_on_keeps_its_settings(run, prefopt, settings):
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
 
 
-def test_a_run_does_not_go_on_from_weights_alone(prefopt, settings):
+def test_named_sets_are_measured_and_a_run_does_not_go_on_from_weights_alone(prefopt, settings, tmp_path):
+    sets = {name: write_rows(tmp_path / f"{name}.jsonl", scored_rows(2)) for name in ("helpful", "harmless")}
     command = ["fit", *axes(), *settings, "--run_dir", "run"]
-    prefopt(*command, "--best.save_weights_only", "true")
+    said = prefopt.fails(*command, "--data.val", json.dumps(sets))
+    assert "write named sources to a YAML file, for `-c`" in said
+    (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"data": {"val": sets}}))
+    command += ["-c", tmp_path / "sets.yaml"]
+    prefopt(*command, "--best.save_weights_only", "true", "--best.monitor", "val/harmless/accuracy")
+    measured = metrics_of("run")
+    assert {"val/accuracy", "val/helpful/accuracy", "val/harmless/accuracy"} <= set(measured)
     assert "holds weights only" in prefopt.fails(*command, "--ckpt_path", "best")
-    prefopt("validate", "-c", "run/config.yaml", "--ckpt_path", "best")
+    prefopt("validate", "-c", "run/config.yaml", "--ckpt_path", "last")
+    assert metrics_of("run") == pytest.approx(measured, abs=1e-5)
 
 
 def test_a_run_goes_on_with_the_settings_that_are_asked_for(run, prefopt, settings):

@@ -43,6 +43,12 @@ def test_columns_are_mapped_and_mistakes_named(prefopt, tiny_model, tmp_path):
     assert "layouts: pairs 1" in prefopt(*given, "--columns", "prompt=question")
     assert "expected `--columns OURS=THEIRS`" in prefopt.fails(*given, "--columns", "prompt")
     (tmp_path / "brief.jinja").write_text("{% if brief %}Say little.{% endif %}" + CHATML)
+    assert "expected `--aspects COLUMN=WEIGHT`" in prefopt.fails(*given, "--aspects", "clear")
+    row = {"prompt": "Name a gas.", "responses": ["Neon.", "Iron."], "clear": [3, 1], "true": [1, 0]}
+    (tmp_path / "lists.jsonl").write_text(json.dumps(row) + "\n")
+    scored = prefopt("data", tmp_path / "lists.jsonl", *given[2:], "--aspects", "clear=1", "true=3")
+    assert "score 1.5" in scored
+    assert "columns not used" not in scored
     given = (*given, "--columns", "prompt=question", "--template", tmp_path / "brief.jinja")
     told = prefopt(*given, "--template_arguments", '{"brief": true}')
     assert "little" in told.replace("·", "")
