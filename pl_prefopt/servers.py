@@ -28,8 +28,8 @@ _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _REFUSED = frozenset({400, 413, 422})
 """Status codes that mean this one request; the others mean all of them."""
 _SHOWN = 300
-_HTTP_ERRORS = (OSError, http.client.HTTPException, ValueError)
-"""What a server that dies, hangs or answers half a JSON raises; ``ValueError`` is what JSON raises."""
+_HTTP_ERRORS = (OSError, http.client.HTTPException, ValueError, RecursionError)
+"""What a server that dies, hangs or answers half a JSON raises; the last two are what JSON raises."""
 
 
 class RefusedRequestError(Exception):
@@ -272,7 +272,7 @@ def _connection_reason(error: Exception, timeout: float) -> str:
     inner = getattr(error, "reason", error)
     if isinstance(inner, TimeoutError) or "timed out" in str(inner):
         return f"no answer within {timeout:g} s"
-    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
         return f"an answer that is no JSON ({first_line(error)})"
     return first_line(inner) if isinstance(inner, BaseException) else str(inner)
 
@@ -281,7 +281,7 @@ def _message_in(text: str) -> str:
     """Return the message of an error's body, in the forms of OpenAI, vLLM and FastAPI."""
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text.strip()
     for place in (body.get("error"), body) if isinstance(body, dict) else ():
         if isinstance(place, str):

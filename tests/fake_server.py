@@ -19,7 +19,7 @@ class Say:
         text: its text.
         tokens: its tokens, each with the log-probs of the most probable ones; none if the server gives none.
         fault: ``die`` closes the connection, ``half`` sends half of the JSON, ``hang`` never answers,
-            ``empty`` is an error with status 200.
+            ``empty`` is an error with status 200, ``deep`` is JSON that is nested too deeply to be read.
         status: the status code.
         headers: further headers.
         finish: the finish reason.
@@ -90,7 +90,7 @@ class FakeServer:
                 if say.fault == "hang":
                     fake.released.wait(30)
                     return
-                content = json.dumps(_body(say)).encode()
+                content = b"[" * 100_000 if say.fault == "deep" else json.dumps(_body(say)).encode()
                 self.send_response(say.status)
                 for name, value in say.headers.items():
                     self.send_header(name, value)

@@ -25,6 +25,7 @@ _PATH = "chat/completions"
 _MANY_REFUSALS = 10
 """So many refusals without any answer mean that the server refuses the settings, not the prompts."""
 _MOST_LOGPROBS = 20
+_ROUNDING = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,11 +260,16 @@ def _finish(futures: list[Future[Answer]]) -> None:
 
 
 def _top(token: Mapping[str, Any]) -> dict[str, float]:
-    """Return the log-probs of the most probable tokens at a place, the chosen one among them."""
+    """Return the log-probs of the most probable tokens at a place, the chosen one among them.
+
+    What is no log-prob is left out: NaN, or a number above 0 by more than rounding.
+    """
     found = {}
-    for one in (token, *(token.get("top_logprobs") or ())):
-        if isinstance(one, Mapping) and isinstance(one.get("logprob"), int | float):
-            found[str(one.get("token"))] = float(one["logprob"])
+    others = token.get("top_logprobs")
+    for one in (token, *(others if isinstance(others, list) else ())):
+        log_prob = one.get("logprob") if isinstance(one, Mapping) else None
+        if isinstance(log_prob, int | float) and log_prob <= _ROUNDING:
+            found[str(one.get("token"))] = float(log_prob)
     return found
 
 

@@ -26,7 +26,7 @@ VLLM_CPU_KVCACHE_SPACE=1 "$folder/venv/bin/python" -m vllm.entrypoints.openai.ap
 server=$!
 trap 'kill "$server"' EXIT
 
-for _ in $(seq 120); do
+for _ in $(seq 300); do
   kill -0 "$server" || { tail "$folder/server.log"; exit 1; }
   curl --silent --fail "http://127.0.0.1:$port/health" > /dev/null && break
   sleep 2

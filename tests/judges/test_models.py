@@ -1,5 +1,7 @@
 """Judges that run models, against plain transformers."""
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import (
@@ -247,3 +249,8 @@ def test_arguments_of_the_chat_template_change_what_the_models_read(tmp_path):
     without = ImplicitReward(asked, None)
     assert abs(without.judge([row(*ANSWERS)])[0].scores[0] - expected.scores[0]) > 1e-3
     assert told.fingerprint() != without.fingerprint()
+    # What a row says of its template reaches the models too, and is left out by a row that says nothing.
+    saying = dataclasses.replace(row(*ANSWERS), template_args='{"brief": true}')
+    (own, other) = ImplicitReward(asked, None).judge([saying, row(*ANSWERS)])
+    assert own.scores == pytest.approx(expected.scores, abs=1e-5)
+    assert other.scores == pytest.approx(without.judge([row(*ANSWERS)])[0].scores, abs=1e-5)

@@ -95,17 +95,35 @@ def test_the_mean_of_digits_under_their_probabilities_is_a_score(tmp_path):
         )
 
 
+def test_numbers_that_are_no_log_probs_are_not_read_as_such(tmp_path):
+    nonsense = {"A": 1000.0, "B": float("nan"), " B": float("inf")}
+    with FakeServer(lambda *_: Say("A", [("A", nonsense)])) as server:
+        found = judge(ServerPairs, server, tmp_path, template="pairwise_token").judge([row("Yes.", "No.")])
+        assert found[0].by_order[0][0][1] == 1.0  # the verdict itself
+        strict = judge(ServerPairs, server, tmp_path, template="pairwise_token", token_probabilities="always")
+        assert strict.judge([row("Yes.", "No.")])[0].invalid == 1
+
+
 @pytest.mark.parametrize(
     "fault",
     [
         Say(fault="die"),
         Say(fault="half"),
         Say("overloaded", fault="empty"),
+        Say(fault="deep"),
         Say("slow down", status=429, headers={"Retry-After": "0.01"}),
         Say("oops", status=500),
         Say("busy", status=503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
     ],
-    ids=["dies", "half a JSON", "an error with status 200", "429", "500", "503 with a date"],
+    ids=[
+        "dies",
+        "half a JSON",
+        "an error with status 200",
+        "nested too deeply",
+        "429",
+        "500",
+        "503 with a date",
+    ],
 )
 def test_failures_are_repeated(tmp_path, fault):
     with FakeServer(lambda _, earlier: fault if earlier < 2 else Say("[[3]]")) as server:
