@@ -48,6 +48,7 @@ class SequenceClassifier(Judge):
             prompt and response as two texts, as cross-encoders expect; ``rendered`` takes the tokens that
             prefopt trains on, with nothing after the end token; ``auto`` is ``rendered`` for models that
             prefopt exported, else ``chat`` if there is a chat template and ``pair`` otherwise.
+        template_arguments: arguments of the chat template, as ``data.template_arguments``.
         dtype: the weights' type in memory.
         revision: the hub revision.
         trust_remote_code: run code that ships with the model.
@@ -70,6 +71,7 @@ class SequenceClassifier(Judge):
         trust_remote_code: bool = False,
         device: str | None = None,
         batch_size: int = 16,
+        template_arguments: dict[str, Any] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"expected `batch_size` to be at least 1, got {batch_size}.")
@@ -81,6 +83,7 @@ class SequenceClassifier(Judge):
             name=model, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
         )
         self._output, self._form, self._device = output, template, device
+        self._arguments = template_arguments or {}
         self.batch_size = batch_size
         self._model: Any = None
         self._tokenizer: Any = None
@@ -95,7 +98,8 @@ class SequenceClassifier(Judge):
     def fingerprint(self) -> str:
         """Return a hash of the weights and settings."""
         template = self._spec.load_tokenizer().chat_template
-        return hashed(type(self).__name__, self._spec.fingerprint, template, self._output, self._form)
+        parts = [self._spec.fingerprint, template, self._output, self._form]
+        return hashed(type(self).__name__, *parts, *([self._arguments] if self._arguments else []))
 
     def prepare(self) -> None:
         """Load tokeniser and model.
@@ -112,6 +116,11 @@ class SequenceClassifier(Judge):
             self._renderer = Renderer(self._tokenizer, setting="template", **_rendered_by(ours))
         else:
             self._choose_chat()
+        if self._arguments and self._chat is None:
+            raise ConfigError(
+                "expected `template_arguments` with `template: chat` only, whose template takes them: remove "
+                "them; a model that prefopt exported has its own."
+            )
         self._model = self._load().to(device_of(self._device)).eval()
 
     def _choose_chat(self) -> None:
@@ -122,7 +131,7 @@ class SequenceClassifier(Judge):
                     f"`template: chat` expects a tokeniser with a chat template, but that of "
                     f"{self._spec.name} has none: set `template` to pair or plain."
                 )
-            self._chat = ChatTemplate(self._tokenizer)
+            self._chat = ChatTemplate(self._tokenizer, self._arguments)
 
     def _load(self) -> Any:
         from transformers import AutoModelForSequenceClassification

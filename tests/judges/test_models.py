@@ -254,3 +254,17 @@ def test_arguments_of_the_chat_template_change_what_the_models_read(tmp_path):
     (own, other) = ImplicitReward(asked, None).judge([saying, row(*ANSWERS)])
     assert own.scores == pytest.approx(expected.scores, abs=1e-5)
     assert other.scores == pytest.approx(without.judge([row(*ANSWERS)])[0].scores, abs=1e-5)
+
+
+def test_arguments_of_the_chat_template_reach_classifiers(tmp_path):
+    name = classifier(tmp_path / "reward")
+    template = tmp_path / "reward" / "chat_template.jinja"
+    template.write_text("Be brief.\n" + CHATML)
+    (expected,) = SequenceClassifier(name).judge([row(*ANSWERS)])
+    template.write_text("{% if brief %}Be brief.\n{% endif %}" + CHATML)
+    plain, told = SequenceClassifier(name), SequenceClassifier(name, template_arguments={"brief": True})
+    assert told.judge([row(*ANSWERS)])[0].scores == pytest.approx(expected.scores, abs=1e-6)
+    assert abs(plain.judge([row(*ANSWERS)])[0].scores[0] - expected.scores[0]) > 1e-4
+    assert told.fingerprint() != plain.fingerprint()
+    with pytest.raises(ConfigError, match="`template_arguments` with `template: chat` only"):
+        SequenceClassifier(name, template="pair", template_arguments={"brief": True}).prepare()
