@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,9 @@ class Measured:
         stopped: how many end with an end token.
         empty: how many have no text.
         retokenised: how many consist of other tokens when their text is tokenised, as training does.
-        gaps: of each sample with both, |our log-prob − the engine's| per token.
+        compared: samples with both log-probs, ours and the engine's.
+        gap_sum: their |our log-prob − the engine's| per token, added up.
+        gap_max: the largest of them.
     """
 
     samples: int = 0
@@ -69,7 +70,9 @@ class Measured:
     stopped: int = 0
     empty: int = 0
     retokenised: int = 0
-    gaps: list[float] = field(default_factory=list)
+    compared: int = 0
+    gap_sum: float = 0.0
+    gap_max: float = 0.0
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Count a row of samples."""
@@ -81,7 +84,10 @@ class Measured:
             self.retokenised += row["retokenised"][number]
             ours, theirs = row["log_probs"][number], row["engine_log_probs"][number]
             if ours is not None and theirs is not None:
-                self.gaps.append(abs(ours - theirs) / max(1, len(ids)))
+                gap = abs(ours - theirs) / max(1, len(ids))
+                self.compared += 1
+                self.gap_sum += gap
+                self.gap_max = max(self.gap_max, gap)
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers as JSON has them; shares of samples."""
@@ -92,8 +98,8 @@ class Measured:
             "stopped": self.stopped / count,
             "empty": self.empty / count,
             "retokenised": self.retokenised / count,
-            "log_prob_gap_mean": statistics.fmean(self.gaps) if self.gaps else None,
-            "log_prob_gap_max": max(self.gaps, default=None),
+            "log_prob_gap_mean": self.gap_sum / self.compared if self.compared else None,
+            "log_prob_gap_max": self.gap_max if self.compared else None,
         }
 
 

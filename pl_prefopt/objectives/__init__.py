@@ -25,6 +25,7 @@ from pl_prefopt.objectives.likelihoods import ASFT, CPO, RRHF, AlphaPO, CPOSimPO
 from pl_prefopt.objectives.links import (
     ExactOptimization,
     HingeLink,
+    LeastSquares,
     Link,
     Logistic,
     LogRatioModulated,
@@ -269,6 +270,7 @@ __all__ = [
     "HingeLink",
     "JensenShannon",
     "LambdaLoss",
+    "LeastSquares",
     "LengthDPO",
     "LengthDesensitized",
     "LengthGap",

@@ -141,6 +141,19 @@ class LogRatioModulated(Link):
         return links.discopop(margin, tau=self.tau)
 
 
+@dataclass(frozen=True)
+class LeastSquares(Link):
+    """z²: the margin is regressed on its offsets, such as differences of win rates by ``ScoreGap``.
+
+    Examples:
+        >>> LeastSquares()(torch.tensor([-0.5, 2.0]))
+        tensor([0.2500, 4.0000])
+    """
+
+    def __call__(self, margin: Tensor) -> Tensor:
+        return margin.square()
+
+
 class GivenLosses(Link):
     """Losses that were computed before, in the shape of the margins: for structures, which apply a link.
 

@@ -1,6 +1,7 @@
 """Rounds of sampling, judging, selecting, training and evaluating."""
 
 from pl_prefopt.rounds.judging import CombinedScores, OwnGrades
+from pl_prefopt.rounds.optimizer_state import OptimizerState
 from pl_prefopt.rounds.plan import Fit, HeldOut, Rounds, Stage, fit_settings, stage_named, stages_of
 from pl_prefopt.rounds.selection import (
     AllResponses,
@@ -29,6 +30,7 @@ __all__ = [
     "GoldAgainstOwn",
     "HeldOut",
     "LargeMargins",
+    "OptimizerState",
     "OwnGrades",
     "Rounds",
     "Selection",

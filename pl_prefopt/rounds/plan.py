@@ -13,7 +13,7 @@ from pl_prefopt.judges import Gives, Judge
 from pl_prefopt.rounds.judging import OwnGrades
 from pl_prefopt.rounds.selection import Selection
 
-Named = Literal["start", "initial", "previous", "average"]
+Named = Literal["start", "initial", "previous", "average", "centre"]
 STAGES = ("sample", "sample_initial", "label", "select", "fit", "export", "average", "extrapolate")
 """The stages of a round before its evaluation, in order."""
 EVALUATION = ("held_out", "judge", "compare", "measure")
@@ -27,10 +27,13 @@ class Fit:
     Attributes:
         config: the names or files of ``prefopt fit -c``, in order: method, hardware and others.
         settings: further settings of ``prefopt fit``, such as ``trainer: {max_steps: 100}``.
+        keep_optimizer: whether a round's optimiser starts with the state of the run that trained the policy
+            that the round starts from; the learning rate follows the schedule of the round.
     """
 
     config: list[str]
     settings: dict[str, Any] = field(default_factory=dict)
+    keep_optimizer: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +78,12 @@ class Rounds:
         sampling: how prompts are answered; round t samples with seed ``seed + t``.
         engine: a server to sample from, such as vLLM; by default transformers in the sampling process.
         batch_size: prompts per batch of transformers.
-        start: where a round's training starts: at the ``previous`` round's policy or the ``initial`` one.
+        start: where a round's training starts: at the ``previous`` round's policy, the ``initial`` one, or
+            the ``centre``, which makes two rounds one iteration of Nash-MP or EGPO: both start from the policy
+            before the first of them, and the second trains on samples of what the first has trained.
         references: the references of the objective, in its order: ``start`` is the policy that the round's
             training starts from and that wrote its samples where ``start`` is ``previous``; ``initial``,
-            ``previous`` and ``average`` are those policies.
+            ``previous``, ``average`` and ``centre`` are those policies.
         sample_initial: samples per prompt of the initial policy, in addition to ``sampling.n``; rows mark
             them in the column ``reference_sample``.
         split_prompts: each round reads its own part of the prompts.
@@ -102,7 +107,7 @@ class Rounds:
     sampling: Sampling = field(default_factory=Sampling)
     engine: Server = field(default_factory=Server)
     batch_size: int = 8
-    start: Literal["previous", "initial"] = "previous"
+    start: Literal["previous", "initial", "centre"] = "previous"
     references: list[Named] = field(default_factory=lambda: ["start"])
     sample_initial: int = 0
     split_prompts: bool = False
@@ -129,7 +134,13 @@ class Rounds:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
-        if self.momentum and self.start == "initial":
+        if self.fit.keep_optimizer and self.start == "initial":
+            raise ConfigError("`fit.keep_optimizer` needs a policy of an earlier round: set another `start`.")
+        if self.start == "centre" and self.rounds % 2:
+            raise ConfigError(
+                f"two rounds are one iteration with `start: centre`: expected an even number, got {self.rounds}."
+            )
+        if self.momentum and self.start != "previous":
             raise ConfigError("`momentum` extrapolates from round to round: set `start: previous`.")
         if isinstance(evaluating_judge(self, "scores"), OwnGrades):
             raise ConfigError(
@@ -218,6 +229,16 @@ class Place(NamedTuple):
         return self.adapter or self.name
 
 
+def centre_round(number: int) -> int:
+    """Return the round that trained the policy before the two rounds that ``number`` is one of; 0 for none.
+
+    Examples:
+        >>> [centre_round(number) for number in (1, 2, 3, 4)]
+        [0, 0, 2, 2]
+    """
+    return (number - 1) // 2 * 2
+
+
 class Policies:
     """The policies of each round.
 
@@ -242,15 +263,24 @@ class Policies:
 
     def start(self, number: int) -> Place:
         """The policy that the training of round ``number`` starts from."""
-        return self.initial() if self.settings.start == "initial" else self.sampling(number)
+        return {"initial": lambda _: self.initial(), "previous": self.sampling, "centre": self.centre}[
+            self.settings.start
+        ](number)
+
+    def centre(self, number: int) -> Place:
+        """The policy before the two rounds that ``number`` is one of: rounds 1 and 2, 3 and 4 and so on."""
+        return self.trained(centre_round(number))
 
     def reference(self, named: Named, number: int) -> Place:
         """The policy that a reference of round ``number`` is."""
         if named == "average":
             return self._exported(number - 1, "average")
-        return {"start": self.start, "initial": lambda _: self.initial(), "previous": self.sampling}[named](
-            number
-        )
+        return {
+            "start": self.start,
+            "initial": lambda _: self.initial(),
+            "previous": self.sampling,
+            "centre": self.centre,
+        }[named](number)
 
     def _exported(self, number: int, name: str) -> Place:
         if number == 0:
@@ -288,7 +318,22 @@ def fit_settings(settings: Rounds, number: int) -> dict[str, Any]:
         "data": {"train": str(Stage(number, "select").folder(out) / "rows"), "cache_dir": str(out / "cache")},
         "run_dir": str(Stage(number, "fit").folder(out)),
     }
-    return merged_settings(made, {"references": {"members": members}} if members else {})
+    made |= {"references": {"members": members}} if members else {}
+    return merged_settings(made, _optimizer_settings(settings, number))
+
+
+def _optimizer_settings(settings: Rounds, number: int) -> dict[str, Any]:
+    """Return the settings with which a round's optimiser starts with the state of an earlier run."""
+    earlier = centre_round(number) if settings.start == "centre" else number - 1
+    if not settings.fit.keep_optimizer or earlier == 0:
+        return {}
+    checkpoint = Stage(earlier, "fit").folder(Path(settings.out)) / "checkpoints" / "last.ckpt"
+    kept = (settings.fit.settings.get("trainer") or {}).get("callbacks") or []
+    callback = {
+        "class_path": "pl_prefopt.rounds.OptimizerState",
+        "init_args": {"checkpoint": str(checkpoint)},
+    }
+    return {"trainer": {"callbacks": [*kept, callback]}}
 
 
 def merged_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

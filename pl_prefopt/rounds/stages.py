@@ -115,14 +115,7 @@ def select_rows(settings: Rounds, number: int) -> dict[str, Any]:
     out = Stage(number, "select").folder(Path(settings.out))
     writer = ShardWriter(out / "rows", rows_per_shard=_ROWS_PER_SHARD, kind="jsonl")
     counts: Counter[str] = Counter()
-    for row in judged_rows(settings, number):
-        counts["prompts"] += 1
-        found = settings.select(_candidates(settings, row, counts).usable(), number)
-        counts["prompts_without_rows"] += not found
-        counts["rows"] += len(found)
-        if found:
-            given = {name: row[name] for name in ("prompt", "tools", "chat_template_kwargs") if row.get(name)}
-            writer.append([{**given, **one, "number": row["number"], "round": number} for one in found])
+    _append_all(writer, _selected(settings, number, counts))
     if not counts["rows"]:
         raise RunError(
             f"round {number} has nothing to train on: none of its {counts['prompts']} prompts gives a row by "
@@ -130,9 +123,26 @@ def select_rows(settings: Rounds, number: int) -> dict[str, Any]:
             f"{counts['unscored']} have no score, and the judge ties or the margins are too small for the "
             "rest). Nothing was trained; sample more, or change `select` or the judge."
         )
-    counts["replayed"] = _replay(settings, number, writer)
+    _append_all(writer, _replayed(settings, number, counts))
     writer.finish()
     return dict(counts)
+
+
+def _append_all(writer: ShardWriter, rows: Iterator[dict[str, Any]]) -> None:
+    """Append rows, many at a time, since each time waits for the disk."""
+    while batch := list(itertools.islice(rows, _ROWS_PER_SHARD)):
+        writer.append(batch)
+
+
+def _selected(settings: Rounds, number: int, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a round's own samples, and count."""
+    for row in judged_rows(settings, number):
+        counts["prompts"] += 1
+        found = settings.select(_candidates(settings, row, counts).usable(), number)
+        counts["prompts_without_rows"] += not found
+        counts["rows"] += len(found)
+        given = {name: row[name] for name in ("prompt", "tools", "chat_template_kwargs") if row.get(name)}
+        yield from ({**given, **one, "number": row["number"], "round": number} for one in found)
 
 
 def judged_rows(settings: Rounds, number: int) -> Iterator[dict[str, Any]]:
@@ -173,18 +183,17 @@ def _candidates(settings: Rounds, row: Mapping[str, Any], counts: Counter[str]) 
     return Candidates(tuple(members), matrix)
 
 
-def _replay(settings: Rounds, number: int, writer: ShardWriter) -> int:
-    """Add rows of earlier rounds, each with probability ``replay`` and by its own number; return how many."""
-    replayed = 0
+def _replayed(settings: Rounds, number: int, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield rows of earlier rounds, each with probability ``replay`` by its own number, and count them."""
+    counts["replayed"] = 0
     for earlier in range(1, number) if settings.replay else ():
         folder = Stage(earlier, "select").folder(Path(settings.out)) / "rows"
         for place, row in enumerate(read_shards(folder)):
             if row["round"] != earlier:
                 continue  # replayed itself
             if sample_seed(settings.sampling.seed + number, earlier, place) < settings.replay * _SHARE:
-                writer.append([row])
-                replayed += 1
-    return replayed
+                counts["replayed"] += 1
+                yield row
 
 
 def measure(settings: Rounds, number: int) -> dict[str, Any]:
@@ -249,12 +258,15 @@ def _held_out(settings: Rounds, number: int) -> Iterator[dict[str, Any]]:
 def _training(settings: Rounds, number: int) -> dict[str, Any]:
     """Return the selection's counts, the mean score of the round's samples, and the proxy's margin."""
     counts = json.loads((Stage(number, "select").folder(Path(settings.out)) / SUMMARY).read_text("utf-8"))
-    scores = [s for row in judged_rows(settings, number) for s in row.get("scores") or () if s is not None]
+    count, total = 0, 0.0
+    for row in judged_rows(settings, number):
+        known = [score for score in row.get("scores") or () if score is not None]
+        count, total = count + len(known), total + math.fsum(known)
     sampled = json.loads((sample_folders(settings, number)[0] / SETTINGS_FILE).read_text("utf-8"))
     return {
         **counts,
         "share_without_rows": counts["prompts_without_rows"] / counts["prompts"],
-        "sample_score": statistics.fmean(scores) if scores else None,
+        "sample_score": total / count if count else None,
         "sampling": sampled["measured"],
     }
 

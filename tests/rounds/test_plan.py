@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from pl_prefopt.cli.config_diagnostics import check_command
 from pl_prefopt.cli.config_files import with_paths
 from pl_prefopt.cli.rounds import read_rounds
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.rounds import fit_settings, stage_named, stages_of
-from pl_prefopt.rounds.plan import merged_settings
+from pl_prefopt.functional import games
+from pl_prefopt.objectives.examples import example
+from pl_prefopt.rounds import OptimizerState, fit_settings, stage_named, stages_of
+from pl_prefopt.rounds.plan import Policies, merged_settings
+from tests.scripts.study_scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "configs" / "rounds").glob("*.yaml"))
@@ -61,6 +66,74 @@ def test_references_are_the_policies_that_the_settings_name(tmp_path):
     assert anew["model"]["init_args"]["policy"] == {"name": "base"}
     assert anew["references"]["members"][0] == initial
     assert anew["references"]["members"][1]["init_args"]["model"]["adapter"] == trained
+
+
+def test_two_rounds_are_one_iteration_from_a_centre(tmp_path):
+    settings = rounds(
+        out=str(tmp_path), policy="base", rounds=4, start="centre", references=["centre", "initial"]
+    )
+    settings = replace(settings, fit=replace(settings.fit, keep_optimizer=True))
+    trained = [adapter(tmp_path / f"round-{number}/export") for number in (1, 2, 3)]
+    starts, samplers, kept = [], [], []
+    for number in (1, 2, 3, 4):
+        made = fit_settings(settings, number)
+        starts.append(made["model"]["init_args"]["policy"].get("adapter"))
+        samplers.append(Policies(settings).sampling(number).adapter)
+        kept += [one["init_args"]["checkpoint"] for one in made.get("trainer", {}).get("callbacks", [])]
+        assert made["references"]["members"][0]["class_path"].endswith("InitialPolicy")
+    assert starts == [None, None, trained[1], trained[1]]
+    assert samplers == [None, *trained]
+    assert kept == [str(tmp_path / "round-2/fit/checkpoints/last.ckpt")] * 2
+    with pytest.raises(ConfigError, match="expected an even number, got 3"):
+        replace(settings, rounds=3)
+
+
+def regression(name):
+    """Return the objective of a file."""
+    raw = yaml.safe_load((ROOT / f"configs/rounds/{name}.yaml").read_text(encoding="utf-8"))
+    return load_script("study").build_objective(raw["fit"]["settings"]["model"]["init_args"]["objective"])
+
+
+def test_the_regressions_are_solved_by_the_closed_forms():
+    torch.manual_seed(0)
+    preferences = torch.rand(4, 4)
+    preferences = (preferences + 1 - preferences.T) / 2
+    centre, reference = torch.randn(2, 4).log_softmax(-1)
+    beta, eta = 0.1, 0.2
+    half = games.proximal_step(centre, centre, preferences, reference, beta=beta, eta=eta)
+    rates = games.win_rates_against(preferences, centre).tolist()
+    solved = regression("nash_mp")(example(half.tolist(), centre.tolist(), reference.tolist(), scores=rates))
+    assert solved.loss.item() == pytest.approx(0, abs=1e-10)
+    other = regression("nash_mp")(example(centre.tolist(), centre.tolist(), reference.tolist(), scores=rates))
+    assert other.loss.item() > 1e-3
+    aim = (reference + torch.tensor(rates) / beta).log_softmax(-1)
+    assert regression("egpo")(example(aim.tolist(), reference.tolist(), scores=rates)).loss.item() < 1e-9
+
+
+def test_an_optimiser_goes_on_with_the_state_of_another_run(tmp_path):
+    def optimiser(parameter, lr=0.1):
+        return torch.optim.AdamW([parameter], lr=lr)
+
+    def step(made, parameter, gradient):
+        parameter.grad = torch.full_like(parameter, gradient)
+        made.step()
+
+    first = torch.nn.Parameter(torch.ones(3))
+    made = optimiser(first)
+    step(made, first, 2.0)
+    torch.save({"optimizer_states": [made.state_dict()]}, tmp_path / "last.ckpt")
+    second = torch.nn.Parameter(first.detach().clone())
+    again = optimiser(second, lr=0.05)
+    trainer = SimpleNamespace(global_step=0, optimizers=[again])
+    OptimizerState(str(tmp_path / "last.ckpt")).on_train_start(trainer, None)
+    assert again.param_groups[0]["lr"] == 0.05
+    again.param_groups[0]["lr"] = 0.1
+    step(made, first, -1.0)
+    step(again, second, -1.0)
+    assert torch.equal(first, second)
+    trainer = SimpleNamespace(global_step=0, optimizers=[optimiser(torch.nn.Parameter(torch.ones(2)))])
+    with pytest.raises(ConfigError, match="of other parameters"):
+        OptimizerState(str(tmp_path / "last.ckpt")).on_train_start(trainer, None)
 
 
 def test_stages_and_settings_that_cannot_work():
