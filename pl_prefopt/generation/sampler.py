@@ -186,6 +186,8 @@ class Sampler:
         prompts = [list(self.renderer.encode(row).prompt_ids) for _, row in batch]
         seeds = [self.sampling.seeds(number) for number, _ in batch]
         sampled = self.engine.sample(prompts, seeds, self.sampling)
+        if len(sampled) != len(batch):
+            raise RunError(f"expected samples of {len(batch)} prompts from the engine, got {len(sampled)}.")
         for (_, row), own in zip(batch, sampled, strict=True):
             if len(own) != self.sampling.n:
                 raise RunError(

@@ -61,8 +61,8 @@ class ShardWriter:
 
     def finish(self) -> None:
         """Write the last shard."""
-        if self._open:
-            self._publish(self._open)
+        while self._open:  # several after a kill, or a full disk, between a batch and its shard
+            self._publish(self._open[: self.rows_per_shard])
         self._journal.unlink(missing_ok=True)
 
     def _publish(self, rows: Sequence[Row]) -> None:

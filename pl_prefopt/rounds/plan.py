@@ -79,8 +79,8 @@ class Rounds:
         engine: a server to sample from, such as vLLM; by default transformers in the sampling process.
         batch_size: prompts per batch of transformers.
         start: where a round's training starts: at the ``previous`` round's policy, the ``initial`` one, or
-            the ``centre``, which makes two rounds one iteration of Nash-MP or EGPO: both start from the policy
-            before the first of them, and the second trains on samples of what the first has trained.
+            the ``centre``. With that, two rounds are one iteration of Nash-MP or EGPO: both start from the
+            policy before the first of them, and the second trains on samples of what the first has trained.
         references: the references of the objective, in its order: ``start`` is the policy that the round's
             training starts from and that wrote its samples where ``start`` is ``previous``; ``initial``,
             ``previous``, ``average`` and ``centre`` are those policies.
@@ -138,7 +138,8 @@ class Rounds:
             raise ConfigError("`fit.keep_optimizer` needs a policy of an earlier round: set another `start`.")
         if self.start == "centre" and self.rounds % 2:
             raise ConfigError(
-                f"two rounds are one iteration with `start: centre`: expected an even number, got {self.rounds}."
+                "two rounds are one iteration with `start: centre`: expected an even number, got "
+                f"{self.rounds}."
             )
         if self.momentum and self.start != "previous":
             raise ConfigError("`momentum` extrapolates from round to round: set `start: previous`.")

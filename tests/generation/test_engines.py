@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -11,13 +12,20 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from pl_prefopt.data import Renderer
+from pl_prefopt.data.formats import to_prompt
 from pl_prefopt.errors import ConfigError, DataError, RunError
 from pl_prefopt.generation import (
+    Engine,
     OpenAIServer,
+    Sample,
+    SampleFolder,
+    Sampler,
     Sampling,
     Server,
     ShardWriter,
@@ -25,8 +33,8 @@ from pl_prefopt.generation import (
     pick,
     read_shards,
 )
-from pl_prefopt.processes import run_logged, start, stop
-from tests.support import tiny_llama
+from pl_prefopt.processes import run_forked, run_logged, start, stop
+from tests.support import tiny_llama, tiny_tokenizer
 
 PROMPTS = [[5, 9, 30], [7], [20, 21, 22, 23, 24], [9, 9]]
 END = 2
@@ -240,3 +248,74 @@ def test_shards_go_on_after_a_torn_batch(tmp_path):
     again.finish()
     assert list(read_shards(tmp_path)) == rows
     assert [len(file.read_text().splitlines()) for file in sorted(tmp_path.glob("part-*"))] == [4, 4, 3]
+
+
+def test_a_full_disk_loses_nothing_that_was_written(tmp_path, monkeypatch):
+    rows = [{"number": number} for number in range(7)]
+    writer = ShardWriter(tmp_path, rows_per_shard=3, kind="jsonl")
+    writer.append(rows[:2])
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", Mock(side_effect=full))
+        with pytest.raises(OSError, match="No space left") as told:
+            writer.append(rows[2:])
+    assert told.value.filename.endswith(".unfinished.jsonl")
+    again = ShardWriter(tmp_path, rows_per_shard=3, kind="jsonl")
+    assert again.rows == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("pl_prefopt.generation.shards.write_shard", Mock(side_effect=full))
+        with pytest.raises(OSError, match="No space left"):
+            again.append(rows[2:])
+    last = ShardWriter(tmp_path, rows_per_shard=3, kind="jsonl")
+    assert last.rows == 7
+    last.finish()
+    assert list(read_shards(tmp_path)) == rows
+    assert [len(file.read_text().splitlines()) for file in sorted(tmp_path.glob("part-*"))] == [3, 3, 1]
+
+
+def test_an_engine_that_returns_fewer_prompts_or_samples_is_refused(tmp_path):
+    class Short(Engine):
+        identity, prompts, samples = "short", 2, 1
+
+        def sample(self, prompts, seeds, sampling):
+            own = [Sample([5, END], [], "stop", 0)] * self.samples
+            return [own] * self.prompts
+
+    rows = [(number, to_prompt({"prompt": f"Say {number}."})) for number in range(2)]
+    sampling, renderer = Sampling(n=2, max_new_tokens=4), Renderer(tiny_tokenizer())
+    for prompts, samples, said in (
+        (1, 2, "samples of 2 prompts from the engine, got 1"),
+        (2, 1, "2 samples of"),
+    ):
+        engine = Short()
+        engine.prompts, engine.samples = prompts, samples
+        folder = tmp_path / f"{prompts}-{samples}"
+        sampler = Sampler(engine, renderer, sampling, SampleFolder(folder=folder))
+        with pytest.raises(RunError, match=said):
+            sampler.run(rows, 2, content="", say=print)
+        assert not list(folder.glob("part-*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stages are forked on Linux only")
+def test_a_stage_is_a_fork_that_ends_with_the_process_that_started_it(tmp_path):
+    assert run_forked(lambda: os.write(1, b"said\n"), tmp_path / "log") == 0
+    assert (tmp_path / "log").read_text() == "said\n"
+    assert run_forked(lambda: sys.exit(3), tmp_path / "log") == 3
+    assert run_forked(lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path / "log") == -9
+    assert run_forked(lambda: 1 / 0, tmp_path / "log") == 1
+
+    def forever():
+        os.write(1, str(os.getpid()).encode())
+        time.sleep(600)
+
+    starter = os.fork()
+    if starter == 0:
+        run_forked(forever, tmp_path / "pid")
+        os._exit(0)
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text().strip():
+        time.sleep(0.02)
+    os.kill(starter, signal.SIGKILL)
+    os.waitpid(starter, 0)
+    pid = int((tmp_path / "pid").read_text())
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.02)
