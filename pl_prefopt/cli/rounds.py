@@ -156,8 +156,10 @@ def _run(settings: Rounds, stage: Stage, config: str, state: State, *, allow_com
     if status != 0:
         print("failed", flush=True)
         how = f"signal {-status}" if status < 0 else f"status {status}"
+        said = last_line(log)
         raise RunError(
-            f"stage {stage} ended with {how}: {last_line(log)} Its log is {log}. {_ENGINE_FAILED}."
+            f"stage {stage} ended with {how}{f': {said}' if said else '.'} Its log is {log}. "
+            f"{_ENGINE_FAILED}."
         )
     seconds = time.monotonic() - started
     state.finish(stage, seconds=seconds)
