@@ -424,7 +424,7 @@ def _label(value: Any) -> float:
 def _contrast(fields: Fields) -> PreferenceRow:
     """Read one response to two prompts, of which it fits the first better."""
     prompt = _around(as_prompt(fields["prompt_chosen"], "prompt_chosen"), fields)
-    response = as_response(fields["completion"], "completion", prompt)
+    response = as_response(needed(fields, "completion"), "completion", prompt)
     return row_of(prompt, [response], ([1.0], False), names=("'completion'",))
 
 

@@ -228,6 +228,7 @@ REFUSED = [
     ),
     ({"chosen": ["Human: Hi", "a"], "rejected": ["Hi", "b"]}, "expected all texts in 'chosen' to begin with"),
     ({"prompt": "Hi", "chosen": ["Human: a"], "rejected": ["Human: b"]}, "could be turns or responses"),
+    ({"prompt_chosen": "Hi", "prompt_rejected": "Ho"}, "the key 'completion' is missing"),
     (PAIR | {"completion": "a", "label": 1}, "could be the layout 'pairs' or 'unpaired'"),
     (PAIR | {"responses": ["a", "c"], "scores": [1, 2]}, "'rejected' is not one of the responses"),
     (PAIR | {"chosen": [{**A, "thinking": "x", "reasoning": "y"}]}, "has different texts in thinking"),
