@@ -2,6 +2,7 @@
 
 from pl_prefopt.judges.base import Cost, Gives, Judge, JudgedRow, Matrix, Verdict, matrix_of, pairs, win_rates
 from pl_prefopt.judges.classifier import SequenceClassifier
+from pl_prefopt.judges.comparisons import ComparisonRows, GenerativePairs
 from pl_prefopt.judges.likelihoods import (
     Exemplar,
     FollowUpLikelihood,
@@ -17,9 +18,11 @@ from pl_prefopt.judges.templating import JudgeTemplate
 from pl_prefopt.servers import Patience
 
 __all__ = [
+    "ComparisonRows",
     "Cost",
     "Exemplar",
     "FollowUpLikelihood",
+    "GenerativePairs",
     "Gives",
     "ImplicitReward",
     "Judge",

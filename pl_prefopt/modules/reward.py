@@ -17,7 +17,7 @@ from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.checkpoint_files import read_head
 from pl_prefopt.modules.head_updates import scored_anew
 from pl_prefopt.modules.hidden_states import FOLDER, HiddenStateTables
-from pl_prefopt.modules.reward_folders import describe_head
+from pl_prefopt.modules.reward_folders import check_same_head, describe_head, read_head_of
 from pl_prefopt.modules.reward_outputs import reward_outputs
 from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
@@ -50,6 +50,8 @@ class RewardModule(PreferenceModule):
             head reads another token in its place: ``warn`` counts them, ``refuse`` raises.
         freeze_policy: train the head alone, on hidden states that are computed once for all rows.
         states_dir: where these are kept, a folder per model.
+        head_from: a folder that `prefopt export` wrote of a reward model, whose head training starts with;
+            its model is named in ``policy.name``. ``None`` for a new head.
         options: the same for all families, see ``PreferenceModule``.
 
     Raises:
@@ -64,9 +66,11 @@ class RewardModule(PreferenceModule):
         truncated_responses: Literal["warn", "refuse"] = "warn",
         freeze_policy: bool = False,
         states_dir: str = FOLDER,
+        head_from: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(policy, objective, **options)
+        self.head_from = head_from
         self.freeze_policy = freeze_policy
         head = ScalarHead() if reward_head is None else reward_head
         self._unbuilt = (head,)  # a part of the module only when it has weights
@@ -106,6 +110,8 @@ class RewardModule(PreferenceModule):
     def setup(self, stage: str) -> None:
         """Check that head and rows are compatible, too."""
         super().setup(stage)
+        if self.head_from is not None:
+            check_same_head(Path(self.head_from), self.reward_head)
         source = row_source(self.trainer)
         datasets = {} if source is None else source.datasets
         for split, dataset in datasets.items():
@@ -174,7 +180,11 @@ class RewardModule(PreferenceModule):
             freeze_output_embeddings(policy)
         heads = super().build_heads(policy)
         head = self.reward_head
-        head.build(base_model(policy).config.get_text_config().hidden_size)
+        size = base_model(policy).config.get_text_config().hidden_size
+        head.build(size)
+        if self.head_from is not None:
+            saved, _ = read_head_of(Path(self.head_from), size)
+            head.load_state_dict(saved.state_dict())
         if any(weight.dtype in (torch.bfloat16, torch.float16) for weight in head.parameters()):
             head.float()  # Lightning's ``bf16-true`` creates weights in half precision
         heads[REWARD] = head.to(next(policy.parameters()).device)

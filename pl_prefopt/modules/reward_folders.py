@@ -89,16 +89,41 @@ def read_head_of(folder: Path, size: int) -> tuple[Head, dict[str, Any]]:
     Raises:
         ConfigError: if it is no folder of a reward model.
     """
+    settings = read_settings(folder)
+    weights = load((folder / HEAD_FILE).read_bytes())
+    described, learned = json.dumps(settings.pop("reward_head")), settings.pop("learned")
+    return made_head(described, learned, weights, size), settings
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings in a folder of a reward model: ``reward_head``, ``learned``, and the renderer's.
+
+    Raises:
+        ConfigError: if it is no folder of a reward model.
+    """
     path = folder / SETTINGS_FILE
     if not path.is_file():
         raise ConfigError(
             f"Expected a folder that `prefopt export` wrote of a reward model, but {folder} has no "
             f"{SETTINGS_FILE}: name another folder."
         )
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    weights = load((folder / HEAD_FILE).read_bytes())
-    described, learned = json.dumps(settings.pop("reward_head")), settings.pop("learned")
-    return made_head(described, learned, weights, size), settings
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return settings
+
+
+def check_same_head(folder: Path, head: Head) -> None:
+    """Refuse a folder whose head is another one, or has learned from other rows what its weights mean.
+
+    Raises:
+        ConfigError: if it differs, or ``folder`` is no folder of a reward model.
+    """
+    saved, own = read_settings(folder), json.loads(describe_head(head))
+    if saved["reward_head"] != own or saved["learned"]:
+        found = json.dumps(saved["reward_head"]) + (", which depends on its rows" if saved["learned"] else "")
+        raise ConfigError(
+            f"Expected the reward head in {folder} to be {json.dumps(own)}, but it is {found}: set "
+            "model.init_args.reward_head to a head of that kind, or model.init_args.head_from to null."
+        )
 
 
 def classifier(model: Any, weight: Tensor, padding: int) -> Any:

@@ -9,9 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from pl_prefopt.cli.merge import merge_policies
 from pl_prefopt.data.formats import to_row
-from pl_prefopt.modules import RewardScorer
-from tests.runs import metrics_of, pair_rows, write_rows
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.heads import MixtureHead, ScalarHead
+from pl_prefopt.modules import RewardModule, RewardScorer
+from pl_prefopt.modules.reward_folders import write_folder
+from pl_prefopt.objectives import RewardMixture, ScaledBradleyTerry
+from pl_prefopt.policies import PolicySpec
+from tests.runs import make_datamodule, make_trainer, metrics_of, pair_rows, write_rows
+from tests.support import tiny_llama
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -57,3 +64,51 @@ def test_a_reward_model_is_trained_predicted_with_and_exported(prefopt, tmp_path
         with torch.no_grad():
             found = model(**batch).logits.squeeze(-1)
         assert found.tolist() == pytest.approx(rewards, abs=1e-5)
+
+
+def test_scaled_bradley_terry_goes_on_from_another_model_and_is_extrapolated(tiny_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    torch.manual_seed(0)
+    head = ScalarHead()
+    head.build(32)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    write_folder(tmp_path / "first", tiny_llama(len(tokenizer)), head, tokenizer, {"end_token_id": 2})
+
+    records = [{**row, "magnitude": 2.0} for row in pair_rows(4)]
+    module = RewardModule(
+        PolicySpec(name=str(tmp_path / "first")),
+        ScaledBradleyTerry(),
+        head_from=str(tmp_path / "first"),
+        optimizer=lambda weights: torch.optim.SGD(weights, lr=0.1),
+    )
+    first = RewardScorer.load(tmp_path / "first")
+    rows = [to_row(record) for record in records]
+    data = make_datamodule(tmp_path, records, batch_size=4)
+    make_trainer(tmp_path).validate(module, data, verbose=False)
+    torch.testing.assert_close(
+        RewardScorer.of(module, first.renderer).rewards(rows), first.rewards(rows), rtol=0, atol=1e-5
+    )
+    make_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, data)
+    write_folder(tmp_path / "second", module.policy, module.reward_head, tokenizer, {"end_token_id": 2})
+
+    places = [tmp_path / "first", tmp_path / "second"]
+    merge_policies(places, [-0.5, 1.5], tmp_path / "third")
+    one, two, three = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / name).state_dict()
+        for name in ("first", "second", "third")
+    )
+    assert not torch.equal(one["score.weight"], two["score.weight"])
+    for name, weight in three.items():
+        torch.testing.assert_close(weight, two[name] + 0.5 * (two[name] - one[name]))
+    assert torch.equal(RewardScorer.load(tmp_path / "third").head.score.weight, three["score.weight"])
+    with pytest.raises(ConfigError, match=r"weights that add up to 1.* for reward models"):
+        merge_policies(places, [0.5, 1.0], tmp_path / "fourth")
+    other = RewardModule(
+        PolicySpec(name=str(tmp_path / "first")),
+        RewardMixture(),
+        MixtureHead(parts=2),
+        head_from=str(tmp_path / "first"),
+    )
+    with pytest.raises(ConfigError, match=r"to be .*MixtureHead.*, but it is .*ScalarHead"):
+        make_trainer(tmp_path).fit(other, data)
