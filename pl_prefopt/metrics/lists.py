@@ -6,8 +6,11 @@ responses they have; responses with an unknown score are ignored.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchmetrics.functional.retrieval import retrieval_normalized_dcg
@@ -147,3 +150,28 @@ def _mean(policy: ResponseLogProbs, where: Tensor) -> Tensor:
     """Return [B], the mean of p where ``where`` is true."""
     p = torch.where(where, policy.mean.float().exp(), 0.0)
     return p.sum(dim=-1) / where.sum(dim=-1).clamp(min=1)
+
+
+def best_of_n_scores(rewards: npt.ArrayLike, scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return the mean score of the response with the highest of n rewards, for n from 1 to N, [N].
+
+    The mean over all choices of n of the N responses, and over equal rewards: the k-th lowest reward is the
+    highest of n in a share C(k − 1, n − 1)/C(N, n) of them. With the scores of a judge that did not train the
+    rewards it is the curve of over-optimisation (Gao et al., arXiv 2210.10760).
+
+    Args:
+        rewards: of the N responses to a prompt.
+        scores: by another judge.
+
+    Examples:
+        >>> best_of_n_scores([0.0, 1.0, 2.0], [1.0, 3.0, 2.0])
+        array([2.        , 2.33333333, 2.        ])
+    """
+    ranked, given = np.asarray(rewards, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    _, groups = np.unique(ranked, return_inverse=True)
+    alike = np.bincount(groups, weights=given) / np.bincount(groups)
+    ordered, total = alike[np.sort(groups)], len(ranked)
+    shares = [
+        [math.comb(place, n - 1) / math.comb(total, n) for place in range(total)] for n in range(1, total + 1)
+    ]
+    return np.asarray(np.array(shares) @ ordered)

@@ -90,9 +90,11 @@ def _reward_panels(subjects: Sequence[Subject]) -> list[Panel]:
         figures.calibration(subjects),
         figures.accuracy_by_gap(subjects),
         figures.accuracy_by_source(subjects),
+        figures.margin_distribution(subjects),
     ]
     by_label = figures.reward_by_label(subjects)
-    return panels if by_label is None else [by_label, *panels]
+    further = [by_label, *panels, figures.accuracy_by_user(subjects), figures.best_of_n(subjects)]
+    return [panel for panel in further if panel is not None]
 
 
 def _card(subject: Subject) -> Card:

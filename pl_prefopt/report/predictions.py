@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Prediction:
         graded: whether differences of the scores mean something.
         source: which part of a mixture of data it belongs to, or nothing.
         origin: file and row.
+        columns: the data's further columns.
     """
 
     prompt: tuple[Message, ...]
@@ -51,6 +52,7 @@ class Prediction:
     graded: bool
     source: str
     origin: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_single(self) -> bool:
@@ -85,6 +87,7 @@ def _prediction(fields: Mapping[str, Any]) -> Prediction:
         graded=bool(fields["graded"]),
         source=str(fields["source"]),
         origin=str(fields["origin"]),
+        columns=fields.get("columns", {}),
     )
 
 

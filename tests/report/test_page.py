@@ -69,7 +69,7 @@ def test_figures_are_json_that_ends_no_script(spiteful):
     figures = json.loads(block)
     assert set(figures) == {
         "curve_loss", "curve_accuracy", "curve_margin", "margin_gap", "reward_length", "calibration",
-        "accuracy_gap", "accuracy_source",
+        "accuracy_gap", "accuracy_source", "margins", "best_of_n",
     }  # fmt: skip
     (trace, _) = figures["margin_gap"]["data"]
     # Plotly reads tags in its texts; there are none but our line breaks, and in the layout of a hover.

@@ -1,17 +1,20 @@
-"""Shares of pairs in the right order: by confidence, by score gap, by source."""
+"""Shares of pairs in the right order: by confidence, by score gap, by source, by user."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 
 from pl_prefopt.report.figures.panel import GREY, Panel, new_figure, shortened, shown, trace_style
 from pl_prefopt.report.pairs import Estimate, Floats, Whole, estimate, places_in, quantile_edges
+from pl_prefopt.report.predictions import Prediction
 from pl_prefopt.report.subjects import Subject
 
 _SOURCES = 12
+_USERS = ("user", "annotator", "user_id", "annotator_id")
+"""Columns that may name the user of a row."""
 
 
 def calibration(subjects: Sequence[Subject]) -> Panel:
@@ -82,26 +85,9 @@ def accuracy_by_gap(subjects: Sequence[Subject]) -> Panel:
 
 def accuracy_by_source(subjects: Sequence[Subject]) -> Panel:
     """Accuracy in each part of a mixture of data."""
-    by_source = [_by_source(subject) for subject in subjects]
-    sizes: dict[str, int] = {}
-    for found in by_source:
-        for source, value in found.items():
-            sizes[source] = max(sizes.get(source, 0), value.pairs)
-    largest = sorted(sizes, key=lambda source: (-sizes[source], source))[:_SOURCES]
-    names = {source: shown(shortened(source or "no source", 32)) for source in largest}
-    figure = new_figure("accuracy", "", scattermode="group", scattergap=0.4)
-    for subject, found in zip(subjects, by_source, strict=True):
-        rows = [source for source in largest if source in found]
-        if rows:
-            labels = [names[source] for source in rows]
-            figure.add_trace(
-                _dots(subject, labels, [found[source] for source in rows], group=True, across=True)
-            )
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
-    figure.update_layout(height=max(380, 90 + 20 * len(largest) * (1 + len(subjects))))
-    _chance(figure, horizontal=False)
-    note = f"The largest {_SOURCES} of {len(sizes)} sources." if len(sizes) > _SOURCES else ""
-    known = len(sizes) > 1 or any(sizes)
+    figure, names = _accuracy_by(subjects, lambda prediction: prediction.source, "no source")
+    note = f"The largest {_SOURCES} of {len(names)} sources." if len(names) > _SOURCES else ""
+    known = len(names) > 1 or any(names)
     return Panel(
         key="accuracy_source",
         title="Accuracy by source",
@@ -109,6 +95,50 @@ def accuracy_by_source(subjects: Sequence[Subject]) -> Panel:
         figure=figure if figure.data and known else None,
         note=note if known else "The rows name no source; a column “source” in the data would show here.",
     )
+
+
+def accuracy_by_user(subjects: Sequence[Subject]) -> Panel | None:
+    """Accuracy on the pairs of each user; ``None`` where the rows name none."""
+    figure, names = _accuracy_by(subjects, _user, "no user")
+    if not any(names):
+        return None
+    return Panel(
+        key="accuracy_user",
+        title="Accuracy by user",
+        how="Users far to the left of the others are those whose preferences the rewards miss; bars are 95 % "
+        "intervals.",
+        figure=figure,
+        note=f"The {_SOURCES} users with the most pairs, of {len(names)}." if len(names) > _SOURCES else "",
+    )
+
+
+def _user(prediction: Prediction) -> str:
+    """Return the row's user, from the first column of those that name one; nothing without."""
+    found = (prediction.columns.get(name) for name in _USERS)
+    return next((str(value) for value in found if isinstance(value, str | int)), "")
+
+
+def _accuracy_by(
+    subjects: Sequence[Subject], name_of: Callable[[Prediction], str], unnamed: str
+) -> tuple[go.Figure, set[str]]:
+    """Return accuracies by the name that each prompt has, of the largest groups, and all names."""
+    groups = [_groups(subject, name_of) for subject in subjects]
+    sizes: dict[str, int] = {}
+    for found in groups:
+        for name, value in found.items():
+            sizes[name] = max(sizes.get(name, 0), value.pairs)
+    largest = sorted(sizes, key=lambda name: (-sizes[name], name))[:_SOURCES]
+    names = {name: shown(shortened(name or unnamed, 32)) for name in largest}
+    figure = new_figure("accuracy", "", scattermode="group", scattergap=0.4)
+    for subject, found in zip(subjects, groups, strict=True):
+        rows = [name for name in largest if name in found]
+        if rows:
+            labels = [names[name] for name in rows]
+            figure.add_trace(_dots(subject, labels, [found[name] for name in rows], group=True, across=True))
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
+    figure.update_layout(height=max(380, 90 + 20 * len(largest) * (1 + len(subjects))))
+    _chance(figure, horizontal=False)
+    return figure, set(sizes)
 
 
 def _dots(
@@ -159,12 +189,11 @@ def _bin_labels(values: Floats, places: Whole) -> list[str]:
     return [low if low == high else f"{low} to {high}" for low, high in ends]
 
 
-def _by_source(subject: Subject) -> dict[str, Estimate]:
+def _groups(subject: Subject, name_of: Callable[[Prediction], str]) -> dict[str, Estimate]:
     pairs = subject.pairs
-    sources = np.array([subject.predictions[number].source for number in pairs.prompt], dtype=object)
+    names = np.array([name_of(subject.predictions[number]) for number in pairs.prompt], dtype=object)
     return {
-        source: estimate(pairs.right[sources == source], pairs.prompt[sources == source])
-        for source in sorted(set(sources))
+        name: estimate(pairs.right[names == name], pairs.prompt[names == name]) for name in sorted(set(names))
     }
 
 
