@@ -22,7 +22,7 @@ COLUMNS = ("output_1", "output_2", "preference")
 GAMED_WEIGHT = 0.2
 """The published weight of the two gamed baselines together, against the model's own annotations."""
 FOLDS = 5
-STRENGTHS = tuple(np.logspace(-4, 4, 10).tolist())
+STRENGTHS: tuple[float, ...] = tuple(np.logspace(-4, 4, 10).tolist())
 """The strengths C among which cross-validation chooses, scikit-learn's default."""
 RESAMPLES = 200
 """Resamples of the length-controlled win rate, each of which fits the regression."""
