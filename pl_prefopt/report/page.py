@@ -19,6 +19,7 @@ from pl_prefopt.evaluations import STAGES
 from pl_prefopt.report import figures, tables
 from pl_prefopt.report.disagreements import worst_disagreements
 from pl_prefopt.report.figures import Panel
+from pl_prefopt.report.health import health
 from pl_prefopt.report.runs import Run, common_stage
 from pl_prefopt.report.subjects import Subject, judge_alike, make_subjects
 from pl_prefopt.report.token_maps import first_token_rows
@@ -65,6 +66,7 @@ def build_report(runs: Sequence[Run]) -> Report:
         cards=[_card(subject) for subject in subjects],
         subjects=subjects,
         notices=_notices(subjects, stage),
+        health={subject.run.name: health(subject) for subject in subjects},
         evaluations=tables.evaluations(runs),
         evaluated=tables.EVALUATED,
         metric_tables=tables.metric_tables(runs),

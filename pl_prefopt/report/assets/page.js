@@ -3,6 +3,7 @@
 
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const narrow = window.matchMedia("(max-width: 640px)");
 
 function themed(layout) {
   const style = getComputedStyle(document.documentElement);
@@ -25,6 +26,7 @@ function draw(place) {
   const options = {
     responsive: true,
     displaylogo: false,
+    displayModeBar: narrow.matches ? false : "hover",  // on a phone it would cover the legend
     modeBarButtonsToRemove: ["toImage", "select2d", "lasso2d", "autoScale2d"],
   };
   return Plotly.react(place, data, themed(layout), options);

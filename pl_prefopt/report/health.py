@@ -1,0 +1,135 @@
+"""Checks of a run at a glance: green, amber or red, each with its number.
+
+The limits are conventions: a red check is a reason to look, and a green one is no proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pl_prefopt.report.curves import Curve
+from pl_prefopt.report.pairs import estimate
+from pl_prefopt.report.predictions import Response
+from pl_prefopt.report.subjects import Subject
+
+Colour = Literal["green", "amber", "red"]
+_FEWEST = 10
+"""Responses or pairs below which nothing is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A check of a run.
+
+    Attributes:
+        name: what is checked.
+        colour: the verdict.
+        told: the number, and what it means.
+        anchor: the section of the page to look at.
+    """
+
+    name: str
+    colour: Colour
+    told: str
+    anchor: str
+
+
+def health(subject: Subject) -> list[Check]:
+    """Return the checks for which the run has numbers."""
+    return [check for find in _CHECKS for check in find(subject)]
+
+
+def _accuracy(subject: Subject) -> Iterator[Check]:
+    pairs = subject.pairs
+    if len(pairs) < _FEWEST:
+        return
+    found = estimate(pairs.right, pairs.prompt)
+    colour: Colour = "green" if found.low > 0.5 else "red" if found.high < 0.5 else "amber"
+    word = {"green": "better than chance", "amber": "not told from chance", "red": "worse than chance"}[
+        colour
+    ]
+    interval = f"95 % interval {found.low:.0%} to {found.high:.0%}"
+    interval = f"95 % interval {found.low:.0%} to {found.high:.0%}"
+    told = f"{found.value:.0%} of {found.pairs:,} pairs ({interval}): {word}"
+    yield Check("Accuracy", colour, told, "rewards")
+
+
+def _length(subject: Subject) -> Iterator[Check]:
+    """Compare the correlation of reward and length with that of the data's own scores and length."""
+    scored = [one for item in subject.predictions for one in item.responses if one.score is not None]
+    kept = [one for one in scored if np.isfinite(one.reward)]
+    if len(kept) < _FEWEST:
+        return
+    of_reward = _correlation_with_length(kept, lambda one: one.reward)
+    of_score = _correlation_with_length(kept, lambda one: one.score)
+    if of_reward is None or of_score is None:
+        return
+    beyond = abs(of_reward - of_score)
+    colour: Colour = "green" if beyond <= 0.15 else "amber" if beyond <= 0.3 else "red"
+    told = f"reward and length r = {of_reward:.2f}, the data's scores and length r = {of_score:.2f}"
+    yield Check("Length bias", colour, told, "rewards")
+
+
+def _correlation_with_length(
+    responses: Sequence[Response], value: Callable[[Response], float | None]
+) -> float | None:
+    length = np.array([one.length for one in responses], dtype=np.float64)
+    values = np.array([value(one) for one in responses], dtype=np.float64)
+    if length.std() == 0 or values.std() == 0:
+        return None
+    return float(np.corrcoef(length, values)[0, 1])
+
+
+def _chosen(subject: Subject) -> Iterator[Check]:
+    curve = _curve(subject, "val/chosen_logp", 2)
+    if curve is None:
+        return
+    first, last = float(curve.values[0]), float(curve.values[-1])
+    fall = (first - last) / max(abs(first), 1e-9)
+    colour: Colour = "green" if fall <= 0.02 else "amber" if fall <= 0.2 else "red"
+    word = "hasn't fallen" if colour == "green" else "falls: the better response becomes less likely, too"
+    yield Check("Chosen log-prob", colour, f"{first:.1f} to {last:.1f} nats: {word}", "curves")
+
+
+def _overfitting(subject: Subject) -> Iterator[Check]:
+    """Compare the last validation loss with the lowest one."""
+    curve = _curve(subject, "val/loss", 3)
+    if curve is None:
+        return
+    first, lowest, last = float(curve.values[0]), float(curve.values.min()), float(curve.values[-1])
+    gained, lost = first - lowest, last - lowest
+    colour: Colour = "green" if lost <= 0.1 * gained else "amber" if last < first else "red"
+    word = {"green": "still near its lowest", "amber": "rising again", "red": "no lower than at first"}[
+        colour
+    ]
+    yield Check("Overfitting", colour, f"validation loss {last:.4g}, lowest {lowest:.4g}: {word}", "curves")
+
+
+def _throughput(subject: Subject) -> Iterator[Check]:
+    curve = _curve(subject, "train/tokens_per_second", 8)
+    if curve is None:
+        return
+    quarter = len(curve.values) // 4
+    early, late = (float(np.median(part)) for part in (curve.values[:quarter], curve.values[-quarter:]))
+    colour: Colour = "green" if late >= 0.8 * early else "amber" if late >= 0.5 * early else "red"
+    yield Check("Throughput", colour, f"{early:,.0f} to {late:,.0f} tokens per second", "curves")
+
+
+def _curve(subject: Subject, name: str, fewest: int) -> Curve | None:
+    curve = subject.run.curves.get(name)
+    if curve is None or len(curve.values) < fewest or not np.isfinite(curve.values).all():
+        return None
+    return curve
+
+
+_CHECKS: tuple[Callable[[Subject], Iterator[Check]], ...] = (
+    _accuracy,
+    _overfitting,
+    _chosen,
+    _length,
+    _throughput,
+)
