@@ -196,6 +196,28 @@ def test_classifiers_score_as_plain_transformers(tmp_path, how):
         assert judge.fingerprint() == before == SequenceClassifier(name).fingerprint()
 
 
+def test_a_score_is_read_behind_the_whole_conversation_where_the_template_ends_it_there(tmp_path):
+    """As WorldPM's: an empty system prompt first, and ``<|endoftext|>`` after the last turn."""
+    name = classifier(tmp_path / "reward")
+    tokenizer = tiny_tokenizer()
+    empty = "<|im_start|>system\n<|im_end|>\n"
+    tokenizer.chat_template = f"{empty}{CHATML}{{% if not add_generation_prompt %}}<|endoftext|>{{% endif %}}"
+    tokenizer.save_pretrained(name)
+    model = AutoModelForSequenceClassification.from_pretrained(name).eval()
+    turns = f"<|im_start|>user\n{USER}<|im_end|>\n<|im_start|>assistant\n{ANSWERS[1]}<|im_end|>\n"
+    ids = tokenizer(f"{empty}{turns}<|endoftext|>", add_special_tokens=False, return_tensors="pt")[
+        "input_ids"
+    ]
+    with torch.no_grad():
+        states = model.model(ids).last_hidden_state[0]
+        by_place = model.score(states).flatten().tolist()
+    assert tokenizer.convert_ids_to_tokens(ids[0, -1].item()) == "<|endoftext|>"
+    with SequenceClassifier(name) as judge:
+        _, found = judge.judge([row(*ANSWERS)])[0].scores  # padded next to a longer one
+    assert found == pytest.approx(by_place[-1], abs=1e-5)
+    assert abs(found - by_place[-2]) > 1e-3
+
+
 def test_cross_encoders_read_two_texts_and_several_outputs_need_a_name(tmp_path):
     tokenizer = tiny_tokenizer(chat_template=None)
     config = BertConfig(
