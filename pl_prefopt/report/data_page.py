@@ -223,7 +223,9 @@ def _comparison(rows: Sequence[PreferenceRow], compare: Sequence[str]) -> Table:
 
 def _numbers(row: PreferenceRow, name: str) -> Sequence[float]:
     value: object = row.scores if name == SCORES else row.columns.get(name)
-    if not isinstance(value, tuple) or not all(isinstance(one, int | float) for one in value):
+    if not isinstance(value, tuple) or not all(
+        isinstance(one, int | float) and math.isfinite(one) for one in value
+    ):
         raise DataError(
             f"expected one number per response in the column '{name}' to compare, got none in "
             f"{row.origin or 'a row'}; its columns are {listed([SCORES, *row.columns])}."

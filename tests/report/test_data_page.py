@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -67,6 +68,9 @@ def test_two_columns_of_scores_are_compared():
     assert agreement["Cohen's κ of the verdicts"] == (f"{(4 / 7 - chance) / (1 - chance):.3f}",)
     with pytest.raises(DataError, match="expected one number per response in the column 'mine'"):
         data_tables(rows, compare=["scores", "mine"])
+    unknown = dataclasses.replace(rows[0], columns={"other": (math.nan,) * len(rows[0].responses)})
+    with pytest.raises(DataError, match="expected one number per response in the column 'other'"):
+        data_tables([unknown], compare=["scores", "other"])
     with pytest.raises(ConfigError, match="expected two columns to compare, got scores"):
         data_tables(rows, compare=["scores"])
 
