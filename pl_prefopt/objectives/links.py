@@ -146,6 +146,7 @@ class LeastSquares(Link):
     """z²: the margin is regressed on its offsets, such as differences of win rates by ``ScoreGap``.
 
     Examples:
+        >>> import torch
         >>> LeastSquares()(torch.tensor([-0.5, 2.0]))
         tensor([0.2500, 4.0000])
     """
