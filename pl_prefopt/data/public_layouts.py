@@ -85,7 +85,8 @@ def _strength(key: str) -> Callable[[Fields], Given]:
 def _chosen_by(fields: Fields, key: str, names: Mapping[str, Given]) -> Given:
     """Read which response was chosen from a column of words or numbers."""
     value = fields[key]
-    text = str(int(value)) if isinstance(value, bool | float) and value == int(value) else str(value)
+    whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
+    text = str(int(value)) if whole else str(value)
     if text not in names:
         raise BadRowError(f"expected '{key}' to be one of {', '.join(names)}, got {shown(value)}")
     return names[text]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,13 @@ REFUSED = [
     (PAIR | {"chosen": [{**A, "thinking": "x", "reasoning": "y"}]}, "has different texts in thinking"),
     ({"prompt": "Hi", "responses": ["a"], "scores": [1], "ranks": [1]}, "both 'scores' and 'ranks'"),
     ({"conversation_a": [*CHAT, A], "conversation_b": [*CHAT, B], "winner": "me"}, "'winner' to be one of"),
+    *(
+        (
+            TWO["PKU-SafeRLHF"][0] | {"better_response_id": value},
+            "'better_response_id' to be one of 0, 1, got",
+        )
+        for value in (math.nan, math.inf, 0.5)
+    ),
     (
         {"history": "Hi", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 3, "score_B": 21},
         "'labels' and the scores",
