@@ -6,7 +6,7 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from pl_prefopt.data.templates import (
     Template,
     TemplateError,
 )
+from pl_prefopt.data.turn_texts import TurnTexts
 from pl_prefopt.errors import ConfigError, DataError, first_line, printable, suggest
 from pl_prefopt.rows import Message, PreferenceRow, whole_dialogue
 
@@ -33,6 +34,7 @@ Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int32]
 Mask: TypeAlias = Sequence[bool] | npt.NDArray[np.bool_]
 
 _STAND_IN = "Certainly"
+_FEW_TURNS = 8  # rendering as few of them one by one takes no longer than analysing a single rendering
 _STRADDLING = 8  # maximum number of tokens by which the end of a text may be extended to a token boundary
 
 
@@ -48,6 +50,23 @@ class Segment(NamedTuple):
     text: str
     counted: bool
     ended: bool
+
+
+class _Turn(NamedTuple):
+    """An assistant turn of a response.
+
+    Attributes:
+        message: the turn.
+        between: the text before it, since the last assistant turn and with its header; ``None`` if the
+            response begins with it.
+        said: the text of the turn after its header.
+        last: whether it ends the response.
+    """
+
+    message: Message
+    between: str | None
+    said: str
+    last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,20 +314,37 @@ class Renderer:
         ``before`` is the text of the prompt with the header of the assistant's turn.
         """
         glue = ""
-        for turn, message in enumerate(response):
+        for turn in self._turns(template, prompt, before, response):
+            if turn.between is not None:
+                yield Segment(glue + turn.between, counted=False, ended=False)
+            body, glue, ended = self._split_at_end(turn.said)
+            if str(turn.message.extras.get(REASONING[0], "")).strip() not in body:
+                raise TemplateError("the tokeniser's chat template leaves out the reasoning of a response")
+            yield Segment(body, counted=True, ended=ended or turn.last)
+
+    def _turns(
+        self, template: Template, prompt: Sequence[Message], before: str, response: Sequence[Message]
+    ) -> Iterable[_Turn]:
+        if len(response) > _FEW_TURNS and response[0].role == "assistant":
+            texts = template.turn_texts([*prompt, *response], len(prompt))
+            turns = None if texts is None else _turns_at_once(texts, len(prompt), before, response)
+            if turns is not None:
+                return turns
+        return self._turns_one_by_one(template, prompt, before, response)
+
+    def _turns_one_by_one(
+        self, template: Template, prompt: Sequence[Message], before: str, response: Sequence[Message]
+    ) -> Iterator[_Turn]:
+        """Render the dialogue up to each assistant turn, which any template allows, in quadratic time."""
+        for number, message in enumerate(response):
             if message.role != "assistant":
                 continue
-            until = [*prompt, *response[: turn + 1]]
-            opened = template.opened(until[:-1]) if turn else before
-            if turn > 0:
-                yield Segment(glue + _after(before, opened), counted=False, ended=False)
-            text = template.text(until)
-            body, glue, ended = self._split_at_end(self._assistant_text(template, text, opened, until))
-            if str(message.extras.get(REASONING[0], "")).strip() not in body:
-                raise TemplateError("the tokeniser's chat template leaves out the reasoning of a response")
-            last = turn == len(response) - 1
-            yield Segment(body, counted=True, ended=ended or last)
-            before = text
+            until = [*prompt, *response[: number + 1]]
+            opened = template.opened(until[:-1]) if number else before
+            between = _after(before, opened) if number else None
+            before = template.text(until)
+            said = self._assistant_text(template, before, opened, until)
+            yield _Turn(message, between, said, last=number == len(response) - 1)
 
     def _assistant_text(self, template: Template, text: str, opened: str, dialogue: Sequence[Message]) -> str:
         """Return what the last turn adds to a dialogue.
@@ -446,6 +482,34 @@ def _begun(
         if not template.text([*before, response[0]]).startswith(text):
             raise TemplateError("the tokeniser's chat template can't continue the prompt's assistant turn")
     return text, before, whole
+
+
+def _turns_at_once(
+    texts: TurnTexts, first: int, before: str, response: Sequence[Message]
+) -> list[_Turn] | None:
+    """Return the assistant's turns; ``None`` if they have to be rendered one by one.
+
+    Args:
+        texts: what each turn of the dialogue adds to the text.
+        first: number of turns of the prompt.
+        before: the text of the prompt with the header of the assistant's turn.
+        response: the turns after the prompt, of which the first is the assistant's.
+    """
+    if "".join(texts.turns[:first]) + texts.opening != before:
+        return None
+    turns: list[_Turn] = []
+    between = [texts.closing]  # nothing has been closed before the first turn
+    for number, (message, text) in enumerate(zip(response, texts.turns[first:], strict=True)):
+        if message.role != "assistant":
+            between.append(text)
+            continue
+        gap, said = "".join([*between, texts.opening]), text + texts.closing
+        if not (gap.startswith(texts.closing) and said.startswith(texts.opening)):
+            return None
+        gap, said = gap[len(texts.closing) :], said[len(texts.opening) :]
+        turns.append(_Turn(message, gap if turns else None, said, last=number == len(response) - 1))
+        between = []
+    return turns
 
 
 def _followed(template: Template, dialogue: Sequence[Message], follow_ups: Sequence[str]) -> Rendered:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, Self
 
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
 from pl_prefopt.data.dialogues import REASONING, called
+from pl_prefopt.data.turn_texts import TurnTexts, turn_texts
 from pl_prefopt.rows import Message
 
 _PROBE = "Certainly"
@@ -58,6 +62,13 @@ class Template(Protocol):
         """Render a dialogue up to the end of its last turn's text, which a response continues."""
         ...
 
+    def turn_texts(self, dialogue: Sequence[Message], shortest: int) -> TurnTexts | None:
+        """Return what each turn adds to the text, for beginnings of a dialogue of ``shortest`` turns or more.
+
+        ``None`` if that can't be shown, or if the template rejects the dialogue.
+        """
+        ...
+
     def bound(self, arguments: str) -> Template:
         """Return the template with a row's arguments, a JSON object.
 
@@ -96,6 +107,7 @@ class PlainTemplate(_Texts):
     """
 
     end_token = None
+    _opening = "\n\nAssistant:"
 
     def __init__(self, tokenizer: Any = None) -> None:
         self.markers = frozenset(_special_tokens(tokenizer).intersection(TURN_MARKERS))
@@ -107,7 +119,13 @@ class PlainTemplate(_Texts):
 
     def opened(self, dialogue: Sequence[Message]) -> str:
         """See the base class."""
-        return f"{self.text(dialogue)}\n\nAssistant:"
+        return f"{self.text(dialogue)}{self._opening}"
+
+    def turn_texts(self, dialogue: Sequence[Message], shortest: int) -> TurnTexts:
+        """See the base class."""
+        separators = itertools.chain([""], itertools.repeat("\n\n"))
+        turns = [space + self.text([turn]) for space, turn in zip(separators, dialogue, strict=False)]
+        return TurnTexts(turns, closing="", opening=self._opening)
 
     def continued(self, dialogue: Sequence[Message]) -> str:
         """See the base class."""
@@ -132,6 +150,10 @@ class NoTemplate(_Texts):
     def continued(self, dialogue: Sequence[Message]) -> str:
         """See the base class."""
         return self.text(dialogue)
+
+    def turn_texts(self, dialogue: Sequence[Message], shortest: int) -> TurnTexts:
+        """See the base class."""
+        return TurnTexts([self.text([turn]) for turn in dialogue], closing="", opening="")
 
 
 class ChatTemplate:
@@ -188,6 +210,33 @@ class ChatTemplate:
         """See the base class."""
         return self._render(dialogue, continue_final_message=True)
 
+    def turn_texts(self, dialogue: Sequence[Message], shortest: int) -> TurnTexts | None:
+        """See the base class."""
+        arguments = {
+            "tools": None,
+            "documents": None,
+            **self._tokenizer.special_tokens_map,
+            **self._arguments,
+        }
+        try:
+            source = self._tokenizer.get_chat_template(None, arguments["tools"])
+            template, turns = _compile_jinja_template(source), [self._as_read(turn) for turn in dialogue]
+            found = turn_texts(template, source, turns, shortest, arguments)
+            if found is None or not self._confirms(found, dialogue):
+                return None
+            self._check_written(dialogue[:shortest], "".join(found.turns[:shortest]))
+            for turn, text in zip(dialogue[shortest:], found.turns[shortest:], strict=True):
+                self._check_turn_written(turn, text)
+        except Exception:  # whatever is wrong is found again, and named, turn by turn
+            return None
+        return found
+
+    def _confirms(self, found: TurnTexts, dialogue: Sequence[Message]) -> bool:
+        """Whether the tokeniser writes the whole dialogue, and all but its last turn, as was found."""
+        return self.text(dialogue) == "".join(found.turns) + found.closing and (
+            self.opened(dialogue[:-1]) == "".join(found.turns[:-1]) + found.opening
+        )
+
     def _render(self, dialogue: Sequence[Message], **ending: bool) -> str:
         messages = [self._as_read(message) for message in dialogue]
         try:
@@ -214,14 +263,18 @@ class ChatTemplate:
     def _check_written(self, dialogue: Sequence[Message], text: str) -> None:
         """Raise a ``TemplateError`` if the template left out something that it often leaves out."""
         for message in dialogue:
-            if message.role in ("system", "developer") and message.content.strip() not in text:
-                raise TemplateError(f"the tokeniser's chat template leaves out the {message.role} turn")
-            for call in message.extras.get("tool_calls", ()):
-                if called(call) not in text:
-                    raise TemplateError("the tokeniser's chat template leaves out tool calls")
+            self._check_turn_written(message, text)
         for tool in self._arguments.get("tools", ()):
             if called(tool) not in text:
                 raise TemplateError("the tokeniser's chat template leaves out the tools")
+
+    @staticmethod
+    def _check_turn_written(turn: Message, text: str) -> None:
+        if turn.role in ("system", "developer") and turn.content.strip() not in text:
+            raise TemplateError(f"the tokeniser's chat template leaves out the {turn.role} turn")
+        for call in turn.extras.get("tool_calls", ()):
+            if called(call) not in text:
+                raise TemplateError("the tokeniser's chat template leaves out tool calls")
 
     def _find_tokens(self) -> tuple[str | None, frozenset[str]]:
         """Return the token after an assistant's text, and what begins a turn.
