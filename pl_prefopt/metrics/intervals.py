@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
@@ -16,6 +18,8 @@ from pl_prefopt.metrics.states import PreferenceMetric, keep
 from pl_prefopt.pairing import ALL_PAIRS
 from pl_prefopt.types import ResponseLogProbs
 
+_SECONDS_BETWEEN_LINES = 60
+_Correlate: TypeAlias = Callable[[bootstrap.Whole], dict[str, bootstrap.Floats]]
 _NO_VIEWS: Mapping[str, Tensor] = {}
 
 
@@ -83,9 +87,10 @@ class BootstrapIntervals(PreferenceMetric):
         sizes = self._column("sizes").astype(np.int64)
         resampled: dict[str, list[bootstrap.Floats]] = {name: [] for name in self._names()}
         if len(sizes) >= 2:
-            prompts = np.repeat(np.arange(len(sizes)), sizes)
-            for weights in bootstrap.resampled_weights(prompts, resamples=self.resamples, seed=self.seed):
-                for name, values in self._resample(columns, weights).items():
+            graded = columns["graded"] > 0
+            correlate = _correlations(columns["margin"][graded], columns["difference"][graded])
+            for weights in self._resampled(sizes):
+                for name, values in self._resample(columns, weights, correlate).items():
                     resampled[name].append(values)
         ends = {name: _ends(pieces) for name, pieces in resampled.items()}
         return {
@@ -104,8 +109,23 @@ class BootstrapIntervals(PreferenceMetric):
             "kendall",
         ]
 
+    def _resampled(self, sizes: bootstrap.Whole) -> Iterator[bootstrap.Whole]:
+        """Yield the weights of the resamples, and say every minute how many there have been."""
+        prompts, done = np.repeat(np.arange(len(sizes)), sizes), 0
+        began = told = time.monotonic()
+        for weights in bootstrap.resampled_weights(prompts, resamples=self.resamples, seed=self.seed):
+            yield weights
+            done, now = done + len(weights), time.monotonic()
+            if now - told >= _SECONDS_BETWEEN_LINES:
+                left = (now - began) / done * (self.resamples - done)
+                rank_zero_info(
+                    f"intervals of {len(prompts):,} pairs: {done:,} of {self.resamples:,} resamples, "
+                    f"about {left / 60:.0f} minutes left"
+                )
+                told = now
+
     def _resample(
-        self, columns: Mapping[str, bootstrap.Floats], weights: bootstrap.Whole
+        self, columns: Mapping[str, bootstrap.Floats], weights: bootstrap.Whole, correlate: _Correlate
     ) -> dict[str, bootstrap.Floats]:
         means = {name: bootstrap.weighted_mean(columns[name], weights) for name in self.margins}
         shares = {
@@ -114,14 +134,7 @@ class BootstrapIntervals(PreferenceMetric):
             )
             for name in ("margin", *(f"margin_{view}" for view in self.views))
         }
-        graded = columns["graded"] > 0
-        pairs = columns["margin"][graded], columns["difference"][graded], weights[:, graded]
-        drawn = pairs[2].sum(axis=1) > 0
-        return (
-            means
-            | shares
-            | {name: _where(drawn, function, *pairs) for name, function in _CORRELATIONS.items()}
-        )
+        return means | shares | correlate(weights.compress(columns["graded"] > 0, axis=1))
 
     def _column(self, name: str) -> bootstrap.Floats:
         state: Any = getattr(self, name)
@@ -130,21 +143,25 @@ class BootstrapIntervals(PreferenceMetric):
         return np.asarray(values.double().cpu().numpy())
 
 
-_CORRELATIONS = {
-    "pearson": bootstrap.weighted_pearson,
-    "spearman": bootstrap.weighted_spearman,
-    "kendall": bootstrap.weighted_kendall,
-}
+def _correlations(first: bootstrap.Floats, second: bootstrap.Floats) -> _Correlate:
+    """Return what computes the correlations under weights [resamples, pairs].
 
+    They are NaN for a resample without a pair, or if one side is constant.
+    """
+    varied = len(first) > 0 and np.ptp(first) > 0 and np.ptp(second) > 0
+    ranked = bootstrap.RankCorrelations(first, second) if varied else None
 
-def _where(
-    drawn: Any, function: Any, first: bootstrap.Floats, second: bootstrap.Floats, weights: bootstrap.Whole
-) -> bootstrap.Floats:
-    """Return the correlation of each resample; NaN if it has no graded pair, or one side is constant."""
-    result = np.full(len(weights), np.nan)
-    if drawn.any() and np.ptp(first) > 0 and np.ptp(second) > 0:
-        result[drawn] = function(first, second, weights[drawn])
-    return result
+    def correlate(weights: bootstrap.Whole) -> dict[str, bootstrap.Floats]:
+        results = {name: np.full(len(weights), np.nan) for name in ("pearson", "spearman", "kendall")}
+        drawn = weights.sum(axis=1) > 0
+        if ranked is not None and drawn.any():
+            weights = weights[drawn]
+            results["pearson"][drawn] = bootstrap.weighted_pearson(first, second, weights)
+            results["spearman"][drawn] = ranked.spearman(weights)
+            results["kendall"][drawn] = ranked.kendall(weights)
+        return results
+
+    return correlate
 
 
 def _ends(pieces: Sequence[bootstrap.Floats]) -> tuple[float, float]:
