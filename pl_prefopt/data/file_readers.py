@@ -28,7 +28,9 @@ _BROKEN = (OSError, EOFError, zlib.error)
 """What reading raises for a file that is truncated, or is not the gzip stream that its name says."""
 
 _TOO_LONG = f"longer than {LARGEST_ROW >> 20} MiB; shorten it, or write one row per line"
-_ROWS_PER_BLOCK = 256
+ROWS_PER_BLOCK = 256
+"""Number of rows of a table that are in memory at a time, apart from the row group that they are from."""
+
 _FIRST_READ = 1 << 16
 
 
@@ -300,13 +302,14 @@ def _parquet_records(path: Path, name: str) -> Iterator[Record]:
         if repeated:
             raise DataError(f"{name} has the column {listed(repeated)} twice; rename one of them")
         number = 0
-        for block in table.iter_batches(batch_size=_ROWS_PER_BLOCK):
+        for block in table.iter_batches(batch_size=ROWS_PER_BLOCK):
             for index in range(len(block)):
                 number += 1
-                yield _parquet_record(block.slice(index, 1), f"{name}, row {number}")
+                yield record_of(block.slice(index, 1), f"{name}, row {number}")
 
 
-def _parquet_record(row: Any, origin: str) -> Record:
+def record_of(row: Any, origin: str) -> Record:
+    """Return the only row of an Arrow table or record batch."""
     try:
         return Record(origin, row.to_pylist()[0])
     except UnicodeDecodeError as error:

@@ -8,11 +8,12 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pl_prefopt.data.file_readers import READERS, Record, reader_of
+from pl_prefopt.data.file_readers import READERS, ROWS_PER_BLOCK, Record, reader_of, record_of
 from pl_prefopt.data.joined_rows import Joins, join_records
 from pl_prefopt.errors import ConfigError, DataError, first_line, listed, printable, suggest
 from pl_prefopt.paths import data_suffix, is_data_path, matching, missing_data
@@ -40,6 +41,8 @@ class Source:
         passes: how often each row occurs per training epoch, on average; 1 by default. With 0.5, an epoch has
             half of the rows, and the next one the other half.
         rows_per_epoch: number of rows per training epoch, in place of ``passes``.
+        streaming: whether a hub data set is read while it is downloaded, without the copy that ``datasets``
+            otherwise keeps in its cache. Files and folders are always read like that.
     """
 
     path: str
@@ -48,6 +51,7 @@ class Source:
     columns: dict[str, str] = field(default_factory=dict)
     passes: float | None = None
     rows_per_epoch: int | None = None
+    streaming: bool = False
 
     @classmethod
     def of(cls, source: Any) -> Source:
@@ -166,6 +170,8 @@ def _find(source: Source, scratch: Path) -> Reading:
         return Reading(_hash_files(found), lambda: _read_matching(found, scratch))
     if is_data_path(source.path) or glob.has_magic(source.path):
         raise DataError(missing_data(path))
+    if source.streaming:
+        return _stream_hub(source)
     table = _load_hub(source)
     return Reading(str(table._fingerprint), lambda: _numbered(table, source.label))
 
@@ -356,9 +362,41 @@ def _numbered(table: Sequence[Mapping[str, Any]], name: str) -> Iterator[Record]
 def _load_hub(source: Source) -> Any:
     import datasets
 
+    with _named_hub_errors(source):
+        return datasets.load_dataset(source.path, source.name, split=source.split)
+
+
+def _stream_hub(source: Source) -> Reading:
+    """Open a hub data set whose rows are downloaded as they are read."""
+    import datasets
+
+    with _named_hub_errors(source):
+        builder = datasets.load_dataset_builder(source.path, source.name)
+        rows = builder.as_streaming_dataset(split=source.split).with_format("arrow")
+    key = "\0".join((str(builder.hash), str(builder.config_id), str(builder.info.version), source.split))
+    return Reading(key, lambda: _streamed(rows, source))
+
+
+def _streamed(rows: Any, source: Source) -> Iterator[Record]:
+    number = 0
+    blocks = iter(rows.iter(batch_size=ROWS_PER_BLOCK))
+    while True:
+        with _named_hub_errors(source):
+            block = next(blocks, None)
+        if block is None:
+            return
+        for index in range(len(block)):
+            number += 1
+            yield record_of(block.slice(index, 1), f"{source.label}, row {number}")
+
+
+@contextmanager
+def _named_hub_errors(source: Source) -> Iterator[None]:
+    import datasets
+
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
-        return datasets.load_dataset(source.path, source.name, split=source.split)
+        yield
     except Exception as error:
         reason = first_line(error)
         raise DataError(

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, Self
 
-from transformers.utils.chat_template_utils import _compile_jinja_template
-
 from pl_prefopt.data.dialogues import REASONING, called
 from pl_prefopt.data.turn_texts import TurnTexts, turn_texts
 from pl_prefopt.rows import Message
@@ -212,6 +210,8 @@ class ChatTemplate:
 
     def turn_texts(self, dialogue: Sequence[Message], shortest: int) -> TurnTexts | None:
         """See the base class."""
+        from transformers.utils.chat_template_utils import _compile_jinja_template  # slow to import
+
         arguments = {
             "tools": None,
             "documents": None,

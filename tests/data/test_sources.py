@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pl_prefopt.data import Source, file_readers
+from pl_prefopt.data import Source, file_readers, sources
 from pl_prefopt.errors import ConfigError, DataError
 from tests.data.support import assistant, pair, read, stored, write_jsonl
 
@@ -343,3 +343,39 @@ def test_rows_in_memory(tmp_path: Path, wrap):
 def test_anything_else_is_no_source(source):
     with pytest.raises(ConfigError, match=r"got (a )?(int|list)"):
         Source.of(source)
+
+
+def test_parquet_is_read_row_group_by_row_group(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(file_readers, "ROWS_PER_BLOCK", 10)
+    path = tmp_path / "pairs.parquet"
+    rows = [pair(number) for number in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=10, write_page_checksum=True)
+    last = pq.ParquetFile(path).metadata.row_group(3).column(0)
+    content = bytearray(path.read_bytes())
+    begin = last.dictionary_page_offset or last.data_page_offset
+    content[begin : begin + last.total_compressed_size] = bytes(last.total_compressed_size)
+    path.write_bytes(content)
+    assert len(read(str(path), tmp_path / "cache", max_rows=30)) == 30
+    with pytest.raises(DataError, match=r"could not read .*pairs.parquet as parquet"):
+        read(str(path), tmp_path / "cache")
+
+
+def test_a_stream_is_read_as_far_as_needed_and_not_copied(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(sources, "ROWS_PER_BLOCK", 5)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    for shard in range(3):
+        records = [pair(10 * shard + number) for number in range(10)]
+        if shard == 0:
+            records[1]["chosen"] = records[1]["rejected"]
+        datasets.Dataset.from_list(records).to_parquet(folder / f"train-{shard}.parquet")
+    (folder / "train-2.parquet").write_bytes(b"not Parquet")
+    monkeypatch.setattr(sources, "_find", lambda source, scratch: sources._stream_hub(source))  # no hub here
+    streamed = Source(path=str(folder), streaming=True)
+    rows = read(streamed, tmp_path / "cache", max_rows=15, on_bad_row="skip")
+    assert [row.prompt[0].content for row in rows] == [f"Question {n}?" for n in range(16) if n != 1]
+    assert rows[-1].origin == "hub, row 16"
+    assert not list((tmp_path / "datasets").rglob("*.arrow"))
+    with pytest.raises(DataError, match="loading it from the hub failed"):
+        read(streamed, tmp_path / "cache", on_bad_row="skip")
