@@ -73,6 +73,7 @@ class Folder:
             "test": scored_rows(4),
             "theirs": rated_rows(8),
             "rationales": [{**row, "rationale": "It answers."} for row in pair_rows(12)],
+            "ratings": [{**row, "helpfulness": [2, 1], "honesty": [1, 1]} for row in pair_rows(12)],
         }.items():
             write_rows(folder / f"{name}.jsonl", rows)
         rewards = [
@@ -153,6 +154,8 @@ class Folder:
             how += ["--data.train", "pairs.jsonl"]
         if "Rationale" in block.text:
             how += ["--data.train", "rationales.jsonl"]
+        if "aspects" in block.text:
+            how += ["--data.train", "ratings.jsonl"]
         (self.folder / "block.yaml").write_text(yaml.safe_dump(settings))
         self.prefopt("fit", *AXES, "-c", "block.yaml", *how)
 
