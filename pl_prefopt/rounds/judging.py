@@ -17,15 +17,15 @@ import torch
 from pl_prefopt.data import Renderer
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.generation import Engine, Sampling, ShardWriter, read_shards
-from pl_prefopt.judges import Gives, Judge, JudgedRow, JudgeTemplate, Verdict
-from pl_prefopt.judges.templating import as_text
+from pl_prefopt.judges import Gives, Judge, JudgedRow, Verdict
+from pl_prefopt.judges.generative import Answer, Grading
 from pl_prefopt.rewards import RewardCombination
 from pl_prefopt.rows import Message
 
 _ROWS_PER_SHARD = 1000
 
 
-class OwnGrades(Judge):
+class OwnGrades(Grading):
     """Grades of the policy that wrote the samples, asked for by a prompt: self-rewarding, arXiv 2401.10020.
 
     The judge of each round is the policy that samples in it. A score is the mean of the grades that can be
@@ -41,16 +41,13 @@ class OwnGrades(Judge):
         ConfigError: if the template compares, or a setting is out of range.
     """
 
-    gives: ClassVar[Gives] = "scores"
-
     def __init__(
         self, template: str = "pointwise", sampling: Sampling | None = None, batch_size: int = 8
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"expected `batch_size` to be at least 1, got {batch_size}.")
-        self.template, self.batch_size = JudgeTemplate.load(template), batch_size
-        if self.template.gives != "scores":
-            raise ConfigError(f"OwnGrades needs a template that gives scores, but '{template}' compares.")
+        super().__init__(template, "never", rationales=False)
+        self.batch_size = batch_size
         self.sampling = sampling or Sampling(n=3, temperature=0.7, top_p=0.9, max_new_tokens=256)
         self._policy: tuple[Engine, Renderer] | None = None
 
@@ -89,19 +86,20 @@ class OwnGrades(Judge):
     def judge(self, batch: Sequence[JudgedRow]) -> list[Verdict]:
         """See the base class."""
         engine, renderer = self._bound
-        questions = [renderer.encode_prompt(one) for row in batch for one in self._asked(row)]
-        seeds = [self._seeds(question) for question in questions]
-        answers = iter(engine.sample(questions, seeds, self.sampling))
-        return [
-            self._verdict([[self._grade(one, renderer) for one in next(answers)] for _ in row.responses])
-            for row in batch
-        ]
+        questions = [[self._tokens(values, renderer) for values in self._questions(row)] for row in batch]
+        asked = [question for own in questions for question in own]
+        samples = iter(engine.sample(asked, [self._seeds(one) for one in asked], self.sampling))
+        verdicts = []
+        for row, own in zip(batch, questions, strict=True):
+            grades = [[self._grade(one, renderer) for one in next(samples)] for _ in own]
+            missing = sum(one is None for answers in grades for one in answers)
+            verdict = self._verdict(row, [Answer(_mean_of_known(answers)) for answers in grades])
+            verdicts.append(replace(verdict, problems=("no grade in an answer",) * missing))
+        return verdicts
 
-    def _asked(self, row: JudgedRow) -> Iterator[list[Message]]:
-        shared = {"prompt": as_text(row.prompt), "context": row.context, "columns": dict(row.columns)}
-        for response in row.responses:
-            turns = self.template.messages({**shared, "response": as_text(response)})
-            yield [Message(turn["role"], turn["content"]) for turn in turns]
+    def _tokens(self, values: dict[str, Any], renderer: Renderer) -> list[int]:
+        turns = self.template.messages(values)
+        return renderer.encode_prompt([Message(turn["role"], turn["content"]) for turn in turns])
 
     def _seeds(self, question: Sequence[int]) -> list[int]:
         told = hashlib.blake2b(repr(list(question)).encode(), digest_size=6).digest()
@@ -111,13 +109,10 @@ class OwnGrades(Judge):
         text = renderer.decode(sample.token_ids) if sample.text is None else sample.text
         return self.template.value(text)
 
-    def _verdict(self, grades: list[list[float | None]]) -> Verdict:
-        known = [[grade for grade in own if grade is not None] for own in grades]
-        missing = sum(map(len, grades)) - sum(map(len, known))
-        return Verdict(
-            scores=tuple(statistics.fmean(own) if own else None for own in known),
-            problems=("no grade in an answer",) * missing,
-        )
+
+def _mean_of_known(grades: Sequence[float | None]) -> float | None:
+    known = [grade for grade in grades if grade is not None]
+    return statistics.fmean(known) if known else None
 
 
 class CombinedScores(Judge):
