@@ -64,6 +64,11 @@ class PeerReview(PreferenceModule):
                 f"{type(self).__name__} reviews single prompts, but {type(self.objective).__name__} depends "
                 "on other ones or on earlier steps: use an objective of single prompts, such as DPO."
             )
+        if self.router_aux_loss_coef is not None:
+            raise ConfigError(
+                f"{type(self).__name__} adds no load-balancing loss: remove "
+                "model.init_args.router_aux_loss_coef."
+            )
         self.peer, self.keep_rate, self.curriculum = peer, keep_rate, curriculum
         self.warmup_epochs = at_least("warmup_epochs", warmup_epochs, 0)
 

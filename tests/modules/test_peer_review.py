@@ -170,6 +170,8 @@ def test_what_can_not_be_reviewed_is_refused(tiny_model, tmp_path):
     spec, rows = lora_spec(tiny_model), make_datamodule(tmp_path, pair_rows(2))
     with pytest.raises(ConfigError, match=r"`keep_rate` above 0 and at most 1, got 1\.5"):
         PeerRewardModule(spec, BradleyTerry(), keep_rate=1.5)
+    with pytest.raises(ConfigError, match="PeerDPOModule adds no load-balancing loss"):
+        PeerDPOModule(spec, DPO(), keep_rate=0.5, router_aux_loss_coef=0.1)
     with pytest.raises(ConfigError, match="can't train two GroupHeads"):
         PeerRewardModule(spec, RewardMixture(), keep_rate=0.5, reward_head=GroupHead(groups=2))
     with pytest.raises(ConfigError, match="a plan would count one: plan a run with RewardModule"):
