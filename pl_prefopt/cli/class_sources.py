@@ -412,16 +412,16 @@ def _constructor_signature(source: ClassSource, constructor: ast.FunctionDef) ->
 
 
 def _passes_on(constructor: ast.FunctionDef, name: str) -> bool:
-    """Return whether ``**name`` is passed to the base class's constructor only."""
+    """Return whether ``**name`` is passed to the base class's constructor, and otherwise only passed on."""
     uses = [node for node in ast.walk(constructor) if isinstance(node, ast.Name) and node.id == name]
-    passed = [
-        keyword
+    receivers = [
+        ast.unparse(node.func)
         for node in ast.walk(constructor)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__"
+        if isinstance(node, ast.Call)
         for keyword in node.keywords
         if keyword.arg is None and isinstance(keyword.value, ast.Name) and keyword.value.id == name
     ]
-    return len(uses) == len(passed) == 1
+    return len(uses) == len(receivers) and receivers.count("super().__init__") == 1
 
 
 def constant(source: ClassSource, name: str) -> Any:
