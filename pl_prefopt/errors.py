@@ -87,7 +87,7 @@ def suggest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str:
         ''
     """
     match = closest(word, choices, cutoff=cutoff)
-    return f"; did you mean '{printable(match)}'?" if match else ""
+    return f"; did you mean '{printable(match, limit=400)}'?" if match else ""
 
 
 def printable(name: str, *, limit: int = 60) -> str:
