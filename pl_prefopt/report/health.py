@@ -53,7 +53,6 @@ def _accuracy(subject: Subject) -> Iterator[Check]:
         colour
     ]
     interval = f"95 % interval {found.low:.0%} to {found.high:.0%}"
-    interval = f"95 % interval {found.low:.0%} to {found.high:.0%}"
     told = f"{found.value:.0%} of {found.pairs:,} pairs ({interval}): {word}"
     yield Check("Accuracy", colour, told, "rewards")
 
