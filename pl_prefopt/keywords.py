@@ -1,4 +1,4 @@
-"""Keywords of a text by RAKE, and the text without them."""
+"""Keyword extraction by RAKE, and removal of keywords from a text."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _phrases(piece: str, stop_words: Collection[str]) -> list[tuple[str, ...]]:
 def without_keywords(text: str, share: float, stop_words: Collection[str] = STOP_WORDS) -> str:
     """Return a text without the given share of its keyword phrases, rounded up, the highest scores first.
 
-    What a larger share removes includes what a smaller one does. All occurrences of a phrase go; a text of
-    which nothing would be left stays as it is.
+    What a larger share removes includes what a smaller one does. All occurrences of a phrase are removed; a
+    removal that would leave nothing is skipped.
 
     Examples:
         >>> without_keywords("The red panda is a mammal. It eats bamboo.", 0.5)

@@ -1,6 +1,6 @@
 """Lists from files with one response per row: neighbouring rows that belong together become one row.
 
-Published like this are the single ratings of HelpSteer and HelpSteer2, and the messages of OpenAssistant.
+Examples are the single ratings of HelpSteer and HelpSteer2, and the messages of OpenAssistant.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OF_MESSAGES = ("message_id", "text", "role", "message_tree_id")
 
 @dataclass
 class Joins:
-    """Counts what was joined.
+    """Counts of joined rows.
 
     Attributes:
         rows: the rows that were joined, by the name of their layout.
@@ -192,7 +192,7 @@ def _before(reply: Record, messages: Mapping[Any, Record]) -> list[Record] | Non
     found: list[Record] = []
     at = reply.fields["parent_id"]
     while at is not None:
-        if at not in messages or len(found) == len(messages):  # or they go round in a circle
+        if at not in messages or len(found) == len(messages):  # or there is a cycle
             return None
         found.insert(0, messages[at])
         at = messages[at].fields.get("parent_id")

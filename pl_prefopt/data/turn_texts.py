@@ -1,10 +1,10 @@
-"""What each turn adds to the text of a dialogue, from one rendering of a chat template.
+"""The text that each turn adds to a dialogue, from a single rendering of a chat template.
 
 Rendering each beginning of a dialogue by itself is quadratic in the number of turns. Many templates write
 turns one after the other, without looking ahead; for those the text of every beginning follows from one
-rendering. Whether a template is one of them is not guessed from its output: its code is analysed, and what it
-reads of the dialogue is watched while it writes. Any doubt, such as ``loop.last``, ``messages[-1]`` or a
-second pass over the turns, means no.
+rendering. Whether a template is one of them is not inferred from its output: its code is analysed, and its
+accesses to the dialogue are recorded while it renders. A template with ``loop.last``, ``messages[-1]``, a
+second pass over the turns or anything else that can't be analysed is rendered turn by turn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jinja2 import nodes
 
 
 class TurnTexts(NamedTuple):
-    """What each turn adds to the text of a dialogue.
+    """The text that each turn adds to a dialogue.
 
     The text of the first n turns is ``"".join(turns[:n]) + closing``. With the header of the assistant's turn
     that follows, it is ``"".join(turns[:n]) + opening``.
@@ -33,7 +33,7 @@ class TurnTexts(NamedTuple):
 def turn_texts(
     template: JinjaTemplate, source: str, turns: Sequence[Any], shortest: int, arguments: Mapping[str, Any]
 ) -> TurnTexts | None:
-    """Return what each turn adds to the text; ``None`` if that can't be shown.
+    """Return the text that each turn adds; ``None`` if one rendering can't be shown to give it.
 
     Args:
         template: the compiled chat template.
@@ -76,11 +76,11 @@ def _stream(
 
 
 class _LookedAheadError(Exception):
-    """Raised where a template reads what a beginning of the dialogue would answer differently."""
+    """Raised if a template reads something that would differ for a beginning of the dialogue."""
 
 
 class _Watch:
-    """What a template has read of a dialogue so far.
+    """Records what a template reads of a dialogue.
 
     Attributes:
         shortest: number of turns that all beginnings have.

@@ -26,15 +26,15 @@ PAGE = "judges.md"
 
 @dataclass(frozen=True)
 class ComparisonRows(RowTransform):
-    """Makes rows of comparisons from pairs: a prompt that shows both responses, and the verdict as response.
+    """Turns pairs into comparisons: a prompt that shows both responses, and the verdict as the response.
 
     Each pair gives two rows, one for each order, so that no place is preferred. ``pl_prefopt.objectives.SFT``
     trains a model on them, which ``GenerativePairs`` then takes as a judge: the pairwise reward model of
     arXiv 2504.04950, reconstructed from its description.
 
     Args:
-        comparison: what is asked, and how the verdict is written: one of our templates for judges that
-            compare, or a file with one.
+        comparison: the template of question and verdict: one of our templates for judges that compare,
+            or a file with one.
         context: a column with a text, such as criteria, that the template shows; ``None`` for none.
         reasons: a column with a text per response: the reasoning that precedes the verdict where that
             response is the first one. ``None`` for the verdict alone, as ``GenerativePairs`` reads it.
@@ -108,7 +108,7 @@ class GenerativePairs(Judge):
 
     Args:
         model: the model, such as one trained on ``ComparisonRows``.
-        comparison: what is asked, as in training.
+        comparison: the template, the same as in training.
         template: how prompts are rendered, as ``data.template``.
         template_arguments: arguments of the chat template, as ``data.template_arguments``.
         device: the model's device; by default a GPU if there is one.

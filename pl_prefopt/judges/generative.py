@@ -1,4 +1,4 @@
-"""What generative judges have in common: what they are asked, and how their answers become verdicts."""
+"""Base classes of generative judges: their questions, and how answers become verdicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TokenProbabilities = Literal["auto", "never", "always"]
 
 
 class Answer(NamedTuple):
-    """An answer as it is read.
+    """What was read from an answer.
 
     Attributes:
         value: the value of its verdict; ``None`` if it is invalid.

@@ -1,4 +1,4 @@
-"""Generative judges in this process: grades of single responses, and comparisons, by transformers."""
+"""Generative judges that run in this process with transformers, for grades and for comparisons."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGE = "judges.md"
 
 
 class LocalJudge(GenerativeJudge):
-    """What the generative judges in this process have in common.
+    """Base class of the generative judges that run in this process.
 
     Answers are decoded greedily by transformers. Where the template's verdicts are single tokens, their
     probabilities are read from our scorer: over the whole vocabulary, so that every spelling of a verdict
@@ -38,7 +38,7 @@ class LocalJudge(GenerativeJudge):
         template_arguments: arguments of the chat template, as ``data.template_arguments``.
         max_tokens: the maximum number of tokens of an answer.
         token_probabilities: ``auto`` takes the probabilities of the verdict's token where the answer has
-            one, ``always`` takes an answer without for invalid, ``never`` reads the verdict alone.
+            one, ``always`` makes an answer without them invalid, ``never`` reads only the verdict.
         rationales: whether to keep the answers' texts.
         device: the model's device; by default a GPU if there is one.
         batch_size: rows per batch, and questions per pass.
@@ -129,7 +129,7 @@ class LocalJudge(GenerativeJudge):
 
     @cached_property
     def _label_tokens(self) -> dict[int, str]:
-        """The tokens that say a verdict alone, and which; none unless each verdict has one."""
+        """The tokens that consist of a verdict, with the verdict; empty unless each verdict has one."""
         tokenizer = self._language_model.renderer.tokenizer
         size = min(len(tokenizer), self._language_model.vocabulary)
         texts = tokenizer.batch_decode([[token] for token in range(size)], skip_special_tokens=True)
@@ -246,7 +246,7 @@ class LocalJudge(GenerativeJudge):
 
 
 class LocalScores(Grading, LocalJudge):
-    """Grades each response by a generative model in this process.
+    """Grades each response with a generative model in this process.
 
     Where the template's verdicts are single tokens, the score is the mean of their values under their
     probabilities (Liu et al., "G-Eval", arXiv 2303.16634); otherwise it is the verdict in the answer.
@@ -257,9 +257,9 @@ class LocalScores(Grading, LocalJudge):
 
 
 class LocalPairs(Comparing, LocalJudge):
-    """Compares responses in pairs, each pair in both orders, by a generative model in this process.
+    """Compares responses in pairs, each pair in both orders, with a generative model in this process.
 
-    The probability of a pair is the mean of both orders, which takes out a preference for the first or the
+    The probability of a pair is the mean of both orders, which removes a preference for the first or the
     second place. If either answer is invalid, so is the comparison. Scores are win rates over the other
     responses. R responses take R(R − 1) questions.
     """

@@ -1,4 +1,4 @@
-"""Collaborative reward modelling (CRM): two models choose the pairs that the other one is trained on."""
+"""Collaborative reward modelling (CRM): two models, each trained on pairs that the other one selects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _KEPT_BY_BOTH = MetricInfo(
 
 
 class PeerReview(PreferenceModule):
-    """A module with a second model of the same kind, its peer: the base of the two modules of CRM.
+    """Base class of CRM's modules, which train a second model of the same kind, the peer.
 
     In every batch each model ranks the prompts by its own reward margin, the mean over a prompt's pairs, and
     the other one is trained on the ``keep_rate`` with the largest margins. The loss is the sum of both means
@@ -78,7 +78,7 @@ class PeerReview(PreferenceModule):
         return (*super().metric_info, _KEPT_BY_BOTH)
 
     def setup(self, stage: str) -> None:
-        """Check that there are pairs to review, and nothing that holds for one of the models alone."""
+        """Check that there are pairs, and that the strategy and the reference suit two models."""
         if self.device_mesh is not None:
             raise ConfigError(
                 f"{type(self).__name__} trains two models, which can't be sharded: use another strategy, "
@@ -120,14 +120,14 @@ class PeerReview(PreferenceModule):
             )
 
     def sketch_policy(self) -> nn.Module:
-        """Refuse a plan, which would count one of the two models."""
+        """Refuse to plan: a plan would count only one of the two models."""
         raise ConfigError(
             f"{type(self).__name__} trains two models, of which a plan would count one: plan a run with "
             f"{type(self.peer).__name__}, and allow for twice its weights and activations."
         )
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """Return the batch's share of both models' losses of the prompts that the other one keeps."""
+        """Return the batch's share of both models' losses, each over the prompts that the other one keeps."""
         own, outcome = self._evaluate(batch, "train")
         other = self.peer.score(batch)
         peer_outcome = self._weighted(self.peer.objective(other), batch)
@@ -186,13 +186,13 @@ class PeerReview(PreferenceModule):
         return found
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the order of the epoch, too."""
+        """Also save the margins that the epoch is ordered by."""
         super().on_save_checkpoint(checkpoint)
         if self._measured is not None:
             checkpoint[_MARGINS] = self._measured
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on in the order of the interrupted epoch."""
+        """Restore the order of the interrupted epoch."""
         super().on_load_checkpoint(checkpoint)
         source = row_source(self.trainer) if self._is_fitting else None
         if source is not None and _MARGINS in checkpoint:
@@ -204,7 +204,7 @@ class PeerReview(PreferenceModule):
 
 
 def margins(scored: ScoredBatch, outcome: Outcome) -> Tensor:
-    """Return the mean over each prompt's pairs of the winner's reward less the loser's, [B]; NaN without any.
+    """Return the mean reward margin of each prompt's pairs, [B]; NaN for prompts without pairs.
 
     Args:
         scored: the batch.
@@ -216,7 +216,7 @@ def margins(scored: ScoredBatch, outcome: Outcome) -> Tensor:
 
 
 class PeerRewardModule(PeerReview, RewardModule):
-    """Trains two reward models, each on the pairs that the other one finds clear: CRM.
+    """Trains two reward models, each on the pairs that have large margins under the other one: CRM.
 
     "Two Minds Better Than One: Collaborative Reward Modeling for LLM Alignment", arXiv 2505.10597. A small or
     negative margin is read as a wrong label; ``keep_rate`` is 1 − η, η the expected share of wrong labels. A
@@ -229,8 +229,8 @@ class PeerRewardModule(PeerReview, RewardModule):
         objective: the loss, of rewards.
         keep_rate: in (0, 1].
         reward_head: from hidden states to rewards; ``ScalarHead`` by default.
-        warmup_epochs: the number of epochs at the start in which both models are trained on everything. A
-            model that knows nothing yet keeps what agrees with its random weights.
+        warmup_epochs: the number of epochs at the start in which both models are trained on everything. An
+            untrained model would select the pairs that agree with its random weights.
         curriculum: whether epochs after the first go from large margins to small ones, measured before each.
         truncated_responses: as in ``RewardModule``.
         freeze_policy: train the heads alone.
@@ -270,7 +270,7 @@ class PeerRewardModule(PeerReview, RewardModule):
         self._start_review(peer, keep_rate, warmup_epochs=warmup_epochs, curriculum=curriculum)
 
     def setup(self, stage: str) -> None:
-        """Let both heads know what the rows say."""
+        """Give the peer's head what the first head has learned from the rows."""
         super().setup(stage)
         peer: Any = self.peer
         if type(self.reward_head).learn is not Head.learn:
@@ -278,7 +278,7 @@ class PeerRewardModule(PeerReview, RewardModule):
 
 
 class PeerDPOModule(PeerReview, DPOModule):
-    """Trains two policies, each on the pairs that are clear by the other one's implicit rewards: CRM.
+    """Trains two policies, each on the pairs with large implicit reward margins under the other one: CRM.
 
     As ``PeerRewardModule``, with the objectives of ``DPOModule``. Both policies have the same reference.
 
@@ -286,8 +286,8 @@ class PeerDPOModule(PeerReview, DPOModule):
         policy: the model to train, twice.
         objective: the loss and the reward.
         keep_rate: in (0, 1].
-        warmup_epochs: the number of epochs at the start in which both models are trained on everything. A
-            model that knows nothing yet keeps what agrees with its random weights.
+        warmup_epochs: the number of epochs at the start in which both models are trained on everything. An
+            untrained model would select the pairs that agree with its random weights.
         curriculum: whether epochs after the first go from large margins to small ones, measured before each.
         options: the same for all families, see ``PreferenceModule``.
 

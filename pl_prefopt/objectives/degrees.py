@@ -1,4 +1,4 @@
-"""SPO's preference degrees: how much of a response is left, told by a head while the policy is aligned."""
+"""SPO's preference degrees: a head classifies how much of a response was removed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HEAD = "degree"
 
 @dataclass(frozen=True)
 class DegreeClassification(WeightedTerm):
-    """−γ log p(k|y_k), the mean over a prompt's responses y and degrees k: a head tells what was removed.
+    """−γ log p(k|y_k), the mean over a prompt's responses y and degrees k: a head classifies the degree.
 
     y_0 is a response as it is, y_k the same without the k-th share of its keyword phrases. The head reads the
     hidden state at the last token. A response counts where it is shorter, in tokens, than that of the degree
@@ -46,7 +46,7 @@ class DegreeClassification(WeightedTerm):
     name = "degree_loss"
     info = MetricInfo(
         name="degree_loss",
-        help="Mean over prompts of the loss of telling how much of a response was removed, with its weight.",
+        help="Mean over prompts of γ times the cross-entropy of the degree, how much was removed.",
         unit="nats",
         better="lower",
     )
@@ -106,8 +106,8 @@ class DegreeDPO(Compose, ReferenceObjective):
     say that key contents, found by RAKE, are removed from responses in growing amounts, that a classification
     of the degree is trained along with the alignment loss, L + γ L_degree, and that both responses take part.
     The number of degrees, the shares, γ and what the head reads were not found: the first three have no
-    defaults, and the head is linear on the last token's hidden state. With γ = 0 it is DPO. A head that tells
-    nothing has a degree loss of γ log(K + 1), K the number of shares.
+    defaults, and the head is linear on the last token's hidden state. With γ = 0 it is DPO. A head that
+    gives all degrees the same probability has a degree loss of γ log(K + 1), K the number of shares.
 
     Args:
         beta: β > 0, the strength of the KL penalty.
@@ -131,7 +131,7 @@ class DegreeDPO(Compose, ReferenceObjective):
         tensor([1.3863])
     """
 
-    use_when = "Pairs, and the policy should notice how much of a response's content is there."
+    use_when = "Pairs, and the policy should distinguish complete responses from those with content removed."
 
     def __init__(
         self,

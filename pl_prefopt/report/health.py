@@ -49,11 +49,9 @@ def _accuracy(subject: Subject) -> Iterator[Check]:
         return
     found = estimate(pairs.right, pairs.prompt)
     colour: Colour = "green" if found.low > 0.5 else "red" if found.high < 0.5 else "amber"
-    word = {"green": "better than chance", "amber": "not told from chance", "red": "worse than chance"}[
-        colour
-    ]
+    words = {"green": "better than chance", "amber": "compatible with chance", "red": "worse than chance"}
     interval = f"95 % interval {found.low:.0%} to {found.high:.0%}"
-    told = f"{found.value:.0%} of {found.pairs:,} pairs ({interval}): {word}"
+    told = f"{found.value:.0%} of {found.pairs:,} pairs ({interval}): {words[colour]}"
     yield Check("Accuracy", colour, told, "rewards")
 
 

@@ -1,4 +1,4 @@
-"""Judges for rounds: the policy of the round itself, several judges combined, and answers compared."""
+"""Judges for rounds: the policy of the round, combinations of judges, and comparisons of answers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _ROWS_PER_SHARD = 1000
 
 
 class OwnGrades(Grading):
-    """Grades of the policy that wrote the samples, asked for by a prompt: self-rewarding, arXiv 2401.10020.
+    """Grades samples with the policy that wrote them: self-rewarding, arXiv 2401.10020.
 
-    The judge of each round is the policy that samples in it. A score is the mean of the grades that can be
-    read; a response without one has no score. Seeds follow from the question, so that a resumed run gets the
-    same grades.
+    The judge of each round is the policy that samples in it, with a prompt for grades. A score is the mean of
+    the grades that can be read; a response without one has no score. Seeds depend on the question alone, so
+    that a resumed run gets the same grades.
 
     Args:
         template: the name of a template of ours that gives scores, or a YAML file, see ``JudgeTemplate``.
@@ -80,7 +80,7 @@ class OwnGrades(Grading):
         self._bound[0].__enter__()
 
     def close(self) -> None:
-        """Free it."""
+        """Free the policy."""
         self._bound[0].__exit__()
 
     def judge(self, batch: Sequence[JudgedRow]) -> list[Verdict]:
@@ -116,9 +116,9 @@ def _mean_of_known(grades: Sequence[float | None]) -> float | None:
 
 
 class CombinedScores(Judge):
-    """Scores of several judges, combined into one per response, such as MaxMin-RLHF's minimum.
+    """Combines the scores of several judges into one per response, such as MaxMin-RLHF's minimum.
 
-    A response that one of them gives no score has none. All judges are loaded at the same time.
+    A response without a score from one of them has none. All judges are loaded at the same time.
 
     Args:
         judges: judges that give scores.
@@ -188,7 +188,7 @@ class _Pair(NamedTuple):
 
 
 def compare_answers(judge: Judge, ours: Path, opponents: Mapping[str, Path], out: Path) -> None:
-    """Compare answers with those of other policies, in both orders; goes on after the last judged batch.
+    """Compare answers with those of other policies, in both orders; resumes after the last judged batch.
 
     Each row of the result has, by opponent, the probability that our answer is better, per sample: the mean
     of both orders; ``None`` where an answer of the judge is invalid. Equal texts count as 0.5.

@@ -51,7 +51,7 @@ def recorded_routers(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def router_loss(model: nn.Module, logits: Sequence[Tensor], counts: Tensor) -> Tensor:
-    """Return the model's own load-balancing loss, with each token counted a number of times.
+    """Return the model's own load-balancing loss, with a count per token.
 
     It is a product of two means over tokens, in which transformers multiplies each token by its attention
     mask.

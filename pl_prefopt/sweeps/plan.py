@@ -1,4 +1,4 @@
-"""The settings of a sweep: what is searched, and by what a trial is judged."""
+"""The settings of a sweep: the search space, and the metric by which trials are compared."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Numbers between two ends; whole numbers where both ends are whole.
+    """Numbers between two ends; integers if all given numbers are integers.
 
     Attributes:
-        low: the least value.
-        high: the greatest value.
+        low: the smallest value.
+        high: the largest value.
         log: whether to sample on a logarithmic scale.
         step: the distance between neighbouring values; ``None`` for any value.
     """
@@ -37,7 +37,7 @@ class Range:
     step: float | None = None
 
     def suggest(self, trial: Any, name: str) -> Any:
-        """Return the value that an Optuna trial has for it."""
+        """Return an Optuna trial's value of the setting."""
         whole = all(isinstance(one, int) for one in (self.low, self.high, self.step or 1))
         if not whole:
             return trial.suggest_float(name, float(self.low), float(self.high), log=self.log, step=self.step)
@@ -60,7 +60,7 @@ class Choices:
     values: tuple[Value, ...]
 
     def suggest(self, trial: Any, name: str) -> Any:
-        """Return the value that an Optuna trial has for it."""
+        """Return an Optuna trial's value of the setting."""
         return trial.suggest_categorical(name, list(self.values))
 
     @property
@@ -100,7 +100,7 @@ class Sweep:
         search: what is searched: names of settings as on the command line, each with a range
             (``{low: 1.0e-6, high: 1.0e-4, log: true}``) or a list of values.
         settings: further settings of ``prefopt fit``, such as ``trainer: {max_steps: 100}``.
-        trials: how many combinations are tried, failed and pruned ones included; with ``grid``, all.
+        trials: the number of combinations to try, including failed and pruned ones; ``None`` with ``grid``.
         metric: the validation metric. A run's value is the best of its validations, that of ``best.ckpt``.
         mode: whether lower or higher values are better.
         seeds: ``seed_everything`` of each trial's runs. A trial's value is the mean of theirs.

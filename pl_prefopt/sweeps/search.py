@@ -37,7 +37,7 @@ class Train(Protocol):
             number: of the trial.
             settings: the searched settings and their values.
             seed: the run's seed.
-            report: is told the validations' values while the run trains.
+            report: receives the validations' values while the run trains.
 
         Raises:
             Pruned: if ``report`` ended the trial.
@@ -76,8 +76,8 @@ def search(
 ) -> list[TrialResult]:
     """Run the trials that are missing; return all, the best first.
 
-    A trial that was interrupted continues with the same settings. The sampler's random numbers depend on the
-    trial's number alone, so that an interrupted sweep tries what an uninterrupted one does.
+    A trial that was interrupted continues with the same settings. The sampler's random numbers depend only on
+    the trial's number, so that an interrupted sweep tries the same values as an uninterrupted one.
 
     Args:
         sweep: the settings.
@@ -127,7 +127,7 @@ def _optuna() -> Any:
 
 
 def _open(optuna: Any, sweep: Sweep) -> Any:
-    """Return the study in the sweep's folder, made if it isn't there."""
+    """Return the study in the sweep's folder, created if necessary."""
     file = Path(sweep.out).absolute() / STORAGE
     file.parent.mkdir(parents=True, exist_ok=True)
     prune = sweep.prune
@@ -161,14 +161,14 @@ def _next(optuna: Any, study: Any, sweep: Sweep) -> Any:
 
 
 def _run(optuna: Any, study: Any, trial: Any, sweep: Sweep, train: Train) -> None:
-    """Train a trial with each seed and note its mean value, or why it ended."""
+    """Train a trial with each seed and record its mean value, or why it ended."""
     settings = {name: one.suggest(trial, name) for name, one in sweep.dimensions.items()}
     values: dict[str, float] = dict(trial.user_attrs.get(_VALUES, {}))
     report = _reporter(trial, reported=len(study.trials[trial.number].intermediate_values))
     state = optuna.trial.TrialState
     try:
         for seed in (one for one in sweep.seeds if str(one) not in values):
-            value = train(trial.number, settings, seed, report if seed == sweep.seeds[0] else _go_on)
+            value = train(trial.number, settings, seed, report if seed == sweep.seeds[0] else _never_prune)
             if not math.isfinite(value):
                 raise RunError(f"{sweep.metric} of seed {seed} is {value}")
             values[str(seed)] = value
@@ -183,7 +183,7 @@ def _run(optuna: Any, study: Any, trial: Any, sweep: Sweep, train: Train) -> Non
 
 
 def _reporter(trial: Any, reported: int) -> Report:
-    """Return what tells Optuna of a run's values, each once; the first ``reported`` are known to it."""
+    """Return a function that reports a run's values to Optuna, each once; it has the first ``reported``."""
 
     def report(found: Sequence[float]) -> bool:
         nonlocal reported
@@ -195,7 +195,7 @@ def _reporter(trial: Any, reported: int) -> Report:
     return report
 
 
-def _go_on(_: Sequence[float]) -> bool:
+def _never_prune(_: Sequence[float]) -> bool:
     return False
 
 
