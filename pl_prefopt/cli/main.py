@@ -20,7 +20,7 @@ _COMMANDS = {
     "validate": "evaluate a policy on the validation rows",
     "test": "evaluate a policy on the test rows",
     "predict": "write each response's log-prob, reward and rank",
-    "data": "show what the rows of files are taken for, and their tokens",
+    "data": "show how the rows of files are read, and their tokens",
     "label": "write a judge's scores or preferences for the rows of a file",
     "plan": "estimate the memory of a run, without loading a model",
     "precompute": "score the rows with every reference, without training",
