@@ -104,6 +104,11 @@ from pl_prefopt.views import View
 _STAGES = ("train", "val", "test")
 _REFERENCES = "pl_prefopt_references"
 _NOTHING: Mapping[str, Tensor] = {}
+_ROUTER_LOSS = MetricInfo(
+    name="router_aux_loss",
+    help="Load-balancing loss of the last batch, without its coefficient.",
+    better="lower",
+)
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -249,8 +254,9 @@ class PreferenceModule(LightningModule):
 
     @property
     def metric_info(self) -> tuple[MetricInfo, ...]:
-        """The descriptions of all logged metrics: the registry's, the custom ones and the objective's."""
-        return (*REGISTRY, *(one.info for one in self.added_metrics), *self.objective.stats)
+        """The descriptions of all logged metrics: the registry's, custom ones, and those of the settings."""
+        of_router = () if self.router_aux_loss_coef is None else (_ROUTER_LOSS,)
+        return (*REGISTRY, *(one.info for one in self.added_metrics), *self.objective.stats, *of_router)
 
     @property
     def lr(self) -> float:
@@ -405,7 +411,7 @@ class PreferenceModule(LightningModule):
         if self._router_loss is None:
             return loss
         added, self._router_loss = self._router_loss, None
-        self._stats = {**self._stats, "router_aux_loss": added.detach()}
+        self._stats = {**self._stats, _ROUTER_LOSS.name: added.detach()}
         prompts = batch.present.any(dim=-1)
         return loss + self.router_aux_loss_coef * added * prompts  # type: ignore[operator]
 
@@ -451,7 +457,7 @@ class PreferenceModule(LightningModule):
         of_heads = self.head_readouts()
         of_tokens = token_readouts(self.tokens, answers) if self.reads_log_probs else []
         tree = batch.trees[PLAIN]
-        found = self._read(tree, [*of_tokens, *of_heads.values()], prefix_cache)
+        found = self._read(batch, [*of_tokens, *of_heads.values()], prefix_cache)
         at_tokens, at_ends = found[: len(of_tokens)], found[len(of_tokens) :]
         policy, tokens = self._log_probs(tree, at_tokens, answers)
         return ScoredBatch(
@@ -467,12 +473,15 @@ class PreferenceModule(LightningModule):
         )
 
     def _read(
-        self, tree: TokenTree, readouts: Sequence[Readout], prefix_cache: PrefixCache | None
+        self, batch: PreferenceBatch, readouts: Sequence[Readout], prefix_cache: PrefixCache | None
     ) -> list[Tensor]:
         """Run the policy on the rows' own prompts and responses."""
+        tree, prompts = batch.trees[PLAIN], batch.present.any(dim=-1)
         if self.router_aux_loss_coef is None or not (self.training and torch.is_grad_enabled()):
             return self.scorer.read(self.policy, tree, readouts, prefix_cache)
-        found, self._router_loss = self.scorer.read_balanced(self.policy, tree, readouts, prefix_cache)
+        found, self._router_loss = self.scorer.read_balanced(
+            self.policy, tree, readouts, prefix_cache, counted=prompts
+        )
         return found
 
     @property

@@ -41,12 +41,17 @@ class LaidOut:
     response: Tensor
     start: int = 0
 
-    def counts(self, tree: TokenTree) -> Tensor:
-        """Return float32 [N, L], the number of responses that each position is on the branch of."""
-        there = tree.response_mask.any(dim=2, keepdim=True)
+    def counts(self, tree: TokenTree, counted: Tensor) -> Tensor:
+        """Return float32 [N, L], the number of responses that each position is on the branch of.
+
+        Args:
+            tree: the tree.
+            counted: bool [B], whether a prompt's responses count.
+        """
+        there = tree.response_mask.any(dim=2, keepdim=True) & counted.view(-1, 1, 1)
         nowhere = self.inputs["input_ids"].numel()
         prompt = self.prompt.expand(*there.shape[:2], -1).where(there, nowhere)
-        places = torch.cat([prompt.flatten(), self.response.flatten()])
+        places = torch.cat([prompt.flatten(), self.response.where(there, nowhere).flatten()])
         counts = torch.zeros(nowhere + 1, device=places.device)
         counts = counts.index_add(0, places, torch.ones_like(places, dtype=counts.dtype))
         return counts[:nowhere].view_as(self.inputs["input_ids"])

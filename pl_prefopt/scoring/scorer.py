@@ -103,11 +103,20 @@ class Scorer:
         tree: TokenTree,
         readouts: Sequence[Readout],
         prefix_cache: PrefixCache | None = None,
+        *,
+        counted: Tensor,
     ) -> tuple[list[Tensor], Tensor]:
         """Do as ``read`` in the first pass over ``tree``, and return the load-balancing loss as well.
 
         It is that of one row per response, whatever the layout: a prompt's tokens count once for each of its
         responses, and padding doesn't count.
+
+        Args:
+            model: the policy.
+            tree: B prompts and their responses.
+            readouts: see ``Layout.read``.
+            prefix_cache: as for ``read``.
+            counted: bool [B], false for rows that only even out the ranks; if all are, the loss is theirs.
 
         Raises:
             ConfigError: if the model's rows are scored in several passes, or it has no such loss.
@@ -126,7 +135,8 @@ class Scorer:
             laid = self._shared.lay_out(model, tree, prefix_cache)
         with recorded_routers(model) as logits:
             values = read_laid_out(model, tree, head, readouts, laid)
-        return values, router_loss(model, logits, laid.counts(tree))
+        # A mean over no tokens would be NaN, even where its weight is 0.
+        return values, router_loss(model, logits, laid.counts(tree, counted | ~counted.any()))
 
     def vocabulary(self, model: nn.Module, states: Tensor, running: Running) -> Vocabulary:
         """Return a reference's distributions over the vocabulary, from its hidden states.

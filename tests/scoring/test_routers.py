@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import transformers
@@ -54,15 +56,31 @@ def test_the_loss_and_its_gradient_are_those_of_one_row_per_response(name, layou
     weights = list(routers(model).values())
     expected = of_transformers(model, tree)
     gradients = torch.autograd.grad(expected, weights)
-    (log_probs,), found = Scorer(layout).read_balanced(model, tree, [LogProbs()])
+    everything = torch.ones(3, dtype=torch.bool)
+    (log_probs,), found = Scorer(layout).read_balanced(model, tree, [LogProbs()], counted=everything)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, weights, retain_graph=True), gradients)
     torch.testing.assert_close(log_probs, Scorer("plain").read(model, tree, [LogProbs()])[0])
 
 
+@pytest.mark.parametrize("layout", ["tree", "plain"])
+def test_rows_that_even_out_the_ranks_do_not_count(layout):
+    torch.manual_seed(0)
+    model, scorer = transformers.AutoModelForCausalLM.from_config(CONFIGS["olmoe"]).eval(), Scorer(layout)
+    tree = ragged_tree([5, 3, 4], [[2, 3, 1], [1, 4], [3]], common=2)
+    real = dataclasses.replace(tree, response_mask=tree.response_mask & (torch.arange(3) != 1).view(3, 1, 1))
+
+    def loss(*counted):
+        return scorer.read_balanced(model, tree, [LogProbs()], counted=torch.tensor(counted))[1]
+
+    torch.testing.assert_close(loss(True, False, True), of_transformers(model, real))
+    # A rank's last batch may hold nothing else: its loss has the weight 0, and must be finite.
+    torch.testing.assert_close(loss(False, False, False), of_transformers(model, tree))
+
+
 def test_models_without_one_are_refused():
     with pytest.raises(ConfigError, match=r"has none for LlamaForCausalLM"):
-        Scorer().read_balanced(build("llama"), ragged_tree(), [LogProbs()])
+        Scorer().read_balanced(build("llama"), ragged_tree(), [LogProbs()], counted=torch.tensor([True]))
     with pytest.raises(ConfigError, match="router_aux_loss_coef must be above 0"):
         DPOModule(PolicySpec(name="x"), DPO(), router_aux_loss_coef=0.0)
 
@@ -92,7 +110,9 @@ def test_a_step_adds_it_to_the_loss_and_logs_it(tmp_path):
         trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), record, max_steps=1)
         trainer.fit(module, make_datamodule(tmp_path, pair_rows(2), val=None))
         found[coefficient] = record
-        assert ("train/router_aux_loss" in trainer.callback_metrics) == (coefficient is not None)
+        described = {f"train/{info.name}" for info in module.metric_info}
+        for names in (trainer.callback_metrics, described):
+            assert ("train/router_aux_loss" in names) == (coefficient is not None)
     assert found[None].logged == [None]
     (aux,) = found[0.5].logged
     assert found[0.5].losses[0] - found[None].losses[0] == pytest.approx(0.5 * aux.item(), rel=1e-4)
