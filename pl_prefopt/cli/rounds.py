@@ -195,7 +195,7 @@ def _command(settings: Rounds, stage: Stage, config: str, *, allow_commands: boo
     if name in ("sample", "sample_initial", "held_out"):
         return _sample_command(settings, stage, allow_commands=allow_commands)
     if name == "fit":
-        made = merged_settings(settings.fit.settings, fit_settings(settings, number))
+        made = merged_settings(settings.fit.settings, fit_settings(settings, number, _composed(settings)))
         file = _write_yaml(out / f"round-{number}" / "fit.yaml", made)
         configs = [word for one in (*settings.fit.config, file) for word in ("-c", one)]
         return ["fit", *configs, "--ckpt_path", "last"]
@@ -253,12 +253,16 @@ def _sample_command(settings: Rounds, stage: Stage, *, allow_commands: bool) -> 
 
 def _limits(settings: Rounds) -> dict[str, Any]:
     """Return how ``fit`` cuts and renders prompts, from its configuration."""
+    data = _composed(settings).get("data") or {}
+    return {name: data[name] for name in _LIMITS if data.get(name) is not None}
+
+
+def _composed(settings: Rounds) -> Mapping[str, Any]:
+    """Return the user's configuration of ``fit``: its files, and ``fit.settings`` over them."""
     composed: Mapping[str, Any] = {}
     for name in settings.fit.config:
         composed = merged_settings(composed, read_yaml(Path(find(name))) or {})
-    composed = merged_settings(composed, settings.fit.settings)
-    data = composed.get("data") or {}
-    return {name: data[name] for name in _LIMITS if data.get(name) is not None}
+    return merged_settings(composed, settings.fit.settings)
 
 
 def _write_yaml(path: Path, content: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pl_prefopt.data.renderer import TEMPLATE_NAMES
 from pl_prefopt.errors import ConfigError, suggest
 from pl_prefopt.generation import Sampling, Server
 from pl_prefopt.judges import Gives, Judge
@@ -292,12 +293,18 @@ class Policies:
         return Place(str(folder))
 
 
-def fit_settings(settings: Rounds, number: int) -> dict[str, Any]:
+def fit_settings(settings: Rounds, number: int, composed: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return what the configuration of a round's ``fit`` holds beyond the user's own.
 
     A reference that is the policy that training starts from is ``InitialPolicy``, which needs no model of
     its own where that is an adapter; others are frozen models.
+
+    Args:
+        settings: the rounds.
+        number: the round.
+        composed: the user's own configuration; by default ``fit.settings``, as if its files were empty.
     """
+    own = settings.fit.settings if composed is None else composed
     policies, out = Policies(settings), Path(settings.out)
     start = policies.start(number)
     policy: dict[str, Any] = {"name": start.name}
@@ -311,7 +318,9 @@ def fit_settings(settings: Rounds, number: int) -> dict[str, Any]:
         if place == start:
             members.append({"class_path": "pl_prefopt.references.InitialPolicy"})
         else:
-            template = (settings.fit.settings.get("data") or {}).get("template", "auto")
+            template = (own.get("data") or {}).get("template") or "auto"
+            # With `auto`, a model with the policy's tokeniser takes the policy's file of a template.
+            template = template if template in TEMPLATE_NAMES else "auto"
             frozen = {"model": place.spec(), "template": template}
             members.append({"class_path": "pl_prefopt.references.FrozenModel", "init_args": frozen})
     made: dict[str, Any] = {
@@ -320,16 +329,17 @@ def fit_settings(settings: Rounds, number: int) -> dict[str, Any]:
         "run_dir": str(Stage(number, "fit").folder(out)),
     }
     made |= {"references": {"members": members}} if members else {}
-    return merged_settings(made, _optimizer_settings(settings, number))
+    return merged_settings(made, _optimizer_settings(settings, number, own))
 
 
-def _optimizer_settings(settings: Rounds, number: int) -> dict[str, Any]:
+def _optimizer_settings(settings: Rounds, number: int, own: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings with which a round's optimiser starts with the state of an earlier run."""
     earlier = centre_round(number) if settings.start == "centre" else number - 1
     if not settings.fit.keep_optimizer or earlier == 0:
         return {}
     checkpoint = Stage(earlier, "fit").folder(Path(settings.out)) / "checkpoints" / "last.ckpt"
-    kept = (settings.fit.settings.get("trainer") or {}).get("callbacks") or []
+    kept = (own.get("trainer") or {}).get("callbacks") or []
+    kept = [kept] if isinstance(kept, Mapping) else kept
     callback = {
         "class_path": "pl_prefopt.rounds.OptimizerState",
         "init_args": {"checkpoint": str(checkpoint)},

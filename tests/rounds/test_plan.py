@@ -12,7 +12,7 @@ import yaml
 
 from pl_prefopt.cli.config_diagnostics import check_command
 from pl_prefopt.cli.config_files import with_paths
-from pl_prefopt.cli.rounds import read_rounds
+from pl_prefopt.cli.rounds import _command, read_rounds
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.functional import games
 from pl_prefopt.objectives.examples import example
@@ -86,6 +86,26 @@ def test_two_rounds_are_one_iteration_from_a_centre(tmp_path):
     assert kept == [str(tmp_path / "round-2/fit/checkpoints/last.ckpt")] * 2
     with pytest.raises(ConfigError, match="expected an even number, got 3"):
         replace(settings, rounds=3)
+
+
+def test_a_round_knows_what_the_files_of_its_fit_say(tmp_path):
+    mine = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"trainer": {"callbacks": [mine]}, "data": {"template": "plain"}}))
+    settings = rounds(
+        out=str(tmp_path / "out"),
+        policy="base",
+        references=["start", "initial"],
+        fit={"config": ["base", str(file)], "keep_optimizer": True},
+    )
+    adapter(tmp_path / "out/round-1/export")
+    words = _command(settings, stage_named("2/fit", settings), "rounds.yaml", allow_commands=False)
+    made = yaml.safe_load(Path(words[words.index("--ckpt_path") - 1]).read_text())
+    callbacks = [one["class_path"] for one in made["trainer"]["callbacks"]]
+    assert callbacks == [mine["class_path"], "pl_prefopt.rounds.OptimizerState"]
+    assert made["references"]["members"][1]["init_args"]["template"] == "plain"
+    own_file = fit_settings(settings, 2, {"data": {"template": "mine.jinja"}})
+    assert own_file["references"]["members"][1]["init_args"]["template"] == "auto"
 
 
 def regression(name):
