@@ -101,6 +101,8 @@ def run_forked(work: Callable[[], object], log: Path) -> int:
     sys.stderr.flush()
     guard = os.fork()
     if guard == 0:
+        # What this process does at its end, such as removing its temporary folders, is not for its forks.
+        atexit._clear()
         os.close(held)
         _leave(lambda: sys.exit(_guard_fork(work, watched, log)))
     os.close(watched)

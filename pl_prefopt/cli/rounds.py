@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
+import importlib.util
 import json
 import sys
 import time
@@ -181,9 +181,12 @@ def _run_process(words: list[str], log: Path) -> int:
 
 
 def _be(words: list[str]) -> None:
+    import __main__
     from pl_prefopt.cli.main import main
 
     sys.argv = ["prefopt", *words]
+    # Lightning's launcher starts other ranks by the main module, whatever this process was started by.
+    __main__.__spec__ = importlib.util.find_spec("pl_prefopt.__main__")
     main()
 
 

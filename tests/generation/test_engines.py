@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import functools
 import json
@@ -303,6 +304,12 @@ def test_a_stage_is_a_fork_that_ends_with_the_process_that_started_it(tmp_path):
     assert run_forked(lambda: sys.exit(3), tmp_path / "log") == 3
     assert run_forked(lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path / "log") == -9
     assert run_forked(lambda: 1 / 0, tmp_path / "log") == 1
+    ours, theirs = tmp_path / "of this process", tmp_path / "of the fork"
+    atexit.register(ours.touch)
+    assert run_forked(lambda: atexit.register(theirs.touch), tmp_path / "log") == 0
+    atexit.unregister(ours.touch)
+    assert theirs.exists()
+    assert not ours.exists()
 
     def forever():
         os.write(1, str(os.getpid()).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from lightning.fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd
 
+import __main__
 from pl_prefopt.cli.config_diagnostics import check_command
 from pl_prefopt.cli.config_files import with_paths
-from pl_prefopt.cli.rounds import _command, read_rounds
+from pl_prefopt.cli.rounds import _be, _command, read_rounds
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.functional import games
 from pl_prefopt.objectives.examples import example
@@ -106,6 +109,14 @@ def test_a_round_knows_what_the_files_of_its_fit_say(tmp_path):
     assert made["references"]["members"][1]["init_args"]["template"] == "plain"
     own_file = fit_settings(settings, 2, {"data": {"template": "mine.jinja"}})
     assert own_file["references"]["members"][1]["init_args"]["template"] == "auto"
+
+
+def test_a_forked_stage_starts_other_ranks_as_the_command_line_does(monkeypatch):
+    monkeypatch.setattr(__main__, "__spec__", None)  # as the script `prefopt` leaves it
+    monkeypatch.setattr(sys, "argv", ["prefopt", "rounds", "-c", "rounds.yaml"])
+    monkeypatch.setattr("pl_prefopt.cli.main.main", lambda: None)
+    _be(["fit", "-c", "fit.yaml"])
+    assert _basic_subprocess_cmd() == [sys.executable, "-m", "pl_prefopt.__main__", "fit", "-c", "fit.yaml"]
 
 
 def regression(name):
