@@ -19,6 +19,8 @@ _ENGLISH = """
 STOP_WORDS = frozenset(_ENGLISH.split())
 """English words that are no keywords and end a phrase."""
 
+_ROUNDING = 1e-9
+"""0.28 of 25 phrases are 7, but 0.28 * 25 is more than 7."""
 _PIECE = re.compile(r"[^\w\s'’-]+|\n")
 _WORD = re.compile(r"\w[\w'’-]*")
 
@@ -65,7 +67,7 @@ def without_keywords(text: str, share: float, stop_words: Collection[str] = STOP
         'The is a mammal. It.'
     """
     found = keywords(text, stop_words)
-    removed = found[: math.ceil(share * len(found))]
+    removed = found[: math.ceil(share * len(found) - _ROUNDING)]
     for phrase in removed:
         words = r"\s+".join(map(re.escape, phrase.split(" ")))
         text_left = re.sub(rf"\s*(?<![\w'’-]){words}(?![\w'’-])", "", text, flags=re.IGNORECASE)

@@ -84,14 +84,14 @@ class DegreeClassification(WeightedTerm):
     def _losses(self, compared: Comparisons) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield for each degree the loss of each response, [B, R], and whether it counts."""
         batch = compared.batch
-        counts = batch.present & compared.pairs.flatten(1).any(dim=-1, keepdim=True)
+        present = batch.present & compared.pairs.flatten(1).any(dim=-1, keepdim=True)
         length = batch.policy.length
-        yield _cross_entropy(batch.outputs[_HEAD], 0), counts
+        yield _cross_entropy(batch.outputs[_HEAD], 0), present
         for degree, name in enumerate(self.views(), start=1):
             view = batch.views[name]
-            counts = counts & view.present & (view.policy.length < length)
+            shorter = view.policy.length < length
             length = view.policy.length
-            yield _cross_entropy(view.outputs[_HEAD], degree), counts
+            yield _cross_entropy(view.outputs[_HEAD], degree), present & view.present & shorter
 
 
 def _cross_entropy(outputs: Tensor, degree: int) -> Tensor:

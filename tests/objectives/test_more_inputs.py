@@ -236,9 +236,9 @@ def degree_batch(outputs, lengths):
 
 def test_degrees_are_classified_by_cross_entropy_beside_dpo():
     outputs = torch.randn(3, 2, 2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    # The second degree of one response, and both of another, are no shorter than the degree below.
+    # The second degree of one response, and the first of another, are no shorter than the degree below.
     batch = degree_batch(outputs, lengths=([[6, 7], [9, 4]], [[5, 7], [3, 3]]))
-    counted = torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[1.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    counted = torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[1.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]]])
     objective = DegreeDPO(beta=0.5, degree_weight=0.7, removed=[0.3, 0.6])
     term = objective(batch).loss - DPO(beta=0.5)(batch).loss
     losses = torch.stack([-outputs.log_softmax(dim=-1)[k, ..., k] for k in range(3)])
@@ -262,6 +262,8 @@ def test_keywords_are_removed_in_growing_amounts():
     assert left[0] == "A over the lazy dog. The dog sleeps, and the fox is gone!"
     assert [len(one) for one in left] == sorted({len(one) for one in left}, reverse=True)
     assert not {"fox", "dog", "sleeps", "gone"} & set(left[-1].replace("!", "").split())
+    many = ", ".join(f"w{number}" for number in range(25))
+    assert without_keywords(many, 0.28).count("w") == 18, "7 of 25, though 0.28 * 25 > 7 in floating point"
     assert without_keywords("Foxes", 1.0) == "Foxes", "nothing would be left"
     assert without_keywords("a dogma of the dog", 0.5) == "a of the dog", "words are whole"
     row = to_row(pair(1) | {"chosen": text})
