@@ -17,7 +17,7 @@ from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.checkpoint_files import read_head
 from pl_prefopt.modules.head_updates import scored_anew
 from pl_prefopt.modules.hidden_states import FOLDER, HiddenStateTables
-from pl_prefopt.modules.reward_folders import check_same_head, describe_head, read_head_of
+from pl_prefopt.modules.reward_folders import check_same_head, check_same_model, describe_head, read_head_of
 from pl_prefopt.modules.reward_outputs import reward_outputs
 from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
@@ -112,6 +112,7 @@ class RewardModule(PreferenceModule):
         super().setup(stage)
         if self.head_from is not None:
             check_same_head(Path(self.head_from), self.reward_head)
+            check_same_model(Path(self.head_from), self.policy_spec)
         source = row_source(self.trainer)
         datasets = {} if source is None else source.datasets
         for split, dataset in datasets.items():
@@ -182,11 +183,11 @@ class RewardModule(PreferenceModule):
         head = self.reward_head
         size = base_model(policy).config.get_text_config().hidden_size
         head.build(size)
+        if any(weight.dtype in (torch.bfloat16, torch.float16) for weight in head.parameters()):
+            head.float()  # Lightning's ``bf16-true`` creates weights in half precision
         if self.head_from is not None:
             saved, _ = read_head_of(Path(self.head_from), size)
             head.load_state_dict(saved.state_dict())
-        if any(weight.dtype in (torch.bfloat16, torch.float16) for weight in head.parameters()):
-            head.float()  # Lightning's ``bf16-true`` creates weights in half precision
         heads[REWARD] = head.to(next(policy.parameters()).device)
         return heads
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 import json
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.heads import Head, ScalarHead
+from pl_prefopt.policies import PolicySpec
 
 SETTINGS_FILE, HEAD_FILE = "reward_model.json", "reward_head.safetensors"
 
@@ -44,7 +46,7 @@ def made_head(described: str, learned: Mapping[str, Any], weights: Mapping[str, 
         head = getattr(importlib.import_module(module), name)(**settings["init_args"])
         head.learned = learned
         head.build(size)
-        head.load_state_dict(weights)
+        head.load_state_dict(weights, assign=True)  # in their own dtype, whatever the default is
     except (ImportError, AttributeError, TypeError, RuntimeError) as error:
         raise ConfigError(
             f"The reward head {settings['class_path']} can't be made ({first_line(error)}): use the version "
@@ -123,6 +125,20 @@ def check_same_head(folder: Path, head: Head) -> None:
         raise ConfigError(
             f"Expected the reward head in {folder} to be {json.dumps(own)}, but it is {found}: set "
             "model.init_args.reward_head to a head of that kind, or model.init_args.head_from to null."
+        )
+
+
+def check_same_model(folder: Path, policy: PolicySpec) -> None:
+    """Refuse a policy that isn't the model under the head of a folder.
+
+    Raises:
+        ConfigError: if the weights differ.
+    """
+    if dataclasses.replace(policy, name=str(folder)).base_identity != policy.base_identity:
+        raise ConfigError(
+            f"model.init_args.head_from is a head on the model in {folder}, but policy.name is "
+            f"'{policy.name}', which has other weights: set policy.name to {folder}, or "
+            "model.init_args.head_from to null."
         )
 
 

@@ -110,5 +110,17 @@ def test_scaled_bradley_terry_goes_on_from_another_model_and_is_extrapolated(tin
         MixtureHead(parts=2),
         head_from=str(tmp_path / "first"),
     )
+    apart = RewardModule(
+        PolicySpec(name=str(tiny_model)), ScaledBradleyTerry(), head_from=str(tmp_path / "first")
+    )
+    with pytest.raises(ConfigError, match=r"a head on the model in .*first, but policy\.name is .* other w"):
+        make_trainer(tmp_path).fit(apart, data)
+    policy = tiny_llama(len(tokenizer))
+    torch.set_default_dtype(torch.bfloat16)  # as Lightning's bf16-true does
+    try:
+        heads = apart.build_heads(policy)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(heads["reward"].score.weight, head.score.weight)
     with pytest.raises(ConfigError, match=r"to be .*MixtureHead.*, but it is .*ScalarHead"):
         make_trainer(tmp_path).fit(other, data)
