@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -71,15 +72,17 @@ def _parts(folder: Path) -> list[Path]:
 
 def _read_part(path: Path) -> dict[str, list[tuple[float, float]]]:
     curves: dict[str, list[tuple[float, float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                step = float(row["step"])
-                values = {name: float(cell) for name, cell in row.items() if "/" in str(name) and cell}
-            except (KeyError, TypeError, ValueError) as error:
-                raise DataError(
-                    f"expected numbers by step in {path}, line {number}, got: {error}; move the file away"
-                ) from error
-            for name, value in values.items():
-                curves.setdefault(current_name(name), []).append((step, value))
+    text = path.read_text(encoding="utf-8")
+    # A run that is training, or was killed, leaves a last line that is cut anywhere, a number included.
+    whole = text[: text.rfind("\n") + 1]
+    for number, row in enumerate(csv.DictReader(io.StringIO(whole, newline="")), start=2):
+        try:
+            step = float(row["step"])
+            values = {name: float(cell) for name, cell in row.items() if "/" in str(name) and cell}
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"expected numbers by step in {path}, line {number}, got: {error}; move the file away"
+            ) from error
+        for name, value in values.items():
+            curves.setdefault(current_name(name), []).append((step, value))
     return curves

@@ -99,6 +99,11 @@ def test_metrics_have_units_and_meanings(name, unit, word):
     assert word in column.help
 
 
+def test_a_line_that_is_being_written_is_left_out(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,val/loss\n1,0.5\n2,0.2")  # 0.25, perhaps
+    assert read_curves(tmp_path)["val/loss"].values.tolist() == [0.5]
+
+
 def test_numbers_of_an_objective_have_the_meanings_that_the_run_noted_and_old_names_are_read(tmp_path):
     folder = write_run(tmp_path / "a", ranked_rows())
     (folder / "metrics.json").write_text('{"val/accuracy": 0.7, "val/marginal_0": 1.5}')
