@@ -26,7 +26,8 @@ _IN_RUN = (("best", "dirpath"), ("last", "dirpath"), ("trainer", "default_root_d
 _WITH_INPUTS = ("model", "data", "references")
 _PLACES = {
     *("data.tokenizer", "data.cache_dir", "references.cache_dir"),
-    *("policy.name", "policy.adapter", "model.name", "model.adapter", "init_args.folder"),
+    *("policy.name", "policy.adapter", "model.name", "model.adapter"),
+    *("init_args.folder", "init_args.head_from"),
 }
 """Settings that name a file or folder, by their last two keys; elsewhere, a slash indicates a path."""
 

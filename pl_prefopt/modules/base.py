@@ -211,7 +211,7 @@ class PreferenceModule(LightningModule):
         """
         path = Path(checkpoint_path)
         head = read_head(path)
-        module = cls(**arguments_of(path, arguments))
+        module = cls(**arguments_of(cls, path, arguments))
         module.configure_model()
         weights = read_weights(path)
         module.on_load_checkpoint({**head.rest, "state_dict": weights})

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch.cli import OptimizerCallable
 
 from pl_prefopt.errors import ConfigError, first_line
-from pl_prefopt.metrics import PreferenceMetric
-from pl_prefopt.modules.schedule import Schedule
-from pl_prefopt.objectives import Objective
-from pl_prefopt.policies import PolicySpec
 from pl_prefopt.saved_settings import FILE_NAME, read_saved
-from pl_prefopt.scoring import HeadName, LayoutName
 
-_TYPES: dict[str, Any] = {
-    "policy": PolicySpec,
-    "objective": Objective,
-    "layout": LayoutName,
-    "head": HeadName,
-    "token_rewards": bool,
-    "router_aux_loss_coef": float | None,
-    "optimizer": OptimizerCallable,  # whose return type restricts it to optimisers
-    "schedule": Schedule,
-    "metrics": list[PreferenceMetric],
-}
+_SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def arguments_of(checkpoint: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def arguments_of(module: type, checkpoint: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the module that made a checkpoint, from its run's ``config.yaml``.
 
     Args:
+        module: the module's class.
         checkpoint: the checkpoint of a run, in its ``checkpoints`` folder.
         given: arguments that replace those of the run.
 
@@ -50,11 +36,27 @@ def arguments_of(checkpoint: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         )
     try:
         saved = read_saved(config)["model"]["init_args"]
-        wanted = {name: saved[name] for name in _TYPES if name in saved and name not in given}
+        types = _argument_types(module)
+        wanted = {name: saved[name] for name in types if name in saved and name not in given}
         parser = ArgumentParser(exit_on_error=False)
         for name in wanted:
-            parser.add_argument(f"--{name}", type=_TYPES[name])
+            parser.add_argument(f"--{name}", type=types[name])
         built = parser.instantiate_classes(parser.parse_object(wanted))
     except Exception as error:  # a class of the user's own can raise anything
         raise ConfigError(f"{config} can't be read: {first_line(error)}.") from error
     return {name: built[name] for name in wanted} | dict(given)
+
+
+def _argument_types(module: type) -> dict[str, Any]:
+    """Return the types of a class's arguments, with those that it passes on as ``options``."""
+    found: dict[str, Any] = {}
+    for one in reversed(module.__mro__):
+        constructor: Any = vars(one).get("__init__")
+        if constructor is not None:
+            hints, parameters = get_type_hints(constructor), inspect.signature(constructor).parameters
+            found |= {
+                name: hints[name]
+                for name, parameter in parameters.items()
+                if name in hints and parameter.kind not in _SEVERAL
+            }
+    return found

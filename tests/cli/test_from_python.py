@@ -11,7 +11,10 @@ import yaml
 import pl_prefopt as pp
 from pl_prefopt.cli.object_settings import settings_of
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.modules import read_checkpoint
+from pl_prefopt.heads import MixtureHead
+from pl_prefopt.modules import PeerRewardModule, read_checkpoint
+from pl_prefopt.modules.loading import arguments_of
+from pl_prefopt.saved_settings import portable
 from tests.method_files import one_of_each_family
 from tests.runs import lora_spec, make_datamodule, make_trainer, scored_rows, write_rows
 
@@ -131,6 +134,28 @@ def test_the_best_checkpoint_is_validated_without_a_command(tiny_model, tmp_path
     trainer.fit(module, datamodule=data)
     measured = trainer.validate(module, datamodule=data, ckpt_path="best", verbose=False)
     assert measured[0]["val/loss"] == pytest.approx(best.best_model_score.item())
+
+
+def test_all_arguments_of_a_run_are_read(tmp_path, monkeypatch):
+    run = tmp_path / "runs" / "rm"
+    for folder in (run / "checkpoints", tmp_path / "first"):
+        folder.mkdir(parents=True)
+    own = {
+        "policy": {"name": "first"},
+        "objective": {"class_path": "pl_prefopt.objectives.RewardMixture"},
+        "reward_head": {"class_path": "pl_prefopt.heads.MixtureHead", "init_args": {"parts": 3}},
+        "head_from": "first",
+        "keep_rate": 0.5,
+    }
+    others = {name: {} for name in ("trainer", "data", "references", "best", "last")}
+    monkeypatch.chdir(tmp_path)
+    saved = portable({**others, "model": {"init_args": own}, "run_dir": "runs/rm"}, run)
+    (run / "config.yaml").write_text(yaml.safe_dump(saved, sort_keys=False))
+    monkeypatch.chdir(run)  # paths are found from any folder
+    found = arguments_of(PeerRewardModule, run / "checkpoints" / "last.ckpt", {"objective": "given"})
+    assert (found["reward_head"].settings(), found["keep_rate"]) == (MixtureHead(parts=3).settings(), 0.5)
+    assert found["objective"] == "given"
+    assert Path(found["head_from"]).resolve() == Path(found["policy"].name).resolve() == tmp_path / "first"
 
 
 def test_a_module_is_loaded_from_runs_only(tmp_path, tiny_model):
