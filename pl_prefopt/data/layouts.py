@@ -122,9 +122,10 @@ class Layout:
         """Return the parts of a row's columns that this layout doesn't read, as ``column.key``."""
         found = []
         for column, groups in self.parts.items():
-            names = _keys_in(fields.get(column), column)
+            names = _keys_in(fields.look(column), column)
             read = {next((name for name in group if name in names), "") for group in groups}
-            found += [f"{column}.{name}" for name in names if name not in read]
+            if read != {""}:  # otherwise it was read in another form, such as a list of messages
+                found += [f"{column}.{name}" for name in names if name not in read]
         return found
 
     def fits(self, fields: Fields) -> bool:
@@ -139,8 +140,11 @@ class Layout:
 
 
 def _keys_in(value: Any, column: str) -> dict[str, None]:
-    """Return the keys with a value in an object, or in a list of objects."""
-    items = [value] if isinstance(value, Mapping) else objects(value or [], column)
+    """Return the keys with a value in an object, or in a list of objects; none of anything else."""
+    try:
+        items = [value] if isinstance(value, Mapping) else objects(value, column)
+    except BadRowError:  # a text, which the layout has read
+        items = []
     return {str(name): None for item in items for name in item if item[name] is not None}
 
 

@@ -295,6 +295,9 @@ LEFT_OUT: list[tuple[dict[str, Any], list[str]]] = [
         ["info.id", "summaries.policy"],
     ),
     (LISTS["OpenAssistant trees"][0], []),
+    ({"question": "Why?", "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": 0}, []),
+    ({"input": "Hi", "preferred_output": [A], "non_preferred_output": [B]}, []),
+    ({"input": CHAT, "preferred_output": [A], "non_preferred_output": [B]}, []),
 ]  # fmt: skip
 
 
