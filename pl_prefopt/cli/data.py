@@ -12,7 +12,7 @@ from typing import Any
 from pl_prefopt.data.cache import Cache
 from pl_prefopt.data.dataset import PreferenceDataset
 from pl_prefopt.data.dialogues import BadRowError
-from pl_prefopt.data.formats import WEIGHT, check_weights, convert
+from pl_prefopt.data.formats import WEIGHT, check_weights, convert, scored_by
 from pl_prefopt.data.renderer import Ids, Mask, Renderer
 from pl_prefopt.data.sources import Source, check_names, open_source
 from pl_prefopt.data.store import store_rows
@@ -53,7 +53,8 @@ def data(arguments: list[str]) -> None:
             dataset = PreferenceDataset.tokenised(
                 store, renderer, cache=cache, title=source.label, on_bad_row="skip", columns=(WEIGHT,)
             )
-            print("\n".join(_described(source, columns, dataset, options)))
+            layouts = layouts_of(source, columns, options.max_rows, aspects)
+            print("\n".join(_described(layouts, dataset, options)))
 
 
 def _parse(arguments: list[str]) -> Any:
@@ -117,11 +118,12 @@ def _weights(words: Sequence[str]) -> Iterator[tuple[str, float]]:
     for word in words:
         column, _, weight = word.rpartition("=")
         try:
-            yield column, float(weight)
+            found = float(weight)
         except ValueError:
-            raise ConfigError(
-                f"expected `--aspects COLUMN=WEIGHT`, such as honesty=2, got '{word}'."
-            ) from None
+            column = ""
+        if not column:
+            raise ConfigError(f"expected `--aspects COLUMN=WEIGHT`, such as honesty=2, got '{word}'.")
+        yield column, found
 
 
 def _tokenizer(name: str) -> Any:
@@ -135,11 +137,8 @@ def _tokenizer(name: str) -> Any:
         ) from error
 
 
-def _described(
-    source: Source, columns: Mapping[str, str], dataset: PreferenceDataset, options: Any
-) -> Iterator[str]:
+def _described(layouts: Counter[str], dataset: PreferenceDataset, options: Any) -> Iterator[str]:
     yield dataset.report
-    layouts = layouts_of(source, columns, options.max_rows)
     yield f"  layouts: {', '.join(f'{name} {count}' for name, count in layouts.most_common())}"
     yield from (f"  {line}" for line in dataset.unused_columns)
     yield f"  rows with ties: {sum(map(_has_ties, dataset.rows))}; repeated rows: {_repeated(dataset.rows)}"
@@ -149,15 +148,22 @@ def _described(
         yield from _as_tokens(dataset.rows[number], dataset.renderer)
 
 
-def layouts_of(source: Source, columns: Mapping[str, str], max_rows: int | None) -> Counter[str]:
+def layouts_of(
+    source: Source,
+    columns: Mapping[str, str],
+    max_rows: int | None,
+    aspects: Mapping[str, float] | None = None,
+) -> Counter[str]:
     """Return how many usable rows have each layout."""
-    mapped, found = frozenset((*columns, *source.columns.values())), Counter[str]()
+    found = Counter[str]()
     with tempfile.TemporaryDirectory() as scratch:
-        for record in open_source(source, Cache(scratch).root, columns).records():
+        reading = open_source(source, Cache(scratch).root, columns)
+        for record in reading.records():
             if max_rows is not None and found.total() >= max_rows:
                 break
             try:
-                found[convert(record.fields, mapped).layout] += not record.problem
+                converted = scored_by(convert(record.fields, reading.mapped), aspects or {})
+                found[converted.layout] += not record.problem
             except (BadRowError, RecursionError):
                 continue
     return +found

@@ -293,7 +293,7 @@ def scored_by(converted: Converted, aspects: Mapping[str, float]) -> Converted:
 
     Args:
         converted: the row; each aspect is a column with one rating per response.
-        aspects: the weights by the names of the columns.
+        aspects: the weights by the names of the columns; without any, the row stays as it is.
 
     Raises:
         BadRowError: if a rating is missing.
@@ -303,6 +303,8 @@ def scored_by(converted: Converted, aspects: Mapping[str, float]) -> Converted:
         >>> scored_by(convert(rated), {"clear": 1, "true": 3}).row.scores
         (1.75, 2.5)
     """
+    if not aspects:
+        return converted
     total = math.fsum(map(abs, aspects.values()))
     ratings = {name: _ratings(converted.row, name) for name in aspects}
     scores = tuple(

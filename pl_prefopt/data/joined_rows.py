@@ -113,7 +113,7 @@ def _part_of(record: Record, mapped: frozenset[str]) -> tuple[JoinedLayout | Non
 
 def _joined(layout: JoinedLayout, members: Sequence[Record], joins: Joins) -> Iterator[Record]:
     lists, unused = layout.join(members)
-    joins.add(layout.name, len(members), len(lists), unused)
+    joins.add(layout.name, len(members), sum(not one.problem for one in lists), unused)
     yield from lists
 
 
@@ -169,7 +169,8 @@ def _conversations(members: Sequence[Record]) -> tuple[list[Record], int]:
     """Return the ranked replies to each message as a list, with the conversation before them as prompt."""
     messages = {member.fields["message_id"]: member for member in members}
     if len(messages) < len(members):
-        return [Record(_origin(members), {}, "two messages of a tree have the same message_id")], 0
+        problem = "two messages of a tree have the same message_id"
+        return [Record(_origin(members), {}, problem)], len(members)
     replies: dict[Any, list[Record]] = {}
     for member in members:
         if _is_ranked(member.fields):
@@ -177,7 +178,8 @@ def _conversations(members: Sequence[Record]) -> tuple[list[Record], int]:
     lists, used = [], set()
     for several in (found for found in replies.values() if len(found) > 1):
         before = _before(several[0], messages)
-        used |= {member.fields["message_id"] for member in (*(before or ()), *several)}
+        if before is not None:
+            used |= {member.fields["message_id"] for member in (*before, *several)}
         lists.append(_ranked(several, before))
     return lists, len(members) - len(used)
 

@@ -61,9 +61,9 @@ class Prompts:
         Raises:
             DataError: at a bad row.
         """
-        mapped = frozenset((*self.columns, *Source.of(self.source).columns.values()))
+        reading = self._reading(scratch)
         number, parts = self.part
-        for place, record in enumerate(self._reading(scratch).records()):
+        for place, record in enumerate(reading.records()):
             if self.max_prompts is not None and place >= self.max_prompts:
                 return
             if place % parts != number - 1:
@@ -71,7 +71,7 @@ class Prompts:
             try:
                 if record.problem:
                     raise BadRowError(record.problem)
-                row = to_prompt(record.fields, mapped)
+                row = to_prompt(record.fields, reading.mapped)
             except BadRowError as error:
                 raise DataError(f"{record.origin}: {error}") from error
             yield place, row

@@ -253,9 +253,7 @@ def _usable_rows(
             problems.add(f"{record.origin}: {record.problem}")
             continue
         try:
-            converted = convert(record.fields, reading.mapped)
-            if aspects:
-                converted = scored_by(converted, aspects)
+            converted = scored_by(convert(record.fields, reading.mapped), aspects)
         except BadRowError as error:
             problems.add(f"{record.origin}: {error}")
             continue

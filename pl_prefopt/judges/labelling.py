@@ -157,10 +157,9 @@ class Labelling:
         return total, found
 
     def _usable(self, reading: Reading, found: Labelled) -> Iterator[_Row]:
-        mapped = frozenset((*self.columns, *self.source.columns.values()))
         for record in reading.records():
             try:
-                row = self._row(record, mapped)
+                row = self._row(record, reading.mapped)
             except BadRowError as error:
                 self._count_bad(f"{record.origin}: {error}", found)
                 continue

@@ -45,9 +45,11 @@ def test_columns_are_mapped_and_mistakes_named(prefopt, tiny_model, tmp_path):
     (tmp_path / "brief.jinja").write_text("{% if brief %}Say little.{% endif %}" + CHATML)
     assert "expected `--aspects COLUMN=WEIGHT`" in prefopt.fails(*given, "--aspects", "clear")
     row = {"prompt": "Name a gas.", "responses": ["Neon.", "Iron."], "clear": [3, 1], "true": [1, 0]}
-    (tmp_path / "lists.jsonl").write_text(json.dumps(row) + "\n")
+    unrated = row | {"clear": [3, None]}
+    (tmp_path / "lists.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(unrated)}\n")
     scored = prefopt("data", tmp_path / "lists.jsonl", *given[2:], "--aspects", "clear=1", "true=3")
     assert "score 1.5" in scored
+    assert "layouts: ranked 1\n" in scored
     assert "columns not used" not in scored
     given = (*given, "--columns", "prompt=question", "--template", tmp_path / "brief.jinja")
     told = prefopt(*given, "--template_arguments", '{"brief": true}')

@@ -129,3 +129,14 @@ def test_ranked_replies_to_a_message_become_a_list_with_the_conversation_as_prom
 def test_trees_that_make_no_list_are_refused(rows, reason: str, tmp_path: Path):
     with pytest.raises(DataError, match=reason):
         stored(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "cache")
+
+
+def test_problems_are_no_lists(tmp_path: Path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [*TREE, message(1, 9, 0), message(2, 9, 1), pair()])
+    joined = stored(path, tmp_path / "cache", on_bad_row="skip").joined
+    assert "11 rows of OpenAssistant messages became 0 lists" in joined[0]
+    assert joined[0].endswith("; 11 of the rows are in none")
+    path = write_jsonl(tmp_path / "rows.jsonl", [*TREE[1:], pair()])
+    joined = stored(path, tmp_path / "cache", on_bad_row="skip").joined
+    assert "8 rows of OpenAssistant messages became 0 lists" in joined[0]
+    assert joined[0].endswith("; 8 of the rows are in none")
