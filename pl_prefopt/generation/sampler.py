@@ -200,14 +200,20 @@ class Sampler:
         if self.reference is not self.policy:
             theirs = _log_probs(self.reference, self._scorers[1], prompts, sampled)
         return [
-            self._row(number, row, own, (first, second))
-            for (number, row), own, first, second in zip(batch, sampled, ours, theirs, strict=True)
+            self._row(number, row, own, self._texts(row, prompt, own), (first, second))
+            for (number, row), prompt, own, first, second in zip(
+                batch, prompts, sampled, ours, theirs, strict=True
+            )
         ]
 
     def _row(
-        self, number: int, row: PreferenceRow, own: list[Sample], scored: tuple[_Sums, _Sums]
+        self,
+        number: int,
+        row: PreferenceRow,
+        own: list[Sample],
+        texts: list[str],
+        scored: tuple[_Sums, _Sums],
     ) -> dict[str, Any]:
-        texts = [self.text(sample.token_ids) for sample in own]
         encoded = [list(self._retokenised(text)) for text in texts]
         fields = as_fields(row)
         of_responses = {name for name, value in row.columns.items() if isinstance(value, tuple)}
@@ -231,6 +237,16 @@ class Sampler:
                 sum(one.log_probs) if len(one.log_probs) == len(one.token_ids) else None for one in own
             ],
         }
+
+    def _texts(self, row: PreferenceRow, prompt: Sequence[int], own: Sequence[Sample]) -> list[str]:
+        """Return the texts of a prompt's samples.
+
+        Decoders such as SentencePiece's drop a space at the start, which a continued turn needs.
+        """
+        continues = row.prompt[-1].role == "assistant"
+        before = list(prompt[-1:]) if continues else []
+        start = len(self.text(before))
+        return [self.text([*before, *sample.token_ids])[start:] for sample in own]
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of a response's tokens, without the end token and other special tokens."""

@@ -17,6 +17,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from tokenizers import decoders
 
 from pl_prefopt.data import Renderer
 from pl_prefopt.data.formats import to_prompt
@@ -295,6 +296,28 @@ def test_an_engine_that_returns_fewer_prompts_or_samples_is_refused(tmp_path):
         with pytest.raises(RunError, match=said):
             sampler.run(rows, 2, content="", say=print)
         assert not list(folder.glob("part-*"))
+
+
+def test_a_sample_that_continues_a_turn_keeps_its_first_space(tmp_path):
+    tokenizer = tiny_tokenizer()
+    byte_level = decoders.ByteLevel()
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence([byte_level, decoders.Strip(" ", 1, 0)])
+
+    class Fixed(Engine):
+        identity = "fixed"
+
+        def sample(self, prompts, seeds, sampling):
+            ids = tokenizer(" it is.", add_special_tokens=False)["input_ids"]
+            return [[Sample([*ids, END], [], "stop", 0)] for _ in prompts]
+
+    asked = {"role": "user", "content": "What is it?"}
+    rows = [
+        (0, to_prompt({"prompt": [asked, {"role": "assistant", "content": "Here"}]})),
+        (1, to_prompt({"prompt": [asked]})),
+    ]
+    out = SampleFolder(folder=tmp_path, kind="jsonl")
+    Sampler(Fixed(), Renderer(tokenizer), Sampling(n=1), out).run(rows, 2, content="", say=print)
+    assert [row["responses"] for row in read_shards(tmp_path)] == [[" it is."], ["it is."]]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="stages are forked on Linux only")
