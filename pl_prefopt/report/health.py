@@ -5,20 +5,19 @@ The limits are conventions: a red check is a reason to look, and a green one is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from pl_prefopt.report.curves import Curve
-from pl_prefopt.report.pairs import estimate
-from pl_prefopt.report.predictions import Response
+from pl_prefopt.report.pairs import Floats, Whole, estimate
 from pl_prefopt.report.subjects import Subject
 
 Colour = Literal["green", "amber", "red"]
 _FEWEST = 10
-"""Responses or pairs below which nothing is said."""
+"""Prompts with pairs, or responses, below which nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ def health(subject: Subject) -> list[Check]:
 
 def _accuracy(subject: Subject) -> Iterator[Check]:
     pairs = subject.pairs
-    if len(pairs) < _FEWEST:
+    if len(np.unique(pairs.prompt)) < _FEWEST:
         return
     found = estimate(pairs.right, pairs.prompt)
     colour: Colour = "green" if found.low > 0.5 else "red" if found.high < 0.5 else "amber"
@@ -56,29 +55,37 @@ def _accuracy(subject: Subject) -> Iterator[Check]:
 
 
 def _length(subject: Subject) -> Iterator[Check]:
-    """Compare the correlation of reward and length with that of the data's own scores and length."""
-    scored = [one for item in subject.predictions for one in item.responses if one.score is not None]
-    kept = [one for one in scored if np.isfinite(one.reward)]
+    """Compare the correlation of reward and length with that of the data's own scores and length.
+
+    Among the responses to each prompt, since rewards of different prompts may be apart by any constant.
+    """
+    kept = [
+        (number, one.length, one.reward, one.score)
+        for number, item in enumerate(subject.predictions)
+        for one in item.responses
+        if one.score is not None and np.isfinite(one.reward)
+    ]
     if len(kept) < _FEWEST:
         return
-    of_reward = _correlation_with_length(kept, lambda one: one.reward)
-    of_score = _correlation_with_length(kept, lambda one: one.score)
-    if of_reward is None or of_score is None:
+    prompts, *columns = np.array(kept, dtype=np.float64).T
+    length, reward, score = (_within(values, prompts.astype(np.int64)) for values in columns)
+    if not (length.any() and reward.any() and score.any()):
         return
+    of_reward, of_score = (float(np.corrcoef(length, values)[0, 1]) for values in (reward, score))
     beyond = abs(of_reward - of_score)
     colour: Colour = "green" if beyond <= 0.15 else "amber" if beyond <= 0.3 else "red"
-    told = f"reward and length r = {of_reward:.2f}, the data's scores and length r = {of_score:.2f}"
+    told = (
+        f"among a prompt's responses, r of reward and length is {of_reward:.2f}, that of the data's scores "
+        f"and length {of_score:.2f}"
+    )
     yield Check("Length bias", colour, told, "rewards")
 
 
-def _correlation_with_length(
-    responses: Sequence[Response], value: Callable[[Response], float | None]
-) -> float | None:
-    length = np.array([one.length for one in responses], dtype=np.float64)
-    values = np.array([value(one) for one in responses], dtype=np.float64)
-    if length.std() == 0 or values.std() == 0:
-        return None
-    return float(np.corrcoef(length, values)[0, 1])
+def _within(values: Floats, prompts: Whole) -> Floats:
+    """Return values minus their prompt's mean; all exactly 0 where they differ by rounding errors only."""
+    sums, counts = np.bincount(prompts, weights=values), np.bincount(prompts)
+    centred = values - sums[prompts] / counts[prompts]
+    return np.where(np.abs(centred) > 1e-9 * np.abs(values).max(), centred, 0.0)
 
 
 def _chosen(subject: Subject) -> Iterator[Check]:

@@ -56,7 +56,7 @@ class Pairs:
 
 
 class Estimate(NamedTuple):
-    """A share with its 95 % bootstrap interval over prompts, of ``pairs`` pairs."""
+    """A share of ``pairs`` pairs with its 95 % bootstrap interval over prompts, NaN for a single prompt."""
 
     value: float
     low: float
@@ -91,6 +91,8 @@ def estimate(values: Floats, prompts: Whole) -> Estimate:
     """
     _, places = np.unique(prompts, return_inverse=True)
     sums, counts = np.bincount(places, weights=values), np.bincount(places).astype(np.float64)
+    if len(sums) < 2:
+        return Estimate(float(values.mean()), math.nan, math.nan, len(values))
     drawn = bootstrap.resampled_weights(np.arange(len(sums)), resamples=_RESAMPLES, seed=0)
     means = np.concatenate([(weights @ sums) / (weights @ counts) for weights in drawn])
     low, high = np.quantile(means, [0.025, 0.975])

@@ -52,6 +52,25 @@ def test_length_bias_is_what_goes_beyond_the_data_s_own(tmp_path, reward, colour
     assert colours(subject_of(tmp_path / "run", with_rewards(reward)))["Length bias"] == colour
 
 
+def test_length_bias_is_looked_for_among_the_responses_to_a_prompt(tmp_path):
+    rows = with_rewards(lambda one: one["score"])
+    for number, row in enumerate(rows):  # long prompts' answers are long, and have low rewards
+        for response in row["responses"]:
+            response["length"] += 100 * number
+            response["reward"] -= 0.1 * number
+    assert colours(subject_of(tmp_path / "run", rows))["Length bias"] == "green"
+    for row in rows:
+        for response in row["responses"]:
+            response["reward"] = 0.1
+    assert "Length bias" not in colours(subject_of(tmp_path / "same", rows))
+
+
+def test_pairs_of_few_prompts_have_no_accuracy(tmp_path):
+    (row,) = pair_rows(prompts=1)
+    row["responses"] = [{**row["responses"][0], "score": place, "reward": place} for place in range(6)]
+    assert colours(subject_of(tmp_path / "run", [row])) == {}
+
+
 @pytest.mark.parametrize(
     ("curves", "expected"),
     [

@@ -52,6 +52,12 @@ def test_accuracy_and_interval_are_those_of_the_metrics(tmp_path):
     assert found.pairs == len(subject.pairs)
 
 
+def test_a_single_prompt_has_no_interval():
+    found = estimate(np.array([1.0, 0.0]), np.array([3, 3]))
+    assert (found.value, found.pairs) == (0.5, 2)
+    assert np.isnan([found.low, found.high]).all()
+
+
 def test_draws_are_half_right_and_infinite_rewards_are_counted(tmp_path):
     rows = pair_rows(prompts=3)
     for row, (first, second) in zip(rows, [(0.5, 0.5), (2.0, 1.0), (float("inf"), 1.0)], strict=True):

@@ -50,6 +50,11 @@ def test_the_page_has_margins_users_and_the_best_of_n(tmp_path):
     assert list(line.y) == pytest.approx(list(curves.mean(axis=0)))
     lists = [row["responses"] for row in rows if len(row["responses"]) >= curves.shape[1]]
     assert line.y[0] == pytest.approx(np.mean([np.mean([one["score"] for one in row]) for row in lists]))
+    alone = figures.best_of_n(subjects_of(tmp_path / "alone", rows[1:2])).figure.data[0]
+    assert alone.error_y.array is None
+    one_each = [{**row, "columns": {"user": str(number)}} for number, row in enumerate(rows)]
+    (trace,) = figures.accuracy_by_user(subjects_of(tmp_path / "each", one_each)).figure.data
+    assert all(text.startswith("one prompt has no interval, ") for text in trace.customdata)
     pairs_alone = subjects_of(tmp_path / "pairs", pair_rows())
     assert figures.accuracy_by_user(pairs_alone) is None
     assert figures.best_of_n(pairs_alone) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -49,12 +50,9 @@ def best_of_n(subjects: Sequence[Subject]) -> Panel | None:
         curves = score_curves(subject.predictions)
         if len(curves):
             means = curves.mean(axis=0)
-            samples = resampled_weights(np.arange(len(curves)), resamples=1000, seed=0)
-            drawn = [weights @ curves / len(curves) for weights in samples]
-            low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975], axis=0)
-            bars = {"array": high - means, "arrayminus": means - low, "symmetric": False, "thickness": 1}
             places = np.arange(1, len(means) + 1)
             style = trace_style(subject)
+            bars = _bars(curves)
             figure.add_trace(go.Scatter(x=places, y=means, error_y=bars, mode="lines+markers", **style))
     if not figure.data:
         return None
@@ -67,6 +65,17 @@ def best_of_n(subjects: Sequence[Subject]) -> Panel | None:
         "intervals.",
         figure=figure,
     )
+
+
+def _bars(curves: Floats) -> dict[str, Any] | None:
+    """Return the 95 % bootstrap intervals of the means of [prompts, N]; ``None`` for a single prompt."""
+    if len(curves) < 2:
+        return None
+    samples = resampled_weights(np.arange(len(curves)), resamples=1000, seed=0)
+    drawn = np.concatenate([weights @ curves / len(curves) for weights in samples])
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    means = curves.mean(axis=0)
+    return {"array": high - means, "arrayminus": means - low, "symmetric": False, "thickness": 1}
 
 
 def score_curves(predictions: Sequence[Prediction]) -> Floats:

@@ -169,15 +169,19 @@ def _dots(
     return go.Scatter(
         mode="lines+markers" if line else "markers",
         line={"color": subject.colour, "width": 1.5},
-        customdata=[
-            f"{100 * item.low:.1f} to {100 * item.high:.1f} %, {item.pairs:,} pairs" for item in estimates
-        ],
+        customdata=[f"{_interval(item)}, {item.pairs:,} pairs" for item in estimates],
         hovertemplate=f"{where}<br>{right}<extra>{style['legendgroup']}</extra>",
         offsetgroup=style["legendgroup"] if group else None,
         orientation="h" if across else "v",
         **{value: values, place: places, f"error_{value}": bars},
         **style,
     )
+
+
+def _interval(item: Estimate) -> str:
+    if np.isnan(item.low):
+        return "one prompt has no interval"
+    return f"{100 * item.low:.1f} to {100 * item.high:.1f} %"
 
 
 def _bin_labels(values: Floats, places: Whole) -> list[str]:
