@@ -56,6 +56,8 @@ def score(tasks: Sequence[Mapping[str, Any]], responses: Mapping[str, str]) -> R
 def read_tasks(records: Iterable[Record], *, partial: bool = False) -> list[dict[str, Any]]:
     """Return the rows of IFEval's ``input_data.jsonl`` or hub data set."""
     tasks = [_fields(record, COLUMNS) for record in records]
+    if not tasks:
+        raise DataError("expected prompts of IFEval, got none; check --data.")
     if len(tasks) != PROMPTS and not partial:
         raise DataError(
             f"expected the {PROMPTS} prompts of IFEval, got {len(tasks)}; type --partial to score these."

@@ -85,7 +85,7 @@ class JudgeBench(Benchmark):
             (orders,) = answers.compare(task)
             signs = [decision(one) for one in orders]
             counts["invalid"] += None in orders
-            counts["ties"] += sum(signs) == 0
+            counts["ties"] += 0 in orders
             counts["right in one order"] += len(set(signs)) > 1 and 1 in signs
             right[task.subset].append(sum(signs) > 0)
             consistent.append(len(set(signs)) == 1 and None not in orders)

@@ -203,7 +203,7 @@ def read_tasks(
     """
     with tempfile.TemporaryDirectory() as scratch:
         reading = open_source(source, Path(scratch))
-        records = (checked(benchmark, record, ignore) for record in reading.records())
+        records = (checked(benchmark, record, ignore) for record in reading.raw())
         found = list(benchmark.tasks(records))
     tasks = [task for task in found if task.subset in benchmark.counts or task.subset not in ignore]
     if not tasks:

@@ -117,7 +117,7 @@ def _source(settings: Any, title: str, hub: str = "", split: str = "train") -> S
 
 def _records(source: Source) -> list[Record]:
     with tempfile.TemporaryDirectory() as scratch:
-        return list(open_source(source, Path(scratch)).records())
+        return list(open_source(source, Path(scratch)).raw())
 
 
 def _alpaca_eval(settings: Any) -> Scored:

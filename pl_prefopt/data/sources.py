@@ -123,7 +123,7 @@ class Reading:
 
     Args:
         content_key: a text that changes whenever the content does.
-        raw: reads the rows as the source has them, in our names.
+        raw: reads the rows as the source has them, one by one, in our names.
         mapped: the names that settings gave to columns.
     """
 

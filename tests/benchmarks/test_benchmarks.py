@@ -17,6 +17,7 @@ import pytest
 
 from pl_prefopt.benchmarks import (
     BENCHMARKS,
+    Answers,
     JudgeBench,
     RewardBench,
     RewardBench2,
@@ -30,6 +31,7 @@ from pl_prefopt.benchmarks import (
     read_tasks,
 )
 from pl_prefopt.benchmarks.rewardbench import SECTIONS, WEIGHTS
+from pl_prefopt.cli import bench
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.data.sources import Source
 from pl_prefopt.errors import ConfigError, DataError, RunError
@@ -270,6 +272,10 @@ def test_judge_bench_in_both_orders(tmp_path):
     assert result.overall.value == pytest.approx(2 / 5)
     assert values(result.tables["orders"]) == {"same verdict in both": 3 / 5}
     assert result.counts["right in one order"] == 2
+    assert result.counts["ties"] == 0  # one win in each order is no tie
+    (task,) = JudgeBench().tasks([Record("f, row 1", JUDGE_BENCH[0])])
+    counts = JudgeBench().score([(task, Answers(scores=(None, 1.0)))], "scores").counts
+    assert (counts["invalid"], counts["ties"]) == (1, 0)
 
 
 def test_judge_bench_of_scores_needs_one_order_and_a_tie_is_wrong(tmp_path):
@@ -563,6 +569,15 @@ def test_ifeval_by_prompt_and_by_instruction(lm_eval):
     assert sorted(set(samples.round(9))) == [0.5, pytest.approx(2 / 3), 1]
     with pytest.raises(DataError, match="expected a response to each prompt of IFEval, got none to 'Q'"):
         ifeval.score(tasks, {"P": "a B"})
+
+
+def test_responses_with_ratings_stay_one_per_row(tmp_path):
+    rows = [{"prompt": prompt, "response": prompt.lower(), "correctness": 1} for prompt in "PQ"]
+    path = tmp_path / "responses.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert ifeval.read_responses(bench._records(Source(path=str(path)))) == {"P": "p", "Q": "q"}
+    with pytest.raises(DataError, match="expected prompts of IFEval, got none"):
+        ifeval.read_tasks([], partial=True)
 
 
 def test_without_lm_eval_ifeval_says_what_to_install(monkeypatch):
