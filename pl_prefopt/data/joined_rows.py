@@ -139,7 +139,7 @@ def _same_prompt(fields: Fields) -> Any:
 
 
 def _rated(members: Sequence[Record]) -> tuple[list[Record], int]:
-    """Return rows with the same prompt as one list, scored by their helpfulness, or by ``scores``."""
+    """Return rows with the same prompt as one list, scored by ``scores``, their helpfulness, or not at all."""
     shared = {name: members[0].fields.get(name) for name in _SHARED}
     weights = [member.fields.get(WEIGHT) for member in members]
     if all(weight == weights[0] for weight in weights):  # different ones are refused as a list
@@ -147,7 +147,7 @@ def _rated(members: Sequence[Record]) -> tuple[list[Record], int]:
     each = _each(members, shared)
     fields = {name: value for name, value in shared.items() if value is not None}
     fields |= {"responses": each.pop("response")}
-    fields |= {} if _given(each, "scores") else {"scores": each.get("helpfulness", [None] * len(members))}
+    each["scores"] = next((each[name] for name in ("scores", "helpfulness") if _given(each, name)), None)
     return [Record(_origin(members), fields | {name: each[name] for name in each if name not in fields})], 0
 
 

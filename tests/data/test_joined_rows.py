@@ -51,6 +51,10 @@ def test_settings_choose_the_rating(tmp_path: Path):
     assert store.rows[0].scores == (0, 3)
     store = stored(path, tmp_path / "cache", aspects={"helpfulness": 1, "correctness": 2})
     assert store.rows[0].scores == (4 / 3, 7 / 3)
+    rows = [{"prompt": "Hi", "response": text, "correctness": number} for number, text in enumerate("ab")]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert stored(path, tmp_path / "cache", aspects={"correctness": 1}).rows[0].scores == (0, 1)
+    assert stored(path, tmp_path / "cache").rows[0].scores is None
 
 
 def test_ratings_that_make_no_list_are_bad_rows(tmp_path: Path, monkeypatch):
