@@ -69,7 +69,7 @@ def is_marked_turn(text: str) -> bool:
 
 
 def texts_as_turns(texts: Sequence[str], key: str) -> list[Message]:
-    """Return a dialogue given as one text per turn, those of the user and the assistant in turns.
+    """Return a dialogue given as one text per turn, the user's and the assistant's alternating.
 
     Texts may begin with ``Human:`` and ``Assistant:``, which then give the roles.
 

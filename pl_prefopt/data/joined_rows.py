@@ -139,7 +139,7 @@ def _same_prompt(fields: Fields) -> Any:
 
 
 def _rated(members: Sequence[Record]) -> tuple[list[Record], int]:
-    """Return rows with the same prompt as one list, scored by ``scores``, their helpfulness, or not at all."""
+    """Return rows with the same prompt as one list, scored by ``scores``, by helpfulness, or not at all."""
     shared = {name: members[0].fields.get(name) for name in _SHARED}
     weights = [member.fields.get(WEIGHT) for member in members]
     if all(weight == weights[0] for weight in weights):  # different ones are refused as a list

@@ -230,6 +230,10 @@ REFUSED = [
     ({"chosen": ["Human: Hi", "a"], "rejected": ["Hi", "b"]}, "expected all texts in 'chosen' to begin with"),
     ({"prompt": "Hi", "chosen": ["Human: a"], "rejected": ["Human: b"]}, "could be turns or responses"),
     ({"prompt_chosen": "Hi", "prompt_rejected": "Ho"}, "the key 'completion' is missing"),
+    (
+        {"prompt_chosen": CHAT, "prompt_rejected": [*CHAT, A], "completion": "b"},
+        "end both with an assistant turn, or neither",
+    ),
     (PAIR | {"completion": "a", "label": 1}, "could be the layout 'pairs' or 'unpaired'"),
     (PAIR | {"responses": ["a", "c"], "scores": [1, 2]}, "'rejected' is not one of the responses"),
     (PAIR | {"chosen": [{**A, "thinking": "x", "reasoning": "y"}]}, "has different texts in thinking"),
