@@ -438,8 +438,8 @@ def contrast_prompt(fields: Fields, prompt: Sequence[Message]) -> list[Message]:
     check_prompt(other)
     if (other[-1].role == "assistant") != (prompt[-1].role == "assistant"):
         raise BadRowError(
-            f"only one of the prompt and '{CONTRAST}' ends with an assistant turn, which a response continues; "
-            "end both with an assistant turn, or neither"
+            f"only one of the prompt and '{CONTRAST}' ends with an assistant turn, which a response "
+            "continues; end both with an assistant turn, or neither"
         )
     if other == list(prompt):
         raise BadRowError(f"the prompt and '{CONTRAST}' are identical, so there is nothing to prefer")
