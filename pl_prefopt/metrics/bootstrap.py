@@ -46,15 +46,27 @@ def weighted_mean(values: Floats, weights: Whole) -> Floats:
 
 
 def weighted_pearson(first: Floats, second: Floats, weights: Whole) -> Floats:
-    """Return Pearson's r of two [pairs] or [resamples, pairs] under each row of ``weights``."""
-    total = weights.sum(axis=1, keepdims=True)
-    first = first - (weights * first).sum(axis=1, keepdims=True) / total
-    second = second - (weights * second).sum(axis=1, keepdims=True) / total
+    """Return Pearson's r of two [pairs] or [resamples, pairs] under each row of ``weights``.
+
+    NaN where one side is constant.
+    """
+    first, first_spread = _centred(first, weights)
+    second, second_spread = _centred(second, weights)
     product = (weights * first * second).sum(axis=1)
-    spread = (weights * first**2).sum(axis=1) * (weights * second**2).sum(axis=1)
+    spread = first_spread * second_spread
     return np.asarray(
         np.divide(product, np.sqrt(spread), out=np.full_like(product, np.nan), where=spread > 0)
     )
+
+
+def _centred(values: Floats, weights: Whole) -> tuple[Floats, Floats]:
+    """Return values minus their weighted mean, and the weighted sum of their squares [resamples].
+
+    The sum is 0 where it has nothing but the rounding errors of equal values.
+    """
+    centred = values - (weights * values).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
+    squares, plain = ((weights * some**2).sum(axis=1) for some in (centred, values))
+    return centred, np.where(squares > 1e-24 * plain, squares, 0.0)
 
 
 class RankCorrelations:

@@ -36,6 +36,14 @@ def read(*batches, **settings):
 # --- the resamples
 
 
+def test_a_resample_in_which_one_side_is_constant_has_no_correlation():
+    first, second = np.array([0.1, 0.1, 0.1, 5.0]), np.array([1.3, 2.7, 0.4, 8.0])
+    weights = np.array([[1, 1, 1, 0], [2, 2, 3, 0], [3, 1, 2, 1]])
+    for correlate, _ in CORRELATIONS.values():
+        for found in (correlate(first, second, weights), correlate(second, first, weights)):
+            assert np.isnan(found).tolist() == [True, True, False]
+
+
 def test_a_resample_draws_as_many_prompts_as_there_are_with_all_their_pairs():
     prompts = np.array([0, 0, 0, 1, 2, 2, 3])
     weights = np.concatenate(list(bootstrap.resampled_weights(prompts, resamples=500, seed=0)))
