@@ -146,8 +146,8 @@ def _rated(members: Sequence[Record]) -> tuple[list[Record], int]:
         shared[WEIGHT] = weights[0]
     each = _each(members, shared)
     fields = {name: value for name, value in shared.items() if value is not None}
-    fields |= {"responses": each.pop("response")}
-    each["scores"] = next((each[name] for name in ("scores", "helpfulness") if _given(each, name)), None)
+    given = [each[name] for name in ("scores", "helpfulness") if _given(each, name)]
+    fields |= {"responses": each.pop("response"), "scores": given[0] if given else None}
     return [Record(_origin(members), fields | {name: each[name] for name in each if name not in fields})], 0
 
 
