@@ -94,8 +94,8 @@ def _chosen(subject: Subject) -> Iterator[Check]:
         return
     first, last = float(curve.values[0]), float(curve.values[-1])
     fall = (first - last) / max(abs(first), 1e-9)
-    colour: Colour = "green" if fall <= 0.02 else "amber" if fall <= 0.2 else "red"
-    word = "hasn't fallen" if colour == "green" else "falls: the better response becomes less likely, too"
+    colour: Colour = "green" if fall <= 0.05 else "amber" if fall <= 0.5 else "red"
+    word = "steady" if colour == "green" else "falls: the better response becomes less likely, too"
     yield Check("Chosen log-prob", colour, f"{first:.1f} to {last:.1f} nats: {word}", "curves")
 
 

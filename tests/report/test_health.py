@@ -82,7 +82,7 @@ def test_pairs_of_few_prompts_have_no_accuracy(tmp_path):
         ({"val/loss": [0.7, float("nan"), 0.9]}, {}),
         ({"val/chosen_logp": [-100.0, -99.0]}, {"Chosen log-prob": "green"}),
         ({"val/chosen_logp": [-100.0, -110.0]}, {"Chosen log-prob": "amber"}),
-        ({"val/chosen_logp": [-100.0, -130.0]}, {"Chosen log-prob": "red"}),
+        ({"val/chosen_logp": [-100.0, -160.0]}, {"Chosen log-prob": "red"}),
         ({"train/tokens_per_second": [100.0] * 8}, {"Throughput": "green"}),
         ({"train/tokens_per_second": [100.0] * 4 + [30.0] * 4}, {"Throughput": "red"}),
     ],
