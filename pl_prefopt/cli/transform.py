@@ -39,6 +39,26 @@ def is_yaml(word: str) -> bool:
 
 def transform(arguments: list[str]) -> None:
     """Run ``prefopt transform`` with the given command-line arguments."""
+    parser = _parser()
+    make_importable(named_in(arguments))
+    settings = parser.parse_args(arguments)
+    out = without_dots(Path(settings.out))
+    if out.suffix != ".jsonl":
+        raise ConfigError(f"expected --out to end in .jsonl, got {out}.")
+    check_names(settings.columns)
+    transforms = parser.instantiate_classes(settings).transforms
+    if not transforms:
+        raise ConfigError("prefopt transform needs transforms: type -c FILE.yaml with a list `transforms:`.")
+    with tempfile.TemporaryDirectory() as folder:
+        found = _transformed(settings, transforms, Cache(folder))
+        with atomic_write(out) as draft, draft.open("w", encoding="utf-8") as file:
+            for row in found.rows:
+                fields = {name: value for name, value in as_fields(row).items() if value is not None}
+                file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+        print(f"Wrote {len(found.rows)} rows to {out}")
+
+
+def _parser() -> PlainParser:
     parser = PlainParser(
         prog="prefopt transform", description="Apply transforms to rows and write what comes out."
     )
@@ -52,44 +72,34 @@ def transform(arguments: list[str]) -> None:
     parser.add_argument("--split", type=str, default="train", help="The split of a folder or hub data set.")
     parser.add_argument("--columns", type=dict[str, str], default={}, help="Our names of columns: theirs.")
     parser.add_argument("--on_bad_row", type=OnBadRow, default="error", help="error or skip.")
-    parser.add_argument("--max_rows", type=int | None, default=None, help="Read so many rows from the start.")
-    make_importable(named_in(arguments))
-    settings = parser.parse_args(arguments)
-    out = without_dots(Path(settings.out))
-    if out.suffix != ".jsonl":
-        raise ConfigError(f"expected --out to end in .jsonl, got {out}.")
-    check_names(settings.columns)
-    transforms = parser.instantiate_classes(settings).transforms
-    if not transforms:
-        raise ConfigError("prefopt transform needs transforms: type -c FILE.yaml with a list `transforms:`.")
+    parser.add_argument("--max_rows", type=int | None, default=None, help="Number of rows to read at most.")
+    return parser
+
+
+def _transformed(settings: Any, transforms: list[RowTransform], cache: Cache) -> RowStore:
+    """Read the rows, apply the transforms, and print what each changed."""
     source = Source(path=settings.data, split=settings.split)
-    with tempfile.TemporaryDirectory() as folder:
-        cache = Cache(folder)
 
-        def read(one: Source) -> RowStore:
-            return store_rows(
-                cache,
-                one,
-                on_bad_row=settings.on_bad_row,
-                max_rows=settings.max_rows if one is source else None,
-                columns=settings.columns,
-            )
-
-        others = [read(Source(path=path)) for path in settings.held_out]
-        store = read(source)
-        print(f"{source.label}: {len(store.rows)} rows, {store.skipped} bad rows skipped")
-        found = transform_rows(
+    def read(one: Source) -> RowStore:
+        return store_rows(
             cache,
-            store,
-            transforms,
-            held_out=others,
-            held_out_key=[one.content for one in others],
-            title=source.label,
+            one,
+            on_bad_row=settings.on_bad_row,
+            max_rows=settings.max_rows if one is source else None,
+            columns=settings.columns,
         )
-        for change in found.changes:
-            print(f"  {change}")
-        with atomic_write(out) as draft, draft.open("w", encoding="utf-8") as file:
-            for row in found.store.rows:
-                fields = {name: value for name, value in as_fields(row).items() if value is not None}
-                file.write(json.dumps(fields, ensure_ascii=False) + "\n")
-    print(f"Wrote {len(found.store.rows)} rows to {out}")
+
+    others = [read(Source(path=path)) for path in settings.held_out]
+    store = read(source)
+    print(f"{source.label}: {len(store.rows)} rows, {store.skipped} bad rows skipped")
+    found = transform_rows(
+        cache,
+        store,
+        transforms,
+        held_out=others,
+        held_out_key=[one.content for one in others],
+        title=source.label,
+    )
+    for change in found.changes:
+        print(f"  {change}")
+    return found.store
