@@ -154,6 +154,28 @@ class Verdict:
             cost=cost or Cost(),
         )
 
+    @classmethod
+    def of_both_orders(cls, number: int, asked: Sequence[float | None], **known: Any) -> Self:
+        """Return a verdict from comparisons in both orders, whose mean is the probability of a pair.
+
+        Args:
+            number: the number of responses.
+            asked: the probability that the response shown first is better, for each of ``both_orders``;
+                ``None`` for an invalid answer, which makes the pair invalid.
+            known: further arguments of ``of_probabilities``.
+        """
+        compared = pairs(number)
+        first = dict(zip(compared, asked[::2], strict=True))
+        second = {
+            pair: None if one is None else 1.0 - one for pair, one in zip(compared, asked[1::2], strict=True)
+        }
+        mean: dict[tuple[int, int], float | None] = {}
+        for pair in compared:
+            there, back = first[pair], second[pair]
+            mean[pair] = None if there is None or back is None else (there + back) / 2
+        by_order = matrix_of(number, first), matrix_of(number, second)
+        return cls.of_probabilities(matrix_of(number, mean), by_order=by_order, **known)
+
     @property
     def invalid(self) -> int:
         """The number of invalid answers: scores, or comparisons, that are ``None``."""
@@ -279,6 +301,16 @@ def pairs(number: int) -> list[tuple[int, int]]:
         [(0, 1), (0, 2), (1, 2)]
     """
     return list(itertools.combinations(range(number), 2))
+
+
+def both_orders(number: int) -> list[tuple[int, int]]:
+    """Return each pair of ``number`` responses in both orders.
+
+    Examples:
+        >>> both_orders(3)
+        [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)]
+    """
+    return [order for i, j in pairs(number) for order in ((i, j), (j, i))]
 
 
 def matrix_of(number: int, probabilities: Mapping[tuple[int, int], float | None]) -> Matrix:

@@ -13,7 +13,8 @@ from torch import nn
 from pl_prefopt.data.renderer import TemplateName
 from pl_prefopt.data.transforms.base import Outcomes, RowTransform, pair_of
 from pl_prefopt.errors import ConfigError, DataError
-from pl_prefopt.judges.base import Cost, Gives, Judge, JudgedRow, Matrix, Verdict, matrix_of, pairs
+from pl_prefopt.judges.base import Cost, Gives, Judge, JudgedRow, Verdict, both_orders
+from pl_prefopt.judges.generative import shared_values
 from pl_prefopt.judges.models import LanguageModel, LogProb, hashed
 from pl_prefopt.judges.templating import JudgeTemplate, as_text
 from pl_prefopt.policies import PolicySpec
@@ -166,29 +167,19 @@ class GenerativePairs(Judge):
 
     def _verdict(self, row: JudgedRow) -> Verdict:
         start, number = time.monotonic(), len(row.responses)
-        orders = [order for i, j in pairs(number) for order in ((i, j), (j, i))]
-        asked = [self._asked(row, order) for order in orders]
-        answers = self._model.log_probs(asked)
-        values = [self._value(answer) for answer in answers]
-        given = dict(zip(pairs(number), values[::2], strict=True))
-        swapped = {
-            pair: None if value is None else 1.0 - value
-            for pair, value in zip(pairs(number), values[1::2], strict=True)
-        }
-        by_order: tuple[Matrix, Matrix] = matrix_of(number, given), matrix_of(number, swapped)
+        answers = self._model.log_probs([self._asked(row, order) for order in both_orders(number)])
         flat = [one for answer in answers for one in answer]
-        return Verdict.of_probabilities(
-            matrix_of(number, {pair: _mean(given[pair], swapped[pair]) for pair in given}),
-            by_order=by_order,
+        return Verdict.of_both_orders(
+            number,
+            [self._value(answer) for answer in answers],
             problems=dict.fromkeys(one.problem for one in flat if one.problem),
             cost=Cost(input_tokens=sum(one.read for one in flat), seconds=time.monotonic() - start),
         )
 
     def _asked(self, row: JudgedRow, order: tuple[int, int]) -> PreferenceRow:
         texts = [as_text(row.responses[place]) for place in order]
-        asked = {"prompt": as_text(row.prompt), "context": row.context, "columns": dict(row.columns)}
         return PreferenceRow(
-            prompt=_question(self._asks, asked, *texts),
+            prompt=_question(self._asks, shared_values(row), *texts),
             responses=tuple((Message("assistant", name),) for name in self._asks.labels),
             origin=row.origin,
         )
@@ -232,7 +223,3 @@ def _question(
     template: JudgeTemplate, asked: Mapping[str, Any], first: str, second: str
 ) -> tuple[Message, ...]:
     return tuple(Message.of(one) for one in template.messages({**asked, "first": first, "second": second}))
-
-
-def _mean(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else (first + second) / 2

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pl_prefopt.errors import ConfigError, printable
-from pl_prefopt.judges.base import Cost, Gives, Judge, JudgedRow, Matrix, Verdict, matrix_of, pairs
+from pl_prefopt.judges.base import Cost, Gives, Judge, JudgedRow, Verdict, both_orders
 from pl_prefopt.judges.templating import JudgeTemplate, Token, as_text
 
 TokenProbabilities = Literal["auto", "never", "always"]
@@ -103,7 +103,7 @@ class Grading(GenerativeJudge):
     gives: ClassVar[Gives] = "scores"
 
     def _questions(self, row: JudgedRow) -> list[dict[str, Any]]:
-        shared = _shared(row)
+        shared = shared_values(row)
         return [{**shared, "response": as_text(response)} for response in row.responses]
 
     def _verdict(self, row: JudgedRow, answers: Sequence[Answer]) -> Verdict:
@@ -121,33 +121,24 @@ class Comparing(GenerativeJudge):
     gives: ClassVar[Gives] = "probabilities"
 
     def _questions(self, row: JudgedRow) -> list[dict[str, Any]]:
-        shared, texts = _shared(row), [as_text(response) for response in row.responses]
-        orders = [order for i, j in pairs(len(texts)) for order in ((i, j), (j, i))]
-        return [{**shared, "first": texts[i], "second": texts[j]} for i, j in orders]
+        shared, texts = shared_values(row), [as_text(response) for response in row.responses]
+        return [{**shared, "first": texts[i], "second": texts[j]} for i, j in both_orders(len(texts))]
 
     def _verdict(self, row: JudgedRow, answers: Sequence[Answer]) -> Verdict:
-        number, compared = len(row.responses), pairs(len(row.responses))
-        there, back = answers[::2], answers[1::2]
-        given = {pair: answer.value for pair, answer in zip(compared, there, strict=True)}
-        swapped = {
-            pair: None if answer.value is None else 1.0 - answer.value
-            for pair, answer in zip(compared, back, strict=True)
-        }
-        texts = [f"{a.text}\n\n[in the other order]\n{b.text}" for a, b in zip(there, back, strict=True)]
-        bare = not self._reasons([answer.text for answer in answers])
-        by_order: tuple[Matrix, Matrix] = matrix_of(number, given), matrix_of(number, swapped)
-        return Verdict.of_probabilities(
-            matrix_of(number, {pair: _mean(given[pair], swapped[pair]) for pair in compared}),
-            by_order=by_order,
-            rationales=() if bare else texts,
+        texts = [answer.text for answer in answers]
+        shown = [
+            f"{first}\n\n[in the other order]\n{second}"
+            for first, second in zip(texts[::2], texts[1::2], strict=True)
+        ]
+        return Verdict.of_both_orders(
+            len(row.responses),
+            [answer.value for answer in answers],
+            rationales=shown if self._reasons(texts) else (),
             problems=(answer.problem for answer in answers if answer.problem),
             cost=sum((answer.cost for answer in answers), Cost()),
         )
 
 
-def _mean(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else (first + second) / 2
-
-
-def _shared(row: JudgedRow) -> dict[str, Any]:
+def shared_values(row: JudgedRow) -> dict[str, Any]:
+    """Return the values for a template that are the same for all questions about a row."""
     return {"prompt": as_text(row.prompt), "context": row.context, "columns": dict(row.columns)}
