@@ -181,12 +181,11 @@ def _run_process(words: list[str], log: Path) -> int:
 
 
 def _be(words: list[str]) -> None:
-    import __main__
     from pl_prefopt.cli.main import main
 
     sys.argv = ["prefopt", *words]
     # Lightning's launcher starts other ranks by the main module, whatever this process was started by.
-    __main__.__spec__ = importlib.util.find_spec("pl_prefopt.__main__")
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("pl_prefopt.__main__")
     main()
 
 
