@@ -129,7 +129,7 @@ class TrainedPolicy(NamedTuple):
         spec: the policy before training.
         ckpt_path: the checkpoint.
         unfit: the start of the error message for a checkpoint that does not match the policy.
-        has_logits: whether output embeddings were trained; those of a reward model needn't be.
+        has_logits: whether the run computed logits; a reward model needs no output embeddings.
     """
 
     spec: PolicySpec
@@ -143,7 +143,7 @@ class TrainedPolicy(NamedTuple):
 
     def load(self, *, start: Path | None = None) -> Any:
         """Return the trained policy, after saving the untrained one's adapter to ``start``."""
-        policy: Any = build_policy(self.spec)
+        policy: Any = build_policy(self.spec, logits=self.has_logits)
         if start is not None:
             policy.save_pretrained(start)
         if not self.has_logits:

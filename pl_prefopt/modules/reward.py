@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from pl_prefopt.modules.hidden_states import FOLDER, HiddenStateTables
 from pl_prefopt.modules.reward_folders import check_same_head, check_same_model, describe_head, read_head_of
 from pl_prefopt.modules.reward_outputs import reward_outputs
 from pl_prefopt.objectives import Needs, Objective
-from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
+from pl_prefopt.policies import PolicySpec, build_frozen, build_policy, sketch_frozen, sketch_policy
 from pl_prefopt.references import ReferenceAnswers
 from pl_prefopt.requests import REWARD, HeadKind
 from pl_prefopt.scoring import (
@@ -122,9 +123,8 @@ class RewardModule(PreferenceModule):
 
     def load_policy(self) -> nn.Module:
         """Return the model under the head."""
-        if self.freeze_policy:
-            return self.load(self.policy_spec, build_frozen, sketch_frozen)
-        return super().load_policy()
+        build = partial(build_frozen if self.freeze_policy else build_policy, logits=self.reads_log_probs)
+        return self.load(self.policy_spec, build, sketch_frozen if self.freeze_policy else sketch_policy)
 
     def sketch_policy(self) -> nn.Module:
         """Return the model under the head on the meta device."""

@@ -66,7 +66,7 @@ class RewardScorer:
         level = loading.level
         loading.setLevel(logging.ERROR)  # a classifier has no output embeddings, and none are used
         try:
-            policy: Any = build_frozen(spec)
+            policy: Any = build_frozen(spec, logits=False)
         finally:
             loading.setLevel(level)
         head, settings = read_head_of(Path(folder), policy.config.get_text_config().hidden_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,20 +19,25 @@ Adapt = Callable[[Any, PolicySpec], Any]
 _SEED = 0
 
 
-def build_policy(spec: PolicySpec) -> nn.Module:
+def build_policy(spec: PolicySpec, *, logits: bool = True) -> nn.Module:
     """Load the model to train: with its adapter, if it has one, and in training mode.
+
+    Args:
+        spec: the model.
+        logits: whether logits are computed; if not, the folder may lack output embeddings, as those of
+            reward models do.
 
     Raises:
         ConfigError: if the weights or the adapter can't be loaded.
     """
     spec.adapter_settings()  # refused before the weights are read
-    return as_policy(_load(spec), spec, _with_adapter)
+    return as_policy(_load(spec, logits=logits), spec, _with_adapter)
 
 
-def build_frozen(spec: PolicySpec) -> nn.Module:
-    """Load a model that only computes log-probs: no gradients, evaluation mode."""
+def build_frozen(spec: PolicySpec, *, logits: bool = True) -> nn.Module:
+    """Load a model that only computes log-probs: no gradients, evaluation mode; see ``build_policy``."""
     spec.adapter_settings()  # refused before the weights are read
-    return as_frozen(_load(spec), spec, _with_adapter)
+    return as_frozen(_load(spec, logits=logits), spec, _with_adapter)
 
 
 def as_policy(model: Any, spec: PolicySpec, adapt: Adapt) -> nn.Module:
@@ -89,12 +94,13 @@ def read_config(spec: PolicySpec) -> Any:
     return config
 
 
-def _load(spec: PolicySpec) -> Any:
+def _load(spec: PolicySpec, *, logits: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
     with explained(spec.name, "model"):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loaded = AutoModelForCausalLM.from_pretrained(
             spec.name,
+            output_loading_info=True,
             config=read_config(spec),
             dtype=spec.dtype,
             attn_implementation=spec.attn_implementation,
@@ -105,6 +111,7 @@ def _load(spec: PolicySpec) -> Any:
             gguf_file=spec.gguf_file,
             revision=spec.revision,
         )
+    _check_complete(model, loaded["missing_keys"], spec, logits=logits)
     quantizer = getattr(model, "hf_quantizer", None)
     if spec.gguf_file is not None and quantizer is not None:
         # GGUF weights are de-quantised while loading, but the model is still marked as quantised, and
@@ -112,6 +119,23 @@ def _load(spec: PolicySpec) -> Any:
         quantizer.remove_quantization_config(model)
     resize(model, spec)
     return model
+
+
+def _check_complete(model: Any, missing: Collection[str], spec: PolicySpec, *, logits: bool) -> None:
+    """Refuse a folder without some of the model's weights, which transformers initialises at random.
+
+    Raises:
+        ConfigError: naming one of them.
+    """
+    head = model.get_output_embeddings()
+    spared = [name for name, part in model.named_modules() if part is head and not logits]
+    lacking = sorted(name for name in missing if name.rpartition(".")[0] not in spared)
+    if lacking:
+        raise ConfigError(
+            f"Expected '{spec.name}' to have all weights of {type(model).__name__}, but it lacks "
+            f"{len(lacking)}, such as '{lacking[0]}', which would be random: name a causal language model; a "
+            "reward model or another classifier gives no log-probs."
+        )
 
 
 def _silence_dropout(config: Any) -> None:

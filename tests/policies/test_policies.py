@@ -8,7 +8,8 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForSequenceClassification
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.policies import FourBit, PolicySpec, build_frozen, build_policy
@@ -146,3 +147,27 @@ def test_gguf_weights_load_as_they_are_and_can_be_saved(tmp_path):
     merged.save_pretrained(tmp_path / "saved")
     again = build_policy(PolicySpec(name=str(tmp_path / "saved")))
     torch.testing.assert_close(again(input_ids=ids).logits, original(input_ids=ids).logits)
+
+
+def test_a_folder_that_lacks_weights_is_refused(tmp_path):
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=False,
+    )
+    classifier = LlamaForSequenceClassification(config)
+    classifier.save_pretrained(tmp_path)
+    spec = PolicySpec(name=str(tmp_path))
+    for build in (build_policy, build_frozen):
+        with pytest.raises(ConfigError, match=r"all weights of LlamaForCausalLM.*such as 'lm_head\.weight'"):
+            build(spec)
+    model = build_policy(spec, logits=False)
+    assert torch.equal(model.model.norm.weight, classifier.model.norm.weight)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lacks 1, such as 'model\.layers\.0\.mlp\.up_proj\.weight'"):
+        build_policy(spec, logits=False)
