@@ -18,7 +18,7 @@ import yaml
 
 from pl_prefopt.cli.chosen_policy import ChosenPolicy
 from pl_prefopt.cli.config_files import find
-from pl_prefopt.cli.plain_parser import PlainParser
+from pl_prefopt.cli.plain_parser import PlainParser, made_from
 from pl_prefopt.cli.run_lock import alone_in
 from pl_prefopt.cli.sample import engine_of
 from pl_prefopt.errors import ConfigError, RunError
@@ -116,13 +116,11 @@ def read_rounds(config: str, raw: Any) -> Rounds:
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{config}: expected the settings of rounds, got {type(raw).__name__}.")
-    parser = PlainParser(prog="prefopt rounds", exit_on_error=False)
-    parser.add_class_arguments(Rounds, "rounds", sub_configs=False)
-    given = copy.deepcopy(dict(raw))  # the parser changes what it is given
+    given = copy.deepcopy(dict(raw))
     # `prefopt fit` reads these, and knows which classes they may name.
     of_fit = given["fit"].pop("settings", None) if isinstance(given.get("fit"), dict) else None
     try:
-        settings: Rounds = parser.instantiate_classes(parser.parse_object({"rounds": given})).rounds
+        settings = made_from(Rounds, "rounds", given)
     except ConfigError as error:
         raise ConfigError(f"{config}: {error}") from error
     if not isinstance(of_fit, dict | None):

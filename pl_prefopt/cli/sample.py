@@ -121,7 +121,7 @@ def engine_of(
         chosen: the policy.
         renderer: knows the end token of responses.
         server: the server, if there is one.
-        out: the folder of the samples; what a server needs is written beside it.
+        out: the folder of the samples; the model for a server is written alongside it.
         allowed: whether the server's command may be run.
     """
     if not server:

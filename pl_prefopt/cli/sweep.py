@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shlex
 import shutil
@@ -18,7 +17,7 @@ import yaml
 from pl_prefopt.cli.config_diagnostics import check_command
 from pl_prefopt.cli.config_files import find, with_paths
 from pl_prefopt.cli.given_settings import at, given_settings, merged
-from pl_prefopt.cli.plain_parser import PlainParser
+from pl_prefopt.cli.plain_parser import PlainParser, made_from
 from pl_prefopt.cli.run_lock import alone_in
 from pl_prefopt.errors import ConfigError, DataError, RunError, first_line
 from pl_prefopt.files import atomic_write, discard
@@ -70,11 +69,8 @@ def read_sweep(config: str, raw: Any) -> Sweep:
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{config}: expected the settings of a sweep, got {type(raw).__name__}.")
-    parser = PlainParser(prog="prefopt sweep", exit_on_error=False)
-    parser.add_class_arguments(Sweep, "sweep", sub_configs=False)
     try:
-        given = {"sweep": copy.deepcopy(dict(raw))}  # the parser changes what it is given
-        made: Sweep = parser.instantiate_classes(parser.parse_object(given)).sweep
+        made = made_from(Sweep, "sweep", raw)
         list(made.corners())
     except ConfigError as error:
         raise ConfigError(f"{config}: {error}") from error
