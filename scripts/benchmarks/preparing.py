@@ -1,6 +1,6 @@
 """Processor time of preparing pairs: reading and tokenising them with ours and with TRL's own preparation.
 
-python scripts/benchmarks/preparing.py [MODEL] [ROWS ...]
+python scripts/benchmarks/preparing.py [MODEL] [ROWS ...] [--words PROMPT CHOSEN REJECTED] [--only ours]
 
 Both read the same JSON lines of conversations with the same tokeniser, in one process, and write a table of
 tokens. The tokens of the first rows are compared.
@@ -8,10 +8,10 @@ tokens. The tokens of the first rows are compared.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,13 +31,16 @@ TEXT = (
 )
 COMPARED = 50
 
+Tokens = list[tuple[list[int], ...]]
+"""The tokens of the first rows: of each the prompt's and the responses'."""
 
-def write(path: Path, count: int) -> None:
-    """Write pairs of about 60, 100 and 90 words."""
+
+def write(path: Path, count: int, words: list[int]) -> None:
+    """Write pairs whose prompt and responses have these numbers of words."""
     generator = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
-            texts = [" ".join(generator.choices(TEXT.split(), k=size)) for size in (60, 100, 90)]
+            texts = [" ".join(generator.choices(TEXT.split(), k=size)) for size in words]
             prompt, chosen, rejected = (
                 [{"role": role, "content": text}]
                 for role, text in zip(("user", "assistant", "assistant"), texts, strict=True)
@@ -45,7 +48,7 @@ def write(path: Path, count: int) -> None:
             file.write(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}) + "\n")
 
 
-def ours(path: Path, tokenizer: Any, folder: Path) -> list[tuple[list[int], ...]]:
+def ours(path: Path, tokenizer: Any, folder: Path) -> Tokens:
     """Prepare the rows, and return the tokens of the first ones."""
     renderer, cache = Renderer(tokenizer), Cache(folder / "ours")
     store = store_rows(cache, Source.of(str(path)), on_bad_row="error", max_rows=None)
@@ -64,7 +67,7 @@ def ours(path: Path, tokenizer: Any, folder: Path) -> list[tuple[list[int], ...]
     ]
 
 
-def trls(path: Path, tokenizer: Any, folder: Path) -> list[tuple[list[int], ...]]:
+def trls(path: Path, tokenizer: Any, folder: Path) -> Tokens:
     """Prepare the rows as ``DPOTrainer`` does, and return the tokens of the first ones."""
     from datasets import Dataset
     from trl import DPOTrainer
@@ -85,31 +88,48 @@ def measured(prepare: Callable[..., Any], *arguments: Any) -> tuple[Any, float, 
     return found, time.process_time() - cpu, time.perf_counter() - began, peak
 
 
+def arguments() -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", nargs="?", default=MODEL)
+    parser.add_argument("rows", nargs="*", type=int, default=[10_000, 100_000])
+    parser.add_argument("--words", nargs=3, type=int, default=[60, 100, 90])
+    parser.add_argument("--only", choices=list(CONTENDERS))
+    return parser.parse_args()
+
+
 def main() -> None:
-    """Print a table."""
-    model = sys.argv[1] if len(sys.argv) > 1 else MODEL
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    for rows in [int(word) for word in sys.argv[2:]] or [10_000, 100_000]:
+    """Print a line for each number of rows and contender."""
+    args = arguments()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    for rows in args.rows:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows.jsonl"
-            write(path, rows)
+            write(path, rows, args.words)
             tokens = {}
-            for name, prepare in (("ours", ours), ("TRL", trls)):
-                tokens[name], cpu, wall, peak = measured(prepare, path, tokenizer, Path(folder))
+            for name in [args.only] if args.only else CONTENDERS:
+                tokens[name], cpu, wall, peak = measured(CONTENDERS[name], path, tokenizer, Path(folder))
                 print(
                     f"{rows:>9,} rows, {name:4}: {1000 * cpu / rows:.3f} ms of CPU per row, "
                     f"{wall:.1f} s, peak {peak:.0f} MiB",
                     flush=True,
                 )
-            ends = {tuple(a[2][len(b[2]) :]) for a, b in zip(tokens["TRL"], tokens["ours"], strict=True)}
-            print(
-                "tokens: "
-                + (
-                    f"the same, but for the {sorted(ends)} that TRL keeps after the end token"
-                    if len(ends) == 1
-                    else "DIFFERENT"
-                )
-            )
+            if len(tokens) == len(CONTENDERS):
+                print(f"tokens: {compared(tokens['ours'], tokens['TRL'])}")
+
+
+def compared(ours: Tokens, trls: Tokens) -> str:
+    """Say whether the tokens are the same, but for what TRL keeps after the end token of each response."""
+    rests = set()
+    for own, theirs in zip(ours, trls, strict=True):
+        same = all(text == other[: len(text)] for text, other in zip(own, theirs, strict=True))
+        if not same or own[0] != theirs[0]:
+            return "DIFFERENT"
+        rests |= {tuple(other[len(text) :]) for text, other in zip(own[1:], theirs[1:], strict=True)}
+    return f"the same, with {sorted(rests)} after the end token of TRL's responses"
+
+
+CONTENDERS: dict[str, Callable[..., Tokens]] = {"ours": ours, "TRL": trls}
 
 
 if __name__ == "__main__":
