@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pl_prefopt.checks import positive
 from pl_prefopt.data import WEIGHT, row_source
 from pl_prefopt.errors import ConfigError, ContractError
+from pl_prefopt.heads import Head
 from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.metrics import (
     REGISTRY,
@@ -547,8 +548,8 @@ class PreferenceModule(LightningModule):
         """Return the trained weights only, or the policy's frozen ones too with ``full_checkpoints``."""
         whole: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
-        names = self._own_weights if self.policy_spec.full_checkpoints else trained_weights(self)
-        kept = {prefix + name for name in names}
+        frozen = self._own_weights if self.policy_spec.full_checkpoints else ()
+        kept = {prefix + name for name in {*frozen, *self._needed_weights()}}
         return {key: value for key, value in whole.items() if key in kept}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -697,12 +698,22 @@ class PreferenceModule(LightningModule):
         self._check(head.rest, head.shapes)
 
     def _check(self, checkpoint: dict[str, Any], shapes: Mapping[str, torch.Size]) -> None:
-        trained = trained_weights(self)
-        known = self._own_weights | trained.keys()
+        needed = self._needed_weights()
+        known = self._own_weights | needed.keys()
         description = self._description()
         if self._is_fitting:
             description |= describe_optimizer(self._try_optimizer())
-        check_fits(checkpoint, shapes, description, trained=trained, known=known)
+        check_fits(checkpoint, shapes, description, needed=needed, known=known)
+
+    def _needed_weights(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold, by name: trained weights, and the buffers of reward heads."""
+        buffers = {
+            f"{place}.{name}": buffer
+            for place, part in self.named_modules()
+            if isinstance(part, Head)
+            for name, buffer in part.state_dict().items()
+        }
+        return {**buffers, **trained_weights(self)}
 
     def _try_optimizer(self) -> torch.optim.Optimizer:
         """Create the optimiser for a dummy weight, so that wrong settings fail before a model is loaded."""

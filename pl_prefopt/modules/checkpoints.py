@@ -102,7 +102,7 @@ def check_fits(
     shapes: Mapping[str, torch.Size],
     description: dict[str, str],
     *,
-    trained: Mapping[str, Tensor],
+    needed: Mapping[str, Tensor],
     known: Collection[str],
 ) -> None:
     """Refuse a checkpoint of another method or base, or one with missing or unused weights.
@@ -111,7 +111,7 @@ def check_fits(
         checkpoint: as Lightning read it.
         shapes: the shapes of its weights, by name.
         description: of the run that loads it.
-        trained: the parameters that it must contain, by name.
+        needed: the weights that it must contain, by name.
         known: the names of all weights that it may contain.
 
     Raises:
@@ -124,10 +124,10 @@ def check_fits(
             f"The checkpoint holds {len(unused)} weights that this run has no place for, such as "
             f"'{unused[0]}': policy.lora or policy.adapter differs from the run that made it."
         )
-    unfit = [name for name, weight in trained.items() if shapes.get(name) != weight.shape]
+    unfit = [name for name, weight in needed.items() if shapes.get(name) != weight.shape]
     if unfit:
         raise ConfigError(
-            f"The checkpoint lacks {len(unfit)} of the {len(trained)} weights that this run trains, or has "
+            f"The checkpoint lacks {len(unfit)} of the {len(needed)} weights that this run trains, or has "
             f"them in another shape, such as '{unfit[0]}': policy.lora or policy.adapter differs from the "
             "run that made it."
         )

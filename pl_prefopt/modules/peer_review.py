@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -273,8 +274,14 @@ class PeerRewardModule(PeerReview, RewardModule):
         """Give the peer's head what the first head has learned from the rows."""
         super().setup(stage)
         peer: Any = self.peer
-        if type(self.reward_head).learn is not Head.learn:
+        if self.reward_head.learned:
             peer.reward_head.learned = self.reward_head.learned
+
+    def _adopt(self, learned: Mapping[str, Any]) -> None:
+        """Give the peer's head what the checkpoint's heads have learned, too."""
+        super()._adopt(learned)
+        peer: Any = self.peer
+        peer._adopt(learned)
 
 
 class PeerDPOModule(PeerReview, DPOModule):

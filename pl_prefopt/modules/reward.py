@@ -180,16 +180,19 @@ class RewardModule(PreferenceModule):
         if not self.reads_log_probs:
             freeze_output_embeddings(policy)
         heads = super().build_heads(policy)
+        heads[REWARD] = self._built_head(policy)
+        if self.head_from is not None:
+            saved, _ = read_head_of(Path(self.head_from), _hidden_size(policy))
+            self.reward_head.load_state_dict(saved.state_dict())
+        return heads
+
+    def _built_head(self, policy: nn.Module) -> Head:
+        """Return the head with new weights, for what it has learned from rows."""
         head = self.reward_head
-        size = base_model(policy).config.get_text_config().hidden_size
-        head.build(size)
+        head.build(_hidden_size(policy))
         if any(weight.dtype in (torch.bfloat16, torch.float16) for weight in head.parameters()):
             head.float()  # Lightning's ``bf16-true`` creates weights in half precision
-        if self.head_from is not None:
-            saved, _ = read_head_of(Path(self.head_from), size)
-            head.load_state_dict(saved.state_dict())
-        heads[REWARD] = head.to(next(policy.parameters()).device)
-        return heads
+        return head.to(next(policy.parameters()).device)
 
     def head_readouts(self) -> dict[str, Readout]:
         """Return what heads read, by name."""
@@ -223,13 +226,36 @@ class RewardModule(PreferenceModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint[LEARNED] = self.reward_head.learned
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the head for what it has learned in the checkpoint's run, if setup couldn't know that."""
+        described = checkpoint.get("pl_prefopt", {}).get("model.reward_head")
+        if described == describe_head(self.reward_head):  # another head is refused below
+            self._adopt(checkpoint.get(LEARNED) or {})
+        super().on_load_checkpoint(checkpoint)
+
+    def _adopt(self, learned: Mapping[str, Any]) -> None:
+        """Take what the head of a checkpoint has learned, and check the rows against it."""
+        head = self.reward_head
+        if not learned or learned == head.learned:
+            return
+        if self.device_mesh is not None:
+            raise ConfigError(
+                f"The {type(head).__name__} of the checkpoint has learned from other rows than this run's: "
+                "use the same training rows, or start the run from the command line."
+            )
+        head.learned = learned
+        self._built_head(self.policy)
+        source = None if self._trainer is None else row_source(self.trainer)
+        for split, dataset in ({} if source is None else source.datasets).items():
+            head.check_rows(split, dataset.rows)
+
     def _learn(self, rows: Mapping[str, Sequence[Any]], *, fitting: bool) -> None:
         """Let the head see the rows, unless it has learned from those of the checkpoint's run."""
         head = self.reward_head
         path = self.restored_from or self.trainer.ckpt_path
-        if type(head).learn is not Head.learn:
+        if type(head).learned is not Head.learned:
             held = read_head(Path(path)).rest.get(LEARNED) if path else None
-            if held is not None:
+            if held:
                 head.learned = held
             elif fitting and "train" in rows:
                 head.learn(rows["train"])
@@ -267,6 +293,11 @@ def _check_frozen(policy: PolicySpec, objective: Objective) -> None:
             f"model.init_args.freeze_policy keeps hidden states at the ends of responses, but "
             f"{type(objective).__name__} reads more: set freeze_policy to false."
         )
+
+
+def _hidden_size(policy: nn.Module) -> int:
+    size: int = base_model(policy).config.get_text_config().hidden_size
+    return size
 
 
 def freeze_output_embeddings(policy: nn.Module) -> None:

@@ -350,7 +350,7 @@ def test_a_checkpoint_with_other_weights_is_refused():
 
     def check(held):
         shapes = {name: torch.Size([2]) for name in held}
-        check_fits({}, shapes, {}, trained=trained, known={"a", "b", "frozen"})
+        check_fits({}, shapes, {}, needed=trained, known={"a", "b", "frozen"})
 
     check("ab")
     check(["a", "b", "frozen"])  # with policy.full_checkpoints
@@ -368,7 +368,7 @@ def test_a_checkpoint_of_another_base_or_scale_is_refused():
         return describe("DPO", PolicySpec(name=base, lora={"r": 4, "lora_alpha": 8, **lora}), identity)
 
     def check(wanted):
-        check_fits({"pl_prefopt": description()}, {}, wanted, trained={}, known=())
+        check_fits({"pl_prefopt": description()}, {}, wanted, needed={}, known=())
 
     check(description(lora_dropout=0.5))
     check(description(base="where it was moved to"))

@@ -100,12 +100,27 @@ def test_groups_move_to_what_explains_their_pairs_and_a_resumed_run_goes_on(tiny
     expected = logsigmoid(better * (rewards[:, 0] - rewards[:, 1]))
     expected = torch.stack([expected[user::4].sum(dim=0) for user in range(4)])
 
-    trainer.save_checkpoint(tmp_path / "half.ckpt")
-    resumed, _ = fitted(3, ckpt_path=tmp_path / "half.ckpt")
+    whole, trainer = fitted(3)
     torch.testing.assert_close(seen[0][0].float(), expected, rtol=1e-4, atol=1e-4)
     assert seen[0][1].tolist() == [2, 2, 2, 2]
     assert len(seen) == 2
-    whole, _ = fitted(3)
+    second, trainer = fitted(2)
+    assert second.reward_head.assigned.tolist() != [0, 1, 0, 1]
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = fitted(3, ckpt_path=tmp_path / "half.ckpt")
+    predicting = RewardModule(
+        lora_spec(tiny_model), RewardMixture(router_entropy=0.0), reward_head=Watched(groups=2)
+    )
+    make_trainer(tmp_path).validate(predicting, data, ckpt_path=tmp_path / "half.ckpt", verbose=False)
+    loaded = RewardModule.load_from_checkpoint(
+        tmp_path / "half.ckpt",
+        policy=lora_spec(tiny_model),
+        objective=RewardMixture(router_entropy=0.0),
+        reward_head=Watched(groups=2),
+    )
+    for one in (predicting, loaded):
+        assert torch.equal(one.reward_head.assigned, second.reward_head.assigned)
+        assert one.reward_head.learned == {"users": [0, 1, 2, 3]}
     for key, value in whole.heads["reward"].state_dict().items():
         assert torch.equal(value, resumed.heads["reward"].state_dict()[key]), key
     (tmp_path / "strangers").mkdir()
