@@ -25,7 +25,9 @@ from pl_prefopt.errors import ConfigError, RunError
 from pl_prefopt.files import atomic_write, discard
 from pl_prefopt.judges import Judge
 from pl_prefopt.processes import last_line, require_permission, run_forked, run_logged
+from pl_prefopt.rounds.constrained import ConstrainedScores
 from pl_prefopt.rounds.judging import OwnGrades
+from pl_prefopt.rounds.multipliers import multipliers_of, updated_multipliers
 from pl_prefopt.rounds.page import write_page
 from pl_prefopt.rounds.plan import (
     Policies,
@@ -60,6 +62,8 @@ _RESUMABLE = ("sample", "sample_initial", "label", "fit", "held_out", "judge", "
 """Stages that go on where they were stopped; others are short, and start again."""
 _BUSY = "Another process is running the rounds in {}: wait until it ends, or stop it."
 _LIMITS = ("template", "template_arguments", "max_prompt_length", "tokenizer")
+_SUMMARISED = {"multipliers": updated_multipliers, "select": select_rows, "measure": measure}
+"""Stages whose result is a summary."""
 _ENGINE_FAILED = "Start the same command again to go on there"
 
 
@@ -246,6 +250,8 @@ def _sample_command(settings: Rounds, stage: Stage, *, allow_commands: bool) -> 
     given |= {"sampling": told, "max_prompts": most, **_limits(settings)}
     if name != "held_out":
         given["score"] = settings.log_probs
+        if isinstance(settings.judge, ConstrainedScores):
+            given["reference"] = policies.initial().name
     file = _write_yaml(out / f"round-{number}" / f"{name}.yaml", given)
     words = ["sample", prompts, "-c", file, "--policy", place.argument, "--out", str(stage.folder(out))]
     return [*words, "--allow_commands", "true"] if allow_commands else words
@@ -281,10 +287,12 @@ def _run_ours(settings: Rounds, stage: Stage, *, allow_commands: bool) -> None:
         with alone_in(folder, busy=_BUSY.format(folder)):
             gold = settings.select.wants_gold
             judge_samples(judge, sample_folders(settings, number), folder, gold=gold)
-    elif name == "select":
-        found = select_rows(settings, number)
+    elif name in _SUMMARISED:
+        found = _SUMMARISED[name](settings, number)
         write_summary(folder, found)
         print(json.dumps(found))
+        if name == "measure":
+            print(f"Wrote {write_page(settings)}")
     elif name == "judge":
         scoring = evaluating_judge(settings, "scores")
         assert scoring is not None
@@ -293,11 +301,6 @@ def _run_ours(settings: Rounds, stage: Stage, *, allow_commands: bool) -> None:
     elif name == "compare":
         with alone_in(folder, busy=_BUSY.format(folder)):
             compare(settings, number)
-    elif name == "measure":
-        found = measure(settings, number)
-        write_summary(folder, found)
-        print(json.dumps(found))
-        print(f"Wrote {write_page(settings)}")
     else:
         raise ConfigError(f"stage {stage} is a command of its own: {stage.log(out)} has its output.")
 
@@ -306,6 +309,8 @@ def _training_judge(settings: Rounds, stage: Stage, *, allow_commands: bool) -> 
     """Return the judge of a round's samples, which may be the policy that wrote them."""
     judge = settings.judge
     assert judge is not None
+    if isinstance(judge, ConstrainedScores):
+        return judge.by(multipliers_of(settings, stage.number))
     if not isinstance(judge, OwnGrades):
         return judge
     chosen = ChosenPolicy(Policies(settings).sampling(stage.number).argument)

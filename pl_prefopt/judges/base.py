@@ -113,6 +113,8 @@ class Verdict:
         by_order: of a judge that sees each pair in both orders, the probabilities of each order alone: first
             those of pairs whose response of the lower number came first, then those of the others. Both are
             probabilities that response i is better than response j.
+        parts: of a judge that combines the scores of several judges, these scores: one tuple per response,
+            with one score per judge; else empty.
         rationales: the judge's reasons: one text per response for scores, one per comparison for
             probabilities, in the order of ``pairs``; empty where it gives none.
         problems: why answers are invalid.
@@ -129,6 +131,7 @@ class Verdict:
     scores: tuple[float | None, ...]
     probabilities: Matrix | None = None
     by_order: tuple[Matrix, Matrix] | None = None
+    parts: tuple[tuple[float | None, ...], ...] = ()
     rationales: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     cost: Cost = Cost()

@@ -1,5 +1,6 @@
 """Rounds of sampling, judging, selecting, training and evaluating."""
 
+from pl_prefopt.rounds.constrained import ConstrainedScores
 from pl_prefopt.rounds.judging import CombinedScores, OwnGrades
 from pl_prefopt.rounds.optimizer_state import OptimizerState
 from pl_prefopt.rounds.plan import Fit, HeldOut, Rounds, Stage, fit_settings, stage_named, stages_of
@@ -25,6 +26,7 @@ __all__ = [
     "Candidate",
     "Candidates",
     "CombinedScores",
+    "ConstrainedScores",
     "CurriculumPairs",
     "Fit",
     "GoldAgainstOwn",

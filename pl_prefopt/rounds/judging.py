@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import math
 import statistics
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,36 +116,25 @@ def _mean_of_known(grades: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-class CombinedScores(Judge):
-    """Combines the scores of several judges into one per response, such as MaxMin-RLHF's minimum.
-
-    A response without a score from one of them has none. All judges are loaded at the same time.
+class SeveralJudges(Judge):
+    """Base class of judges that make one score per response of the scores of several judges.
 
     Args:
-        judges: judges that give scores.
-        combination: what makes one score of theirs, such as ``pl_prefopt.rewards.Minimum``.
+        judges: judges that give scores. All of them are loaded at the same time.
         batch_size: rows per batch.
 
     Raises:
-        ConfigError: if a judge compares, or the combination is for another number of scores.
+        ConfigError: if a judge compares.
     """
 
     gives: ClassVar[Gives] = "scores"
 
-    def __init__(self, judges: list[Judge], combination: RewardCombination, batch_size: int = 64) -> None:
+    def __init__(self, judges: list[Judge], batch_size: int) -> None:
         if not judges or any(one.gives != "scores" for one in judges):
-            raise ConfigError("CombinedScores needs judges that give scores, one or more.")
-        if combination.count not in (None, len(judges)):
-            raise ConfigError(
-                f"{type(combination).__name__} combines {combination.count} scores, but there are "
-                f"{len(judges)} judges: give one part per judge."
-            )
-        self.judges, self.combination, self.batch_size = judges, combination, batch_size
-
-    def fingerprint(self) -> str:
-        """Return a hash of the judges and the combination."""
-        told = ([one.fingerprint() for one in self.judges], self.combination)
-        return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
+            raise ConfigError(f"{type(self).__name__} needs judges that give scores, one or more.")
+        if batch_size < 1:
+            raise ConfigError(f"expected `batch_size` to be at least 1, got {batch_size}.")
+        self.judges, self.batch_size = judges, batch_size
 
     def prepare(self) -> None:
         """Prepare all judges."""
@@ -159,18 +149,56 @@ class CombinedScores(Judge):
     def judge(self, batch: Sequence[JudgedRow]) -> list[Verdict]:
         """See the base class."""
         found = [list(one.verdicts(batch)) for one in self.judges]
-        return [self._combined(verdicts) for verdicts in zip(*found, strict=True)]
+        return [
+            self._combined(row, verdicts)
+            for row, verdicts in zip(batch, zip(*found, strict=True), strict=True)
+        ]
 
-    def _combined(self, verdicts: Sequence[Verdict]) -> Verdict:
+    def _combined(self, row: JudgedRow, verdicts: Sequence[Verdict]) -> Verdict:
+        parts = tuple(zip(*(one.scores for one in verdicts), strict=True))
         return Verdict(
-            scores=tuple(map(self._one, zip(*(one.scores for one in verdicts), strict=True))),
+            scores=tuple(
+                None if None in own else self._score(row, place, own) for place, own in enumerate(parts)
+            ),
+            parts=parts,
             problems=tuple(problem for one in verdicts for problem in one.problems),
             cost=sum((one.cost for one in verdicts[1:]), verdicts[0].cost),
         )
 
-    def _one(self, scores: Sequence[float | None]) -> float | None:
-        if None in scores:
-            return None
+    @abstractmethod
+    def _score(self, row: JudgedRow, place: int, scores: Sequence[float | None]) -> float | None:
+        """Return the score of a response from the known scores of all judges."""
+
+
+class CombinedScores(SeveralJudges):
+    """Combines the scores of several judges into one per response, such as MaxMin-RLHF's minimum.
+
+    A response without a score from one of them has none. All judges are loaded at the same time.
+
+    Args:
+        judges: judges that give scores.
+        combination: what makes one score of theirs, such as ``pl_prefopt.rewards.Minimum``.
+        batch_size: rows per batch.
+
+    Raises:
+        ConfigError: if a judge compares, or the combination is for another number of scores.
+    """
+
+    def __init__(self, judges: list[Judge], combination: RewardCombination, batch_size: int = 64) -> None:
+        super().__init__(judges, batch_size)
+        if combination.count not in (None, len(judges)):
+            raise ConfigError(
+                f"{type(combination).__name__} combines {combination.count} scores, but there are "
+                f"{len(judges)} judges: give one part per judge."
+            )
+        self.combination = combination
+
+    def fingerprint(self) -> str:
+        """Return a hash of the judges and the combination."""
+        told = ([one.fingerprint() for one in self.judges], self.combination)
+        return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
+
+    def _score(self, row: JudgedRow, place: int, scores: Sequence[float | None]) -> float | None:
         combined = float(self.combination(torch.tensor(scores, dtype=torch.float64)))
         # A harmonic mean, for one, has no value for a score below 0.
         return combined if math.isfinite(combined) else None

@@ -41,7 +41,8 @@ def write_page(settings: Rounds) -> Path:
     numbers = range(settings.rounds + 1)
     paths = {number: Stage(number, "measure").folder(out) / SUMMARY for number in numbers}
     found = {n: json.loads(path.read_text("utf-8")) for n, path in paths.items() if path.is_file()}
-    curves = "".join(_figure(title, _points(found, key)) for key, title in _CURVES.items())
+    titles = _CURVES | _curves_of_rewards(found)
+    curves = "".join(_figure(title, _points(found, key)) for key, title in titles.items())
     body = f"<h1>Rounds in {html.escape(str(out))}</h1>{curves}{_texts(settings, list(found))}"
     with atomic_write(out / PAGE) as draft:
         draft.write_text(
@@ -49,6 +50,23 @@ def write_page(settings: Rounds) -> Path:
             encoding="utf-8",
         )
     return out / PAGE
+
+
+def _curves_of_rewards(found: dict[int, Any]) -> dict[str, str]:
+    """Return the curves of constrained rewards: the mean of each judge's scores, and its multiplier."""
+    names = {name: one for told in found.values() for name, one in _rewards(told).items()}
+    return {
+        f"training.rewards.{name}.{key}": f"Judge {name}: {what}"
+        for name, one in names.items()
+        for key, what in (
+            ("mean", f"mean score of samples, threshold {one['threshold']:.3g}"),
+            ("multiplier", "multiplier"),
+        )
+    }
+
+
+def _rewards(measured: dict[str, Any]) -> dict[str, Any]:
+    return (measured.get("training") or {}).get("rewards") or {}
 
 
 def _points(found: dict[int, Any], key: str) -> list[tuple[int, float]]:

@@ -11,11 +11,22 @@ from pl_prefopt.data.renderer import TEMPLATE_NAMES
 from pl_prefopt.errors import ConfigError, suggest
 from pl_prefopt.generation import Sampling, Server
 from pl_prefopt.judges import Gives, Judge
+from pl_prefopt.rounds.constrained import ConstrainedScores
 from pl_prefopt.rounds.judging import OwnGrades
 from pl_prefopt.rounds.selection import Selection
 
 Named = Literal["start", "initial", "previous", "average", "centre"]
-STAGES = ("sample", "sample_initial", "label", "select", "fit", "export", "average", "extrapolate")
+STAGES = (
+    "sample",
+    "sample_initial",
+    "label",
+    "multipliers",
+    "select",
+    "fit",
+    "export",
+    "average",
+    "extrapolate",
+)
 """The stages of a round before its evaluation, in order."""
 EVALUATION = ("held_out", "judge", "compare", "measure")
 """The stages of an evaluation. Round 0 has these alone, without ``compare``: it is the initial policy's."""
@@ -144,10 +155,21 @@ class Rounds:
             )
         if self.momentum and self.start != "previous":
             raise ConfigError("`momentum` extrapolates from round to round: set `start: previous`.")
-        if isinstance(evaluating_judge(self, "scores"), OwnGrades):
+        if isinstance(self.judge, ConstrainedScores):
+            self._check_constraints()
+        if isinstance(evaluating_judge(self, "scores"), OwnGrades | ConstrainedScores):
             raise ConfigError(
                 "the scores of a judge that changes from round to round can't be compared: set "
                 "`evaluate.judge` to one that stays the same."
+            )
+
+    def _check_constraints(self) -> None:
+        if not self.log_probs:
+            raise ConfigError("ConstrainedScores reads the log-probs of samples: set `log_probs` to true.")
+        if self.select.wants_gold:
+            raise ConfigError(
+                f"{type(self.select).__name__} ranks the data's own responses, of which ConstrainedScores "
+                "knows no log-probs: set another `select` or another `judge`."
             )
 
 
@@ -187,6 +209,7 @@ def stages_of(settings: Rounds) -> Iterator[Stage]:
     """Yield all stages in order."""
     left_out = {
         "label": settings.judge is None,
+        "multipliers": not isinstance(settings.judge, ConstrainedScores),
         "sample_initial": not settings.sample_initial,
         "average": settings.average is None,
         "extrapolate": not settings.momentum,

@@ -62,7 +62,7 @@ def gathered(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
         if None in rows or len({row["number"] for row in rows}) > 1:
             raise RunError(f"expected samples of the same prompts in {' and '.join(map(str, folders))}.")
         first = dict(rows[0])
-        for name in ("responses", "log_probs", "finish_reasons"):
+        for name in ("responses", "log_probs", "reference_log_probs", "finish_reasons"):
             first[name] = [value for row in rows for value in row[name]]
         first[MARK] = [place > 0 for place, row in enumerate(rows) for _ in row["responses"]]
         yield {name: value for name, value in first.items() if name not in _TOKENS}
@@ -87,7 +87,7 @@ def _judged(row: Mapping[str, Any], *, gold: bool) -> JudgedRow:
     )
 
 
-_NOT_COLUMNS = ("prompt", "responses", "gold", "tools", "chat_template_kwargs", "log_probs", MARK)
+_NOT_COLUMNS = ("prompt", "responses", "gold", "tools", "chat_template_kwargs", MARK)
 
 
 def _known(turn: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +103,7 @@ def _with_verdict(row: Mapping[str, Any], verdict: Any) -> dict[str, Any]:
         "gold_score": verdict.scores[own] if len(verdict.scores) > own else None,
         "probabilities": None if matrix is None else [list(line) for line in matrix],
         "problems": list(verdict.problems),
+        **({"parts": [list(scores) for scores in verdict.parts]} if verdict.parts else {}),
     }
 
 
@@ -263,8 +264,11 @@ def _training(settings: Rounds, number: int) -> dict[str, Any]:
         known = [score for score in row.get("scores") or () if score is not None]
         count, total = count + len(known), total + math.fsum(known)
     sampled = json.loads((sample_folders(settings, number)[0] / SETTINGS_FILE).read_text("utf-8"))
+    stepped = Stage(number, "multipliers").folder(Path(settings.out)) / SUMMARY
+    rewards = json.loads(stepped.read_text("utf-8"))["rewards"] if stepped.is_file() else None
     return {
         **counts,
+        **({} if rewards is None else {"rewards": rewards}),
         "share_without_rows": counts["prompts_without_rows"] / counts["prompts"],
         "sample_score": total / count if count else None,
         "sampling": sampled["measured"],

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pl_prefopt.data import Renderer
-from pl_prefopt.errors import ConfigError
+from pl_prefopt.errors import ConfigError, RunError
 from pl_prefopt.generation import Engine, Sample, Sampling, read_shards, write_shard
 from pl_prefopt.judges import Judge, JudgedRow, Rule, Verdict
 from pl_prefopt.rewards import Minimum
-from pl_prefopt.rounds import CombinedScores, HeldOut, OwnGrades, stages_of
+from pl_prefopt.rounds import CombinedScores, ConstrainedScores, GoldAgainstOwn, HeldOut, OwnGrades, stages_of
 from pl_prefopt.rounds.judging import compare_answers
-from pl_prefopt.rounds.stages import measure
+from pl_prefopt.rounds.multipliers import multipliers_of, updated_multipliers
+from pl_prefopt.rounds.stages import judge_samples, measure, sample_folders, write_summary
 from pl_prefopt.rows import Message
 from tests.rounds.test_plan import rounds
 from tests.support import tiny_tokenizer
@@ -167,3 +169,74 @@ def test_scores_of_several_judges_become_one():
         CombinedScores([Rule(length)], Minimum(baselines=[1.0, 0.0]))
     with pytest.raises(ConfigError, match="judges that give scores"):
         CombinedScores([Biased()], Minimum())
+
+
+def constrained(tmp_path, **changes):
+    judges = {"judges": [Rule(length), Rule(from_vowels)], "thresholds": [2.0, 2.0], "learning_rate": 10.0}
+    held = HeldOut(prompts="p.jsonl", judge=Rule(length))
+    return replace(
+        rounds(out=str(tmp_path)),
+        judge=ConstrainedScores(**judges | changes),
+        evaluate=held,
+        sample_initial=1,
+    )
+
+
+def test_multipliers_of_rewards_are_kept_from_round_to_round(tmp_path):
+    settings = constrained(tmp_path)
+    words = [str(stage) for stage in stages_of(settings)]
+    assert words[words.index("2/label") + 1] == "2/multipliers"
+    texts = ["aa?", "banana", "xaa", ""]  # the vowels of the first aren't known, the last has no tokens
+    ours, first = [-4.0, -3.0, -1.0, None], [-5.0, -1.0, -1.0, None]
+    prompt = [{"role": "user", "content": "Hi"}]
+    for number in (1, 2):
+        for name, part in (("sample", slice(0, 2)), ("sample_initial", slice(2, 4))):
+            folder = tmp_path / f"round-{number}/{name}"
+            folder.mkdir(parents=True)
+            held = {
+                "responses": texts[part],
+                "log_probs": ours[part],
+                "reference_log_probs": first[part],
+                "finish_reasons": ["stop"] * 2,
+            }
+            write_shard(folder / "part-00000.parquet", [{"number": 0, "prompt": prompt, **held}])
+    weight, momentum = 0.5, 0.0
+    parameters = np.zeros(2)
+    for number in (1, 2):
+        judge = settings.judge.by(multipliers_of(settings, number))
+        folder = tmp_path / f"round-{number}/label"
+        judge_samples(judge, sample_folders(settings, number), folder, gold=False)
+        (judged,) = read_shards(folder)
+        assert judged["parts"] == [[3.0, None], [6.0, 3.0], [3.0, 2.0], [0.0, 0.0]]
+        weights = 1 / (1 + np.exp(-parameters))
+        # Σ λ_i r_i + (N − Σ λ_i) p with p = −log(π/π_initial) of 2 and 0 nats.
+        expected = [weights @ (6.0, 3.0) + (2 - weights.sum()) * 2.0, weights @ (3.0, 2.0)]
+        assert judged["scores"] == [None, pytest.approx(expected[0]), pytest.approx(expected[1]), None]
+        found = updated_multipliers(settings, number)
+        write_summary(tmp_path / f"round-{number}/multipliers", found)
+        # The initial policy's samples don't count: means 4.5 of two, and 3 of the one that is known.
+        assert [one["mean"] for one in found["rewards"].values()] == [4.5, 3.0]
+        assert [one["multiplier"] for one in found["rewards"].values()] == pytest.approx(list(weights))
+        momentum = 0.1 * momentum + weights * (1 - weights) * (np.array([4.5, 3.0]) - 2.0)
+        parameters = parameters - 10.0 * momentum
+        assert updated_multipliers(settings, number) == found  # a stage that starts again
+    assert weights[0] < weights[1] < weight  # beyond the thresholds both count less, the further one least
+
+
+def test_constrained_rewards_that_cannot_work_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="one of `thresholds` per judge, got 1 for 2 judges"):
+        constrained(tmp_path, thresholds=[1.0])
+    with pytest.raises(ConfigError, match="name it as the `judge` of `prefopt rounds`"):
+        constrained(tmp_path).judge.prepare()
+    for changes, said in (
+        ({"log_probs": False}, "set `log_probs` to true"),
+        ({"select": GoldAgainstOwn()}, "GoldAgainstOwn ranks the data's own responses"),
+        ({"evaluate": HeldOut(prompts="p.jsonl")}, "set `evaluate.judge`"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            replace(constrained(tmp_path), **changes)
+    folder = tmp_path / "round-1/label"
+    folder.mkdir(parents=True)
+    write_shard(folder / "part-00000.jsonl", [{"parts": [[1.0, None]], "reference_sample": [False]}])
+    with pytest.raises(RunError, match="judge 2 of ConstrainedScores has no score of any sample of round 1"):
+        updated_multipliers(constrained(tmp_path), 1)

@@ -14,11 +14,15 @@ from tests.cli.interrupted import Runs
 from tests.runs import PROMPTS, write_rows
 from tests.support import save_tiny_model
 
+VOWELS = {"class_path": "pl_prefopt.judges.Rule", "init_args": {"function": "tests.rounds.rules.vowels"}}
 SETTINGS = {
     "rounds": 2,
     "prompts": "prompts.jsonl",
     "policy": "model",
-    "judge": {"class_path": "pl_prefopt.judges.Rule", "init_args": {"function": "tests.rounds.rules.vowels"}},
+    "judge": {
+        "class_path": "pl_prefopt.rounds.ConstrainedScores",
+        "init_args": {"judges": [VOWELS, VOWELS], "thresholds": [0.0, 1.0], "learning_rate": 10.0},
+    },
     "sampling": {"n": 3, "max_new_tokens": 6},
     "batch_size": 2,
     "select": {"class_path": "pl_prefopt.rounds.BestAgainstWorst"},
@@ -35,7 +39,7 @@ SETTINGS = {
             "last": {"minutes": 0},
         },
     },
-    "evaluate": {"prompts": "held_out.jsonl", "sampling": {"n": 1, "max_new_tokens": 6}},
+    "evaluate": {"prompts": "held_out.jsonl", "judge": VOWELS, "sampling": {"n": 1, "max_new_tokens": 6}},
 }
 
 
@@ -62,8 +66,13 @@ def test_killed_anywhere_rounds_end_as_uninterrupted_ones(runs):
     shutil.copytree(folder / "whole", folder / "killed")
     config, again = write_settings(folder, "killed"), ["--rerun", "2/sample"]
     for place, call, said in (
-        ("pl_prefopt.generation.shards:ShardWriter.append", 2, "stage 2/sample ended with signal 9"),
-        ("pl_prefopt.rounds.stages:_with_verdict", 3, "stage 2/label ended with signal 9"),
+        (
+            "pl_prefopt.generation.transformers_engine:TransformersEngine.sample",
+            2,
+            "stage 2/sample ended with signal 9",
+        ),
+        ("pl_prefopt.judges.rules:Rule.judge", 2, "stage 2/label ended with signal 9"),
+        ("pl_prefopt.rewards.multipliers:Multipliers.update", 1, "stage 2/multipliers ended with signal 9"),
         ("pl_prefopt.rounds.state:State.finish", 2, ""),  # after 2/select
         ("torch.optim.adamw:AdamW.step", 2, "stage 2/fit ended with signal 9"),
     ):
@@ -81,6 +90,13 @@ def test_killed_anywhere_rounds_end_as_uninterrupted_ones(runs):
     assert measured["prompts"] == 3
     assert 0 <= measured["win_rate_first"] <= 1
     assert measured["training"]["replayed"] <= measured["training"]["rows"] + 3
+    first, second = (
+        json.loads((folder / f"killed/round-{number}/multipliers/summary.json").read_text())
+        for number in (1, 2)
+    )
+    assert first["rewards"]["1"]["multiplier"] == 0.5 > second["rewards"]["1"]["multiplier"]
+    assert second["rewards"]["2"]["multiplier"] > 0.5  # below its threshold
+    assert "Judge 2: multiplier" in (folder / "killed/report.html").read_text()
     assert "round 2" in (folder / "killed/report.html").read_text()
 
     changed = write_settings(folder, "killed", batch_size=3)
@@ -111,8 +127,11 @@ def same_results(one: Path, other: Path) -> None:
         )
         assert first.keys() == second.keys()
         assert all(first[key].equal(second[key]) for key in first), name
-    first, second = (json.loads((out / "round-2/measure/summary.json").read_text()) for out in (one, other))
-    assert first == second
+    for name in ("multipliers", "measure"):
+        first, second = (
+            json.loads((out / f"round-2/{name}/summary.json").read_text()) for out in (one, other)
+        )
+        assert first == second
 
 
 def last_log(out: Path) -> str:
