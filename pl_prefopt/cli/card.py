@@ -36,6 +36,7 @@ class Card:
         data: ``rows``, ``skipped`` and ``fingerprint`` per split, as stored in the checkpoint.
         steps: number of optimiser steps of the checkpoint.
         is_adapter: whether the folder has an adapter rather than a whole model.
+        loaded_as: what the example loads: the folder, or the model's name on the hub.
     """
 
     config: Mapping[str, Any]
@@ -43,6 +44,7 @@ class Card:
     data: Mapping[str, Mapping[str, Any]]
     steps: int
     is_adapter: bool
+    loaded_as: str = "FOLDER"
 
     def write(self, folder: Path) -> None:
         """Write ``README.md``, replacing an existing one but keeping its tags."""
@@ -101,13 +103,13 @@ class Card:
         return "\n\n".join(parts) + "\n"
 
     def _use(self) -> str:
-        model = 'AutoModelForCausalLM.from_pretrained("FOLDER")'
+        model = f'AutoModelForCausalLM.from_pretrained("{self.loaded_as}")'
         if not self.is_adapter:
             return _fenced(f"from transformers import AutoModelForCausalLM\n\nmodel = {model}", "python")
         base = f"AutoModelForCausalLM.from_pretrained({_public(self._base)!r})"
         return _fenced(
             "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            f'model = PeftModel.from_pretrained({base}, "FOLDER")',
+            f'model = PeftModel.from_pretrained({base}, "{self.loaded_as}")',
             "python",
         )
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pl_prefopt.cli.card import read_card
 from pl_prefopt.cli.export_check import compare, score, trial_rows, unit_of
 from pl_prefopt.cli.export_reward import described_head, export_reward
+from pl_prefopt.cli.hub import HubModel
 from pl_prefopt.cli.parser import Parser, RefusedError
 from pl_prefopt.cli.plain_parser import PlainParser
 from pl_prefopt.data.renderer import TEMPLATE_NAMES, read_template, with_template
@@ -46,19 +47,48 @@ def export(arguments: list[str]) -> None:
     parser.add_argument(
         "--config", type=str | None, default=None, help="The run's config.yaml, if it was moved."
     )
+    parser.add_argument(
+        "--push-to-hub",
+        type=str | None,
+        default=None,
+        help="Upload the folder to the Hugging Face hub too: NAMESPACE/NAME, created if it doesn't exist. "
+        "The token is that of HF_TOKEN or of `hf auth login`.",
+    )
+    parser.add_argument(
+        "--private",
+        type=bool | None,
+        default=None,
+        help="Whether the model on the hub is private. By default an existing one stays as it is, and a new "
+        "one is public unless its organisation's default is private.",
+    )
     settings = parser.parse_args(arguments)
+    out, hub = without_dots(Path(settings.out)), None
+    if settings.push_to_hub is not None:
+        hub = HubModel(settings.push_to_hub, settings.private)
+        hub.check(out)
+    elif settings.private is not None:
+        raise ConfigError("--private is about the model on the hub: add --push-to-hub NAMESPACE/NAME.")
     export_policy(
         Path(settings.ckpt_path),
-        without_dots(Path(settings.out)),
+        out,
         merge=settings.merge,
         dtype=settings.dtype,
         config=settings.config,
+        loaded_as=hub.name if hub else "FOLDER",
     )
     print(f"Wrote {settings.out}")
+    if hub is not None:
+        print(f"Uploaded it to {hub.push(out)}")
 
 
 def export_policy(
-    ckpt_path: Path, out: Path, *, merge: bool, dtype: Dtype | None = None, config: str | None = None
+    ckpt_path: Path,
+    out: Path,
+    *,
+    merge: bool,
+    dtype: Dtype | None = None,
+    config: str | None = None,
+    loaded_as: str = "FOLDER",
 ) -> None:
     """Write the checkpoint's policy, its tokeniser and a model card to ``out``.
 
@@ -70,6 +100,7 @@ def export_policy(
         dtype: the dtype of a whole model, the policy's by default. Merging an adapter into bfloat16 rounds
             it.
         config: the run's configuration; by default ``config.yaml`` of the checkpoint's run.
+        loaded_as: what the model card's example loads: the model's name on the hub.
 
     Raises:
         ConfigError: if the checkpoint or its configuration is missing, or ``out`` exists.
@@ -88,6 +119,7 @@ def export_policy(
         )
     head = read_head(ckpt_path)
     card = read_card(config_path, head.rest, is_adapter=spec.has_adapter and not merge)
+    card = dataclasses.replace(card, loaded_as=loaded_as)
     described = describe(card.method, spec, spec.base_identity, spec.adapter_identity)
     check_description(head.rest, described, else_="name its run's config.yaml with --config")
     if merge:

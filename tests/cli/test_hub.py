@@ -1,0 +1,127 @@
+"""`prefopt export --push-to-hub`, against a stub of the hub on the loopback device."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from pl_prefopt.evaluations import Evaluation, add_evaluation
+from pl_prefopt.policies import PolicySpec
+from tests.adapters import save_run
+from tests.fake_hub import TOKEN, FakeHub, Model
+from tests.runs import LORA
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model, tmp_path_factory):
+    """The checkpoint of a run with an adapter and a validation, and its policy."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    checkpoint, policy = save_run(folder, PolicySpec(name=str(tiny_model), lora=LORA))
+    metrics = {"val/accuracy": 0.75, "val/accuracy_low": 0.51, "val/accuracy_high": 0.9}
+    add_evaluation(folder / "metrics.json", Evaluation(metrics=metrics, step=1))
+    return checkpoint, policy
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub that this test, and no other, is online with; its token is in the environment."""
+    with FakeHub() as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        # Xet's servers are not part of the stub; without them files are sent as with git LFS.
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+
+
+def test_what_is_on_the_hub_is_the_policy_and_its_card(prefopt, hub, run, tiny_model, tmp_path):
+    checkpoint, policy = run
+    printed = prefopt("export", checkpoint, "--out", "out", "--push-to-hub", "me/first", "--private", "true")
+    assert f"Uploaded it to {hub.url}/me/first (private)" in printed
+    model = hub.models["me/first"]
+    assert model.private
+    written = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    assert model.files == written
+    ids = torch.arange(5, 45).reshape(2, 20)
+    for name, content in model.files.items():
+        (tmp_path / "fetched").mkdir(exist_ok=True)
+        (tmp_path / "fetched" / name).write_bytes(content)
+    fetched = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), "fetched").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(fetched(input_ids=ids).logits, policy(input_ids=ids).logits)
+    card = ModelCard.load("fetched/README.md").text.replace("\\", "")
+    for part in ("from_pretrained", '"me/first"', "DPO", "## Data", "0.75", "0.51", "95 % interval"):
+        assert part in card
+    said = printed + "".join(content.decode(errors="replace") for content in model.files.values())
+    assert TOKEN not in said
+    assert {token for _, path, token in hub.requests if "/api/models/" in path} == {f"Bearer {TOKEN}"}
+
+
+def test_an_existing_model_keeps_its_visibility_or_nothing_is_uploaded(prefopt, hub, run):
+    hub.models["me/public"] = Model(private=False)
+    arguments = ("export", run[0], "--push-to-hub", "me/public")
+    told = prefopt.fails(*arguments, "--out", "first", "--private", "true")
+    assert "expected me/public to be private, but it exists and is public" in told
+    assert "hf upload me/public first" in told
+    assert hub.models["me/public"].files == {}
+    assert Path("first/adapter_model.safetensors").is_file()
+    assert "(public)" in prefopt(*arguments, "--out", "second")
+    assert "adapter_model.safetensors" in hub.models["me/public"].files
+
+
+REFUSED = {
+    "no namespace": ({}, "mine", "use --push-to-hub NAMESPACE/mine"),
+    "no name": ({}, "a/b/c", r"--push-to-hub: .*'a/b/c'"),
+    "no token": ({"HF_TOKEN": ""}, "me/mine", "set HF_TOKEN, or log in with `hf auth login`"),
+    "another's token": (
+        {"HF_TOKEN": "hf_wrong"},
+        "me/mine",
+        r"Invalid user token.* The export has not started",
+    ),
+    "another's namespace": (
+        {},
+        "them/mine",
+        r"don't have the rights.* out is complete.*hf upload them/mine out",
+    ),
+}
+
+
+@pytest.mark.parametrize(("environment", "name", "reason"), REFUSED.values(), ids=REFUSED)
+def test_a_refused_upload_is_one_sentence(
+    prefopt, hub, run, monkeypatch, tmp_path, environment, name, reason
+):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    status, told = prefopt.run("export", run[0], "--out", "out", "--push-to-hub", name)
+    assert status in (1, 2)
+    assert "Traceback" not in told
+    (line,) = (line for line in told.splitlines() if line.startswith("prefopt: "))
+    assert re.search(reason, line)
+    assert "hf_" not in line
+    assert Path("out").exists() == (name == "them/mine")
+    assert hub.models == {}
+
+
+def test_offline_nothing_is_asked(prefopt, hub, run, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    told = prefopt.fails("export", run[0], "--out", "out", "--push-to-hub", "me/mine")
+    assert "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set" in told
+    assert "hf upload me/mine out" in told
+    assert "add --push-to-hub" in prefopt.fails("export", run[0], "--out", "out", "--private", "true")
+    assert hub.requests == []
+    assert not Path("out").exists()
+
+
+def test_a_server_that_is_away_is_named(prefopt, hub, run, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    status, told = prefopt.run("export", run[0], "--out", "out", "--push-to-hub", "me/mine")
+    assert status == 1
+    assert "prefopt: http://127.0.0.1:9 did not take the upload: " in told
