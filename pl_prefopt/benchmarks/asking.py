@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pl_prefopt.benchmarks.orders import in_both_orders
 from pl_prefopt.benchmarks.tasks import Answers, Ask, Benchmark, Task
 from pl_prefopt.errors import ConfigError, RunError
 from pl_prefopt.judges import Cost, Judge, Verdict
@@ -37,7 +38,7 @@ def ask_all(
         ConfigError: if the folder has the verdicts of another judge or on other tasks.
         RunError: if its verdicts can't be read.
     """
-    asks = [ask for task in tasks for ask in benchmark.asks(task, judge.gives)]
+    asks = [ask for task in tasks for ask in _asks(benchmark, judge, task)]
     head = {"benchmark": benchmark.name, "judge": judge.fingerprint(), "tasks": content_key}
     known = _read(folder / FILE, head, asks)
     todo = [number for number in range(len(asks)) if number not in known]
@@ -53,6 +54,14 @@ def ask_all(
     return list(_by_task(benchmark, judge, tasks, asks, known)), cost
 
 
+def _asks(benchmark: Benchmark, judge: Judge, task: Task) -> list[Ask]:
+    """Return the questions about a task; a judge that sees both orders by itself is asked in one."""
+    asks = benchmark.asks(task, judge.gives)
+    if not judge.sees_both_orders:
+        return asks
+    return list({frozenset(ask.places): ask for ask in reversed(asks)}.values())[::-1]
+
+
 def _by_task(
     benchmark: Benchmark, judge: Judge, tasks: Sequence[Task], asks: Sequence[Ask], known: dict[int, Verdict]
 ) -> Iterator[tuple[Task, Answers]]:
@@ -60,7 +69,8 @@ def _by_task(
     for number, ask in enumerate(asks):
         said[ask.task.key].append((ask, known[number]))
     for task in tasks:
-        yield task, benchmark.answers(task, judge.gives, said[task.key])
+        answers = benchmark.answers(task, judge.gives, said[task.key])
+        yield task, dataclasses.replace(answers, orders=in_both_orders(said[task.key]))
 
 
 def _fields(ask: Ask, verdict: Verdict) -> dict[str, Any]:
@@ -69,6 +79,7 @@ def _fields(ask: Ask, verdict: Verdict) -> dict[str, Any]:
         "shown": ask.places,
         "scores": verdict.scores,
         "probabilities": verdict.probabilities,
+        "by_order": verdict.by_order,
         "problems": verdict.problems,
         "cost": dataclasses.asdict(verdict.cost),
     }
@@ -111,10 +122,11 @@ def _verdict(line: dict[str, Any], asks: Sequence[Ask], path: Path) -> tuple[int
             f"{path} has the answer to another question at the place of question {number}; another version "
             "of prefopt wrote it: choose another folder with --out, or delete the file."
         )
-    matrix = line["probabilities"]
+    matrix, orders = line["probabilities"], line.get("by_order")
     return number, Verdict(
         scores=tuple(line["scores"]),
         probabilities=None if matrix is None else tuple(map(tuple, matrix)),
+        by_order=None if orders is None else (tuple(map(tuple, orders[0])), tuple(map(tuple, orders[1]))),
         problems=tuple(line["problems"]),
         cost=Cost(**line.get("cost", {})),
     )

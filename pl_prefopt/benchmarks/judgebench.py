@@ -74,12 +74,13 @@ class JudgeBench(Benchmark):
         """Return the scores, or the probability of the right response in each of the two orders."""
         if gives == "scores":
             return super().answers(task, gives, said)
+        if said[0][1].by_order is not None:
+            return Answers(wins=(tuple(matrix[0][1] for matrix in said[0][1].by_order),))
         return Answers(wins=(tuple(probability(ask, verdict, 0, 1) for ask, verdict in said),))
 
     def score(self, judged: Sequence[tuple[Task, Answers]], gives: Gives) -> Result:
-        """Return the categories, the overall score and how often the two orders agree."""
+        """Return the categories and the overall score."""
         right: dict[str, list[bool]] = {name: [] for name in CATEGORIES.values()}
-        consistent: list[bool] = []
         counts = Counter({"tasks": len(judged), "invalid": 0, "ties": 0, "right in one order": 0})
         for task, answers in judged:
             (orders,) = answers.compare(task)
@@ -88,7 +89,6 @@ class JudgeBench(Benchmark):
             counts["ties"] += 0 in orders
             counts["right in one order"] += len(set(signs)) > 1 and 1 in signs
             right[task.subset].append(sum(signs) > 0)
-            consistent.append(len(set(signs)) == 1 and None not in orders)
         everything = [one for values in right.values() for one in values]
         tables = {
             "categories": {
@@ -97,8 +97,6 @@ class JudgeBench(Benchmark):
                 if values
             }
         }
-        if gives == "probabilities":
-            tables["orders"] = {"same verdict in both": estimate(consistent, seed=32)}
         return Result(
             title=self.title,
             overall=estimate(everything, seed=31),

@@ -89,10 +89,13 @@ class Answers:
         scores: one number per response, in the order of ``Task.responses``.
         wins: [right, wrong], the probability that a right response is better than a wrong one, of a judge
             that gives probabilities and was asked pair by pair.
+        orders: for each pair that the judge saw in both orders, the probability that the response of the
+            lower number is better: where it is shown first, and where it is shown second.
     """
 
     scores: tuple[Number, ...] = ()
     wins: tuple[tuple[Number, ...], ...] = ()
+    orders: tuple[tuple[Number, Number], ...] = ()
 
     def compare(self, task: Task) -> list[list[Number]]:
         """Return [right, wrong] numbers: above 0 where the right response is preferred, 0 for a tie."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pl_prefopt.benchmarks import BENCHMARKS, Benchmark, Result, alpaca_eval, ask_all, ifeval, read_tasks
+from pl_prefopt.benchmarks.orders import with_orders
 from pl_prefopt.cli.config_diagnostics import make_importable
 from pl_prefopt.cli.label import check_judge
 from pl_prefopt.cli.parser import Parser
@@ -87,7 +88,8 @@ def _ask(benchmark: Benchmark, judge: Judge | None, settings: Any, out: Path) ->
     busy = f"another process is asking a judge for {out}: wait until it ends, or choose another --out."
     with alone_in(out, busy=busy), judge:
         answers, cost = ask_all(benchmark, judge, read.tasks, content_key=read.content_key, folder=out)
-        result = _noted(benchmark.score(answers, judge.gives), read.missing)
+        result = with_orders(benchmark.score(answers, judge.gives), answers)
+        result = _noted(result, read.missing)
         more = {
             "judge": judge.name,
             "judge_fingerprint": judge.fingerprint(),

@@ -210,10 +210,13 @@ class Judge(ABC):
 
     Attributes:
         gives: what its verdicts hold.
+        sees_both_orders: whether it sees each pair in both orders by itself, so that its verdicts have
+            ``by_order``.
         batch_size: how many rows a call of ``judge`` should get.
     """
 
     gives: ClassVar[Gives] = "scores"
+    sees_both_orders: ClassVar[bool] = False
     batch_size: int = 16
 
     @property

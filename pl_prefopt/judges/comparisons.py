@@ -120,6 +120,7 @@ class GenerativePairs(Judge):
     """
 
     gives: ClassVar[Gives] = "probabilities"
+    sees_both_orders: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -119,6 +119,7 @@ class Comparing(GenerativeJudge):
     """Asks which of two responses is better, each pair in both orders."""
 
     gives: ClassVar[Gives] = "probabilities"
+    sees_both_orders: ClassVar[bool] = True
 
     def _questions(self, row: JudgedRow) -> list[dict[str, Any]]:
         shared, texts = shared_values(row), [as_text(response) for response in row.responses]

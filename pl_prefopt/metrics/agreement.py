@@ -117,16 +117,33 @@ def position_bias(forward: npt.ArrayLike, backward: npt.ArrayLike) -> PositionBi
         >>> position_bias([1.0, 0.0], [1.0, 0.0])
         PositionBias(first=0.5, consistent=1.0, swapped=0.0)
     """
+    effects = order_effects(forward, backward)
+    effects = effects[~np.isnan(effects[:, 0])]
+    if not len(effects):
+        return PositionBias(float("nan"), float("nan"), float("nan"))
+    return PositionBias(*map(float, effects.mean(axis=0)))
+
+
+def order_effects(forward: npt.ArrayLike, backward: npt.ArrayLike) -> Floats:
+    """Return the numbers of ``position_bias`` of each pair, [pairs, 3]; NaN where a verdict is unknown.
+
+    Args:
+        forward: as there.
+        backward: as there.
+
+    Raises:
+        ConfigError: if the two are not of the same pairs, or no probabilities.
+
+    Examples:
+        >>> order_effects([0.9, 0.5], [0.2, 0.5]).tolist()
+        [[1.0, 0.0, 1.0], [0.5, 1.0, 0.0]]
+    """
     one, other = probabilities("forward", forward), probabilities("backward", backward)
     same_length(one, other)
-    known = ~(np.isnan(one) | np.isnan(other))
-    verdict, reverse = np.sign(one[known] - 0.5), np.sign(other[known] - 0.5)
-    if not len(verdict):
-        return PositionBias(float("nan"), float("nan"), float("nan"))
-    first = np.concatenate([(verdict + 1) / 2, (1 - reverse) / 2])
-    return PositionBias(
-        float(first.mean()), float((verdict == reverse).mean()), float((verdict * reverse < 0).mean())
-    )
+    verdict, reverse = np.sign(one - 0.5), np.sign(other - 0.5)
+    effects = np.stack([(2 + verdict - reverse) / 4, verdict == reverse, verdict * reverse < 0], axis=1)
+    effects[np.isnan(verdict) | np.isnan(reverse)] = np.nan
+    return effects
 
 
 class LengthRegression(NamedTuple):

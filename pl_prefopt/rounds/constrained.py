@@ -17,7 +17,7 @@ from pl_prefopt.rounds.judging import SeveralJudges
 
 
 class ConstrainedScores(SeveralJudges):
-    """Σ_i λ_i r_i + (N − Σ_i λ_i) p of N judges, with multipliers λ that follow the policy from round to round.
+    """Σ_i λ_i r_i + (N − Σ_i λ_i) p of N judges, with multipliers λ that are kept between rounds.
 
     Constrained RLHF (Moskovitz et al., arXiv 2310.04373): a judge's score r_i has the more weight, the
     further the mean score of the samples is below the threshold θ_i, and loses weight beyond it, where a

@@ -23,6 +23,8 @@ from pl_prefopt.judges.generative import Answer, Grading
 from pl_prefopt.rewards import RewardCombination
 from pl_prefopt.rows import Message
 
+BY_ORDER = "_by_order"
+"""The end of the name of columns with the probabilities of both orders."""
 _ROWS_PER_SHARD = 1000
 
 
@@ -219,7 +221,8 @@ def compare_answers(judge: Judge, ours: Path, opponents: Mapping[str, Path], out
     """Compare answers with those of other policies, in both orders; resumes after the last judged batch.
 
     Each row of the result has, by opponent, the probability that our answer is better, per sample: the mean
-    of both orders; ``None`` where an answer of the judge is invalid. Equal texts count as 0.5.
+    of both orders; ``None`` where an answer of the judge is invalid. Equal texts count as 0.5. ``_by_order``
+    after the opponent's name has the two orders: our answer first, and second.
 
     Args:
         judge: a judge that gives probabilities.
@@ -238,10 +241,12 @@ def compare_answers(judge: Judge, ours: Path, opponents: Mapping[str, Path], out
                 found.append({"number": row["number"]})
                 for name, other in zip(opponents, others, strict=True):
                     found[-1][name] = [0.5] * len(row["responses"])
+                    found[-1][name + BY_ORDER] = [[None, None] for _ in row["responses"]]
                     asked += _pairs(row, other, (len(found) - 1, name))
-            for pair, probability in zip(asked, _in_both_orders(judge, asked), strict=True):
+            for pair, (there, back) in zip(asked, _in_both_orders(judge, asked), strict=True):
                 place, name, sample = pair.place
-                found[place][name][sample] = probability
+                found[place][name][sample] = None if there is None or back is None else (there + back) / 2
+                found[place][name + BY_ORDER][sample] = [there, back]
             writer.append(found)
             print(f"{writer.rows} prompts are compared", flush=True)
     writer.finish()
@@ -259,15 +264,19 @@ def _pairs(row: Mapping[str, Any], other: Mapping[str, Any], place: tuple[int, s
             yield _Pair(JudgedRow(prompt=prompt, responses=answers, origin=origin), (*place, sample))
 
 
-def _in_both_orders(judge: Judge, pairs: Sequence[_Pair]) -> list[float | None]:
-    first = list(judge.verdicts([pair.row for pair in pairs]))
-    found = [_probability(verdict, 0, 1) for verdict in first]
+def _in_both_orders(judge: Judge, pairs: Sequence[_Pair]) -> list[tuple[float | None, float | None]]:
+    """Return the probabilities that the first answer of each pair is better: shown first, then second."""
+    verdicts = list(judge.verdicts([pair.row for pair in pairs]))
     # A judge that sees both orders by itself needs no second question.
-    again = [place for place, verdict in enumerate(first) if verdict.by_order is None]
-    second = judge.verdicts([pairs[place].swapped() for place in again])
-    for place, verdict in zip(again, second, strict=True):
-        there, back = found[place], _probability(verdict, 1, 0)
-        found[place] = None if there is None or back is None else (there + back) / 2
+    again = [place for place, verdict in enumerate(verdicts) if verdict.by_order is None]
+    second = dict(zip(again, judge.verdicts([pairs[place].swapped() for place in again]), strict=True))
+    found = []
+    for place, verdict in enumerate(verdicts):
+        if verdict.by_order is not None:
+            there, back = (matrix[0][1] for matrix in verdict.by_order)
+        else:
+            there, back = _probability(verdict, 0, 1), _probability(second[place], 1, 0)
+        found.append((there, back))
     return found
 
 

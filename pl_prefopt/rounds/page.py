@@ -23,6 +23,8 @@ _CURVES = {
     "kl": "KL divergence from the initial policy",
     "distinct_bigrams": "Share of different word pairs",
     "refusals": "Share of refusals",
+    "position_bias.flipped": "Share of held-out comparisons whose verdict flips with the order",
+    "training.position_bias.flipped": "Share of comparisons of samples whose verdict flips with the order",
     "training.sample_score": "Training judge's score of samples",
     "training.share_without_rows": "Share of prompts without a row to train on",
 }

@@ -11,13 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pl_prefopt.data.formats import to_prompt
 from pl_prefopt.errors import RunError
 from pl_prefopt.files import atomic_write
 from pl_prefopt.generation import SETTINGS_FILE, ShardWriter, read_shards
 from pl_prefopt.generation.base import sample_seed
-from pl_prefopt.judges import Judge, JudgedRow
-from pl_prefopt.rounds.judging import compare_answers
+from pl_prefopt.judges import Judge, JudgedRow, Verdict, pairs
+from pl_prefopt.metrics import order_effects
+from pl_prefopt.rounds.judging import BY_ORDER, compare_answers
 from pl_prefopt.rounds.plan import Rounds, Stage, evaluating_judge
 from pl_prefopt.rounds.selection import Candidate, Candidates
 from pl_prefopt.rows import Message, PreferenceRow
@@ -94,7 +97,7 @@ def _known(turn: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in turn.items() if value is not None}
 
 
-def _with_verdict(row: Mapping[str, Any], verdict: Any) -> dict[str, Any]:
+def _with_verdict(row: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
     own = len(row["responses"])
     matrix = verdict.probabilities
     return {
@@ -104,7 +107,19 @@ def _with_verdict(row: Mapping[str, Any], verdict: Any) -> dict[str, Any]:
         "probabilities": None if matrix is None else [list(line) for line in matrix],
         "problems": list(verdict.problems),
         **({"parts": [list(scores) for scores in verdict.parts]} if verdict.parts else {}),
+        **_orders(verdict),
     }
+
+
+def _orders(verdict: Verdict) -> dict[str, Any]:
+    """Return the column with both orders of each pair, of a judge that sees both."""
+    if verdict.by_order is None:
+        return {}
+    first, second = verdict.by_order
+    return {_ORDERS: [[first[i][j], second[i][j]] for i, j in pairs(len(first))]}
+
+
+_ORDERS = "probabilities_by_order"
 
 
 def select_rows(settings: Rounds, number: int) -> dict[str, Any]:
@@ -248,7 +263,33 @@ def _win_rates(settings: Rounds, number: int) -> dict[str, Any]:
         found[f"win_rate_{name}_half_width"] = _half_width(means)
         values = [value for own in given for value in own]
         found[f"win_rate_{name}_invalid"] = statistics.fmean(value is None for value in values)
-    return found
+    orders = _Orders()
+    for row in rows:
+        for name in ("first", "previous"):
+            orders.add(row.get(f"{name}{BY_ORDER}"))
+    return found | orders.summary()
+
+
+class _Orders:
+    """Counts what the order of two responses does to a judge, row by row."""
+
+    def __init__(self) -> None:
+        self._sums, self._pairs = np.zeros(3), 0
+
+    def add(self, orders: Sequence[Sequence[float | None]] | None) -> None:
+        """Count the pairs of a row: the probabilities of either order, or ``None``."""
+        if orders:
+            effects = order_effects(*zip(*orders, strict=True))
+            effects = effects[~np.isnan(effects[:, 0])]
+            self._sums, self._pairs = self._sums + effects.sum(axis=0), self._pairs + len(effects)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the shares; nothing without a pair that was judged in both orders."""
+        if not self._pairs:
+            return {}
+        shares = (self._sums / self._pairs).tolist()
+        names = ("first_wins", "same_verdict", "flipped")
+        return {"position_bias": {"pairs": self._pairs, **dict(zip(names, shares, strict=True))}}
 
 
 def _held_out(settings: Rounds, number: int) -> Iterator[dict[str, Any]]:
@@ -260,7 +301,9 @@ def _training(settings: Rounds, number: int) -> dict[str, Any]:
     """Return the selection's counts, the mean score of the round's samples, and the proxy's margin."""
     counts = json.loads((Stage(number, "select").folder(Path(settings.out)) / SUMMARY).read_text("utf-8"))
     count, total = 0, 0.0
+    orders = _Orders()
     for row in judged_rows(settings, number):
+        orders.add(row.get(_ORDERS))
         known = [score for score in row.get("scores") or () if score is not None]
         count, total = count + len(known), total + math.fsum(known)
     sampled = json.loads((sample_folders(settings, number)[0] / SETTINGS_FILE).read_text("utf-8"))
@@ -269,6 +312,7 @@ def _training(settings: Rounds, number: int) -> dict[str, Any]:
     return {
         **counts,
         **({} if rewards is None else {"rewards": rewards}),
+        **orders.summary(),
         "share_without_rows": counts["prompts_without_rows"] / counts["prompts"],
         "sample_score": total / count if count else None,
         "sampling": sampled["measured"],

@@ -30,6 +30,7 @@ from pl_prefopt.benchmarks import (
     ifeval,
     read_tasks,
 )
+from pl_prefopt.benchmarks.orders import with_orders
 from pl_prefopt.benchmarks.rewardbench import SECTIONS, WEIGHTS
 from pl_prefopt.cli import bench
 from pl_prefopt.data.file_readers import Record
@@ -83,6 +84,17 @@ class Pairwise(Written):
         return None if None in (first, second) else float(np.sign(first + self.bonus - second) + 1) / 2
 
 
+class BothOrders(Pairwise):
+    """The same, but sees each pair in both orders by itself."""
+
+    sees_both_orders = True
+
+    def verdict(self, row):
+        first, second = map(self.score, row.responses)
+        back = self.compare(second, first)
+        return Verdict.of_both_orders(2, [self.compare(first, second), back])
+
+
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return Source(path=str(path))
@@ -91,7 +103,7 @@ def write(path, rows):
 def run(benchmark, rows, judge, folder, **options):
     read = read_tasks(benchmark, write(folder / "rows.jsonl", rows), partial=True, **options)
     answers, _ = ask_all(benchmark, judge, read.tasks, content_key=read.content_key, folder=folder / "out")
-    return benchmark.score(answers, judge.gives)
+    return with_orders(benchmark.score(answers, judge.gives), answers)
 
 
 def values(table):
@@ -270,7 +282,21 @@ def test_judge_bench_in_both_orders(tmp_path):
     assert len(judge.asked) == 10
     assert values(result.tables["categories"]) == {"knowledge": 0.5, "reasoning": 0, "math": 0, "coding": 1}
     assert result.overall.value == pytest.approx(2 / 5)
-    assert values(result.tables["orders"]) == {"same verdict in both": 3 / 5}
+    seen = {
+        "the response shown first wins": 7 / 10,  # both of b and of e
+        "same verdict in both orders": 3 / 5,
+        "the verdict flips with the order": 2 / 5,
+    }
+    assert values(result.tables["position bias"]) == seen
+    # A judge that sees both orders by itself is asked once per pair, and its orders count one by one.
+    (tmp_path / "both").mkdir()
+    judge = BothOrders(bonus=1.0)
+    same = run(JudgeBench(), JUDGE_BENCH, judge, tmp_path / "both")
+    assert len(judge.asked) == 5
+    assert same.to_json() == result.to_json()
+    again = BothOrders(bonus=1.0)
+    assert run(JudgeBench(), JUDGE_BENCH, again, tmp_path / "both").to_json() == result.to_json()
+    assert again.asked == []
     assert result.counts["right in one order"] == 2
     assert result.counts["ties"] == 0  # one win in each order is no tie
     (task,) = JudgeBench().tasks([Record("f, row 1", JUDGE_BENCH[0])])

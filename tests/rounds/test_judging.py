@@ -10,7 +10,7 @@ import pytest
 from pl_prefopt.data import Renderer
 from pl_prefopt.errors import ConfigError, RunError
 from pl_prefopt.generation import Engine, Sample, Sampling, read_shards, write_shard
-from pl_prefopt.judges import Judge, JudgedRow, Rule, Verdict
+from pl_prefopt.judges import Judge, JudgedRow, Rule, Verdict, matrix_of
 from pl_prefopt.rewards import Minimum
 from pl_prefopt.rounds import CombinedScores, ConstrainedScores, GoldAgainstOwn, HeldOut, OwnGrades, stages_of
 from pl_prefopt.rounds.judging import compare_answers
@@ -54,9 +54,15 @@ class Biased(Judge):
         better = (
             None if "?" in second else 0.5 + 0.1 * ((len(first) > len(second)) - (len(first) < len(second)))
         )
-        shown = better if better is None or self.both else better + 0.2
-        matrix = [[0.5, shown], [None if shown is None else 1 - shown, 0.5]]
-        return Verdict.of_probabilities(matrix, by_order=(matrix, matrix) if self.both else None)
+        shown = None if better is None else better + 0.2
+        matrix = matrix_of(2, {(0, 1): shown})
+        other = matrix_of(2, {(0, 1): None if shown is None or "?" in first else better - 0.2})
+        mean = matrix_of(2, {(0, 1): None if other[0][1] is None else better})
+        return (
+            Verdict.of_probabilities(mean, by_order=(matrix, other))
+            if self.both
+            else (Verdict.of_probabilities(matrix))
+        )
 
 
 def answers(folder, *texts):
@@ -79,6 +85,9 @@ def test_answers_are_compared_in_both_orders(tmp_path):
         assert found[0] == pytest.approx([0.6, 0.5])  # without the bias; equal texts tie
         assert found[1] == pytest.approx([0.4, 0.5])
         assert found[2] == [None, 0.5]  # one order has no answer
+        orders = [one["first_by_order"] for one in read_shards(tmp_path / f"out-{both}")]
+        assert orders[0] == [[pytest.approx(0.8), pytest.approx(0.4)], [None, None]]
+        assert orders[2][0][0] is None or orders[2][0][1] is None
         assert judge.asked == asked
 
 
@@ -99,13 +108,21 @@ def test_win_rates_by_a_comparing_judge_are_in_the_summary(tmp_path):
         write_shard(tmp_path / f"round-{number}/judge/part-00000.jsonl", [scored])
     (folder / "compare").mkdir()
     rows = [
-        {"number": 0, "first": [0.9, None], "previous": [0.6, 0.4]},
-        {"number": 1, "first": [0.5], "previous": [1.0]},
+        {"number": 0, "first": [0.9, None], "previous": [0.6, 0.4]},  # as written by earlier versions
+        {
+            "number": 1,
+            "first": [0.5],
+            "previous": [1.0],
+            "first_by_order": [[0.8, 0.2], [None, 0.3]],
+            "previous_by_order": [[1.0, 1.0]],
+        },
     ]
     write_shard(folder / "compare/part-00000.jsonl", rows)
     (folder / "select").mkdir()
     (folder / "select/summary.json").write_text('{"prompts": 2, "prompts_without_rows": 1}')
+    judged = {"responses": ["a", "b"], "probabilities_by_order": [[0.7, 0.3]]}
     (folder / "label").mkdir()
+    write_shard(folder / "label/part-00000.parquet", [judged])
     (folder / "sample").mkdir()
     (folder / "sample/sampling.json").write_text('{"measured": {}}')
     found = measure(settings, 2)
@@ -113,6 +130,8 @@ def test_win_rates_by_a_comparing_judge_are_in_the_summary(tmp_path):
     assert found["win_rate_first_invalid"] == pytest.approx(1 / 3)
     assert found["win_rate_previous"] == pytest.approx(0.75)
     assert found["gain_first"] == 0.0
+    assert found["position_bias"] == {"pairs": 2, "first_wins": 0.75, "same_verdict": 0.5, "flipped": 0.5}
+    assert found["training"]["position_bias"]["flipped"] == 1.0
     with pytest.raises(ConfigError, match="to be a judge that compares"):
         HeldOut(prompts="p.jsonl", compare=Rule(length))
 
