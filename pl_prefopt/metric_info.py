@@ -15,8 +15,8 @@ from typing import Literal
 OTHER = "of the objective"
 """The group of numbers that an objective reports of itself."""
 
-RENAMED = {"marginal_{k}": "log_ratio_margin_{k}"}
-"""Names of earlier versions, and what they are now. Reports read both."""
+RENAMED = {"marginal_{k}": "log_ratio_margin_{k}", "kl_{k}": "log_ratio_{k}"}
+"""Names of earlier versions, and what they are now. Files with the former names are read."""
 
 _ENDS = ("_low", "_high")
 
@@ -54,15 +54,15 @@ class MetricInfo:
 
     @property
     def label(self) -> str:
-        """The name as people write it: ``kl_k`` for ``kl_{k}``."""
+        """The name as people write it: ``log_ratio_k`` for ``log_ratio_{k}``."""
         return re.sub(r"[{}]", "", self.name)
 
     @property
     def pattern(self) -> str:
         r"""A regular expression for the names that it stands for.
 
-        >>> print(MetricInfo(name="kl_{k}", help="").pattern)
-        kl_\d+
+        >>> print(MetricInfo(name="alpha_{k}", help="").pattern)
+        alpha_\d+
         """
         parts = re.split(r"\{(\w+)\}", self.name)
         places = (r"\d+" if word == "k" else r"\w+" for word in parts[1::2])
@@ -77,11 +77,11 @@ class MetricInfo:
 def find_info(name: str, infos: Sequence[MetricInfo]) -> MetricInfo | None:
     """Return what ``name``, without its stage, is; an interval's end is its metric, as is one of a set.
 
-    >>> infos = [MetricInfo(name="kl_{k}", help="", interval=True), MetricInfo(name="kl_all", help="")]
-    >>> [getattr(find_info(name, infos), "name", None) for name in ("kl_3", "kl_all", "kl_3_low", "kl_x")]
-    ['kl_{k}', 'kl_all', 'kl_{k}', None]
-    >>> find_info("helpful/kl_3", infos).name
-    'kl_{k}'
+    >>> infos = [MetricInfo(name="lr_{k}", help="", interval=True), MetricInfo(name="lr_all", help="")]
+    >>> [getattr(find_info(name, infos), "name", None) for name in ("lr_3", "lr_all", "lr_3_low", "lr_x")]
+    ['lr_{k}', 'lr_all', 'lr_{k}', None]
+    >>> find_info("helpful/lr_3", infos).name
+    'lr_{k}'
     """
     exact = next((info for info in infos if info.name == name), None)
     found = (
@@ -101,9 +101,9 @@ def grouped(names: Iterable[str], infos: Sequence[MetricInfo]) -> dict[str, list
     """Sort metrics, named without their stage, by the groups and the order of ``infos``; unknown ones last.
 
     >>> margin = MetricInfo(name="margin", help="", group="pairs")
-    >>> infos = [margin, MetricInfo(name="kl_{k}", help="", group="kl")]
-    >>> grouped(["kl_1", "kl_0", "alpha_0", "margin"], infos)
-    {'pairs': ['margin'], 'kl': ['kl_0', 'kl_1'], 'of the objective': ['alpha_0']}
+    >>> infos = [margin, MetricInfo(name="lr_{k}", help="", group="rates")]
+    >>> grouped(["lr_1", "lr_0", "alpha_0", "margin"], infos)
+    {'pairs': ['margin'], 'rates': ['lr_0', 'lr_1'], 'of the objective': ['alpha_0']}
     >>> grouped(["easy/margin", "margin"], infos)
     {'pairs': ['margin', 'easy/margin']}
     """
@@ -121,12 +121,12 @@ def grouped(names: Iterable[str], infos: Sequence[MetricInfo]) -> dict[str, list
 def current_name(name: str) -> str:
     """Return what a metric of an earlier version, with or without its stage, is called now.
 
-    >>> current_name("test/marginal_0_low"), current_name("val/margin")
-    ('test/log_ratio_margin_0_low', 'val/margin')
+    >>> current_name("test/marginal_0_low"), current_name("val/helpful/kl_1"), current_name("val/margin")
+    ('test/log_ratio_margin_0_low', 'val/helpful/log_ratio_1', 'val/margin')
     """
     for old, new in RENAMED.items():
         start, _, _ = old.partition("{")
-        pattern = rf"((?:\w+/)?){re.escape(start)}(\d+|k|\{{k\}})((?:_low|_high)?)"
+        pattern = rf"((?:.*/)?){re.escape(start)}(\d+|k|\{{k\}})((?:_low|_high)?)"
         if (found := re.fullmatch(pattern, name)) is not None:
             return f"{found[1]}{new.partition('{')[0]}{found[2]}{found[3]}"
     return name

@@ -46,7 +46,7 @@ from pl_prefopt.metrics.pairs import (
     ViewMargin,
 )
 from pl_prefopt.metrics.registry import METRIC_GROUPS, METRIC_HELP, REGISTRY, RegisteredMetric
-from pl_prefopt.metrics.responses import LengthBias, SequenceKL
+from pl_prefopt.metrics.responses import LengthBias, MeanLogRatio
 from pl_prefopt.metrics.states import Correlation, Mean, PreferenceMetric, Share
 from pl_prefopt.metrics.strengths import (
     bradley_terry,
@@ -84,6 +84,7 @@ __all__ = [
     "Margin",
     "Margins",
     "Mean",
+    "MeanLogRatio",
     "MetricInfo",
     "NormalizedRankingAccuracy",
     "PositionBias",
@@ -94,7 +95,6 @@ __all__ = [
     "RegisteredMetric",
     "RejectedLogProb",
     "RejectedReward",
-    "SequenceKL",
     "Share",
     "ViewAccuracy",
     "ViewMargin",

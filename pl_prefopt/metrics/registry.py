@@ -28,7 +28,7 @@ from pl_prefopt.metrics.pairs import (
     ViewAccuracy,
     ViewMargin,
 )
-from pl_prefopt.metrics.responses import LengthBias, SequenceKL
+from pl_prefopt.metrics.responses import LengthBias, MeanLogRatio
 
 _PAIRS, _SCORES, _LISTS = "pairs", "agreement with scores", "lists"
 _RANKING, _LIKELIHOOD, _REFERENCES = "the policy's own ranking", "likelihood", "references"
@@ -299,14 +299,14 @@ REGISTRY: tuple[RegisteredMetric, ...] = (
         build=LengthBias,
     ),
     RegisteredMetric(
-        name="kl_{k}",
-        help="Mean over responses of the policy's log-prob minus that of reference k, counted from 0.",
+        name="log_ratio_{k}",
+        help="Mean log-ratio over responses: the policy's log-prob minus that of reference k, from 0.",
         unit="nats",
         group=_REFERENCES,
         logged="evaluation",
-        plot="distance from each reference",
+        plot="mean log-ratio to each reference",
         headline=True,
-        build=SequenceKL,
+        build=MeanLogRatio,
         log_probs=True,
     ),
     RegisteredMetric(
@@ -337,6 +337,6 @@ METRIC_HELP: dict[str, str] = {
 }
 """One sentence for each name, without the stage.
 
-``kl_k`` stands for ``kl_0``, ``kl_1`` and so on, ``accuracy_view`` for ``accuracy_quality`` and so on, and
-``X_low`` for the intervals that ``BootstrapIntervals`` lists.
+``log_ratio_k`` stands for ``log_ratio_0``, ``log_ratio_1`` and so on, ``accuracy_view`` for
+``accuracy_quality`` and so on, and ``X_low`` for the intervals that ``BootstrapIntervals`` lists.
 """

@@ -12,7 +12,7 @@ from pl_prefopt.metrics.states import Correlation, Mean, all_present
 from pl_prefopt.types import ResponseLogProbs
 
 
-class SequenceKL(Mean):
+class MeanLogRatio(Mean):
     """The mean over responses of log π_θ(y|x) − log π_k(y|x), for one reference k.
 
     It estimates the Kullback-Leibler divergence KL(π_θ ‖ π_k) only as far as the responses resemble the
@@ -25,7 +25,7 @@ class SequenceKL(Mean):
         Log-ratios 2 and 0.5:
 
         >>> import torch
-        >>> metric = SequenceKL(reference=0)
+        >>> metric = MeanLogRatio(reference=0)
         >>> policy = ResponseLogProbs(sum=torch.tensor([[-3.0, -4.0]]), length=torch.tensor([[2, 2]]))
         >>> metric.update(policy, references=torch.tensor([[[-5.0, -4.5]]]))
         >>> metric.compute()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.metric_info import MetricInfo
+from pl_prefopt.metric_info import MetricInfo, current_name
 from pl_prefopt.metrics.intervals import BootstrapIntervals
 from pl_prefopt.metrics.registry import REGISTRY
 from pl_prefopt.metrics.states import PreferenceMetric
@@ -48,7 +48,7 @@ def build_suite(
 
     Args:
         stage: ``train``, ``val``, ``test`` or ``predict``.
-        num_references: K; there is one ``kl_k`` for each.
+        num_references: K; there is one ``log_ratio_k`` for each.
         views: the second views whose rewards are judged.
         added: metrics to measure in addition to those of the registry, checked with ``check_added``.
         log_probs: whether there are log-probs of the policy, which reward models do without.
@@ -141,7 +141,8 @@ def check_added(
         for end in ("", *(("_low", "_high") if entry.interval else ()))
     }
     for stat in stats:
-        if stat.name in taken:
+        # Files are read with former names as the present ones, so that a former name would become another.
+        if stat.name in taken or current_name(stat.name) != stat.name:
             raise ConfigError(
                 f"the objective logs '{stat.name}', the name of another number: give its part another name."
             )
@@ -153,8 +154,9 @@ def check_added(
 
 def _check_one(one: PreferenceMetric, taken: dict[str, str]) -> None:
     kind, name = type(one).__name__, one.info.name
-    if name in taken:
-        raise ConfigError(f"the metric {kind} is called '{name}', as {taken[name]} is: give it another name.")
+    if name in taken or current_name(name) != name:
+        other = taken.get(name, f"'{current_name(name)}' of earlier versions")
+        raise ConfigError(f"the metric {kind} is called '{name}', as {other} is: give it another name.")
     unknown = [name for name in inspect.signature(one.update).parameters if name not in INPUTS]
     if unknown:
         raise ConfigError(

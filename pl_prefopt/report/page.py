@@ -103,7 +103,7 @@ def _card(subject: Subject) -> Card:
     run, stage = subject.run, tables.best_stage(subject.run)
     names = [name for name in _KPIS if stage and f"{stage}/{name}" in run.metrics]
     if stage and not names:  # unpaired rows have no pairs to be right about
-        names = [name for name in ("loss", "kl_0", "length_bias") if f"{stage}/{name}" in run.metrics]
+        names = [name for name in ("loss", "log_ratio_0", "length_bias") if f"{stage}/{name}" in run.metrics]
     columns = [tables.column_of(name, run.infos) for name in names]
     cells = [(column, tables.metric_cell(run, stage or "", column.name)) for column in columns]
     one = run.evaluation(stage) if stage else None

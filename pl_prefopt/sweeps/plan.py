@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pl_prefopt.errors import ConfigError, suggest
+from pl_prefopt.metric_info import current_name
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 OWN = ("run_dir", "ckpt_path", "seed_everything", "best.monitor", "best.mode", "config", "c")
@@ -126,6 +127,7 @@ class Sweep:
     def __post_init__(self) -> None:
         if not self.metric.startswith("val/"):
             raise ConfigError(f"expected a validation's `metric`, such as val/loss, got '{self.metric}'.")
+        object.__setattr__(self, "metric", current_name(self.metric))  # of an earlier version's sweep
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"expected `seeds` to be different whole numbers, got {self.seeds}.")
         if not self.search:

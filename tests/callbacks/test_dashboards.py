@@ -355,7 +355,7 @@ def test_tables_show_intervals_beside_their_metric(tiny_model, tmp_path, capsys)
     low, high = (measured[f"test/log_ratio_margin_0_{end}"] for end in ("low", "high"))
     assert f"{low:.4g} to {high:.4g}" in shown
     assert "log_ratio_margin_0_low" not in shown
-    assert shown.index("accuracy") < shown.index("ranking_accuracy") < shown.index("kl_0")
+    assert shown.index("accuracy") < shown.index("ranking_accuracy") < shown.index("log_ratio_0")
     assert "0.5" in shown
 
 

@@ -435,7 +435,9 @@ def test_a_run_without_what_is_monitored_ends_with_its_last_checkpoint(prefopt, 
     singles = [{"prompt": f"{n}?", "completion": f"{n}.", "label": n % 2 == 0} for n in range(8)]
     rows = write_rows(tmp_path / "singles.jsonl", singles)
     printed = prefopt("fit", *axes("kto"), *settings, "--data.train", rows, "--run_dir", "run")
-    assert re.search("Warning: .*'val/accuracy' was not measured.* val/kl, val/kl_0, val/loss", printed)
+    assert re.search(
+        "Warning: .*'val/accuracy' was not measured.* val/kl, val/log_ratio_0, val/loss", printed
+    )
     assert {path.name for path in Path("run/checkpoints").iterdir()} == {"last.ckpt"}
 
 

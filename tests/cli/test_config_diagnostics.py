@@ -334,10 +334,11 @@ def test_a_class_without_its_module_is_refused_only_where_every_such_class_is_kn
         (["--best.monitor", "val/loss"], "best.monitor: lower values of val/loss are better, but "
          "`best.mode` is max: set it to min."),
         (["--best.monitor", "val/marginal_0"], "'val/marginal_0' is called 'val/log_ratio_margin_0' now"),
+        (["--best.monitor", "val/kl_0", "--best.mode", "min"], "'val/kl_0' is called 'val/log_ratio_0' now"),
         (["-c", "stopping.yaml"], "stopping.yaml: trainer.callbacks.0.init_args.monitor: the metric "
          "'val/marginal_1' is called 'val/log_ratio_margin_1' now."),
         (["--best.monitor", "val/my_own", "--best.mode", "min"], None),
-        (["--best.monitor", "val/kl_0", "--best.mode", "min"], None),
+        (["--best.monitor", "val/log_ratio_0", "--best.mode", "min"], None),
     ],
 )  # fmt: skip
 def test_monitored_metrics_are_those_of_the_registry(settings, said, tmp_path, monkeypatch):

@@ -130,9 +130,10 @@ def test_a_metric_in_the_working_directory_is_measured_at_every_stage(prefopt, t
     ("text", "said"),
     [
         (
-            METRIC.replace("NAME", "kl_0"),
-            "the metric LongReward is called 'kl_0', as one of prefopt's own is",
+            METRIC.replace("NAME", "log_ratio_0"),
+            "the metric LongReward is called 'log_ratio_0', as one of prefopt's own is",
         ),
+        (METRIC.replace("NAME", "kl_3"), "called 'kl_3', as 'log_ratio_3' of earlier versions is"),
         (METRIC.replace("NAME", "margin_low"), "the metric LongReward is called 'margin_low'"),
         (METRIC.replace("info =", "other ="), "expected the metric LongReward to have an `info`"),
         (METRIC.replace("policy, present", "lengths"), "LongReward.update asks for 'lengths'"),
@@ -197,7 +198,7 @@ def test_list_shows_ours_and_those_of_plugins_without_importing_them(laboratory)
     assert re.search(
         r"^  lab_reward +Mean reward of long responses\. +https://lab.example$", printed, re.MULTILINE
     )
-    assert re.search(r"^  kl_k +Mean over responses .* docs/metrics.md$", printed, re.MULTILINE)
+    assert re.search(r"^  log_ratio_k +Mean log-ratio over .* docs/metrics.md$", printed, re.MULTILINE)
     assert re.search(r"^  alpha_k +Mean over pairs .* docs/methods/mrpo.md$", printed, re.MULTILINE)
 
 

@@ -35,7 +35,7 @@ PATTERNS = {info.label for info in REGISTRY if info.label != info.name} | {"X_lo
 
 def documented(num_references):
     """The names of a validation with so many references and no second view."""
-    numbered = {f"{name}_{k}" for name in ("kl", "log_ratio_margin") for k in range(num_references)}
+    numbered = {f"{name}_{k}" for name in ("log_ratio", "log_ratio_margin") for k in range(num_references)}
     return METRIC_HELP.keys() - PATTERNS | numbered
 
 
@@ -100,8 +100,8 @@ def test_kl_by_hand():
         ),
         num_references=2,
     )
-    assert values["kl_0"] == pytest.approx(1.25)
-    assert values["kl_1"] == pytest.approx(-1.0)
+    assert values["log_ratio_0"] == pytest.approx(1.25)
+    assert values["log_ratio_1"] == pytest.approx(-1.0)
 
 
 def test_length_bias_by_hand():
@@ -170,7 +170,7 @@ def test_against_scipy(seed):
     rewards, lengths = batch["reward"][present], batch["policy"].length[present]
     assert values["length_bias"] == pytest.approx(np.corrcoef(rewards, lengths)[0, 1], abs=1e-5)
     distance = (batch["policy"].sum - batch["references"][0])[present].mean().item()
-    assert values["kl_0"] == pytest.approx(distance, abs=1e-6)
+    assert values["log_ratio_0"] == pytest.approx(distance, abs=1e-6)
 
 
 # --- what all promise
@@ -288,7 +288,7 @@ def test_other_stages_have_all_and_one_distance_a_reference(stage):
     names = {name.removeprefix(f"{stage}/") for name in build_suite(stage, 2)}
     assert names - {"intervals"} == documented(2)
     assert ("intervals" in names) == (stage == "test")
-    assert not any("kl_" in name for name in build_suite(stage, 0))
+    assert not any("log_ratio_" in name for name in build_suite(stage, 0))
 
 
 def test_every_name_is_documented():
@@ -372,7 +372,7 @@ def test_metrics_take_lists_and_arrays():
     policy = ResponseLogProbs(sum=[[-3.0, -4.0]], length=np.array([[1, 2]]))
     assert metrics.ChosenLogProb()(policy) == -3.0
     assert metrics.NormalizedRankingAccuracy()(policy) == 0.0  # -3 per token against -2
-    assert metrics.SequenceKL(reference=0)(policy, [[[-5.0, -4.5]]]) == 1.25
+    assert metrics.MeanLogRatio(reference=0)(policy, [[[-5.0, -4.5]]]) == 1.25
     assert metrics.ViewMargin(view="quality")({"quality": [[2.0, 0.5]]}) == 1.5
     assert metrics.LossMean()([0.5, 0.7, 9.0], [True, True, False]) == pytest.approx(0.6)
     # Rewards that differ in float64 only are no tie.

@@ -41,7 +41,7 @@ def test_each_variant_lowers_its_own_loss_on_ragged_rows_without_a_reference(tin
     make_trainer(tmp_path, max_epochs=4).fit(module, data)
     (after,) = make_trainer(tmp_path).validate(module, data, verbose=False)
     assert after["val/loss"] < before["val/loss"]
-    assert "val/kl_0" not in after
+    assert "val/log_ratio_0" not in after
     assert 0 < after["val/likelihood_rank_4"] < 1
     assert {"val/best_of_n", "val/ndcg", "val/kendall_within", "val/likelihood_gap"} <= set(after)
 
@@ -51,7 +51,7 @@ def test_references_may_watch(tiny_model, tmp_path):
     ensemble = ReferenceEnsemble([AdapterOff()])
     trainer = make_trainer(tmp_path, ensemble)
     trainer.fit(module, make_datamodule(tmp_path))
-    assert trainer.callback_metrics["val/kl_0"] != 0
+    assert trainer.callback_metrics["val/log_ratio_0"] != 0
 
 
 @pytest.mark.parametrize("make", [PairSingle, lambda: PairMCM(num_pairs=1)], ids=["single", "num_pairs"])
@@ -102,7 +102,7 @@ def test_the_demos_data_from_the_command_line(prefopt, tiny_model, tmp_path):
     prefopt("fit", *configs, *settings)
     metrics = metrics_of(tmp_path / "run")
     assert {"val/best_of_n", "val/ndcg", "val/likelihood_best", "val/likelihood_gap"} <= set(metrics)
-    assert "val/kl_0" not in metrics
+    assert "val/log_ratio_0" not in metrics
 
 
 def test_the_module_refuses_other_families_by_name(prefopt, tiny_model):

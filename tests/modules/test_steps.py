@@ -69,7 +69,7 @@ def test_an_untrained_policy_has_no_margin_and_a_loss_of_ln_2(tiny_model, tmp_pa
     assert metrics["val/margin"] == 0
     assert metrics["val/loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert metrics["val/accuracy"] == 0.5
-    assert metrics["val/kl_0"] == 0
+    assert metrics["val/log_ratio_0"] == 0
     # Margins that are all zero correlate with nothing: no number instead of a made-up one.
     assert "val/pearson" not in metrics
     assert metrics["val/chosen_logp"] < -10
@@ -262,10 +262,10 @@ def test_reference_free_objectives_run_without_and_with_references_to_watch(tiny
     module = ReferenceFreeModule(lora_spec(tiny_model), SimPO(), optimizer=sgd)
     trainer = make_trainer(tmp_path)
     trainer.fit(module, make_datamodule(tmp_path))
-    assert "val/kl_0" not in trainer.callback_metrics
+    assert "val/log_ratio_0" not in trainer.callback_metrics
     watched = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]))
     (metrics,) = watched.validate(module, make_datamodule(tmp_path), verbose=False)
-    assert metrics["val/kl_0"] != 0
+    assert metrics["val/log_ratio_0"] != 0
 
 
 class TwoReferencesAndAView(Objective):

@@ -91,7 +91,7 @@ def test_the_tables_show_what_was_measured(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "unit", "word"),
-    [("kl_1", "nats", "reference k"), ("accuracy_quality", "%", "second view"), ("ndcg", "", "gain")],
+    [("log_ratio_1", "nats", "reference k"), ("accuracy_quality", "%", "second view"), ("ndcg", "", "gain")],
 )
 def test_metrics_have_units_and_meanings(name, unit, word):
     column = column_of(name, REGISTRY)
@@ -106,13 +106,15 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
 
 def test_numbers_of_an_objective_have_the_meanings_that_the_run_noted_and_old_names_are_read(tmp_path):
     folder = write_run(tmp_path / "a", ranked_rows())
-    (folder / "metrics.json").write_text('{"val/accuracy": 0.7, "val/marginal_0": 1.5}')
+    (folder / "metrics.json").write_text('{"val/accuracy": 0.7, "val/marginal_0": 1.5, "val/a-b/kl_0": -2.5}')
     told = MetricInfo(name="alpha_{k}", help="The weight.", unit="%", better="lower")
     metrics = {"test/alpha_1": 0.25, "test/alpha_1_low": 0.2, "test/own": 2.0}
     add_evaluation(folder / "metrics.json", Evaluation(metrics=metrics, described=(told,)))
-    (folder / "metrics.csv").write_text("step,val/marginal_1\n1,0.5\n")
+    (folder / "metrics.csv").write_text("step,val/marginal_1,val/kl_0\n1,0.5,-3\n")
     (run,) = read_runs([folder])
     assert run.metrics["val/log_ratio_margin_0"] == 1.5
+    assert run.metrics["val/a-b/log_ratio_0"] == -2.5
+    assert run.curves["val/log_ratio_0"].values.tolist() == [-3.0]
     assert run.curves["val/log_ratio_margin_1"].values.tolist() == [0.5]
     test, validation = metric_tables([run], everything=True)
     assert test.columns == [
@@ -120,7 +122,7 @@ def test_numbers_of_an_objective_have_the_meanings_that_the_run_noted_and_old_na
         Column("own", "", ""),
     ]
     assert test.rows[0][0].text == "25.0 %"
-    assert validation.columns[1].help == METRIC_HELP["log_ratio_margin_k"] + " Higher is better."
+    assert validation.columns[2].help == METRIC_HELP["log_ratio_margin_k"] + " Higher is better."
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

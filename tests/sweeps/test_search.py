@@ -141,3 +141,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, changes, said):
     with pytest.raises(ConfigError) as caught:
         list(sweep(tmp_path, **changes).corners())
     assert said in str(caught.value)
+
+
+def test_a_metric_s_former_name_is_the_present_one(tmp_path):
+    assert sweep(tmp_path, metric="val/kl_0").metric == "val/log_ratio_0"
