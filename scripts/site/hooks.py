@@ -1,9 +1,10 @@
-"""MkDocs hooks: formulae as MathML, which browsers draw by themselves, and pictures in the page's colours."""
+"""MkDocs hooks: formulae as MathML, pictures in the page's colours, and the link to the repository."""
 
 from __future__ import annotations
 
 import html
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,24 @@ _FUNCTION = re.compile(
 )
 _THIN_SPACE = '<mspace width="0.167em" />'
 _SVG_IMAGE = re.compile(r'<img [^>]*?src="(?:\.\./)*(?P<path>images/[\w-]+\.svg)"[^>]*>')
+
+
+def on_config(config: Any, **_: Any) -> Any:
+    """Link to the repository that this checkout was cloned from, if it is on a web server."""
+    command = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
+    origin = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    config.repo_url = config.repo_url or web_address(origin)
+    return config
+
+
+def web_address(origin: str) -> str | None:
+    """Return the address in a browser of a repository that git clones from ``origin``.
+
+    >>> web_address("git@github.com:owner/name.git"), web_address("/srv/name.git")
+    ('https://github.com/owner/name', None)
+    """
+    found = re.fullmatch(r"(?:https://|ssh://git@|git@)([\w.-]+)[:/](.+?)(?:\.git)?/?", origin)
+    return f"https://{found[1]}/{found[2]}" if found else None
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as sharded
 import yaml
 
 import pl_prefopt as pp
@@ -69,6 +70,13 @@ def test_fit_trains_as_the_command_does(prefopt, tiny_model):
     torch.testing.assert_close(found.sort().values, expected.sort().values)
     prompt = alone.load_tokenizer()("Say yes.", return_tensors="pt")
     assert alone.policy.generate(**prompt, max_new_tokens=3, min_new_tokens=3).shape[1] > 3
+
+    # Sharded weights are in a folder.
+    content, folder = read_checkpoint(Path("python/checkpoints/last.ckpt")), "python/checkpoints/shards.ckpt"
+    sharded.save({"state_dict": content.pop("state_dict")}, checkpoint_id=folder, no_dist=True)
+    torch.save(content, Path(folder, "meta.pt"))
+    for name, weight in pp.DPOModule.load_from_checkpoint(folder).state_dict().items():
+        assert torch.equal(weight, wanted[name]), name
 
     # Rows in memory are kept in the run's folder.
     kept = pp.fit(

@@ -137,7 +137,9 @@ class Folder:
         verb, what = words
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert verb == "install"
-        assert set(re.findall(r"\w+", what)) <= set(extras)
+        named = re.fullmatch(r"(?:\.|pl-prefopt\[(.+)\]|\.\[(.+)\])", what)
+        assert named, what
+        assert set(filter(None, (named[1] or named[2] or "").split(","))) <= set(extras)
 
     def command_source(self, script: str) -> None:
         assert script == ".venv/bin/activate"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import PAGES, ROOT, name_of
+from tests.support import NO_BROWSER, find_browser
 
 pytest.importorskip("material")
 
@@ -32,6 +33,7 @@ ROOMS = [
     "report",
     "rewards",
     "scoring",
+    "sweeps",
 ]
 
 
@@ -113,3 +115,33 @@ def test_every_public_name_is_in_the_api_reference_and_the_search(site):
             assert paths & documented or not callable(thing), f"pl_prefopt.{room}.{name}"
     found = json.loads((site / "search/search_index.json").read_text(encoding="utf-8"))["docs"]
     assert any(entry["location"] == "api/objectives.html#pl_prefopt.objectives.DPO" for entry in found)
+
+
+@pytest.mark.browser
+def test_pages_opened_from_a_folder_can_be_searched(site):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chrome = find_browser() or pytest.skip(NO_BROWSER)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chrome, args=["--no-sandbox"], timeout=120_000)
+        page = browser.new_context(offline=True).new_page()
+        page.goto(f"{(site / 'methods/dpo.html').as_uri()}?q=PrecomputedTable")
+        page.wait_for_selector(".md-search-result__link", state="attached", timeout=120_000)
+        found = [link.get_attribute("href") for link in page.locator(".md-search-result__link").all()]
+        browser.close()
+    assert any("/api/references.html" in link for link in found)
+
+
+@pytest.mark.parametrize(
+    ("origin", "address"),
+    [
+        ("https://github.com/owner/name.git", "https://github.com/owner/name"),
+        ("git@github.com:owner/name.git", "https://github.com/owner/name"),
+        ("ssh://git@example.org/owner/name", "https://example.org/owner/name"),
+        ("/srv/git/name.git", None),
+        ("", None),
+    ],
+)
+def test_the_site_links_to_the_repository_that_it_was_cloned_from(origin, address):
+    from scripts.site.hooks import web_address
+
+    assert web_address(origin) == address
