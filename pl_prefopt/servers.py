@@ -172,6 +172,24 @@ class JsonServer:
                 self._pause(attempt, asked)
         raise self._given_up(f"failed {self._patience.retries + 1} times, the last time with: {reason}")
 
+    def get(self, path: str, *, needs: str) -> dict[str, Any]:
+        """Return the answer at ``url/path``, asked for once.
+
+        Args:
+            path: the path after the base URL.
+            needs: the list that an answer must have.
+
+        Raises:
+            ServerError: if there is none.
+        """
+        try:
+            return self._once(path, None, needs)
+        except urllib.error.HTTPError as error:
+            raise self._given_up(f"answered {self._http_reason(error)}", error.code) from error
+        except _HTTP_ERRORS as error:
+            reason = self._clean(_connection_reason(error, self._patience.timeout))
+            raise self._given_up(f"gives no answer: {reason}") from error
+
     def _pause(self, attempt: int, asked: float | None) -> None:
         """Wait before a repetition. What the server asks for holds for all threads."""
         if asked:
@@ -180,13 +198,13 @@ class JsonServer:
         most = min(self._patience.backoff * 2.0**attempt, self._patience.longest_wait)
         time.sleep(most * random.uniform(0.5, 1.0))
 
-    def _once(self, path: str, body: Mapping[str, Any], needs: str) -> dict[str, Any]:
+    def _once(self, path: str, body: Mapping[str, Any] | None, needs: str) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         key = self._key()
         if key:
             headers["Authorization"] = f"Bearer {key}"
-        content = json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}/{path}", data=content, headers=headers, method="POST")
+        content = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}/{path}", data=content, headers=headers)
         deadline = time.monotonic() + self._patience.timeout
         with self._opener.open(request, timeout=self._patience.timeout) as response:
             text = _read(response.read1, deadline)

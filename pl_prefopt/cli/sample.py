@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pl_prefopt.cli.chosen_policy import ChosenPolicy, Limits
 from pl_prefopt.cli.plain_parser import PlainParser
 from pl_prefopt.cli.run_lock import alone_in
 from pl_prefopt.data import Prompts, Renderer
-from pl_prefopt.errors import ConfigError
+from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.files import without_dots
 from pl_prefopt.generation import (
     Engine,
@@ -23,6 +24,7 @@ from pl_prefopt.generation import (
     TransformersEngine,
 )
 from pl_prefopt.policies.spec import Dtype
+from pl_prefopt.rows import PreferenceRow
 
 _BUSY = "Another process is sampling to {}: wait until it ends, or stop it."
 _LOG, _SERVED = ".engine.log", ".served"
@@ -48,7 +50,7 @@ def sample(arguments: list[str]) -> None:
         kind=settings.format,
     )
     with tempfile.TemporaryDirectory() as scratch, alone_in(out, busy=_BUSY.format(out)):
-        content, count = prompts.open(Path(scratch))
+        content, count = prompts.open(Path(scratch), checked_prompt(chosen, renderer, sampling))
         server = Server(**vars(settings.engine))
         engine = engine_of(chosen, renderer, server, out, allowed=settings.allow_commands)
         scorer = (lambda: chosen.model) if settings.score else None
@@ -106,6 +108,24 @@ def _parser() -> PlainParser:
     for name, kind in kinds.items():
         parser.add_argument(f"--{name}", type=kind | None, default=None, help=f"As data.{name}; the run's.")
     return parser
+
+
+def checked_prompt(
+    chosen: ChosenPolicy, renderer: Renderer, sampling: Sampling
+) -> Callable[[PreferenceRow], None]:
+    """Return a check that a prompt can be sampled for, so that none ends the command after hours."""
+    context = chosen.spec.context_length()
+
+    def check(row: PreferenceRow) -> None:
+        length = len(renderer.encode(row).prompt_ids)
+        if context is not None and length + sampling.max_new_tokens > context:
+            raise DataError(
+                f"{row.origin}: a prompt of {length} tokens and a response of {sampling.max_new_tokens} "
+                f"don't fit into the policy's context of {context}: set max_prompt_length to at most "
+                f"{max(1, context - sampling.max_new_tokens)}, or lower max_new_tokens."
+            )
+
+    return check
 
 
 def _shortened(settings: Any) -> dict[str, Any]:

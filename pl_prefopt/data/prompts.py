@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,22 @@ class Prompts:
         if self.max_prompts is not None and self.max_prompts < 1:
             raise ConfigError(f"expected max_prompts to be at least 1, got {self.max_prompts}.")
 
-    def open(self, scratch: Path) -> tuple[str, int]:
+    def open(self, scratch: Path, check: Callable[[PreferenceRow], object] | None = None) -> tuple[str, int]:
         """Return a hash of the content, and how many prompts there are.
 
         Args:
             scratch: a folder for conversions.
+            check: called with each row, before anything is made of one; raises what is wrong with it.
 
         Raises:
             DataError: if a row is bad or there are no prompts.
         """
         reading = self._reading(scratch)
-        count = sum(1 for _ in self.rows(scratch))
+        count = 0
+        for _, row in self.rows(scratch):
+            count += 1
+            if check is not None:
+                check(row)
         if not count:
             raise DataError(f"expected prompts in {Source.of(self.source).label}, got none.")
         return f"{reading.content_key} {self.part} {self.max_prompts} {sorted(self.columns.items())}", count
@@ -74,7 +79,7 @@ class Prompts:
                 row = to_prompt(record.fields, reading.mapped)
             except BadRowError as error:
                 raise DataError(f"{record.origin}: {error}") from error
-            yield place, row
+            yield place, replace(row, origin=record.origin)
 
     def _reading(self, scratch: Path) -> Reading:
         return open_source(Source.of(self.source), scratch, self.columns)

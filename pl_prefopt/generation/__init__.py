@@ -1,6 +1,6 @@
 """Sampling responses of a policy: engines, and files of samples."""
 
-from pl_prefopt.generation.base import Engine, FinishReason, Sample, Sampling, sample_seed
+from pl_prefopt.generation.base import Engine, FinishReason, RefusedPromptError, Sample, Sampling, sample_seed
 from pl_prefopt.generation.decoding import end_token_ids, end_tokens, pick, plain_settings, room
 from pl_prefopt.generation.sampler import SETTINGS_FILE, SampleFolder, Sampler
 from pl_prefopt.generation.server import OpenAIServer, Server
@@ -13,6 +13,7 @@ __all__ = [
     "FinishReason",
     "Format",
     "OpenAIServer",
+    "RefusedPromptError",
     "Sample",
     "SampleFolder",
     "Sampler",

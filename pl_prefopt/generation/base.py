@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
-from pl_prefopt.errors import ConfigError
+from pl_prefopt.errors import ConfigError, RunError
 
 FinishReason = Literal["stop", "length"]
 
@@ -81,6 +81,10 @@ class Sample(NamedTuple):
     text: str | None = None
 
 
+class RefusedPromptError(RunError):
+    """An engine that refuses a prompt, such as one that is too long; other prompts may do."""
+
+
 class Engine(ABC):
     """Samples responses of one policy. It is a context manager: what it started or loaded ends with it."""
 
@@ -96,6 +100,14 @@ class Engine(ABC):
     def identity(self) -> str:
         """What determines the samples in addition to prompts and settings; a resumed run checks it."""
 
+    def longest_prompt(self, sampling: Sampling) -> int | None:
+        """Return how many tokens a prompt may have; ``None`` if the engine doesn't know.
+
+        Args:
+            sampling: the settings of the responses, which need room too.
+        """
+        return None
+
     @abstractmethod
     def sample(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling
@@ -108,5 +120,6 @@ class Engine(ABC):
             sampling: the settings; ``n`` and ``seed`` are not read.
 
         Raises:
+            RefusedPromptError: if it refuses one of the prompts.
             RunError: if the engine fails or returns fewer samples.
         """

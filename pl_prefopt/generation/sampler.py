@@ -281,7 +281,8 @@ class Sampler:
     def _check_settings(self, content: str) -> None:
         path, wanted = self.out.folder / SETTINGS_FILE, self._settings(content)
         if not path.is_file():
-            if self.out.folder.is_dir() and any(one.name != ".lock" for one in self.out.folder.iterdir()):
+            # Hidden files are a lock, and what a kill left of the settings.
+            if self.out.folder.is_dir() and any(self.out.folder.glob("[!.]*")):
                 raise ConfigError(f"Expected --out to be a new or empty folder, but {self.out.folder} isn't.")
             self._write(wanted)
             return

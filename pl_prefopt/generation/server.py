@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,12 +12,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from pl_prefopt.errors import ConfigError, RunError, first_line
-from pl_prefopt.generation.base import Engine, FinishReason, Sample, Sampling
+from pl_prefopt.generation.base import Engine, FinishReason, RefusedPromptError, Sample, Sampling
 from pl_prefopt.processes import last_line, require_permission, start, stop
 from pl_prefopt.servers import JsonServer, Patience, RefusedRequestError, ServerError
 
 _POLICY, _PORT = "{policy}", "{port}"
 _TOKEN = "token_id:"
+_PATIENCE = 10.0
+"""Seconds to wait for a server that should be running already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,17 +176,22 @@ class OpenAIServer(Engine):
         assert self._client is not None, "the engine is entered first"
         try:
             return self._client.post("completions", body, needs="choices").body
-        except (ServerError, RefusedRequestError) as error:
+        except RefusedRequestError as error:
+            said = str(error).removesuffix(".")
+            raise RefusedPromptError(f"the engine at {self.url} refuses a prompt: {said}.") from error
+        except ServerError as error:
             raise RunError(f"{str(error).removesuffix('.')}{self._died()}") from error
 
     def _wait(self) -> str:
         """Wait until the server answers; return the name of its model."""
-        until = time.monotonic() + (self.server.start_timeout if self._process is not None else 10.0)
+        until = time.monotonic() + (self.server.start_timeout if self._process is not None else _PATIENCE)
+        once = Patience(timeout=10.0, retries=0)
+        asked = JsonServer(f"{self.url}/v1", key_variable=self.server.key_variable, patience=once)
         while True:
             try:
-                with urllib.request.urlopen(f"{self.url}/v1/models", timeout=10.0) as answer:
-                    return self.server.model or str(json.load(answer)["data"][0]["id"])
-            except (OSError, ValueError, LookupError, TypeError) as error:
+                models = asked.get("models", needs="data")["data"]
+                return self.server.model or str(models[0]["id"])
+            except (ServerError, LookupError, TypeError) as error:
                 if self._process is not None and self._process.poll() is not None:
                     raise RunError(f"the engine didn't start{self._died()}") from error
                 if time.monotonic() > until:

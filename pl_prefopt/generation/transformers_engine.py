@@ -67,8 +67,12 @@ class TransformersEngine(Engine):
         made = iter(self._generate(ids, mask, counts, flat, sampling))
         return [[next(made) for _ in own] for own in seeds]
 
+    def longest_prompt(self, sampling: Sampling) -> int:
+        """See the base class."""
+        return room(self.policy, sampling.max_new_tokens)
+
     def _check_lengths(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        longest, limit = max(map(len, prompts)), room(self.policy, sampling.max_new_tokens)
+        longest, limit = max(map(len, prompts)), self.longest_prompt(sampling)
         if longest > limit:
             raise DataError(
                 f"A prompt of {longest} tokens and a response of {sampling.max_new_tokens} don't fit into "

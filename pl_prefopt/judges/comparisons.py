@@ -168,7 +168,12 @@ class GenerativePairs(Judge):
 
     def _verdict(self, row: JudgedRow) -> Verdict:
         start, number = time.monotonic(), len(row.responses)
-        answers = self._model.log_probs([self._asked(row, order) for order in both_orders(number)])
+        try:
+            asked = [self._asked(row, order) for order in both_orders(number)]
+        except DataError as error:
+            unknown = [None] * len(both_orders(number))
+            return Verdict.of_both_orders(number, unknown, problems=[str(error)])
+        answers = self._model.log_probs(asked)
         flat = [one for answer in answers for one in answer]
         return Verdict.of_both_orders(
             number,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pl_prefopt.errors import ConfigError, printable
+from pl_prefopt.errors import ConfigError, DataError, printable
 from pl_prefopt.judges.answer_cache import AnswerCache, key_of
 from pl_prefopt.judges.base import Cost, JudgedRow, Verdict
 from pl_prefopt.judges.generative import Answer, Comparing, GenerativeJudge, Grading, TokenProbabilities
@@ -137,16 +136,23 @@ class ServerJudge(GenerativeJudge):
         """See the base class. Equal questions of a batch are asked once."""
         self.prepare()
         asked = [[self._request(values) for values in self._questions(row)] for row in batch]
-        answers = self._ask(list(itertools.chain.from_iterable(asked)))
+        answers = self._ask([one for own in asked for one in own if not isinstance(one, str)])
         return [
-            self._verdict(row, list(itertools.islice(answers, len(own))))
+            self._verdict(
+                row, [Answer(None, problem=one) if isinstance(one, str) else next(answers) for one in own]
+            )
             for row, own in zip(batch, asked, strict=True)
         ]
 
     # -- asking
 
-    def _request(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {"model": self.model, "messages": self.template.messages(values), **self._settings}
+    def _request(self, values: Mapping[str, Any]) -> dict[str, Any] | str:
+        """Return the request with a question, or why there is none."""
+        try:
+            messages = self.template.messages(values)
+        except DataError as error:
+            return str(error)
+        return {"model": self.model, "messages": messages, **self._settings}
 
     def _ask(self, requests: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
         """Return the answer to each request, in order."""

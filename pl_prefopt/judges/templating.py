@@ -17,7 +17,7 @@ import yaml
 from jinja2 import meta
 from jinja2.sandbox import SandboxedEnvironment
 
-from pl_prefopt.errors import ConfigError, first_line, listed, suggest
+from pl_prefopt.errors import ConfigError, DataError, first_line, listed, suggest
 from pl_prefopt.judges.base import Gives
 from pl_prefopt.rows import Message
 
@@ -99,16 +99,26 @@ class JudgeTemplate:
     def _check_texts(self) -> None:
         try:
             groups = re.compile(self.pattern).groups
-            parsed = SandboxedEnvironment(autoescape=False).parse(self.user)
+            environment = SandboxedEnvironment(autoescape=False)
+            used, also = (
+                meta.find_undeclared_variables(environment.parse(one)) - set(environment.globals)
+                for one in (self.user, self.system)
+            )
             self._compiled  # noqa: B018 - compiles both
         except (re.error, jinja2.TemplateError) as error:
             raise ConfigError(f"the template of a judge can't be read ({first_line(error)}).") from error
         if groups < 1:
             raise ConfigError(f"expected a group for the verdict in `pattern`, got '{self.pattern}'.")
-        used = meta.find_undeclared_variables(parsed)
         missing = [name for name in _NEEDED[self.gives] if name not in used]
         if missing:
             raise ConfigError(f"expected {{{{ {missing[0]} }}}} in `user` of the template, got none.")
+        known = ("prompt", "context", "columns", *_NEEDED[self.gives])
+        unknown = sorted((used | also) - set(known))
+        if unknown:
+            raise ConfigError(
+                f"the template of a judge has no value for {{{{ {unknown[0]} }}}}"
+                f"{suggest(unknown[0], known) or '.'} A column is {{{{ columns.{unknown[0]} }}}}."
+            )
 
     @classmethod
     def load(cls, name: str) -> JudgeTemplate:
@@ -181,10 +191,13 @@ class JudgeTemplate:
         """Return the messages of a question.
 
         Raises:
-            ConfigError: if the template asks for a value that isn't there.
+            DataError: if the template asks for a column that the row doesn't have.
+            ConfigError: if the template can't be filled in for another reason.
         """
         try:
             system, user = (one.render(**values).strip() for one in self._compiled)
+        except jinja2.UndefinedError as error:
+            raise DataError(f"the judge's template needs what the row lacks: {first_line(error)}") from error
         except jinja2.TemplateError as error:
             raise ConfigError(f"the template of a judge can't be filled in ({first_line(error)}).") from error
         asked = [{"role": "user", "content": user}]

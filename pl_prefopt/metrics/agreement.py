@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.optimize import minimize  # type: ignore[import-untyped]
 from scipy.special import expit  # type: ignore[import-untyped]
+from torchmetrics.functional.classification import multiclass_cohen_kappa
 
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.metrics.bootstrap import Floats
@@ -19,7 +21,7 @@ def cohen_kappa(first: Sequence[object], second: Sequence[object]) -> float:
 
     κ = (p_o − p_e) / (1 − p_e) with the observed agreement p_o and that of independent raters with the same
     shares of labels, p_e. NaN where both gave one label only. Rows where either is ``None`` or NaN are left
-    out.
+    out. Computed by torchmetrics, in float32.
 
     Examples:
         >>> cohen_kappa("AABB", "AABA")
@@ -27,15 +29,13 @@ def cohen_kappa(first: Sequence[object], second: Sequence[object]) -> float:
     """
     same_length(first, second)
     both = [(a, b) for a, b in zip(first, second, strict=True) if _is_known(a) and _is_known(b)]
-    if not both:
+    codes = {
+        label: code for code, label in enumerate(dict.fromkeys(label for pair in both for label in pair))
+    }
+    if len(codes) < 2:
         return float("nan")
-    observed = sum(a == b for a, b in both) / len(both)
-    labels = {label for pair in both for label in pair}
-    chance = (
-        sum(sum(a == label for a, _ in both) * sum(b == label for _, b in both) for label in labels)
-        / len(both) ** 2
-    )
-    return float("nan") if chance == 1 else (observed - chance) / (1 - chance)
+    one, other = (torch.tensor([codes[label] for label in labels]) for labels in zip(*both, strict=True))
+    return float(multiclass_cohen_kappa(one, other, num_classes=len(codes)))
 
 
 def _is_known(label: object) -> bool:

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 
 from pl_prefopt.data import Renderer
-from pl_prefopt.errors import ConfigError
-from pl_prefopt.generation import Engine, Sampling, ShardWriter, read_shards
+from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.generation import Engine, RefusedPromptError, Sample, Sampling, ShardWriter, read_shards
 from pl_prefopt.judges import Gives, Judge, JudgedRow, Verdict
 from pl_prefopt.judges.generative import Answer, Grading
 from pl_prefopt.rewards import RewardCombination
@@ -87,29 +87,54 @@ class OwnGrades(Grading):
         self._bound[0].__exit__()
 
     def judge(self, batch: Sequence[JudgedRow]) -> list[Verdict]:
-        """See the base class."""
-        engine, renderer = self._bound
-        questions = [[self._tokens(values, renderer) for values in self._questions(row)] for row in batch]
-        asked = [question for own in questions for question in own]
-        samples = iter(engine.sample(asked, [self._seeds(one) for one in asked], self.sampling))
-        verdicts = []
-        for row, own in zip(batch, questions, strict=True):
-            grades = [[self._grade(one, renderer) for one in next(samples)] for _ in own]
-            missing = sum(one is None for answers in grades for one in answers)
-            verdict = self._verdict(row, [Answer(_mean_of_known(answers)) for answers in grades])
-            verdicts.append(replace(verdict, problems=("no grade in an answer",) * missing))
-        return verdicts
+        """See the base class. A question that the policy can't read is an invalid answer."""
+        asked = [[self._question(values) for values in self._questions(row)] for row in batch]
+        samples = iter(self._sampled([one for own in asked for one in own if not isinstance(one, str)]))
+        return [
+            self._verdict(row, [self._answer(one if isinstance(one, str) else next(samples)) for one in own])
+            for row, own in zip(batch, asked, strict=True)
+        ]
 
-    def _tokens(self, values: dict[str, Any], renderer: Renderer) -> list[int]:
-        turns = self.template.messages(values)
-        return renderer.encode_prompt([Message(turn["role"], turn["content"]) for turn in turns])
+    def _question(self, values: dict[str, Any]) -> list[int] | str:
+        """Return the tokens of a question, or why the policy can't read it."""
+        engine, renderer = self._bound
+        try:
+            turns = self.template.messages(values)
+            ids = renderer.encode_prompt([Message(turn["role"], turn["content"]) for turn in turns])
+        except DataError as error:
+            return str(error)
+        limit = engine.longest_prompt(self.sampling)
+        if limit is None or len(ids) <= limit:
+            return ids
+        return f"the question has {len(ids)} tokens, and the policy's context has room for {limit}"
+
+    def _sampled(self, questions: Sequence[list[int]]) -> list[list[Sample] | str]:
+        """Return the samples of each question, or why the engine refuses it."""
+        if not questions:
+            return []
+        seeds = [self._seeds(one) for one in questions]
+        try:
+            return list(self._bound[0].sample(questions, seeds, self.sampling))
+        except RefusedPromptError as error:
+            if len(questions) == 1:
+                return [str(error)]
+            return [found for one in questions for found in self._sampled([one])]
 
     def _seeds(self, question: Sequence[int]) -> list[int]:
         told = hashlib.blake2b(repr(list(question)).encode(), digest_size=6).digest()
         return self.sampling.seeds(int.from_bytes(told, "big"))
 
-    def _grade(self, sample: Any, renderer: Renderer) -> float | None:
-        text = renderer.decode(sample.token_ids) if sample.text is None else sample.text
+    def _answer(self, samples: list[Sample] | str) -> Answer:
+        """Return the mean of the grades that can be read."""
+        if isinstance(samples, str):
+            return Answer(None, problem=samples)
+        grades = [self._grade(one) for one in samples]
+        missing = sum(grade is None for grade in grades)
+        problem = f"no grade in {missing} of {len(grades)} answers" if missing else ""
+        return Answer(_mean_of_known(grades), problem=problem)
+
+    def _grade(self, sample: Sample) -> float | None:
+        text = self._bound[1].decode(sample.token_ids) if sample.text is None else sample.text
         return self.template.value(text)
 
 

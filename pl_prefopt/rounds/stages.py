@@ -45,13 +45,16 @@ def judge_samples(judge: Judge, folders: Sequence[Path], out: Path, *, gold: boo
         RunError: if a folder lacks prompts that another one has.
     """
     writer = ShardWriter(out, rows_per_shard=_ROWS_PER_SHARD)
-    rows = itertools.islice(gathered(folders), writer.rows, None)
+    rows, invalid = itertools.islice(gathered(folders), writer.rows, None), 0
     with judge:
         while batch := list(itertools.islice(rows, judge.batch_size)):
             asked = [_judged(row, gold=gold) for row in batch]
             verdicts = list(judge.verdicts(asked))
             writer.append([_with_verdict(row, one) for row, one in zip(batch, verdicts, strict=True)])
-            print(f"{writer.rows} prompts are judged", flush=True)
+            invalid += sum(one.invalid for one in verdicts)
+            reasons = dict.fromkeys(problem for one in verdicts for problem in one.problems)
+            told = f", {invalid} answers are invalid ({next(iter(reasons), '')})" if reasons else ""
+            print(f"{writer.rows} prompts are judged{told}", flush=True)
     writer.finish()
 
 

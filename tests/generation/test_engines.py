@@ -13,13 +13,16 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import decoders
 
-from pl_prefopt.data import Renderer
+from pl_prefopt.cli.sample import checked_prompt
+from pl_prefopt.data import Prompts, Renderer
 from pl_prefopt.data.formats import to_prompt
 from pl_prefopt.errors import ConfigError, DataError, RunError
 from pl_prefopt.generation import (
@@ -132,10 +135,11 @@ def test_picked_tokens_have_the_probabilities_of_the_settings():
 class _Fake(BaseHTTPRequestHandler):
     """Completes a prompt by its last token and the seed's last digit."""
 
-    kind = "ids"
+    kind, key = "ids", None
 
     def do_GET(self):
-        self._answer({"data": [{"id": "tiny"}]})
+        if not self._leaks():
+            self._answer({"data": [{"id": "tiny"}]})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -146,10 +150,19 @@ class _Fake(BaseHTTPRequestHandler):
         if self.kind == "text":
             choice["logprobs"] = None
         choices = [] if self.kind == "fewer" else [choice]
-        self._answer({"choices": choices})
+        if not self._leaks():
+            self._answer({"choices": choices})
 
-    def _answer(self, body):
-        self.send_response(200)
+    def _leaks(self):
+        """Answer with the key, as some servers do that refuse it, unless it is the right one."""
+        key = self.headers["Authorization"]
+        if self.key is None or (key == f"Bearer {self.key}" and self.kind != "leak"):
+            return False
+        self._answer({"error": {"message": f"the key {key} is wrong"}}, status=401)
+        return True
+
+    def _answer(self, body, status=200):
+        self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(body).encode())
 
@@ -191,6 +204,33 @@ def test_a_server_gives_token_ids_or_text_or_is_refused(url, tmp_path, monkeypat
         monkeypatch.setattr(_Fake, "kind", "fewer")
         with pytest.raises(RunError, match="an answer without 'choices'"):
             engine.sample(PROMPTS, seeds, sampling)
+
+
+def test_the_key_of_an_engine_goes_to_the_server_alone(url, tmp_path, monkeypatch, capsys):
+    key = "a-very-secret-key-0123456789"
+    monkeypatch.setattr(_Fake, "key", key)
+    monkeypatch.setattr("pl_prefopt.generation.server._PATIENCE", 0.0)
+    rows = [(number, to_prompt({"prompt": f"Say {number}."})) for number in range(2)]
+
+    def run():
+        engine = served(tmp_path, Server(url=url, retries=0, key_variable="ENGINE_KEY"))
+        sampler = Sampler(
+            engine, Renderer(tiny_tokenizer()), Sampling(n=2), SampleFolder(folder=tmp_path / "out")
+        )
+        return sampler.run(rows, 2, content="", say=print)
+
+    with pytest.raises(ConfigError, match="environment variable ENGINE_KEY"):
+        run()
+    monkeypatch.setenv("ENGINE_KEY", key)
+    monkeypatch.setattr(_Fake, "kind", "leak")
+    with pytest.raises(RunError, match=r"HTTP 401 \(the key Bearer \*\*\* is wrong\)") as refused:
+        run()
+    monkeypatch.setattr(_Fake, "kind", "ids")
+    assert run()["samples"] == 4
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.suffix in (".json", ".jsonl", ".log")]
+    written += [str(pq.read_table(path).to_pylist()) for path in tmp_path.rglob("*.parquet")]
+    assert len(written) >= 2
+    assert not any(key in text for text in [*written, *capsys.readouterr(), str(refused.value)])
 
 
 def test_a_command_needs_permission_and_is_waited_for_watched_and_stopped(tmp_path):
@@ -296,6 +336,26 @@ def test_an_engine_that_returns_fewer_prompts_or_samples_is_refused(tmp_path):
         with pytest.raises(RunError, match=said):
             sampler.run(rows, 2, content="", say=print)
         assert not list(folder.glob("part-*"))
+
+
+def test_a_prompt_that_cannot_be_sampled_for_is_told_before_anything_is_sampled(tmp_path):
+    texts = ("Say 1.", "Say 2, " + "please " * 40, "Say <|im_start|>.")
+    renderer, sampling = Renderer(tiny_tokenizer()), Sampling(max_new_tokens=8)
+    chosen = SimpleNamespace(spec=SimpleNamespace(context_length=lambda: 100))
+    for place, said in (
+        (0, None),
+        (1, r"row 2: a prompt of \d+ tokens .*max_prompt_length to at most 92"),
+        (2, "row 3"),
+    ):
+        (tmp_path / "prompts.jsonl").write_text(
+            "".join(f'{{"prompt": "{text}"}}\n' for text in texts[: place + 1])
+        )
+        prompts = Prompts(source=str(tmp_path / "prompts.jsonl"), part=(place + 1, place + 1))
+        if said is None:
+            assert prompts.open(tmp_path, checked_prompt(chosen, renderer, sampling))[1] == 1
+            continue
+        with pytest.raises(DataError, match=said):
+            prompts.open(tmp_path, checked_prompt(chosen, renderer, sampling))
 
 
 def test_a_sample_that_continues_a_turn_keeps_its_first_space(tmp_path):

@@ -13,8 +13,11 @@ from pl_prefopt.data import Source
 from pl_prefopt.data.formats import convert, to_row
 from pl_prefopt.errors import ConfigError, DataError, RunError
 from pl_prefopt.judges import Judge, Patience, Rule, ServerScores, Verdict
+from pl_prefopt.judges.answer_cache import AnswerCache
 from pl_prefopt.judges.labelling import Labelling
+from pl_prefopt.servers import Reply
 from tests.fake_server import FakeServer, Say
+from tests.kills import killed_until_done
 from tests.runs import pair_rows, write_rows
 
 BREVITY = Rule("pl_prefopt.judges.rules.brevity")
@@ -159,6 +162,50 @@ def test_a_killed_labelling_pays_for_nothing_twice(tmp_path, monkeypatch):
     assert [row["prompt"][0]["content"] for row in read(out)] == [row["prompt"] for row in rows]
     assert all(row["scores"] == [3.0, 2.0] for row in read(out))
     assert not list(tmp_path.glob(".*parts*"))
+
+
+def test_killed_at_random_points_a_labelling_pays_for_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr("pl_prefopt.judges.labelling.ROWS_PER_PART", 3)
+    rows = [{"prompt": f"case {number}.", "chosen": "Yes.", "rejected": "No."} for number in range(7)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    how = os.O_CREAT | os.O_APPEND | os.O_WRONLY
+    files = {name: os.open(tmp_path / name, how) for name in ("paid", "kept")}
+    points = [lambda: None]
+
+    def post(_, path, body, needs):
+        asked = body["messages"][-1]["content"]
+        points[0]()
+        os.write(files["paid"], b"x")
+        points[0]()
+        usage = {"prompt_tokens": 1, "completion_tokens": 1}
+        message = {"content": f"[[{3 if 'Yes.' in asked else 2}]]"}
+        return Reply({"choices": [{"message": message}], "usage": usage}, 0, 0.0)
+
+    def put(cache, key, answer):
+        stored(cache, key, answer)
+        os.write(files["kept"], b"x")
+        points[0]()
+
+    stored = AnswerCache.put
+    monkeypatch.setattr("pl_prefopt.servers.JsonServer.post", post)
+    monkeypatch.setattr(AnswerCache, "put", put)
+
+    def run(point, name="out"):
+        points[0] = point
+        patience = Patience(timeout=60.0)
+        cache = str(tmp_path / f"cache of {name}")
+        judge = ServerScores("http://127.0.0.1:1/v1", "m", cache_dir=cache, concurrency=1, patience=patience)
+        return Labelling(source=Source(path=path), judge=judge).run(tmp_path / f"{name}.jsonl")
+
+    kills = killed_until_done(run, seed=0, most_points=24)
+    assert kills > 2
+    paid, kept = ((tmp_path / name).stat().st_size for name in ("paid", "kept"))
+    # Each answer is kept once; only those that were under way are paid for again.
+    assert kept == 14 <= paid <= 14 + kills
+    run(points[0], "whole")
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    for file in files.values():
+        os.close(file)
 
 
 def test_parts_of_another_labelling_are_left_alone(tmp_path, monkeypatch):

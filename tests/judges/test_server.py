@@ -5,10 +5,13 @@ import math
 
 import pytest
 
+from pl_prefopt.data import Source
 from pl_prefopt.errors import ConfigError, RunError
 from pl_prefopt.judges import JudgedRow, JudgeTemplate, Patience, Prices, ServerPairs, ServerScores
+from pl_prefopt.judges.labelling import Labelling
 from pl_prefopt.rows import Message
 from tests.fake_server import FakeServer, Say
+from tests.runs import pair_rows, write_rows
 
 QUICK = Patience(timeout=5.0, backoff=0.001, longest_wait=1.0)
 
@@ -78,6 +81,21 @@ def test_grades_off_the_scale_are_invalid_and_contexts_are_asked(tmp_path):
     assert verdict.problems[0].endswith("it is cut at `max_tokens`")
     assert all("Brevity above all." in asked(body) for body in server.bodies)
     assert verdict.cost.money == pytest.approx(2 * (100 * 2 + 7 * 10) / 1e6)
+
+
+def test_a_row_without_the_column_of_a_template_is_an_invalid_answer(tmp_path):
+    template = tmp_path / "mine.yaml"
+    template.write_text(
+        "{gives: scores, user: '{{ prompt }} {{ columns.aim }}: {{ response }}', pattern: '(.+)', "
+        "scale: [1, 5]}"
+    )
+    told = dataclasses.replace(row("Yes."), columns={"aim": "brief"})
+    with FakeServer(lambda *_: Say("3")) as server:
+        scores = judge(ServerScores, server, tmp_path, template=str(template))
+        found = list(scores.verdicts([row("Yes."), told]))
+    assert [one.scores for one in found] == [(None,), (3.0,)]
+    assert "the judge's template needs what the row lacks: " in found[0].problems[0]
+    assert "'aim'" in found[0].problems[0]
 
 
 def test_the_mean_of_digits_under_their_probabilities_is_a_score(tmp_path):
@@ -173,7 +191,7 @@ def test_a_refused_prompt_is_invalid_and_a_server_that_refuses_all_ends_the_run(
             )
 
 
-def test_the_key_comes_from_the_environment_and_goes_nowhere_else(tmp_path, monkeypatch):
+def test_the_key_comes_from_the_environment_and_goes_nowhere_else(tmp_path, monkeypatch, capsys):
     key = "sk-verysecret0123456789"
     with FakeServer(lambda *_: Say(f"the key {key} is wrong", status=401)) as server:
         scores = judge(ServerScores, server, tmp_path, key_variable="JUDGE_KEY")
@@ -185,9 +203,12 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(tmp_path, monk
         assert "the key *** is wrong" in str(raised.value)
         server.answer = lambda *_: Say(f"[[3]] {key[:3]}")
         scores.judge([row("Yes.")])
+        rows = Source(path=write_rows(tmp_path / "rows.jsonl", pair_rows(2)))
+        Labelling(source=rows, judge=scores).run(tmp_path / "out.jsonl")
     assert server.keys[-1] == f"Bearer {key}"
-    assert key.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    assert key not in scores.fingerprint() + repr(vars(scores))
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert key.encode() not in written
+    assert key not in scores.fingerprint() + repr(vars(scores)) + "".join(capsys.readouterr())
 
 
 def test_a_wait_that_is_too_long_ends_the_run(tmp_path):
@@ -234,6 +255,10 @@ def test_fingerprints_tell_models_templates_and_settings_apart(tmp_path):
         ("gives: scores\nuser: '{{ prompt }}{{ response }}'\npattern: x\nscale: [1, 5]", "expected a group"),
         ("gives: scores\nuser: '{{ prompt }'\npattern: (x)\nscale: [1, 5]", "can't be read"),
         ("gives: probabilities\nuser: x\npattern: (x)\nlabels: {A: 2}", "from 0 to 1"),
+        (
+            "gives: scores\nuser: '{{ prompt }}{{ promt }}{{ response }}'\npattern: (x)\nscale: [1, 5]",
+            "has no value for {{ promt }}; did you mean 'prompt'?",
+        ),
     ],
 )
 def test_templates_that_cannot_work_are_refused(tmp_path, text, reason):

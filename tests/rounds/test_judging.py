@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 
 from pl_prefopt.data import Renderer
+from pl_prefopt.data.formats import to_prompt
 from pl_prefopt.errors import ConfigError, RunError
-from pl_prefopt.generation import Engine, Sample, Sampling, read_shards, write_shard
+from pl_prefopt.generation import (
+    Engine,
+    RefusedPromptError,
+    Sample,
+    SampleFolder,
+    Sampler,
+    Sampling,
+    read_shards,
+    write_shard,
+)
 from pl_prefopt.judges import Judge, JudgedRow, Rule, Verdict, matrix_of
 from pl_prefopt.rewards import Minimum
 from pl_prefopt.rounds import CombinedScores, ConstrainedScores, GoldAgainstOwn, HeldOut, OwnGrades, stages_of
@@ -17,6 +27,7 @@ from pl_prefopt.rounds.judging import compare_answers
 from pl_prefopt.rounds.multipliers import multipliers_of, updated_multipliers
 from pl_prefopt.rounds.stages import judge_samples, measure, sample_folders, write_summary
 from pl_prefopt.rows import Message
+from tests.kills import killed_until_done
 from tests.rounds.test_plan import rounds
 from tests.support import tiny_tokenizer
 
@@ -136,6 +147,50 @@ def test_win_rates_by_a_comparing_judge_are_in_the_summary(tmp_path):
         HeldOut(prompts="p.jsonl", compare=Rule(length))
 
 
+class Echo(Engine):
+    """Answers with a token that depends on the seed."""
+
+    identity = "echo"
+
+    def __init__(self, point):
+        self.point = point
+
+    def sample(self, prompts, seeds, sampling):
+        self.point()
+        return [[Sample([10 + seed % 60, 2], [], "stop", seed) for seed in own] for own in seeds]
+
+
+def test_killed_at_random_points_stages_end_as_uninterrupted_ones(tmp_path, monkeypatch):
+    for module in ("stages", "judging"):
+        monkeypatch.setattr(f"pl_prefopt.rounds.{module}._ROWS_PER_SHARD", 3)
+    asked = [(number, to_prompt({"prompt": f"Say {number}."})) for number in range(5)]
+    renderer = Renderer(tiny_tokenizer())
+
+    def run(point, name="killed"):
+        class Slow(Biased):
+            def judge(self, batch):
+                point()
+                return super().judge(batch)
+
+        place = tmp_path / name
+        for folder, seed in (("ours", 1), ("theirs", 2)):
+            out = SampleFolder(folder=place / folder, batch_size=2, rows_per_shard=3)
+            sampler = Sampler(Echo(point), renderer, Sampling(n=2, seed=seed), out)
+            sampler.run(asked, len(asked), content="", say=str)
+        judge_samples(Slow(both=True), [place / "ours"], place / "judged", gold=False)
+        compare_answers(Slow(), place / "ours", {"first": place / "theirs"}, place / "compared")
+
+    assert killed_until_done(run, seed=0, most_points=50) > 2
+    run(lambda: None, "whole")
+    for folder in ("ours", "theirs", "judged", "compared"):
+        files = sorted(path.name for path in (tmp_path / "whole" / folder).glob("[!.]*"))
+        assert len(files) >= 2
+        assert sorted(path.name for path in (tmp_path / "killed" / folder).glob("[!.]*")) == files
+        for file in files:
+            killed, whole = (tmp_path / name / folder / file for name in ("killed", "whole"))
+            assert killed.read_bytes() == whole.read_bytes(), file
+
+
 class Grader(Engine):
     """Answers each question with the grades in turn."""
 
@@ -176,6 +231,36 @@ def test_the_policy_grades_its_own_answers():
     held = HeldOut(prompts="p.jsonl")
     with pytest.raises(ConfigError, match=r"set `evaluate.judge`"):
         replace(rounds(), judge=OwnGrades(), evaluate=held)
+
+
+class Narrow(Grader):
+    """Knows that prompts have at most 200 tokens, and refuses those of more than 120."""
+
+    def longest_prompt(self, sampling):
+        return 200
+
+    def sample(self, prompts, seeds, sampling):
+        if any(len(prompt) > 120 for prompt in prompts):
+            raise RefusedPromptError("the engine refuses a prompt: too long.")
+        return super().sample(prompts, seeds, sampling)
+
+
+def test_a_question_that_the_policy_cannot_read_leaves_the_other_rows_their_grades(tmp_path):
+    template = tmp_path / "grade.yaml"
+    template.write_text(
+        "{gives: scores, user: '{{ prompt }} {{ response }}', pattern: '(\\d+)', scale: [1, 10]}"
+    )
+    renderer = Renderer(tiny_tokenizer(), max_prompt_length=None)
+    engine = Narrow("7", "9")
+    judge = OwnGrades(str(template), Sampling(n=2)).by(engine, renderer)
+    rows = [row("one", "x" * 600, "two"), row("x" * 150), row("<|im_start|>"), row("three")]
+    with judge:
+        found = list(judge.verdicts(rows))
+    assert [one.scores for one in found] == [(8.0, None, 8.0), (None,), (None,), (8.0,)]
+    assert "context has room for 200" in found[0].problems[0]
+    assert found[1].problems == ("the engine refuses a prompt: too long.",)
+    assert "<|im_start|>" in found[2].problems[0]
+    assert [one.invalid for one in found] == [1, 1, 1, 0]
 
 
 def test_scores_of_several_judges_become_one():
