@@ -120,7 +120,8 @@ class _Progress:
         now = time.monotonic()
         if sys.stderr.isatty() or now - self._last >= _EVERY:
             self._last = now
-            line = f"{done} of {total} rows, {found.invalid} invalid answers, {_cost(found.cost)}"
+            missing = f"{found.invalid} responses or pairs without a verdict"
+            line = f"{done} of {total} rows, {missing}, {_cost(found.cost)}"
             end = "\r" if sys.stderr.isatty() and done < total else "\n"
             print(f"\x1b[2K{line}" if sys.stderr.isatty() else line, end=end, file=sys.stderr, flush=True)
 
@@ -132,7 +133,9 @@ def _summary(found: Labelled, out: Path) -> Iterator[str]:
     yield f"Wrote {out}: {found.rows - found.dropped} rows{skipped}"
     if found.invalid:
         what = "left out" if found.dropped else "written without scores"
-        yield f"  invalid answers: {found.invalid}, in {found.incomplete} rows, which are {what}"
+        yield (
+            f"  no verdict: {found.invalid} responses or pairs, in {found.incomplete} rows, which are {what}"
+        )
         yield from (f"    {sentence}" for sentence in dict.fromkeys(found.problems))
     yield f"  cost: {_cost(found.cost)}"
 

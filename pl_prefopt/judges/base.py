@@ -181,7 +181,7 @@ class Verdict:
 
     @property
     def invalid(self) -> int:
-        """The number of invalid answers: scores, or comparisons, that are ``None``."""
+        """The number of responses without a score, or of pairs without a probability."""
         if self.probabilities is None:
             return sum(score is None for score in self.scores)
         return sum(self.probabilities[i][j] is None for i, j in pairs(len(self.probabilities)))

@@ -38,10 +38,10 @@ class Labelled:
 
     Attributes:
         rows: rows that were judged.
-        incomplete: those with an invalid answer.
+        incomplete: those with a response that has no score.
         dropped: those of them that were left out.
-        invalid: invalid answers.
-        problems: the first few reasons for them.
+        invalid: responses without a score, or pairs without a probability.
+        problems: why the judge's answers are invalid, the first few.
         cost: what the verdicts took, of interrupted runs only as far as their parts are complete.
         skipped: bad rows that were skipped.
         bad_rows: sentences about the first of those.
