@@ -33,11 +33,15 @@ class TokenRequest:
             then be a model that reads the policy's tokens, and likewise for ``kl``.
         collisions: whether log Σ_v π_θ(v)² is needed, the logarithm of the probability that two tokens
             sampled from the policy at the same position are equal.
+        steps: whether the number of each token's step is needed, a step being a line of a response.
+        states: whether the policy's last hidden states are needed, without gradient.
     """
 
     kl: tuple[Direction, ...] = ()
     references: bool = True
     collisions: bool = False
+    steps: bool = False
+    states: bool = False
 
     def __post_init__(self) -> None:
         unknown = [direction for direction in self.kl if direction not in ("forward", "reverse")]
@@ -56,6 +60,8 @@ class TokenRequest:
             kl=tuple(sorted({direction for request in requests for direction in request.kl})),
             references=any(request.references for request in requests),
             collisions=any(request.collisions for request in requests),
+            steps=any(request.steps for request in requests),
+            states=any(request.states for request in requests),
         )
 
 

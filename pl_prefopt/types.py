@@ -214,6 +214,11 @@ class ViewLogProbs:
     def tokens(self) -> None:
         """``None``: only the plain view has numbers per token."""
 
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """Empty: columns belong to the plain view."""
+        return {}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenNumbers:
@@ -228,6 +233,10 @@ class TokenNumbers:
             vocabulary after (x, y_<t), from which y_t was drawn; 0 where not counted.
         collisions: float32 [B, R, T], log Σ_v π_θ(v | x, y_<t)² without gradient, if the objective asks for
             it; 0 where not counted.
+        steps: int64 [B, R, T], if the objective asks for it: the number of the line with visible text that a
+            token belongs to, from 0 per response; −1 where not counted.
+        states: float32 [B, R, T, D] without gradient, if the objective asks for it: the policy's last hidden
+            state after (x, y_<t); 0 where not counted.
     """
 
     counted: Tensor
@@ -235,6 +244,8 @@ class TokenNumbers:
     references: Tensor
     kl: Mapping[Direction, Tensor] = field(default_factory=dict)
     collisions: Tensor | None = None
+    steps: Tensor | None = None
+    states: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,7 +103,7 @@ def convert(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> Converted:
     _refuse_computed(row, held)
     further = [
         (name, value, "" if value is None else why_not_carried(name, value, len(row.responses)))
-        for name, value in (*_unread(fields, held), *row.columns.items())
+        for name, value in map(_with_lists_as_text, (*_unread(fields, held), *row.columns.items()))
     ]
     columns = {name: value for name, value, reason in further if not reason}
     row = dataclasses.replace(row, columns=Columns(columns)) if columns else row
@@ -351,6 +351,20 @@ def why_not_carried(name: str, value: Any, responses: int) -> str:
     if not reason and len(value) != responses:
         reason = f"a list of {len(value)} values for {responses} responses"
     return reason
+
+
+def _with_lists_as_text(column: tuple[str, Any]) -> tuple[str, Any]:
+    """Return a column that has a list of numbers per response with each list as JSON text."""
+    name, value = column
+    if not isinstance(value, list | tuple) or not all(item is None or _is_numbers(item) for item in value):
+        return column
+    return name, [None if item is None else json.dumps(list(item)) for item in value]
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(item, int | float) and not isinstance(item, bool) for item in value
+    )
 
 
 def _why_no_scalar(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,6 +56,7 @@ from pl_prefopt.modules.compatibility import (
 )
 from pl_prefopt.modules.finite_loss import FiniteLossGuard
 from pl_prefopt.modules.learning_rate import base_rate, set_base_rate
+from pl_prefopt.modules.line_steps import LineSteps
 from pl_prefopt.modules.loading import arguments_of
 from pl_prefopt.modules.objective_state import ObjectiveState
 from pl_prefopt.modules.output_heads import build_heads, shard_heads
@@ -228,6 +230,10 @@ class PreferenceModule(LightningModule):
     def load_tokenizer(self) -> Any:
         """Return the policy's tokeniser."""
         return self.policy_spec.load_tokenizer()
+
+    @cached_property
+    def _lines(self) -> LineSteps:
+        return LineSteps(self.load_tokenizer())
 
     @property
     def views(self) -> Mapping[str, View]:
@@ -512,11 +518,12 @@ class PreferenceModule(LightningModule):
         """Return the policy's log-probs, NaN where they weren't read, and numbers per token."""
         if not found:
             return unknown_log_probs(tree), None
-        log_probs, *collisions = found
+        log_probs, *further = found
         numbers = log_probs.unsqueeze(-1) if log_probs.dim() == 3 else log_probs
         tokens = None
         if self.tokens is not None:
-            tokens = token_numbers(numbers, tree, self.tokens, answers, *collisions)
+            lines = self._lines if self.tokens.steps else None
+            tokens = token_numbers(numbers, further, tree, self.tokens, answers, lines)
         return summed(numbers[..., 0], tree), tokens
 
     def _ask_references(self, batch: PreferenceBatch) -> ReferenceAnswers:

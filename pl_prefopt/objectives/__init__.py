@@ -142,6 +142,7 @@ from pl_prefopt.objectives.scores import (
 )
 from pl_prefopt.objectives.self_refined import SelfRefinedObjective, SrDPO, SrIPO
 from pl_prefopt.objectives.sft import SFT
+from pl_prefopt.objectives.steps import GivenSteps, SimilarToBest, StepLogRatio, StepWeights, TreeTPO
 from pl_prefopt.objectives.strengths import StrengthLabel
 from pl_prefopt.objectives.structures import (
     MeanOfPairs,
@@ -261,6 +262,7 @@ __all__ = [
     "GammaDPO",
     "Geometric",
     "GeometricLogRatio",
+    "GivenSteps",
     "GivenWinRates",
     "GuidedLogRatio",
     "HardWinRates",
@@ -354,6 +356,7 @@ __all__ = [
     "SelfRefinedObjective",
     "SequenceNegativeLogLikelihood",
     "SimPO",
+    "SimilarToBest",
     "SingleReference",
     "SmPO",
     "SoftLabel",
@@ -362,6 +365,8 @@ __all__ = [
     "SquaredTarget",
     "SrDPO",
     "SrIPO",
+    "StepLogRatio",
+    "StepWeights",
     "StrengthBradleyTerry",
     "StrengthLabel",
     "Structure",
@@ -374,6 +379,7 @@ __all__ = [
     "Themis",
     "TokenLevelObjective",
     "TransformedMeanLogProb",
+    "TreeTPO",
     "TwoSidedLink",
     "UniformWeights",
     "VirtualLogRatio",

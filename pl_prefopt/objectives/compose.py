@@ -140,6 +140,7 @@ class Compose(Objective):
     def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
         """Refuse rows that give no training signal, or that lack what a part reads."""
         super().check_training_rows(rows)
+        self.score.check_rows(rows)
         for offset in self.offsets:
             offset.check_rows(rows)
         for weight in self.weights:
@@ -179,13 +180,14 @@ class Compose(Objective):
         losses = {term.name: term(compared) for term in self.terms}
         counted = pairs.any(dim=-1).any(dim=-1)
         compared_loss = self.structure(margins, pairs, weights, self._pair_link(compared, margins))
+        token_reward = None if batch.tokens is None else self.score.token_reward(compared.batch, pairs)
         return Outcome(
             loss=sum(losses.values(), compared_loss),
             counted=counted,
             reward=compared.rewards.response.detach(),
             stats={**compared.rewards.stats, **_means(losses, counted)},
             view_rewards=compared.view_rewards,
-            token_reward=_detached(None if batch.tokens is None else self.score.token_reward(compared.batch)),
+            token_reward=None if token_reward is None else token_reward.detach(),
         )
 
 
@@ -227,18 +229,16 @@ def without_absent(batch: ScoredBatch) -> ScoredBatch:
 
 def _tokens_without_absent(tokens: TokenNumbers, present: Tensor) -> TokenNumbers:
     there = present.unsqueeze(-1)
-    collisions = tokens.collisions
+    collisions, steps, states = tokens.collisions, tokens.steps, tokens.states
     return TokenNumbers(
         counted=tokens.counted & there,
         policy=torch.where(there, tokens.policy, 0.0),
         references=torch.where(there, tokens.references, 0.0),
         kl={direction: torch.where(there, values, 0.0) for direction, values in tokens.kl.items()},
         collisions=None if collisions is None else torch.where(there, collisions, 0.0),
+        steps=None if steps is None else torch.where(there, steps, -1),
+        states=None if states is None else torch.where(there.unsqueeze(-1), states, 0.0),
     )
-
-
-def _detached(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.detach()
 
 
 def _means(losses: Mapping[str, Tensor], counted: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ the scale β.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,7 +22,8 @@ from pl_prefopt.objectives.checks import positive
 from pl_prefopt.objectives.divergences import REVERSE_KL, Divergence
 from pl_prefopt.objectives.pair_references import VIRTUAL_REFERENCE, PairReference
 from pl_prefopt.requests import REWARD
-from pl_prefopt.types import ResponseLogProbs, TokenNumbers
+from pl_prefopt.rows import PreferenceRow
+from pl_prefopt.types import Column, ResponseLogProbs, TokenNumbers
 
 
 class Scored(Protocol):
@@ -33,6 +34,7 @@ class Scored(Protocol):
         references: sums of log-probs of each reference, [K, B, R].
         tokens: numbers per token, for scores that need them; ``None`` on second views.
         outputs: outputs of heads by name.
+        columns: the rows' columns that the score asked for; empty on second views.
     """
 
     @property
@@ -43,6 +45,8 @@ class Scored(Protocol):
     def tokens(self) -> TokenNumbers | None: ...
     @property
     def outputs(self) -> Mapping[str, Tensor]: ...
+    @property
+    def columns(self) -> Mapping[str, Column]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,9 @@ class Score(ABC):
         """What the numbers in ``Rewards.stats`` are: by default there are none."""
         return ()
 
+    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:  # noqa: B027 - few scores read the rows
+        """Raise a ``ContractError`` or a ``DataError`` if it can't be read from the training rows."""
+
     @abstractmethod
     def __call__(self, scored: Scored, present: Tensor, pairs: Tensor) -> Rewards:
         """Return the rewards; finite everywhere, whatever they are at absent responses.
@@ -93,11 +100,15 @@ class Score(ABC):
         """Whether the reward is a sum over tokens, so that ``token_reward`` returns the addends."""
         return False
 
-    def token_reward(self, scored: Scored) -> Tensor | None:
+    def token_reward(self, scored: Scored, pairs: Tensor) -> Tensor | None:
         """Return the share of each token in its response's reward, [B, R, T], 0 where a token doesn't count.
 
         ``None`` where the reward is no sum over tokens, as by default, or where numbers per token that it
         takes haven't been asked for.
+
+        Args:
+            scored: log-probs, with numbers per token.
+            pairs: bool [B, R, R], the comparisons that are made.
         """
         return None
 
@@ -175,7 +186,7 @@ class LogRatio(ReferenceScore):
         """True for the reverse KL alone: other divergences aren't sums over tokens."""
         return self.divergence == REVERSE_KL
 
-    def token_reward(self, scored: Scored) -> Tensor | None:
+    def token_reward(self, scored: Scored, pairs: Tensor) -> Tensor | None:
         """Return βa_t for the reverse KL, where there are the reference's log-probs per token."""
         tokens = scored.tokens
         if tokens is None or not len(tokens.references) or not self.token_rewarded:
@@ -270,7 +281,7 @@ class MeanLogProb(ResponseScore):
         """True: it is a mean over tokens."""
         return True
 
-    def token_reward(self, scored: Scored) -> Tensor | None:
+    def token_reward(self, scored: Scored, pairs: Tensor) -> Tensor | None:
         """Return β log p_t / |y|."""
         if scored.tokens is None:
             return None
@@ -301,7 +312,7 @@ class SumLogProb(ResponseScore):
         """True: it is a sum over tokens."""
         return True
 
-    def token_reward(self, scored: Scored) -> Tensor | None:
+    def token_reward(self, scored: Scored, pairs: Tensor) -> Tensor | None:
         """Return β log p_t."""
         return None if scored.tokens is None else self.beta * scored.tokens.policy
 

@@ -14,7 +14,7 @@ from pl_prefopt.objectives.base import Needs
 from pl_prefopt.objectives.checks import non_negative, positive
 from pl_prefopt.objectives.scores import Rewards, Score, Scored
 from pl_prefopt.requests import TokenRequest
-from pl_prefopt.types import ResponseLogProbs, TokenNumbers
+from pl_prefopt.types import Column, ResponseLogProbs, TokenNumbers
 
 PAGE = "methods/token_level.md"
 
@@ -53,7 +53,7 @@ class LogRatioKL(Score):
         """True."""
         return True
 
-    def token_reward(self, scored: Scored) -> Tensor | None:
+    def token_reward(self, scored: Scored, pairs: Tensor) -> Tensor | None:
         """Return β(a_t + K_t)."""
         tokens = tokens_of(scored)
         return self.beta * (tokens.policy - tokens.references[0] + tokens.kl["forward"][0])
@@ -139,7 +139,7 @@ class GuidedLogRatio(Score):
         """True."""
         return True
 
-    def token_reward(self, scored: Scored) -> Tensor | None:
+    def token_reward(self, scored: Scored, pairs: Tensor) -> Tensor | None:
         """Return βa_t."""
         tokens = tokens_of(scored)
         return self.beta * (tokens.policy - tokens.references[0])
@@ -201,9 +201,9 @@ class LengthDesensitized(Score):
         """Whether the score has rewards per token."""
         return self.score.token_rewarded
 
-    def token_reward(self, scored: Scored) -> Tensor | None:
+    def token_reward(self, scored: Scored, pairs: Tensor) -> Tensor | None:
         """Return the score's rewards per token, without the modification."""
-        return self.score.token_reward(scored)
+        return self.score.token_reward(scored, pairs)
 
 
 class _Pairs:
@@ -211,6 +211,7 @@ class _Pairs:
 
     tokens = None
     outputs: Mapping[str, Tensor] = {}
+    columns: Mapping[str, Column] = {}
 
     def __init__(
         self, tokens: TokenNumbers, scored: Scored, present: Tensor, pairs: Tensor, alpha: float

@@ -13,6 +13,7 @@ from pl_prefopt.scoring.readouts import (
     LogProbs,
     Outputs,
     Readout,
+    TokenStates,
     Vocabulary,
     divergence,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "PrefixCache",
     "Readout",
     "Scorer",
+    "TokenStates",
     "Vocabulary",
     "at_least_float32",
     "base_model",

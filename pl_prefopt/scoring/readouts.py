@@ -88,6 +88,16 @@ class HiddenStates(Readout):
         return hidden
 
 
+class TokenStates(Readout):
+    """The last hidden states that predict response tokens, [M, D], without gradient, in float32 or better."""
+
+    of_states = True
+
+    def __call__(self, hidden: Tensor, layer: OutputLayer, tokens: Tokens) -> Tensor:
+        """Return [M, D]."""
+        return at_least_float32(hidden.detach())
+
+
 @dataclass(frozen=True)
 class Outputs(Readout):
     """The outputs of a head at the last token of each response or prompt.

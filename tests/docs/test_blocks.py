@@ -73,6 +73,7 @@ class Folder:
             "test": scored_rows(4),
             "theirs": rated_rows(8),
             "rationales": [{**row, "rationale": "It answers."} for row in pair_rows(12)],
+            "steps": [{**row, "step_rewards": [[1], [0.5]]} for row in pair_rows(12)],
             "ratings": [{**row, "helpfulness": [2, 1], "honesty": [1, 1]} for row in pair_rows(12)],
         }.items():
             write_rows(folder / f"{name}.jsonl", rows)
@@ -156,6 +157,8 @@ class Folder:
             how += ["--data.train", "pairs.jsonl"]
         if "Rationale" in block.text:
             how += ["--data.train", "rationales.jsonl"]
+        if "GivenSteps" in block.text:
+            how += ["--data.train", "steps.jsonl"]
         if "aspects" in block.text:
             how += ["--data.train", "ratings.jsonl"]
         (self.folder / "block.yaml").write_text(yaml.safe_dump(settings))

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.errors import ContractError
 from pl_prefopt.modules import DPOModule, TokenLevelModule
-from pl_prefopt.objectives import TGDPO, WPO
+from pl_prefopt.objectives import TGDPO, WPO, TreeTPO
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import AdapterOff, FrozenModel, InitialPolicy
 from tests.runs import lora_spec, make_datamodule, make_trainer, pair_rows
@@ -65,6 +65,55 @@ def test_tgdpo_reads_the_tokens_of_its_guide(tiny_model, tmp_path):
             reward.append((sign, (0.3 * (1 + sign * 0.7 * 0.3 * r) * a).sum()))
         margin = sum(sign * value for sign, value in reward)
         assert outcome.loss[row].item() == pytest.approx(math.log1p(math.exp(-margin)), abs=1e-5)
+
+
+def test_tree_tpo_reads_the_states_of_its_lines(tiny_model, tmp_path):
+    """Rewards from transformers' hidden states, with lines counted in the text."""
+    answers = ("One.\nTwo foxes!\n\nThree.", "A dog.\nNo", "Sorry\n\n")
+    rows = [
+        {"prompt": prompt, "responses": list(answers), "scores": [0.9, 0.5, 0.1]}
+        for prompt in ("What is a fox?", "Say no.")
+    ]
+    module, keep = TokenLevelModule(lora_spec(tiny_model), TreeTPO(normalize=True)), Keep()
+    module.configure_model()
+    for weight in module.policy.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight.data, std=0.1)
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()]), keep)
+    trainer.validate(module, make_datamodule(tmp_path, rows), verbose=False)
+    batch, scored, outcome = keep.seen[-1]
+    tree, tokenizer = batch.trees["plain"], module.load_tokenizer()
+    for row in range(2):
+        ratios, means = [], []
+        for number in range(3):
+            policy, taken = whole(module.policy, tree, row, number)
+            with module.policy.disable_adapter():
+                reference, _ = whole(module.policy, tree, row, number)
+            prompt = tree.prompt_ids[row, : tree.prompt_lengths[row]]
+            with torch.no_grad():
+                states = module.policy(
+                    input_ids=torch.cat([prompt, taken])[None], output_hidden_states=True
+                ).hidden_states[-1][0, len(prompt) - 1 : -1]
+            # A token belongs to the line in which the text up to it ends.
+            texts = [
+                tokenizer.decode(taken[: place + 1], skip_special_tokens=True) for place in range(len(taken))
+            ]
+            lines = torch.tensor(
+                [len([one for one in text.split("\n") if one.strip()]) - 1 for text in texts]
+            )
+            assert scored.tokens.steps[row, number, : len(taken)].tolist() == lines.tolist()
+            a = (policy - reference).gather(-1, taken[:, None]).squeeze(-1)
+            ratios.append([a[lines == line].sum() for line in range(max(lines) + 1)])
+            means.append([states[lines == line].mean(0) for line in range(max(lines) + 1)])
+        assert [len(one) for one in means] == [3, 2, 1]
+        for number in range(3):
+            weights = [
+                1 + torch.cosine_similarity(*pair, dim=0)
+                for pair in zip(means[number], means[0], strict=False)
+            ]
+            reward = 0.5 * sum(w * a for w, a in zip(weights, ratios[number], strict=True)) / sum(weights)
+            assert outcome.reward[row, number].item() == pytest.approx(reward.item(), abs=1e-5)
+    assert outcome.reward.abs().max() > 0.1
 
 
 def test_wpo_takes_a_table_since_it_reads_tokens_of_the_policy_alone(tiny_model, tmp_path):

@@ -136,7 +136,14 @@ def tokens_of(batch: ScoredBatch, request: TokenRequest) -> TokenNumbers:
         references=references if request.references else references[:0],
         kl=dict.fromkeys(request.kl, kl),
         collisions=0.5 * policy.detach() if request.collisions else None,
+        steps=torch.where(counted, place // 2, -1) if request.steps else None,
+        states=_states(policy.detach(), counted) if request.states else None,
     )
+
+
+def _states(values, counted):
+    # In the plane, at angles that depend on the tokens.
+    return torch.stack([values.cos(), values.sin()], dim=-1).masked_fill(~counted.unsqueeze(-1), 0.0)
 
 
 def rewards_of(sums, needs):

@@ -81,6 +81,7 @@ WITHOUT_DEFAULTS: dict[str, Callable[[], Objective]] = {
     ),
     "MarginBradleyTerry": lambda: objectives.MarginBradleyTerry(margin=objectives.ColumnMargin("strength")),
     "RcDPO": lambda: objectives.RcDPO(beta=0.2),
+    "TreeTPO": lambda: objectives.TreeTPO(normalize=True),
     "DegreeDPO": lambda: objectives.DegreeDPO(degree_weight=0.5, removed=[0.3, 0.6]),
 }
 """How to make one that has no defaults."""
@@ -140,6 +141,7 @@ ROUGH_AT_TIES = {
 STOPS_GRADIENTS = {
     "TDPO2": "a winner's divergence has no gradient",
     "WPO": "weights have no gradient",
+    "TreeTPO": "step weights have no gradient",
 }
 """Those whose gradient is not the loss's slope; closed forms test it."""
 
