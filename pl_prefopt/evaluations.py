@@ -1,4 +1,4 @@
-"""``metrics.json``: evaluations with their rows, checkpoint and date."""
+"""``metrics.json``: evaluations with rows, checkpoint and date; ``run.json``: what a training run took."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pl_prefopt.files import atomic_write, changing
 from pl_prefopt.metric_info import MetricInfo, current_name
 
 STAGES = ("val", "test")
+FACTS = "run.json"
+"""The name of the file of ``Facts``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,43 @@ class Evaluation:
 
 
 _SAME = ("stage", "fingerprint", "part", "method")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Duration, hardware and rows of a training run.
+
+    Attributes:
+        started: date and time of its first part.
+        seconds: how long all its parts took, with their validations, without loading.
+        steps: optimiser steps.
+        hardware: the devices, such as ``2 × NVIDIA H100``.
+        precision: ``trainer.precision``.
+        rows: counts of rows by split, ``train`` and ``val``: those of a ``RowsSummary``, and ``unused``, the
+            rows without two responses that the objective could compare.
+    """
+
+    started: str
+    seconds: float
+    steps: int
+    hardware: str
+    precision: str
+    rows: Mapping[str, Mapping[str, int]]
+
+
+def read_facts(path: Path) -> Facts | None:
+    """Read ``run.json``; ``None`` if it is missing or corrupt, since nothing depends on it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Facts(**{field.name: found[field.name] for field in fields(Facts)})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def write_facts(path: Path, facts: Facts) -> None:
+    """Write ``run.json``."""
+    with atomic_write(path) as draft:
+        draft.write_text(json.dumps(asdict(facts), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_evaluations(path: Path) -> list[Evaluation]:

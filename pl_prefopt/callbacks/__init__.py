@@ -12,6 +12,8 @@ from pl_prefopt.callbacks.prediction_writer import PredictionWriter
 from pl_prefopt.callbacks.progress_bar import ProgressBar
 from pl_prefopt.callbacks.reference_ensemble import ReferenceEnsemble
 from pl_prefopt.callbacks.results_table import ResultsTable
+from pl_prefopt.callbacks.run_facts import RunFacts
+from pl_prefopt.callbacks.tensorboard import PairedTensorBoard
 from pl_prefopt.callbacks.throughput import Throughput
 
 __all__ = [
@@ -22,10 +24,12 @@ __all__ = [
     "LastCheckpoint",
     "MarginHistogram",
     "MetricsFile",
+    "PairedTensorBoard",
     "ParameterCount",
     "PredictionWriter",
     "ProgressBar",
     "ReferenceEnsemble",
     "ResultsTable",
+    "RunFacts",
     "Throughput",
 ]

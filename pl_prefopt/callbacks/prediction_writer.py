@@ -18,14 +18,15 @@ from pl_prefopt.rows import Message, PreferenceRow
 from pl_prefopt.types import PLAIN, Outcome, PreferenceBatch, ScoredBatch
 
 FILE_NAME = "predictions.jsonl"
-_FOLDERS = {"validate": "validate", "test": "test", "predict": "."}
+_FOLDERS = {"fit": "fit", "validate": "validate", "test": "test", "predict": "."}
 
 
 class PredictionWriter(Callback):
     """Writes one JSON line per prompt, in the data's order, to ``predictions.jsonl``.
 
     ``predict`` writes it to the run's folder, ``validate`` and ``test`` to folders of their own inside it.
-    Validations within ``fit`` write none.
+    In ``fit`` each validation replaces the file of the one before, in the folder ``fit``, so that the last
+    one's remains.
 
     A prompt has its ``origin``, its ``source``, whether its scores are ``graded``, and its row's further
     ``columns``. A response has its ``log_prob`` (summed over tokens; null for reward models that compute
@@ -35,8 +36,8 @@ class PredictionWriter(Callback):
 
     Args:
         folder: the run's folder.
-        most_evaluated: the maximum number of prompts that ``validate`` and ``test`` write, in the data's
-            order; ``predict`` writes all.
+        most_evaluated: the maximum number of prompts that ``fit``, ``validate`` and ``test`` write, in the
+            data's order; ``predict`` writes all.
     """
 
     def __init__(self, folder: str, most_evaluated: int = 20_000) -> None:
@@ -46,15 +47,16 @@ class PredictionWriter(Callback):
         self._tokenizer: Any = None  # while rewards per token are written
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start this rank's part of the file, unless this is a validation within ``fit``."""
+        """Start this rank's part of the file, unless this is the sanity check."""
         command = "" if trainer.state.fn is None else trainer.state.fn.value
         self._path = None
-        if command not in _FOLDERS:
+        if command not in _FOLDERS or trainer.sanity_checking:
             return
         self._path = self.folder / _FOLDERS[command] / FILE_NAME
         self._most = None if command == "predict" else self.most_evaluated
         module: Any = pl_module
-        self._tokenizer = module.load_tokenizer() if module.token_rewards else None
+        # In training, rewards per token are not computed.
+        self._tokenizer = module.load_tokenizer() if module.token_rewards and command != "fit" else None
         self._path.parent.mkdir(parents=True, exist_ok=True)
         _part(self._path, trainer.global_rank).write_text("", encoding="utf-8")
 
@@ -92,7 +94,7 @@ class PredictionWriter(Callback):
             draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         for part in parts:
             part.unlink()
-        if len(lines) == self._most:
+        if len(lines) == self._most and trainer.state.fn != "fit":  # which would say it at each validation
             print(f"{self._path} holds the first {self._most} prompts; `prefopt predict` writes all.")
 
     on_validation_start = on_test_start = on_predict_start

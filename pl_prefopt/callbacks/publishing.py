@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, singledispatch
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
+from pl_prefopt.callbacks.tensorboard import SHARED, SIDES, PairedTensorBoard
 from pl_prefopt.files import name_os_errors
 
 Values: TypeAlias = npt.NDArray[np.float32]
@@ -141,6 +143,23 @@ def _(logger: TensorBoardLogger, layout: Layout) -> None:
         for category, members in layout.items()
     }
     logger.experiment.add_custom_scalars(charts)
+
+
+@publish_layout.register(PairedTensorBoard)
+def _(logger: PairedTensorBoard, layout: Layout) -> None:
+    charts = {
+        category: {
+            chart: ["Multiline", list(dict.fromkeys(map(_of_both_sides, curves)))]
+            for chart, curves in members.items()
+        }
+        for category, members in layout.items()
+    }
+    logger.experiment.add_custom_scalars(charts)
+
+
+def _of_both_sides(pattern: str) -> str:
+    """Return the name that a curve of one side has in the runs of both; any other as it is."""
+    return re.sub(rf"(?:{'|'.join(SIDES)})_({'|'.join(SHARED)})\b", r"\1", pattern)
 
 
 @cache

@@ -15,17 +15,19 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 from pl_prefopt.callbacks import (
     BestCheckpoint,
     EarlyStop,
     LastCheckpoint,
     MetricsFile,
+    PairedTensorBoard,
     ParameterCount,
     PredictionWriter,
     ReferenceEnsemble,
     ResultsTable,
+    RunFacts,
 )
 from pl_prefopt.cli.config_diagnostics import failed_import
 from pl_prefopt.cli.config_files import example_rows
@@ -175,7 +177,8 @@ class PrefOptCLI(LightningCLI):
         if training and not _validates(config):
             # Without validation there is no best checkpoint, and Lightning would fail on the monitor.
             config.best.monitor, config.best.save_top_k = None, 0
-        files = [MetricsFile(config.run_dir), PredictionWriter(config.run_dir)] if self.keeps else []
+        writers = (MetricsFile, PredictionWriter, RunFacts)
+        files = [writer(config.run_dir) for writer in writers] if self.keeps else []
         # `true` prints Lightning's table, and `barebones` allows neither.
         counts = config.trainer.enable_model_summary is None and not config.trainer.barebones
         summary = [ParameterCount()] if counts else []
@@ -380,7 +383,7 @@ def _loggers(trainer: Any, folder: Path, *, keep: bool) -> list[Logger] | bool:
     if asked is False or (trainer["barebones"] and asked is None):
         return False
     own: dict[str, Any] = {"save_dir": str(folder), "name": "", "version": ""}
-    chosen = [TensorBoardLogger(**own)] if asked is None or asked is True else listed(asked)
+    chosen = [PairedTensorBoard(**own)] if asked is None or asked is True else listed(asked)
     if keep:
         keep_earlier_metrics(folder)
     if any(isinstance(one, CSVLogger) and Path(one.log_dir).resolve() == folder.resolve() for one in chosen):

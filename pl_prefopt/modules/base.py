@@ -58,6 +58,7 @@ from pl_prefopt.modules.finite_loss import FiniteLossGuard
 from pl_prefopt.modules.learning_rate import base_rate, set_base_rate
 from pl_prefopt.modules.line_steps import LineSteps
 from pl_prefopt.modules.loading import arguments_of
+from pl_prefopt.modules.logged_step import LoggedStep
 from pl_prefopt.modules.objective_state import ObjectiveState
 from pl_prefopt.modules.output_heads import build_heads, shard_heads
 from pl_prefopt.modules.randomness import BatchSeeds
@@ -191,6 +192,7 @@ class PreferenceModule(LightningModule):
         self._trying = False
         self._knows_rows = True  # whether a PreferenceDataModule has them, so that setup checks them
         self._seeds, self._guard, self._mean = BatchSeeds(), FiniteLossGuard(), StepMean()
+        self._logged_step = LoggedStep()
         self._objective_state = ObjectiveState(objective)
 
     @classmethod
@@ -542,6 +544,16 @@ class PreferenceModule(LightningModule):
         if every and step % every == 0 and step != self._metrics_logged_at:
             self._metrics_logged_at = step
             self._log_metrics("train", {f"train/{name}": value for name, value in self._stats.items()})
+
+    def on_validation_start(self) -> None:
+        """Log the evaluation of a checkpoint at its step."""
+        self._logged_step.begin(self.trainer, self.restored_step)
+
+    def on_validation_end(self) -> None:
+        """Log at the trained steps again."""
+        self._logged_step.end(self.trainer)
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from tensorboard import plugin_util
@@ -21,6 +22,7 @@ from pl_prefopt.callbacks import (
     DashboardLayout,
     Generations,
     MarginHistogram,
+    PairedTensorBoard,
     ProgressBar,
     ReferenceEnsemble,
     ResultsTable,
@@ -30,7 +32,7 @@ from pl_prefopt.callbacks import (
 from pl_prefopt.callbacks.dashboard_layout import layout_of
 from pl_prefopt.callbacks.results_table import results_table
 from pl_prefopt.errors import ConfigError, ContractError
-from pl_prefopt.metrics import METRIC_GROUPS, REGISTRY, Margins
+from pl_prefopt.metrics import REGISTRY, Margins
 from pl_prefopt.modules import DPOModule
 from pl_prefopt.objectives import DPO, MRPO
 from pl_prefopt.policies import PolicySpec
@@ -67,10 +69,13 @@ def fit(model, folder, *callbacks, spec=None, rows=None, checkpoint=None, **sett
 def written(tiny_model, tmp_path_factory):
     """The run of a TensorBoard and a CSV logger: its events, and its folder."""
     folder = tmp_path_factory.mktemp("dashboards")
-    loggers = [cls(save_dir=str(folder), name="run", version="") for cls in (TensorBoardLogger, CSVLogger)]
+    loggers = [cls(save_dir=str(folder), name="run", version="") for cls in (PairedTensorBoard, CSVLogger)]
     fit(tiny_model, folder, *dashboards(), logger=loggers, max_epochs=2)
-    events = EventAccumulator(str(folder / "run"), size_guidance={"tensors": 0, "histograms": 0})
-    return events.Reload(), folder / "run"
+    return events_of(folder / "run"), folder / "run"
+
+
+def events_of(folder):
+    return EventAccumulator(str(folder), size_guidance={"tensors": 0, "histograms": 0}).Reload()
 
 
 def text_of(events, tag):
@@ -79,11 +84,6 @@ def text_of(events, tag):
 
 def test_tensorboard_gets_layout_texts_histograms_and_speed(written):
     events, _ = written
-    layout = layout_pb2.Layout.FromString(
-        events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    )
-    titles = {group.capitalize() for group in METRIC_GROUPS if group != "references"} | {"Run"}
-    assert {category.title for category in layout.category} >= titles - {"The policy's own ranking"}
     tables = text_of(events, "generations/text_summary")
     assert len(tables) == 2  # one a validation
     assert "<th>before</th><th>now</th>" in tables[0]
@@ -93,6 +93,28 @@ def test_tensorboard_gets_layout_texts_histograms_and_speed(written):
     assert first.num == last.num == 6
     assert last.sum / last.num == pytest.approx(events.Scalars("val/margin")[-1].value, rel=1e-5)
     assert all(event.value > 0 for event in events.Scalars("train/tokens_per_second"))
+
+
+def test_tensorboard_s_layout_has_no_empty_charts_and_sides_are_runs_of_their_own(written):
+    """TensorBoard colours by run, so that two curves of one run look alike."""
+    events, folder = written
+    layout = layout_pb2.Layout.FromString(
+        events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    )
+    charts = {chart.title: chart.multiline.tag for page in layout.category for chart in page.chart}
+    assert charts["chosen against rejected reward, validation"] == ["val/reward$"]
+    assert {"accuracy", "tokens per second"} <= charts.keys()
+    sides = [events_of(folder / side) for side in ("chosen", "rejected")]
+    tags = {tag for run in (events, *sides) for tag in run.Tags()["scalars"]}
+    empty = {title for title, found in charts.items() if not any(re.match(p, t) for p in found for t in tags)}
+    assert empty == set(), "the pairs have no grades and no fourth response"
+    for run, side in zip(sides, ("chosen", "rejected"), strict=True):
+        for shared in ("val/reward", "val/logp", "train/reward"):
+            stage, what = shared.split("/")
+            whole = events.Scalars(f"{stage}/{side}_{what}")
+            assert [(one.step, one.value) for one in run.Scalars(shared)] == [
+                (one.step, one.value) for one in whole
+            ]
 
 
 class Shown(HTMLParser):
@@ -155,7 +177,7 @@ def test_the_layout_shows_curves_that_exist_and_names_them_well(written):
     events, _ = written
     logged = [name for name in events.Tags()["scalars"] if name.startswith(("train/", "val/"))]
     infos = (*REGISTRY, *MRPO().stats)
-    layout = layout_of(infos)
+    layout = layout_of(infos, (Throughput(), LearningRateMonitor()))
     patterns = [p for charts in layout.values() for chart in charts.values() for p in chart]
     known = [
         f"{stage}/{info.name.format(k=0, view='quality')}"

@@ -1,4 +1,4 @@
-"""Predictions of `validate` and `test`: complete, bounded, and none from within `fit`."""
+"""Predictions of each command: complete, bounded, and of the last validation within `fit`."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def test_each_command_writes_its_own_file_and_fit_none(run, tmp_path, capsys):
+def test_each_command_writes_its_own_file(run, tmp_path, capsys):
     trainer, module, data = run
     trainer.fit(module, datamodule=data)
-    assert not list(tmp_path.rglob("predictions.*"))
+    assert "holds the first" not in capsys.readouterr().out
     trainer.validate(module, datamodule=data, verbose=False)
     trainer.test(module, datamodule=data, verbose=False)
     assert "holds the first 4 prompts" in capsys.readouterr().out
     trainer.predict(module, datamodule=data, return_predictions=False)
-    validated, tested, predicted = (
-        lines_of(tmp_path / "run" / place / "predictions.jsonl") for place in ("validate", "test", ".")
+    trained, validated, tested, predicted = (
+        lines_of(tmp_path / "run" / place / "predictions.jsonl") for place in ("fit", "validate", "test", ".")
     )
     assert [line["index"] for line in predicted] == list(range(6))
     assert not list(tmp_path.rglob("*.part"))
-    for evaluated in (validated, tested):
+    for evaluated in (trained, validated, tested):
         for line, same in zip(evaluated, predicted[:4], strict=True):
             assert line["responses"] == [
                 response | {key: pytest.approx(response[key], abs=1e-5) for key in ("log_prob", "reward")}

@@ -17,7 +17,8 @@ def test_users_are_trained_predicted_and_refused_where_unknown(prefopt, tmp_path
     prefopt("fit", *axes, "--data.train", known, "--data.held_out", 2, *model, "--run_dir", "run")
     predict = ["predict", "-c", "run/config.yaml", "--ckpt_path", "last"]
     prefopt(*predict, "--data.predict", known)
-    written = [json.loads(line) for path in (tmp_path / "run").rglob("*.jsonl") for line in path.open()]
+    with (tmp_path / "run" / "predictions.jsonl").open() as file:
+        written = [json.loads(line) for line in file]
     outputs = [response["outputs"] for row in written for response in row.get("responses", [])]
     assert len(outputs) == 16
     assert all(len(each) == 4 and min(each) > -1e31 for each in outputs), "two rewards, two log-weights"

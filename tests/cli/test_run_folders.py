@@ -11,11 +11,13 @@ import torch
 import yaml
 from lightning.pytorch.loggers import Logger
 
+from pl_prefopt.evaluations import read_facts
 from pl_prefopt.references import InitialPolicy
+from pl_prefopt.report.curves import read_curves
 from tests.cli.test_commands import axes
 from tests.runs import metrics_of, pair_rows, write_rows
 
-RUN_FILES = {"config.yaml", "metrics.json", "checkpoints", ".lock", ".metrics.json.lock"}
+RUN_FILES = {"config.yaml", "metrics.json", "run.json", "fit", "checkpoints", ".lock", ".metrics.json.lock"}
 
 
 class Nowhere(Logger):
@@ -63,12 +65,20 @@ def test_a_runs_files_are_in_its_folder_whatever_loggers_it_has(prefopt, setting
     run = Path("runs/own")
     csv = set() if logger is False else {"metrics.csv", "val-margins.csv"}
     assert {path.name for path in run.iterdir()} == RUN_FILES | csv
+    facts = read_facts(run / "run.json")
+    assert facts.steps > 0
+    assert facts.seconds > 0
+    assert facts.hardware.startswith("CPU (")
+    assert facts.rows["train"]["rows"] + facts.rows["val"]["rows"] == 8
     assert not {path.name for path in Path().iterdir()} & {"config.yaml", "None", "lightning_logs", "root"}
     before = (run / "checkpoints" / "last.ckpt").read_bytes()
     assert "already contains a run" in prefopt.fails(*fit, "--model.init_args.optimizer.lr", "0.1")
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
     prefopt("validate", "-c", run / "config.yaml", "--ckpt_path", "last")
     assert (run / "validate" / "config.yaml").is_file()
+    if csv:
+        curves = read_curves(run / "validate")
+        assert set(curves["val/loss"].steps) == {facts.steps}, "that of the checkpoint"
     prefopt("export", run / "checkpoints" / "last.ckpt", "--out", "exported")
     assert "Wrote runs/own/report.html" in prefopt("report", run)
 
