@@ -127,6 +127,8 @@ class _Progress:
 
 
 def _summary(found: Labelled, out: Path) -> Iterator[str]:
+    for line in found.joined:
+        yield f"  {line}"
     for sentence in found.bad_rows:
         yield f"  skipped {sentence}"
     skipped = f", {found.skipped} bad rows skipped" if found.skipped else ""

@@ -59,13 +59,13 @@ class JoinedLayout:
 
     Attributes:
         name: what the documentation calls it.
-        key: what all rows of a list, or of several, have in common; ``None`` for other rows.
+        key: what all rows of a list, or of several, have in common, from a raw row; ``None`` for other rows.
         join: makes rows of other layouts, and returns them with the number of rows that are in none of them.
         note: how the lists are scored, for the report.
     """
 
     name: str
-    key: Callable[[Fields], Any]
+    key: Callable[[Mapping[str, Any]], Any]
     join: Callable[[Sequence[Record]], tuple[list[Record], int]]
     note: str = ""
 
@@ -105,7 +105,7 @@ def _part_of(record: Record, mapped: frozenset[str]) -> tuple[JoinedLayout | Non
         return None, None
     fields = Fields(record.fields, mapped)
     for layout in JOINED_LAYOUTS:
-        key = layout.key(fields)
+        key = layout.key(record.fields)
         if key is not None and not any(one.fits(fields) for one in FORMATS):
             return layout, key
     return None, None
@@ -132,33 +132,44 @@ def _each(members: Sequence[Record], without: Iterable[str]) -> dict[str, list[A
 # -- ratings of single responses
 
 
-def _same_prompt(fields: Fields) -> Any:
-    if not {"prompt", "response"} <= fields.keys() or fields.keys().isdisjoint(_RATINGS):
+def _same_prompt(fields: Mapping[str, Any]) -> Any:
+    # A rating may be null: the row is still one of its prompt's.
+    if any(fields.get(name) is None for name in ("prompt", "response")) or fields.keys().isdisjoint(_RATINGS):
         return None
     return [fields.get(name) for name in _SHARED]
 
 
 def _rated(members: Sequence[Record]) -> tuple[list[Record], int]:
-    """Return rows with the same prompt as one list, scored by ``scores``, by helpfulness, or not at all."""
+    """Return rows with the same prompt as one list, scored by ``scores``, by helpfulness, or not at all.
+
+    Rows without the score that others have are bad rows, and the list goes on without them.
+    """
+    by = next((name for name in ("scores", "helpfulness") if _given(members, name)), None)
+    without = [member for member in members if by is not None and member.fields.get(by) is None]
+    bad = [
+        Record(member.origin, {}, f"'{by}' is null, but other responses to its prompt have it")
+        for member in without
+    ]
+    members = [member for member in members if member not in without]
     shared = {name: members[0].fields.get(name) for name in _SHARED}
     weights = [member.fields.get(WEIGHT) for member in members]
     if all(weight == weights[0] for weight in weights):  # different ones are refused as a list
         shared[WEIGHT] = weights[0]
     each = _each(members, shared)
     fields = {name: value for name, value in shared.items() if value is not None}
-    given = [each[name] for name in ("scores", "helpfulness") if _given(each, name)]
-    fields |= {"responses": each.pop("response"), "scores": given[0] if given else None}
-    return [Record(_origin(members), fields | {name: each[name] for name in each if name not in fields})], 0
+    fields |= {"responses": each.pop("response"), "scores": None if by is None else each[by]}
+    fields |= {name: each[name] for name in each if name not in fields}
+    return [Record(_origin(members), fields), *bad], len(bad)
 
 
-def _given(each: Mapping[str, list[Any]], name: str) -> bool:
-    return any(value is not None for value in each.get(name, ()))
+def _given(members: Sequence[Record], name: str) -> bool:
+    return any(member.fields.get(name) is not None for member in members)
 
 
 # -- messages of trees
 
 
-def _same_tree(fields: Fields) -> Any:
+def _same_tree(fields: Mapping[str, Any]) -> Any:
     if not all(isinstance(fields.get(name), str | int) for name in _OF_MESSAGES):
         return None
     parent = fields.get("parent_id")

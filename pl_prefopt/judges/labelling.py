@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from pl_prefopt.data.dialogues import BadRowError
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.data.formats import Converted, convert, relabelled
+from pl_prefopt.data.joined_rows import Joins
 from pl_prefopt.data.report import OnBadRow
 from pl_prefopt.data.sources import Reading, Source, check_names, open_source
 from pl_prefopt.errors import ConfigError, DataError, RunError
@@ -45,6 +46,7 @@ class Labelled:
         cost: what the verdicts took, of interrupted runs only as far as their parts are complete.
         skipped: bad rows that were skipped.
         bad_rows: sentences about the first of those.
+        joined: lines on file rows that were joined to lists.
     """
 
     rows: int = 0
@@ -55,6 +57,7 @@ class Labelled:
     cost: Cost = field(default_factory=Cost)
     skipped: int = 0
     bad_rows: list[str] = field(default_factory=list)
+    joined: list[str] = field(default_factory=list)
 
     def count(self, verdict: Verdict, *, dropped: bool) -> None:
         """Count a verdict."""
@@ -148,16 +151,17 @@ class Labelling:
 
     def _survey(self, reading: Reading) -> tuple[int, Labelled]:
         """Read all rows once, so that a bad one is told before anything is paid for."""
-        found = Labelled()
-        rows = itertools.islice(self._usable(reading, found), self.max_rows)
+        found, joins = Labelled(), Joins()
+        rows = itertools.islice(self._usable(reading, found, joins), self.max_rows)
         total = sum(1 for _ in rows)
+        found.joined = joins.lines(self.source.label)
         if not total:
             reason = f"; the first problem is {found.bad_rows[0]}" if found.bad_rows else ""
             raise DataError(f"expected rows in {self.source.path}, got no usable one{reason}.")
         return total, found
 
-    def _usable(self, reading: Reading, found: Labelled) -> Iterator[_Row]:
-        for record in reading.records():
+    def _usable(self, reading: Reading, found: Labelled, joins: Joins | None = None) -> Iterator[_Row]:
+        for record in reading.records(joins):
             try:
                 row = self._row(record, reading.mapped)
             except BadRowError as error:

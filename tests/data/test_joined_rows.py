@@ -62,17 +62,33 @@ def test_ratings_that_make_no_list_are_bad_rows(tmp_path: Path, monkeypatch):
     rows = [rated("Hi", "a", None), rated("Hi", "b", 1), rated("Hi", "c", 1)]
     rows += [rated("Ho", "d", 1, weight=1), rated("Ho", "e", 1, weight=2), pair()]
     store = stored(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "cache", on_bad_row="skip")
-    assert (len(store.rows), store.skipped) == (1, 3)
+    assert ([len(row.responses) for row in store.rows], store.skipped) == ([1, 2], 3)
     for problem, reason in zip(
         sorted(store.problems),
         (
+            "row 1: 'helpfulness' is null, but other responses to its prompt have it",
             "row 3: more than 2 neighbouring rows belong together",
-            "rows 1 to 2: expected 'scores[0]' to be a number, got null",
             "rows 4 to 5: expected 'weight' to be a number, got [1, 2]",
         ),
         strict=True,
     ):
         assert problem == f"rows.jsonl, {reason}"
+
+
+@pytest.mark.parametrize("correctness", [None, 2])
+def test_a_row_without_the_rating_is_a_bad_row_and_leaves_its_list_whole(tmp_path: Path, correctness):
+    """Whether its other ratings are there or not; and it isn't dropped where bad rows are errors."""
+    unrated = {"prompt": "Hi", "response": "b", "helpfulness": None, "correctness": correctness}
+    rows = [rated("Hi", "a", 4, 0), unrated, rated("Hi", "c", 1)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    store = stored(path, tmp_path / "cache", on_bad_row="skip")
+    (row,) = store.rows
+    assert ([response[0].content for response in row.responses], row.scores) == (["a", "c"], (4, 1))
+    assert (row.columns["correctness"], store.skipped) == ((0, 1), 1)
+    assert store.joined[0].startswith("rows.jsonl: 3 rows of HelpSteer2 ratings became 1 list")
+    assert store.joined[0].endswith("; 1 of the rows are in none")
+    with pytest.raises(DataError, match="row 2: 'helpfulness' is null"):
+        stored(path, tmp_path / "other")
 
 
 def message(number: int, parent: int | None, rank: int | None = None, **more: Any) -> dict[str, Any]:

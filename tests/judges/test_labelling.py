@@ -237,13 +237,15 @@ def test_what_cannot_be_labelled_is_told_before_anything_is_judged(tmp_path):
 
 
 def test_the_command_labels_and_its_rows_train(tmp_path, prefopt):
-    path = write_rows(tmp_path / "rows.jsonl", [{**row, "rater": "r"} for row in pair_rows(4)])
+    rated = [{"prompt": "Hi", "response": text, "helpfulness": 1} for text in ("No", "Yes!")]
+    path = write_rows(tmp_path / "rows.jsonl", [{**row, "rater": "r"} for row in (*pair_rows(4), *rated)])
     out = tmp_path / "graded.jsonl"
     said = prefopt(
         "label", path, "--judge", "Rule", "--judge.function", "pl_prefopt.judges.rules.brevity", "--out", out
     )
-    assert f"Wrote {out}: 4 rows" in said
-    assert all(to_row(row).graded and to_row(row).columns["rater"] == "r" for row in read(out))
+    assert f"Wrote {out}: 5 rows" in said
+    assert "rows.jsonl: 2 rows of HelpSteer2 ratings became 1 list" in said
+    assert all(to_row(row).graded and "r" in to_row(row).columns["rater"] for row in read(out))
     assert "did you mean 'Rule'" in prefopt.fails("label", path, "--judge", "Rul", "--out", out)
     missing = prefopt.fails("label", path, "--judge", "mine.yaml", "--out", out)
     assert "there is no file mine.yaml" in missing
