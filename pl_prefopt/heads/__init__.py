@@ -1,6 +1,6 @@
 """Reward heads: from the hidden states at the ends of prompts and responses to rewards."""
 
-from pl_prefopt.heads.base import Head
+from pl_prefopt.heads.base import Head, StatePairs
 from pl_prefopt.heads.embedding import EmbeddingHead
 from pl_prefopt.heads.features import AttributeHead, FeatureHead
 from pl_prefopt.heads.mixture import MixtureHead
@@ -18,6 +18,7 @@ __all__ = [
     "IdealPointHead",
     "MixtureHead",
     "ScalarHead",
+    "StatePairs",
     "UserHead",
     "Users",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -14,6 +15,28 @@ from pl_prefopt.errors import ContractError
 from pl_prefopt.requests import HeadKind
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.types import ScoredBatch
+
+
+@dataclass(frozen=True)
+class StatePairs:
+    """Hidden states of N labelled pairs, which a trained head is adapted to.
+
+    Attributes:
+        chosen: [N, H], at the last tokens of the chosen responses.
+        rejected: [N, H], at those of the rejected ones.
+        prompt: [N, H], at those of the prompts.
+        rows: the row of each pair.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    prompt: Tensor
+    rows: Sequence[PreferenceRow]
+
+    def part(self, places: Sequence[int]) -> StatePairs:
+        """Return some of the pairs."""
+        chosen, rejected, prompt = (each[list(places)] for each in (self.chosen, self.rejected, self.prompt))
+        return StatePairs(chosen, rejected, prompt, [self.rows[place] for place in places])
 
 
 class Head(nn.Module, ABC):
@@ -82,6 +105,33 @@ class Head(nn.Module, ABC):
         Args:
             batches: this rank's share of the training rows, scored without gradient.
         """
+
+    def check_adaptable(self, rows: Sequence[PreferenceRow], step: float | None) -> None:
+        """Raise if ``adapt`` can't use these rows, before a model loads.
+
+        Args:
+            rows: labelled rows.
+            step: the step of Hedge, for heads that take one.
+
+        Raises:
+            ContractError: by default: nothing in the head is fitted to a few pairs.
+        """
+        raise ContractError(
+            f"{type(self).__name__} has neither users nor a router, and so nothing that a few pairs adapt: "
+            "train it with `prefopt fit`."
+        )
+
+    def adapt(self, pairs: StatePairs, step: float | None) -> list[str]:
+        """Fit what depends on a user or a context to a few pairs; everything else stays as it is.
+
+        Args:
+            pairs: those of the rows that ``check_adaptable`` has seen.
+            step: likewise.
+
+        Returns:
+            Sentences about what was found. The head's ``learned`` and its state have it afterwards.
+        """
+        raise NotImplementedError
 
     def encode(self, column: str, texts: Sequence[str | None]) -> Tensor:
         """Return a number for each value of a column of texts, int64 [len(texts)].

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -16,9 +17,9 @@ from pl_prefopt.checks import at_least, non_negative
 from pl_prefopt.errors import ConfigError, ContractError, DataError
 from pl_prefopt.functional.ideal_points import direction_reward, distance_reward
 from pl_prefopt.functional.user_groups import best_groups, first_groups, log_likelihoods, reseed_empty
-from pl_prefopt.heads.base import Head
+from pl_prefopt.heads.base import Head, StatePairs
 from pl_prefopt.heads.layers import linear, projection
-from pl_prefopt.heads.users import Users
+from pl_prefopt.heads.users import Users, pairs_in, user_of
 from pl_prefopt.pairing import ALL_PAIRS
 from pl_prefopt.requests import REWARD
 from pl_prefopt.rows import PreferenceRow
@@ -104,6 +105,33 @@ class UserHead(Head):
             )
         return users
 
+    def check_adaptable(self, rows: Sequence[PreferenceRow], step: float | None) -> None:
+        """Refuse users who are known already or have too few pairs, and rows without a user.
+
+        Raises:
+            DataError: naming one.
+            ConfigError: if there is a step, which a head of users doesn't take.
+        """
+        if step is not None:
+            raise ConfigError(f"--step is that of a router, and {type(self).__name__} has none: remove it.")
+        counts: Counter[str | int] = Counter()
+        for row in rows:
+            counts[user_of(self.column, "adapt", row)] += pairs_in(row)
+        for user, count in counts.items():
+            self.with_new_user(user, count)
+
+    def adapt(self, pairs: StatePairs, step: float | None) -> list[str]:
+        """Add the users of the pairs' rows."""
+        del step
+        places: dict[str | int, list[int]] = {}
+        for place, row in enumerate(pairs.rows):
+            places.setdefault(user_of(self.column, "adapt", row), []).append(place)
+        return [f"user {user!r}: {self.add_user(user, pairs.part(own))}" for user, own in places.items()]
+
+    @abstractmethod
+    def add_user(self, user: str | int, pairs: StatePairs) -> str:
+        """Fit a new user, and return what was found."""
+
     def numbers_of(self, column: Column) -> Tensor:
         """Return the users' numbers for a batch's column, int64 [B], −1 for one who isn't known."""
         if isinstance(column, Tensor):
@@ -187,6 +215,11 @@ class PrototypeHead(UserHead):
         self.user_logits = nn.Parameter(rows, requires_grad=self.user_logits.requires_grad)
         self.users = users
         return found.softmax(dim=-1)
+
+    def add_user(self, user: str | int, pairs: StatePairs) -> str:
+        """Fit a new user's weights on the prototypes."""
+        weights = self.fit_user(user, pairs.chosen, pairs.rejected, pairs.prompt)
+        return f"weights {', '.join(f'{weight:.3f}' for weight in weights.tolist())} on the prototypes"
 
     def _minimise(self, logits: Tensor, pairs: tuple[Tensor, Tensor, Tensor], ridge: float) -> None:
         chosen, rejected, prompt = pairs
@@ -400,6 +433,10 @@ class GroupHead(UserHead):
         self.assigned = torch.cat([self.assigned, group.to(self.assigned)])
         self.users = users
         return int(group)
+
+    def add_user(self, user: str | int, pairs: StatePairs) -> str:
+        """Add a new user to a group."""
+        return f"group {self.fit_user(user, pairs.chosen, pairs.rejected)} of {self.groups}, from 0"
 
     def assign(self, likelihoods: Tensor, pairs: Tensor) -> int:
         """Move each user to the group with the highest log-likelihood, and seed empty groups: the E-step.

@@ -87,7 +87,7 @@ class Users:
                 raise DataError(
                     f"expected one of the {len(self)} users of the training rows "
                     f"({listed(map(str, self.known), most=5)}) in the column '{self.column}', got {user!r} "
-                    f"in {_place(row, split)}: fit the user first by `fit_user`, or remove the row."
+                    f"in {_place(row, split)}: add the user first with `prefopt adapt`, or remove the row."
                 )
 
     def check_pairs(self, rows: Sequence[PreferenceRow], fewest: int) -> None:

@@ -40,23 +40,40 @@ def made_head(described: str, learned: Mapping[str, Any], weights: Mapping[str, 
     Raises:
         ConfigError: if there is no such class, or the weights don't fit.
     """
+    head = unbuilt_head(described, learned)
+    try:
+        head.build(size)
+        head.load_state_dict(weights, assign=True)  # in their own dtype, whatever the default is
+    except (AttributeError, TypeError, RuntimeError) as error:
+        raise _not_made(described, error) from error
+    return head
+
+
+def unbuilt_head(described: str, learned: Mapping[str, Any]) -> Head:
+    """Return a head without weights; the arguments are those of ``made_head``.
+
+    Raises:
+        ConfigError: if there is no such class.
+    """
     settings = json.loads(described)
     module, _, name = settings["class_path"].rpartition(".")
     try:
         head = getattr(importlib.import_module(module), name)(**settings["init_args"])
-        head.learned = learned
-        head.build(size)
-        head.load_state_dict(weights, assign=True)  # in their own dtype, whatever the default is
-    except (ImportError, AttributeError, TypeError, RuntimeError) as error:
-        raise ConfigError(
-            f"The reward head {settings['class_path']} can't be made ({first_line(error)}): use the version "
-            "of pl_prefopt, and the plug-ins, that it was trained with."
-        ) from error
+    except (ImportError, AttributeError, TypeError) as error:
+        raise _not_made(described, error) from error
     if not isinstance(head, Head):
         raise ConfigError(
             f"{settings['class_path']} is no reward head: name a subclass of pl_prefopt.heads.Head."
         )
+    head.learned = learned
     return head
+
+
+def _not_made(described: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"The reward head {json.loads(described)['class_path']} can't be made ({first_line(error)}): use the "
+        "version of pl_prefopt, and the plug-ins, that it was trained with."
+    )
 
 
 def write_folder(folder: Path, model: Any, head: Head, tokenizer: Any, settings: Mapping[str, Any]) -> None:

@@ -284,7 +284,7 @@ def check(head, rows):
             GroupHead(groups=1),
             check,
             [pair(9, user="eve")],
-            "got 'eve' in a.jsonl, row 9 .predict.: fit",
+            "got 'eve' in a.jsonl, row 9 .predict.: add the user",
         ),
         (
             FeatureHead(features=["f"]),

@@ -125,7 +125,7 @@ def test_groups_move_to_what_explains_their_pairs_and_a_resumed_run_goes_on(tiny
         assert torch.equal(value, resumed.heads["reward"].state_dict()[key]), key
     (tmp_path / "strangers").mkdir()
     strangers = make_datamodule(tmp_path / "strangers", [{**rows[0], "user": 9}])
-    with pytest.raises(DataError, match=r"got 9 in .*: fit the user first"):
+    with pytest.raises(DataError, match=r"got 9 in .*: add the user first with `prefopt adapt`"):
         make_trainer(tmp_path).validate(resumed, strangers, verbose=False)
 
 
