@@ -105,3 +105,19 @@ class LinearHead(OutputHead):
         head = nn.Linear(hidden_size, self.outputs, bias=False)
         nn.init.normal_(head.weight, std=(hidden_size + 1) ** -0.5)
         return head
+
+
+@dataclass(frozen=True)
+class HiddenState(OutputHead):
+    """The hidden state itself, without a head: H outputs.
+
+    Args:
+        at: the last token of each ``response``, or of each ``prompt``.
+    """
+
+    at: Place = "response"
+
+    def build(self, hidden_size: int) -> nn.Module:
+        """Return the identity."""
+        del hidden_size
+        return nn.Identity()

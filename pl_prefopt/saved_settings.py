@@ -27,7 +27,7 @@ _WITH_INPUTS = ("model", "data", "references")
 _PLACES = {
     *("data.tokenizer", "data.cache_dir", "references.cache_dir"),
     *("policy.name", "policy.adapter", "model.name", "model.adapter"),
-    *("init_args.folder", "init_args.head_from"),
+    *("init_args.folder", "init_args.head_from", "init_args.samples"),
 }
 """Settings that name a file or folder, by their last two keys; elsewhere, a slash indicates a path."""
 

@@ -38,6 +38,8 @@ class View(ABC):
     """How many different prompts a split must have for the view to mean something."""
     differs: ClassVar[bool] = False
     """Whether its prompt must differ from the row's own in tokens; rows where it doesn't are bad rows."""
+    repeats: ClassVar[bool] = False
+    """Whether it is the row itself once more, so that it means something with dropout only."""
 
     @property
     @abstractmethod
@@ -250,6 +252,22 @@ def _filled(template: str, parts: Mapping[str, str]) -> str:
     """Return the template with its parts; a part's own text is never filled in."""
     pattern = "|".join(re.escape(name) for name in parts)
     return re.sub(pattern, lambda found: parts[found.group()], template)
+
+
+@dataclass(frozen=True)
+class Repeated(View):
+    """Each row as it is: a second forward pass, which differs from the first one by its dropout."""
+
+    repeats: ClassVar[bool] = True
+
+    @property
+    def fingerprint(self) -> str:
+        """The name alone: the transformation has no settings."""
+        return "repeated"
+
+    def __call__(self, rows: Sequence[PreferenceRow], index: int) -> PreferenceRow:
+        """Return row ``index``."""
+        return rows[index]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from pl_prefopt.modules.checkpoint_files import read_checkpoint
 from pl_prefopt.modules.checkpoint_io import SafeCheckpointIO
 from pl_prefopt.modules.dpo import DPOModule
 from pl_prefopt.modules.fsdp2 import FSDP2Strategy
+from pl_prefopt.modules.meta_reward import MetaRewardModule
 from pl_prefopt.modules.mppo import MPPOModule
 from pl_prefopt.modules.mrpo import MRPOModule
 from pl_prefopt.modules.peer_review import PeerDPOModule, PeerRewardModule
@@ -20,6 +21,7 @@ __all__ = [
     "FSDP2Strategy",
     "MPPOModule",
     "MRPOModule",
+    "MetaRewardModule",
     "PeerDPOModule",
     "PeerRewardModule",
     "PreferenceModule",

@@ -43,6 +43,7 @@ from pl_prefopt.modules.checkpoints import (
 from pl_prefopt.modules.compatibility import (
     check_accumulation,
     check_batch,
+    check_dropout,
     check_names,
     check_references,
     check_reward_head,
@@ -310,6 +311,7 @@ class PreferenceModule(LightningModule):
         check_references(self.objective, self.num_references)
         if stage == "fit":
             check_accumulation(self.objective, self.trainer)
+            check_dropout(self.objective, self.policy_spec)
         source = row_source(self.trainer)
         self._knows_rows = source is not None
         check_rows(self.objective, {} if source is None else source.datasets)

@@ -14,7 +14,7 @@ from pl_prefopt.data import RowsSummary
 from pl_prefopt.errors import ConfigError, ContractError, DataError, listed
 from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.pairing import known
-from pl_prefopt.policies import PolicySpec
+from pl_prefopt.policies import PolicySpec, has_dropout
 from pl_prefopt.references import ReferenceSource
 from pl_prefopt.requests import HeadKind
 from pl_prefopt.rows import PreferenceRow
@@ -171,6 +171,16 @@ def check_names(needs: Needs, datasets: Mapping[str, Any] | None) -> None:
                 f"the names in the column '{name}' get their numbers from a PreferenceDataModule, but the "
                 "batches come from elsewhere: use one, or set PreferenceDataset.names."
             )
+
+
+def check_dropout(objective: Objective, spec: PolicySpec) -> None:
+    """Raise a ``ConfigError`` if the objective compares two passes over a row that are the same."""
+    if any(view.repeats for view in objective.needs.views.values()) and not has_dropout(spec):
+        raise ConfigError(
+            f"{type(objective).__name__} compares two passes with different dropout, but the policy has "
+            "none: set policy.lora.lora_dropout, such as 0.1, or policy.dropout to true for a model whose "
+            "configuration has dropout."
+        )
 
 
 def check_tokens(spec: PolicySpec, datasets: Mapping[str, Any]) -> None:

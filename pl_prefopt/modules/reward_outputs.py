@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pl_prefopt.errors import ContractError
 from pl_prefopt.heads import Head
-from pl_prefopt.types import Column
+from pl_prefopt.scoring import EndStates, Readout, Scorer
+from pl_prefopt.types import Column, TokenTree
 
 
 def reward_outputs(
@@ -37,6 +38,26 @@ def reward_outputs(
             f"{[rows * responses, head.outputs]}: correct its `outputs` or its `forward`."
         )
     return outputs.view(rows, responses, -1).masked_fill(~present.unsqueeze(-1), 0.0)
+
+
+def read_outputs(
+    scorer: Scorer, policy: nn.Module, head: Head, tree: TokenTree, columns: Mapping[str, Column]
+) -> Tensor:
+    """Return a head's outputs for the responses of a tree, [B, R, J], see ``reward_outputs``.
+
+    Args:
+        scorer: runs the policy.
+        policy: the model under the head.
+        head: the head.
+        tree: prompts and responses, on the policy's device.
+        columns: the rows' columns, those of the head among them.
+    """
+    readouts: list[Readout] = [EndStates("response")]
+    if head.reads_prompt:
+        readouts.append(EndStates("prompt"))
+    last, *prompt = scorer.read(policy, tree, readouts)
+    present = tree.response_mask.any(dim=-1)
+    return reward_outputs(head, present, last, prompt[0] if prompt else None, columns)
 
 
 def _of_responses(head: Head, name: str, values: Column, responses: int, device: torch.device) -> Tensor:

@@ -15,11 +15,11 @@ from pl_prefopt.errors import ContractError
 from pl_prefopt.heads import Head
 from pl_prefopt.modules.reward import RewardModule
 from pl_prefopt.modules.reward_folders import read_head_of
-from pl_prefopt.modules.reward_outputs import reward_outputs
+from pl_prefopt.modules.reward_outputs import read_outputs
 from pl_prefopt.policies import PolicySpec, build_frozen
 from pl_prefopt.policies.spec import Dtype
 from pl_prefopt.rows import PreferenceRow
-from pl_prefopt.scoring import EndStates, LayoutName, Readout, Scorer, evaluating
+from pl_prefopt.scoring import LayoutName, Scorer, evaluating
 
 
 class RewardScorer:
@@ -114,13 +114,9 @@ class RewardScorer:
     def _score(self, rows: Sequence[PreferenceRow]) -> list[Tensor]:
         device = next(self.policy.parameters()).device
         tree = collate([self.renderer.encode(row) for row in rows]).to(device)
-        readouts: list[Readout] = [EndStates("response")]
-        if self.head.reads_prompt:
-            readouts.append(EndStates("prompt"))
-        last, *prompt = self._scorer.read(self.policy, tree, readouts)
-        present = tree.response_mask.any(dim=-1)
-        columns = {name: self._column(rows, name, present.shape[1], device) for name in self.head.columns}
-        outputs = reward_outputs(self.head, present, last, prompt[0] if prompt else None, columns).cpu()
+        responses = tree.response_mask.shape[1]
+        columns = {name: self._column(rows, name, responses, device) for name in self.head.columns}
+        outputs = read_outputs(self._scorer, self.policy, self.head, tree, columns).cpu()
         return [values[: len(row.responses)] for values, row in zip(outputs, rows, strict=True)]
 
     def _column(

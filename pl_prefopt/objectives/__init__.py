@@ -16,6 +16,7 @@ from pl_prefopt.objectives.base import (
 from pl_prefopt.objectives.calibrated import VPO, XPO
 from pl_prefopt.objectives.comparisons import Comparisons
 from pl_prefopt.objectives.compose import Compose
+from pl_prefopt.objectives.contrastive import Contrastive, ContrastiveBradleyTerry
 from pl_prefopt.objectives.degrees import DegreeClassification, DegreeDPO
 from pl_prefopt.objectives.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon, ReverseKL
 from pl_prefopt.objectives.dpo import DPO, DPOP, FDPO, IPO, WPO, Hinge, RobustDPO
@@ -244,6 +245,8 @@ __all__ = [
     "Compose",
     "ConditionalBradleyTerry",
     "ConstantWeight",
+    "Contrastive",
+    "ContrastiveBradleyTerry",
     "DNOPrct",
     "DegreeClassification",
     "DegreeDPO",

@@ -1,7 +1,7 @@
 """The model that is trained: how it is described, loaded and adapted."""
 
 from pl_prefopt.policies.adapters import alters_base, check_saved, keeps_base
-from pl_prefopt.policies.build import build_frozen, build_policy
+from pl_prefopt.policies.build import build_frozen, build_policy, has_dropout
 from pl_prefopt.policies.merging import merged
 from pl_prefopt.policies.sharding import (
     check_shardable,
@@ -25,6 +25,7 @@ __all__ = [
     "check_shardable",
     "check_sizes",
     "check_splittable",
+    "has_dropout",
     "keeps_base",
     "layers_of",
     "load_split",

@@ -138,10 +138,23 @@ def _check_complete(model: Any, missing: Collection[str], spec: PolicySpec, *, l
         )
 
 
+def has_dropout(spec: PolicySpec) -> bool:
+    """Return whether the policy is trained with dropout, of its adapter or its own; no model is loaded."""
+    of_adapter = (spec.adapter_settings() or {}).get("lora_dropout") or 0.0
+    return of_adapter > 0 or (spec.dropout and any(_dropout_rates(read_config(spec)).values()))
+
+
 def _silence_dropout(config: Any) -> None:
-    for key, value in config.to_dict().items():
-        if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
-            setattr(config, key, 0.0)
+    for key in _dropout_rates(config):
+        setattr(config, key, 0.0)
+
+
+def _dropout_rates(config: Any) -> dict[str, float]:
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop"))
+    }
 
 
 def four_bit_config(spec: PolicySpec) -> Any:

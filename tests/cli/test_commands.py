@@ -225,6 +225,14 @@ def test_every_family_takes_a_step(prefopt, settings, method, tiny_model, tmp_pa
     ]
     if "desirable_above" in files["model"]["init_args"]["objective"]["init_args"]:  # the rows have grades
         extra += ["--model.init_args.objective.init_args.desirable_above", "4"]
+    if "contrastive_weight" in files["model"]["init_args"]["objective"]["init_args"]:
+        extra += [
+            "--model.init_args.policy.lora",
+            '{"r": 2, "target_modules": "all-linear", "lora_dropout": 0.1}',
+        ]
+    if "samples" in files["model"]["init_args"]:
+        samples = write_rows(tmp_path / "samples.jsonl", scored_rows(4))
+        extra += ["--model.init_args.samples", samples]
     further = {
         "adaptive_margin_dpo": [row | {"strength": row["scores"]} for row in scored_rows(8)],
         "rationale_dpo": [row | {"rationale": "It fits."} for row in pair_rows(8)],

@@ -153,10 +153,11 @@ def rewards_of(sums, needs):
 
 
 def heads_of(sums, needs):
-    """Outputs of the heads that an objective asks for, linear in ``sums``."""
+    """Outputs of the heads that an objective asks for, affine in ``sums``."""
     return {
-        name: sums.unsqueeze(-1) * torch.linspace(0.1, 0.3, head.outputs, dtype=sums.dtype)
-        for name, head in needs.heads.items()
+        name: sums.unsqueeze(-1) * torch.linspace(0.1, 0.3, outputs, dtype=sums.dtype)
+        + torch.linspace(-1.0, 1.0, outputs, dtype=sums.dtype) ** 2
+        for name, outputs in ((name, getattr(head, "outputs", 3)) for name, head in needs.heads.items())
     }
 
 

@@ -83,6 +83,9 @@ WITHOUT_DEFAULTS: dict[str, Callable[[], Objective]] = {
     "RcDPO": lambda: objectives.RcDPO(beta=0.2),
     "TreeTPO": lambda: objectives.TreeTPO(normalize=True),
     "DegreeDPO": lambda: objectives.DegreeDPO(degree_weight=0.5, removed=[0.3, 0.6]),
+    "ContrastiveBradleyTerry": lambda: objectives.ContrastiveBradleyTerry(
+        contrastive_weight=0.5, temperature=0.5
+    ),
 }
 """How to make one that has no defaults."""
 VARIANTS: dict[str, Callable[[], Objective]] = {
@@ -118,6 +121,9 @@ VARIANTS: dict[str, Callable[[], Objective]] = {
     "GPM, warm": lambda: objectives.GPM(temperature=50.0, margin=0.3, label_smoothing=0.1),
     "Mixture without entropy": lambda: objectives.RewardMixture(router_entropy=0.0),
     "Bradley-Terry, flipped": lambda: objectives.StrengthBradleyTerry(flip_below=-0.2, label_smoothing=0.1),
+    "Bradley-Terry, contrasted differences": lambda: objectives.ContrastiveBradleyTerry(
+        contrastive_weight=0.5, temperature=0.5, of="differences"
+    ),
     "Plackett-Luce rewards, centred": lambda: objectives.RewardPlackettLuce(centring=0.1),
 }
 """Settings other than the defaults."""
@@ -128,6 +134,8 @@ LOOKS_AT_THE_WHOLE_BATCH = {
     "AOT": "it sorts the batch",
     "AOTUnpaired": "it sorts the batch",
     "SFT per token": "it divides by the tokens of the batch",
+    "ContrastiveBradleyTerry": "the other responses of the batch are its negatives",
+    "Bradley-Terry, contrasted differences": "the other pairs of the batch are its negatives",
 }
 TAKES_PARTNERS_AS_CONSTANTS = {"AOTUnpaired": "the gradient of a partner comes from the partner's own prompt"}
 ROUGH_AT_TIES = {
@@ -228,7 +236,7 @@ def scored_with(objective: Objective, batch: ScoredBatch, sums: torch.Tensor) ->
     }
     batch = dataclasses.replace(batch, policy=policy, views=views, outputs=heads_of(sums, needs))
     if needs.reward_outputs is not None:
-        batch = dataclasses.replace(batch, outputs=rewards_of(sums, needs))
+        batch = dataclasses.replace(batch, outputs={**batch.outputs, **rewards_of(sums, needs)})
     if objective.needs.tokens is not None:
         batch = dataclasses.replace(batch, tokens=tokens_of(batch, objective.needs.tokens))
     return objective(batch)
