@@ -87,7 +87,8 @@ def fit(
         lr: the learning rate.
         run_dir: the run folder; by default a new one under ``runs/``.
         configs: configurations, as for ``-c``, such as ``["hardware/lora_1gpu"]``.
-        settings: other settings by name, as on the command line: ``{"trainer.max_steps": 100}``.
+        settings: other settings by name, as on the command line: ``{"trainer.max_steps": 100}``; ``None``
+            is its ``null``.
 
     Returns:
         The run.
@@ -103,7 +104,8 @@ def fit(
         given["model.init_args.optimizer.init_args.lr"] = lr
     others = dict(settings or {})
     run_dir = others.pop("run_dir", run_dir)
-    given["run_dir"] = None if run_dir is None else str(run_dir)
+    if run_dir is not None:
+        given["run_dir"] = str(run_dir)
     with _rows_in_files({"train": data, "val": val}, given, method, others.get("ckpt_path")):
         words = [word for name in configs for word in ("-c", name)]
         if isinstance(objective, str):
@@ -113,7 +115,7 @@ def fit(
 
 def _run(words: Sequence[str], settings: Mapping[str, Any]) -> Run:
     """Run the command with the arguments ``words`` and the settings."""
-    options = [f"--{key}={_as_text(value)}" for key, value in settings.items() if value is not None]
+    options = [f"--{key}={_as_text(value)}" for key, value in settings.items()]
     forget_modules()
     forget_plugins()
     arguments = with_paths(["fit", *words, *options])
@@ -191,7 +193,7 @@ def _rows_in_files(
             given[f"data.{split}"] = str(rows) if isinstance(rows, str | Path) else changed_fields(source)
             continue
         if not written:
-            folder = choose_run_folder(asked=given["run_dir"], ckpt_path=ckpt_path, method=method)
+            folder = choose_run_folder(asked=given.get("run_dir"), ckpt_path=ckpt_path, method=method)
             refuse_second_run(folder, ckpt_path)
             given["run_dir"] = str(folder)
         written.append(_write(folder / f"{split}.jsonl", source))

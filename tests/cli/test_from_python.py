@@ -85,9 +85,15 @@ def test_fit_trains_as_the_command_does(prefopt, tiny_model):
         {"class_path": "DPO", "init_args": {"beta": 0.3}},
         references=[pp.AdapterOff()],
         run_dir="kept",
-        settings={**QUIET, "trainer.accelerator": "cpu", "data.held_out": 0},
+        settings={
+            **QUIET,
+            "trainer.accelerator": "cpu",
+            "data.held_out": 0,
+            "data.max_response_length": None,
+        },
     )
     assert settings("kept")["data"]["train"] == "kept/train.jsonl"
+    assert settings("kept")["data"]["max_response_length"] is None  # 1024 by default
     assert kept.metrics == {}
     with pytest.raises(ConfigError, match="already contains a run"):
         pp.fit(str(tiny_model), rows, run_dir="kept")
