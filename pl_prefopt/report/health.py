@@ -113,6 +113,43 @@ def _overfitting(subject: Subject) -> Iterator[Check]:
     yield Check("Overfitting", colour, f"validation loss {last:.4g}, lowest {lowest:.4g}: {word}", "curves")
 
 
+def _drift(subject: Subject) -> Iterator[Check]:
+    """Compare how far the responses of a pair moved apart with how far both moved from the reference."""
+    run = subject.run
+    evaluation = run.evaluation("val")
+    names = ("val/log_ratio_margin_0", "val/log_ratio_0")
+    margin, ratio = (run.metrics.get(name, float("nan")) for name in names)
+    if evaluation is None or evaluation.step == 0 or not np.isfinite([margin, ratio]).all():
+        return
+    moved = abs(ratio)
+    colour: Colour = "green" if moved <= max(1.0, margin) else "amber" if moved <= 3 * margin else "red"
+    words = {
+        "green": "responses move apart more than away from the reference",
+        "amber": "responses move away from the reference more than apart",
+        "red": "responses move away from the reference and hardly apart",
+    }
+    told = f"log-ratio margin {margin:.2f} nats, mean log-ratio {ratio:.2f} nats: {words[colour]}"
+    yield Check("Margin against KL", colour, told, "numbers")
+
+
+def _rows(subject: Subject) -> Iterator[Check]:
+    """Count training rows without effect, and truncated ones."""
+    counts = subject.run.facts.rows.get("train") if subject.run.facts else None
+    if not counts or not counts["rows"]:
+        return
+    rows, skipped, unused = (counts[name] for name in ("rows", "skipped", "unused"))
+    told = f"{skipped:,} of {rows + skipped:,} training rows unreadable, {unused:,} without a comparison"
+    yield Check("Unused rows", _of_share((skipped + unused) / (rows + skipped)), told, "runs")
+    prompts, responses = (counts[f"truncated_{name}"] for name in ("prompts", "responses"))
+    share = max(prompts / rows, responses / counts["responses"])
+    told = f"{prompts:,} of {rows:,} prompts and {responses:,} of {counts['responses']:,} responses truncated"
+    yield Check("Truncation", _of_share(share), told, "runs")
+
+
+def _of_share(share: float) -> Colour:
+    return "green" if share <= 0.01 else "amber" if share <= 0.1 else "red"
+
+
 def _throughput(subject: Subject) -> Iterator[Check]:
     curve = _curve(subject, "train/tokens_per_second", 8)
     if curve is None:
@@ -132,8 +169,10 @@ def _curve(subject: Subject, name: str, fewest: int) -> Curve | None:
 
 _CHECKS: tuple[Callable[[Subject], Iterator[Check]], ...] = (
     _accuracy,
-    _overfitting,
+    _drift,
     _chosen,
     _length,
+    _overfitting,
+    _rows,
     _throughput,
 )

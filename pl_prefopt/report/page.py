@@ -11,20 +11,27 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from pl_prefopt.evaluations import STAGES
 from pl_prefopt.report import figures, tables
+from pl_prefopt.report.differences import METRICS, differences
 from pl_prefopt.report.disagreements import worst_disagreements
 from pl_prefopt.report.figures import Panel
+from pl_prefopt.report.generations import generations
+from pl_prefopt.report.header import header
 from pl_prefopt.report.health import health
+from pl_prefopt.report.pairs import Estimate
 from pl_prefopt.report.runs import Run, common_stage
-from pl_prefopt.report.subjects import Subject, judge_alike, make_subjects
+from pl_prefopt.report.subjects import Subject, judge_alike, make_subjects, of_one_scale
 from pl_prefopt.report.token_maps import first_token_rows
 
 _KPIS = ("accuracy", "margin", "pearson")
+_KPIS_OF_ANY = ("accuracy", "ranking_accuracy", "pearson")
+"""Those that compare between objectives."""
 _STAGE_WORDS = {"test": "test", "val": "validation", "validate": "validation", "predict": "prediction"}
 
 
@@ -49,6 +56,7 @@ class Card:
     stage: str | None
     measured: str
     cells: Sequence[tuple[tables.Column, tables.Cell]]
+    facts: Sequence[tuple[str, str]]
 
 
 def build_report(runs: Sequence[Run]) -> Report:
@@ -62,16 +70,22 @@ def build_report(runs: Sequence[Run]) -> Report:
     curves = figures.learning_curves(subjects)
     rewards = _reward_panels(subjects)
     settings = tables.all_settings(runs)
+    comparable = len(of_one_scale(subjects)) == 1
     html = _template().render(
-        cards=[_card(subject) for subject in subjects],
+        cards=[_card(subject, comparable=comparable) for subject in subjects],
+        comparable=comparable,
         subjects=subjects,
         notices=_notices(subjects, stage),
         health={subject.run.name: health(subject) for subject in subjects},
+        differences=differences(subjects),
+        difference_metrics=METRICS,
+        difference_cell=_difference_cell,
+        generations=generations(subjects),
         evaluations=tables.evaluations(runs),
         evaluated=tables.EVALUATED,
         metric_tables=tables.metric_tables(runs),
         long_tables=tables.metric_tables(runs, everything=True),
-        differences=tables.differing(settings),
+        differing=tables.differing(settings),
         settings=settings,
         curves=curves,
         rewards=rewards,
@@ -87,27 +101,46 @@ def build_report(runs: Sequence[Run]) -> Report:
 
 def _reward_panels(subjects: Sequence[Subject]) -> list[Panel]:
     panels = [
-        figures.margin_against_gap(subjects),
-        figures.reward_against_length(subjects),
+        *figures.per_scale(subjects, figures.reward_by_label),
+        *figures.per_scale(subjects, figures.margin_against_gap),
+        *figures.per_scale(subjects, figures.reward_against_length),
         figures.calibration(subjects),
         figures.accuracy_by_gap(subjects),
         figures.accuracy_by_source(subjects),
-        figures.margin_distribution(subjects),
+        *figures.per_scale(subjects, figures.margin_distribution),
+        figures.accuracy_by_user(subjects),
+        figures.best_of_n(subjects),
     ]
-    by_label = figures.reward_by_label(subjects)
-    further = [by_label, *panels, figures.accuracy_by_user(subjects), figures.best_of_n(subjects)]
-    return [panel for panel in further if panel is not None]
+    return [panel for panel in panels if panel is not None]
 
 
-def _card(subject: Subject) -> Card:
+def _difference_cell(found: Estimate | None, metric: str) -> tuple[str, str, str]:
+    """Return a difference, its interval, and ``better``, ``worse`` or nothing."""
+    if found is None:
+        return "–", "", ""
+    share = metric != "margin"
+    value, low, high = (100 * one if share else one for one in found[:3])
+    unit = " points" if share else " nats"
+    digits = 1 if share else 3
+    text = f"{value:+.{digits}f}{unit}"
+    if np.isnan(low):
+        return text, "one prompt has no interval", ""
+    verdict = "better" if low > 0 else "worse" if high < 0 else ""
+    return text, f"{low:+.{digits}f} to {high:+.{digits}f}", verdict
+
+
+def _card(subject: Subject, *, comparable: bool) -> Card:
     run, stage = subject.run, tables.best_stage(subject.run)
-    names = [name for name in _KPIS if stage and f"{stage}/{name}" in run.metrics]
+    kpis = _KPIS if comparable else _KPIS_OF_ANY
+    names = [name for name in kpis if stage and f"{stage}/{name}" in run.metrics]
     if stage and not names:  # unpaired rows have no pairs to be right about
-        names = [name for name in ("loss", "log_ratio_0", "length_bias") if f"{stage}/{name}" in run.metrics]
+        of_any = ("loss", "log_ratio_0", "length_bias")[0 if comparable else 1 :]
+        names = [name for name in of_any if f"{stage}/{name}" in run.metrics]
     columns = [tables.column_of(name, run.infos) for name in names]
     cells = [(column, tables.metric_cell(run, stage or "", column.name)) for column in columns]
     one = run.evaluation(stage) if stage else None
-    return Card(subject, stage, f"{one.rows_measured} · {one.weights}" if one else "", cells)
+    measured = f"{one.rows_measured} · {one.weights}" if one else ""
+    return Card(subject, stage, measured, cells, header(run))
 
 
 def _notices(subjects: Sequence[Subject], stage: str | None) -> list[tuple[str, str]]:
@@ -130,19 +163,35 @@ def _notices(subjects: Sequence[Subject], stage: str | None) -> list[tuple[str, 
         )
         sentence = f"The runs were measured on different prompts or responses (prompts: {sizes}), so their "
         notices.append((sentence + "numbers don't compare.", ""))
-    predicted = [sentence for item in subjects for sentence in _of_another_evaluation(item.run, stage)]
+    predicted = [
+        sentence
+        for item in subjects
+        for found in (_of_another_evaluation(item.run, stage), _of_a_part(item, stage))
+        for sentence in found
+    ]
     return [*notices, *_of_other_rows(subjects), *predicted]
 
 
 def _of_another_evaluation(run: Run, stage: str | None) -> Iterator[tuple[str, str]]:
     """Yield a sentence where the predictions, of the last evaluation, aren't what the numbers are of."""
     main = run.evaluation("test" if stage == "test" else "val")
-    last = next((one for one in reversed(run.evaluations) if one.command == stage), None)
-    if stage in run.predictions and main is not None and last is not None and last is not main:
+    last = run.predicted(stage) if stage else None
+    if main is not None and last is not None and last is not main:
         yield (
             f"{run.name}: the figures and cases are of its last {_STAGE_WORDS[last.stage]} "
             f"({last.rows_measured} · {last.weights}), the numbers of another one "
             f"({main.rows_measured} · {main.weights}).",
+            "",
+        )
+
+
+def _of_a_part(subject: Subject, stage: str | None) -> Iterator[tuple[str, str]]:
+    """Yield a sentence where the predictions are of fewer prompts than the numbers."""
+    last, there = subject.run.predicted(stage) if stage else None, len(subject.predictions)
+    if last is not None and last.part is None and last.rows is not None and 0 < there < last.rows:
+        yield (
+            f"{subject.run.name}: the figures and cases are of {there:,} prompts, the numbers of all "
+            f"{last.rows:,}.",
             "",
         )
 

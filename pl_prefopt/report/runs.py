@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from pl_prefopt.errors import ConfigError, DataError, suggest
-from pl_prefopt.evaluations import Evaluation, main_evaluation, main_metrics, read_evaluations
+from pl_prefopt.evaluations import (
+    FACTS,
+    Evaluation,
+    Facts,
+    main_evaluation,
+    main_metrics,
+    read_evaluations,
+    read_facts,
+)
 from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.metrics import REGISTRY
 from pl_prefopt.report.curves import Curve, read_curves
@@ -32,7 +40,9 @@ class Run:
         settings: the resolved configuration, ``{"data.batch_size": "4"}``.
         evaluations: what was measured, the oldest first.
         curves: metrics over training; empty if the run never trained.
-        predictions: the file of each command that wrote predictions.
+        predictions: the file of each command that wrote predictions. The last validation of ``fit`` counts as
+            ``validate``, unless the run's validation numbers are those of a later ``validate``.
+        facts: duration, hardware and rows of the training; ``None`` if they were not recorded.
     """
 
     folder: Path
@@ -41,12 +51,23 @@ class Run:
     evaluations: Sequence[Evaluation]
     curves: Mapping[str, Curve]
     predictions: Mapping[str, Path]
+    facts: Facts | None = None
 
     @property
     def method(self) -> str:
         """The objective's name."""
         objective = self.settings.get("model.init_args.objective.class_path", "")
         return objective.rsplit(".", 1)[-1]
+
+    @property
+    def scale(self) -> str:
+        """What runs have in common whose losses and rewards compare: the objective and its parts.
+
+        Its numbers, such as β, are left out: they change the values, not what they mean.
+        """
+        start = "model.init_args.objective."
+        parts = {key: value for key, value in self.settings.items() if key.startswith(start)}
+        return repr(sorted(item for item in parts.items() if not _is_number(item[1])))
 
     @property
     def infos(self) -> tuple[MetricInfo, ...]:
@@ -59,9 +80,34 @@ class Run:
         """The numbers that stand for the run, ``{"test/accuracy": 0.8}``: one evaluation's of each stage."""
         return main_metrics(self.evaluations)
 
+    def before_training(self, stage: str) -> Evaluation | None:
+        """Return the newest evaluation of the policy before training on the rows of the run's own numbers."""
+        main = self.evaluation(stage)
+        if main is None or main.step == 0 or main.fingerprint is None:  # rows that were not recorded
+            return None
+        same = [
+            one
+            for one in self.evaluations
+            if one.step == 0
+            and (one.stage, one.fingerprint, one.part, one.method)
+            == (main.stage, main.fingerprint, main.part, main.method)
+        ]
+        return same[-1] if same else None
+
+    def predicted(self, stage: str) -> Evaluation | None:
+        """Return the evaluation that the predictions of ``stage`` come from, if it was recorded."""
+        path = self.predictions.get(stage)
+        command = "" if path is None or stage == "predict" else path.parent.name
+        return next((one for one in reversed(self.evaluations) if one.command == command), None)
+
     def evaluation(self, stage: str) -> Evaluation | None:
         """Return the evaluation that ``metrics`` of ``val`` or ``test`` come from."""
         return main_evaluation(self.evaluations, stage)
+
+    @property
+    def before_command(self) -> str:
+        """The command that measures the policy before training on the validation rows."""
+        return shlex.join(["prefopt", "validate", "-c", str(self.folder / "config.yaml")])
 
     @property
     def test_command(self) -> str:
@@ -90,17 +136,27 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             raise ConfigError(f"Expected each run once, but {folder} was given {times} times.")
     configs = [find_config(folder) for folder in folders]
     names = _short_names(resolved)
+    evaluations = [_read_metrics(folder / "metrics.json") for folder in folders]
     return [
         Run(
             folder=folder,
             name=name,
             settings=_read_settings(config),
-            evaluations=_read_metrics(folder / "metrics.json"),
+            evaluations=measured,
             curves=read_curves(folder),
-            predictions=_find_predictions(folder),
+            predictions=_find_predictions(folder, measured),
+            facts=read_facts(folder / FACTS),
         )
-        for folder, config, name in zip(folders, configs, names, strict=True)
+        for folder, config, name, measured in zip(folders, configs, names, evaluations, strict=True)
     ]
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def common_stage(runs: Sequence[Run]) -> str | None:
@@ -132,9 +188,16 @@ def find_config(folder: Path) -> Path:
     )
 
 
-def _find_predictions(folder: Path) -> dict[str, Path]:
+def _find_predictions(folder: Path, evaluations: Sequence[Evaluation]) -> dict[str, Path]:
     paths = {stage: folder / place / "predictions.jsonl" for stage, place in STAGES.items()}
-    return {stage: path for stage, path in paths.items() if path.is_file()}
+    found = {stage: path for stage, path in paths.items() if path.is_file()}
+    of_fit = folder / "fit" / "predictions.jsonl"
+    validated = next((one for one in reversed(evaluations) if one.command == "validate"), None)
+    if of_fit.is_file() and (
+        "validate" not in found or validated is None or validated is not main_evaluation(evaluations, "val")
+    ):
+        found["validate"] = of_fit
+    return found
 
 
 def _read_metrics(path: Path) -> list[Evaluation]:

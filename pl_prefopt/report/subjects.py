@@ -68,13 +68,29 @@ def make_subjects(runs: Sequence[Run], stage: str | None) -> list[Subject]:
 
 
 def judge_alike(subjects: Sequence[Subject]) -> bool:
-    """Return whether all runs with predictions made them of the same prompts and responses."""
+    """Return whether all runs with predictions made them of the same prompts, responses and scores."""
     texts = [
         [
-            (item.prompt, tuple(response.messages for response in item.responses))
+            (item.prompt, tuple((response.messages, response.score) for response in item.responses))
             for item in subject.predictions
         ]
         for subject in subjects
         if subject.predictions
     ]
     return all(other == texts[0] for other in texts[1:])
+
+
+def of_one_scale(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
+    """Return the runs by their objective: only losses and rewards of the same one compare.
+
+    Objectives of one name with different parts, such as two compositions, are numbered.
+    """
+    groups: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        groups.setdefault(subject.run.scale, []).append(subject)
+    methods = [members[0].run.method or "no objective" for members in groups.values()]
+    names = [
+        f"{method} {methods[: place + 1].count(method)}" if methods.count(method) > 1 else method
+        for place, method in enumerate(methods)
+    ]
+    return dict(zip(names, groups.values(), strict=True))

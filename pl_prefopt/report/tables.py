@@ -43,11 +43,13 @@ class MetricTable:
         stage: ``test`` or ``val``.
         columns: the metrics that at least one run has.
         rows: one list of cells per run.
+        before: the same of the policy before training, where it was measured on the same rows; else ``None``.
     """
 
     stage: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
+    before: Sequence[Sequence[Cell] | None]
 
 
 def metric_tables(runs: Sequence[Run], *, everything: bool = False) -> list[MetricTable]:
@@ -61,8 +63,16 @@ def metric_tables(runs: Sequence[Run], *, everything: bool = False) -> list[Metr
         if names:
             columns = [column_of(name, infos) for name in names]
             rows = [[metric_cell(run, stage, name) for name in names] for run in runs]
-            tables.append(MetricTable(stage, columns, rows))
+            before = [_before(run, stage, names) for run in runs]
+            tables.append(MetricTable(stage, columns, rows, before))
     return tables
+
+
+def _before(run: Run, stage: str, names: Sequence[str]) -> list[Cell] | None:
+    found = run.before_training(stage)
+    if found is None:
+        return None
+    return [_cell(found.metrics, stage, column_of(name, run.infos)) for name in names]
 
 
 def _ordered(names: Iterable[str], infos: Sequence[MetricInfo], *, everything: bool) -> list[str]:
@@ -81,7 +91,7 @@ def metric_cell(run: Run, stage: str, name: str) -> Cell:
 def _cell(metrics: Mapping[str, float], stage: str, column: Column) -> Cell:
     name, unit = column.name, column.unit
     value, low, high = (metrics.get(f"{stage}/{name}{end}") for end in ("", "_low", "_high"))
-    if value is None or not math.isfinite(value):
+    if value is None or math.isnan(value):
         return Cell()
     interval = ""
     if low is not None and high is not None:

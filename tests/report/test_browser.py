@@ -15,6 +15,14 @@ pytestmark = pytest.mark.browser
 PATIENCE = 120_000  # milliseconds; a busy machine is slow and not wrong
 
 
+COVERED = """[...document.querySelectorAll('.figure')].filter(figure => {
+    const [legend, bar] = ['.legend', '.modebar'].map(
+        name => figure.querySelector(name)?.getBoundingClientRect());
+    return legend && bar && legend.right > bar.left && legend.bottom > bar.top && bar.bottom > legend.top;
+}).map(figure => figure.dataset.figure)"""
+"""The figures whose toolbar covers the legend."""
+
+
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -60,6 +68,9 @@ def test_it_is_drawn_sorted_searched_and_hovered(browser, report):
     opened = Opened(browser, report)
     page = opened.page
     assert page.locator(".figure .main-svg").count() >= 8
+    titles = page.evaluate("[...document.querySelectorAll('.modebar-btn')].map(e => e.dataset.title)")
+    assert set(titles) == {"Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}, "none that sends data"
+    assert page.evaluate(COVERED) == []
 
     by_margin = [float(text) for text in opened.column(".cases", 2)]
     assert by_margin == sorted(by_margin)
@@ -117,6 +128,7 @@ def test_a_phone_in_the_dark_shows_all_of_it(browser, report):
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     widths = page.evaluate("[...document.querySelectorAll('.figure .main-svg')].map(e => e.clientWidth)")
     assert max(widths) <= 390
+    assert page.locator(".modebar-btn").count() == 0
     colour = page.evaluate("getComputedStyle(document.querySelector('.xtick text')).fill")
     assert min(int(part) for part in colour.removeprefix("rgb(").rstrip(")").split(",")) > 150
     assert opened.complaints == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,9 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
 
 def test_numbers_of_an_objective_have_the_meanings_that_the_run_noted_and_old_names_are_read(tmp_path):
     folder = write_run(tmp_path / "a", ranked_rows())
-    (folder / "metrics.json").write_text('{"val/accuracy": 0.7, "val/marginal_0": 1.5, "val/a-b/kl_0": -2.5}')
+    (folder / "metrics.json").write_text(
+        '{"val/accuracy": 0.7, "val/marginal_0": 1.5, "val/a-b/kl_0": -2.5, "val/loss": Infinity}'
+    )
     told = MetricInfo(name="alpha_{k}", help="The weight.", unit="%", better="lower")
     metrics = {"test/alpha_1": 0.25, "test/alpha_1_low": 0.2, "test/own": 2.0}
     add_evaluation(folder / "metrics.json", Evaluation(metrics=metrics, described=(told,)))
@@ -122,7 +125,8 @@ def test_numbers_of_an_objective_have_the_meanings_that_the_run_noted_and_old_na
         Column("own", "", ""),
     ]
     assert test.rows[0][0].text == "25.0 %"
-    assert validation.columns[2].help == METRIC_HELP["log_ratio_margin_k"] + " Higher is better."
+    assert validation.rows[0][0].text == "inf", "no dash, as if it had not been measured"
+    assert validation.columns[3].help == METRIC_HELP["log_ratio_margin_k"] + " Higher is better."
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -158,3 +162,21 @@ def test_predictions_of_an_older_version_are_refused(tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(DataError, match=r"row 2, got: the key 'graded' is missing; write the file anew"):
         read_predictions(Path(path))
+
+
+def test_predictions_of_a_fit_stand_for_its_last_validation(tmp_path):
+    folder = write_run(tmp_path / "a", pair_rows(), stage="validate")
+    (folder / "metrics.json").unlink()
+    shutil.copytree(folder / "validate", folder / "fit")
+    same = {"data": "rows", "fingerprint": "x", "method": "DPO"}
+
+    def measured(command, step):
+        evaluation = Evaluation(metrics={"val/accuracy": 0.5}, command=command, step=step, **same)
+        add_evaluation(folder / "metrics.json", evaluation)
+        (run,) = read_runs([folder])
+        return run.predictions["validate"].parent.name, run.predicted("validate") is run.evaluation("val")
+
+    assert measured("fit", 10) == ("fit", True)
+    assert measured("validate", 5) == ("validate", True)
+    assert measured("validate", 0) == ("fit", False), "the numbers are of step 5, whose predictions are gone"
+    assert measured("fit", 20) == ("fit", True)

@@ -14,6 +14,8 @@ function themed(layout) {
   own.font.color = colour("--text");
   own.hoverlabel = { ...own.hoverlabel, bgcolor: colour("--panel"), bordercolor: colour("--line"),
                      font: { color: colour("--text") } };
+  own.modebar = { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--text") };
+  if (narrow.matches) own.legend = { ...own.legend, x: -0.15, font: { size: 11 } };
   for (const axis of Object.keys(own).filter((key) => /^[xy]axis/.test(key))) {
     own[axis].gridcolor = own[axis].linecolor = colour("--line");
     own[axis].zerolinecolor = colour("--soft");
@@ -26,8 +28,10 @@ function draw(place) {
   const options = {
     responsive: true,
     displaylogo: false,
-    displayModeBar: narrow.matches ? false : "hover",  // on a phone it would cover the legend
-    modeBarButtonsToRemove: ["toImage", "select2d", "lasso2d", "autoScale2d"],
+    displayModeBar: narrow.matches ? false : "hover",
+    // One of them would send the data to Plotly's server.
+    modeBarButtonsToRemove: ["sendChartToCloud", "downloadJson", "toImage", "select2d", "lasso2d", "autoScale2d"],
+    plotlyServerURL: "",
   };
   return Plotly.react(place, data, themed(layout), options);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import plotly.graph_objects as go
 
@@ -10,6 +11,7 @@ from pl_prefopt.metric_info import find_info
 from pl_prefopt.metrics import REGISTRY
 from pl_prefopt.report.curves import Curve, thinned
 from pl_prefopt.report.figures.panel import Panel, new_figure, trace_style
+from pl_prefopt.report.figures.scales import per_scale
 from pl_prefopt.report.subjects import Subject
 
 CURVES = {
@@ -33,8 +35,14 @@ CURVES = {
 
 
 def learning_curves(subjects: Sequence[Subject]) -> list[Panel]:
-    """One figure per metric: a line for training, and marks for each validation."""
-    return [_learning_curve(subjects, metric) for metric in CURVES]
+    """One figure per metric, of loss and margin per objective; lines are training, marks validations."""
+    panels = []
+    for metric in CURVES:
+        if metric in ("loss", "margin"):
+            panels += per_scale(subjects, partial(_learning_curve, metric=metric))
+        else:
+            panels.append(_learning_curve(subjects, metric))
+    return panels
 
 
 def _learning_curve(subjects: Sequence[Subject], metric: str) -> Panel:

@@ -59,10 +59,9 @@ def new_figure(x: str, y: str, **layout: Any) -> go.Figure:
 
 def trace_style(subject: Subject, *, opacity: float = 1.0) -> dict[str, Any]:
     """Return the run's name, colour and marker for a trace."""
-    name = shown(shortened(subject.run.name, 40))
     return {
-        "name": name,
-        "legendgroup": name,
+        "name": shown(shortened(subject.run.name, 28)),
+        "legendgroup": shown(subject.run.name),  # whole, since runs may differ in the middle of their names
         "opacity": opacity,
         "marker": {"color": subject.colour, "symbol": subject.symbol},
     }

@@ -70,8 +70,27 @@ def reward_against_length(subjects: Sequence[Subject]) -> Panel:
         title="Reward against length",
         how="A dot is a response: a cloud that rises or falls (r away from 0) rewards length itself.",
         figure=figure if figure.data else None,
-        note=_scatter_note(cut, figure, "responses"),
+        note=f"{_scatter_note(cut, figure, 'responses')} {of_scores(subjects)}".strip(),
     )
+
+
+def of_scores(subjects: Sequence[Subject]) -> str:
+    """Return the data's own correlations of score and length, which a reward that follows it shares."""
+    found: dict[str, list[str]] = {}
+    for subject in subjects:
+        known = [
+            (one.length, one.score)
+            for item in subject.predictions
+            for one in item.responses
+            if one.score is not None
+        ]
+        if known:
+            told = _correlation(*np.array(known, dtype=np.float64).T)
+            found.setdefault(told, []).append(subject.run.name)
+    if len(found) == 1:
+        return f"Scores and lengths of the data itself: {next(iter(found))}."
+    each = "; ".join(f"{', '.join(names)}: {told}" for told, names in found.items())
+    return f"Scores and lengths of the data itself: {each}." if found else ""
 
 
 def reward_by_label(subjects: Sequence[Subject]) -> Panel | None:
@@ -104,7 +123,7 @@ def reward_by_label(subjects: Sequence[Subject]) -> Panel | None:
                 q3=third,
                 upperfence=high,
                 name=style["name"],
-                offsetgroup=style["name"],
+                offsetgroup=style["legendgroup"],
                 marker={"color": subject.colour},
             )
         )

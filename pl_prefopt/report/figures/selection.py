@@ -20,7 +20,7 @@ _BINS = 40
 
 def margin_distribution(subjects: Sequence[Subject]) -> Panel:
     """How the margins of pairs are distributed, in the same bins for all runs."""
-    figure = new_figure("margin", "share of pairs", barmode="overlay")
+    figure = new_figure("margin, nats", "share of pairs", barmode="overlay")
     margins = [subject.pairs.margin for subject in subjects]
     everything = np.concatenate([np.empty(0), *margins])
     if len(everything):
@@ -45,7 +45,7 @@ def margin_distribution(subjects: Sequence[Subject]) -> Panel:
 
 def best_of_n(subjects: Sequence[Subject]) -> Panel | None:
     """The mean score of the best of n responses by reward; ``None`` without lists of graded responses."""
-    figure = new_figure("n", "mean score of the best of n by reward")
+    figure = new_figure("n, the number of responses", "mean score of the best")
     for subject in subjects:
         curves = score_curves(subject.predictions)
         if len(curves):

@@ -19,7 +19,7 @@ _USERS = ("user", "annotator", "user_id", "annotator_id")
 
 def calibration(subjects: Sequence[Subject]) -> Panel:
     """How often the policy is right, by how sure its margin claims to be."""
-    figure = new_figure("confidence σ(|margin|)", "share of pairs in the right order")
+    figure = new_figure("confidence σ(|margin|)", "share in the right order")
     for subject in subjects:
         pairs = subject.pairs
         if not len(pairs):
