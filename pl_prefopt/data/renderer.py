@@ -35,6 +35,7 @@ Mask: TypeAlias = Sequence[bool] | npt.NDArray[np.bool_]
 
 _STAND_IN = "Certainly"
 _FEW_TURNS = 8  # rendering as few of them one by one takes no longer than analysing a single rendering
+_CHARACTERS_A_CALL = 1 << 20  # a tokeniser takes some 200 bytes per character until it returns
 _STRADDLING = 8  # maximum number of tokens by which the end of a text may be extended to a token boundary
 
 
@@ -277,9 +278,8 @@ class Renderer:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def tokenise(self, rendered: Sequence[Rendered]) -> list[EncodedRow]:
-        """Tokenise and truncate rendered rows, with one call of the tokeniser."""
-        texts = [text for row in rendered for text in _texts(row)]
-        ids = iter(self._tokenise(texts))
+        """Tokenise and truncate rendered rows, with few calls of the tokeniser."""
+        ids = self._tokenise(text for row in rendered for text in _texts(row))
         return [self._assemble(row, ids) for row in rendered]
 
     # -- text
@@ -373,11 +373,12 @@ class Renderer:
 
     # -- tokens
 
-    def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]
-        return ids
+    def _tokenise(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Yield the tokens of each text; not all texts are in memory together if they are long."""
+        for block in _blocks(texts):
+            yield from self.tokenizer(
+                block, add_special_tokens=False, verbose=False, return_attention_mask=False
+            )["input_ids"]
 
     def _literal(self, text: str) -> list[int]:
         """Tokenise text in which an end token's characters mean nothing special."""
@@ -417,7 +418,7 @@ class Renderer:
         elif ids[: len(prompt_ids)] == prompt_ids:
             ids = ids[len(prompt_ids) :]
         else:
-            ids = self._tokenise([segment.text])[0]
+            ids = next(self._tokenise([segment.text]))
         return [*ids, self._end_id] if segment.ended else ids
 
     def _with_bos(self, prompt_ids: list[int]) -> list[int]:
@@ -454,7 +455,7 @@ class Renderer:
         """Return the start and end of the text to keep, as positions in the prompt's tokens."""
         at = row.prompt.rfind(row.keep)
         begin, end = (
-            _common(prompt, self._with_bos(self._tokenise([row.prompt[:stop]])[0]))
+            _common(prompt, self._with_bos(next(self._tokenise([row.prompt[:stop]]))))
             for stop in (max(at, 0), max(at, 0) + len(row.keep))
         )
         for straddling in range(_STRADDLING if at >= 0 else 0):
@@ -535,6 +536,20 @@ def _texts(row: Rendered) -> Iterator[str]:
     for segments in row.responses:
         for number, segment in enumerate(segments):
             yield row.prompt + segment.text if number == 0 else segment.text
+
+
+def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield texts in blocks of a bounded number of characters, or of a single text that has more."""
+    block: list[str] = []
+    size = 0
+    for text in texts:
+        if block and size + len(text) > _CHARACTERS_A_CALL:
+            yield block
+            block, size = [], 0
+        block.append(text)
+        size += len(text)
+    if block:
+        yield block
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

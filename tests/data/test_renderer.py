@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pl_prefopt.data import Renderer
+from pl_prefopt.data import renderer as rendering
 from pl_prefopt.data.formats import to_row
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.rows import Message, PreferenceRow
@@ -80,6 +81,32 @@ def test_the_boundary_never_depends_on_the_response(
     whole = whole if whole[: len(bos)] == bos else [*bos, *whole]
     if whole[: len(encoded.prompt_ids)] == encoded.prompt_ids:
         assert ids == whole
+
+
+def test_long_texts_are_not_in_memory_together(monkeypatch):
+    """A call of the tokeniser takes a bounded number of characters, or a single text, with equal tokens."""
+
+    class Spy:
+        def __init__(self, tokenizer):
+            self.tokenizer, self.calls = tokenizer, []
+
+        def __getattr__(self, name):
+            return getattr(self.tokenizer, name)
+
+        def __call__(self, texts, **settings):
+            self.calls.append([len(text) for text in texts])
+            return self.tokenizer(texts, **settings)
+
+    whole = Renderer(tiny_tokenizer(), max_prompt_length=20)
+    rows = [row("What is it? " * number, "A fox.", "No.\nTwo!" * number) for number in range(1, 9)]
+    expected = whole.tokenise([whole.render(one) for one in rows])
+    spied = copy.copy(whole)
+    spied.tokenizer = Spy(whole.tokenizer)
+    monkeypatch.setattr(rendering, "_CHARACTERS_A_CALL", 150)
+    assert spied.tokenise([spied.render(one) for one in rows]) == expected
+    calls = spied.tokenizer.calls
+    assert all(sum(call) <= 150 or len(call) == 1 for call in calls)
+    assert {True, False} == {len(call) > 1 for call in calls}
 
 
 @any_renderer
