@@ -30,6 +30,13 @@ class DPO(Compose, ReferenceObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        A policy that is its reference:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> DPO()(example([-10.0, -10.0], [-10.0, -10.0])).loss  # log 2
+        tensor([0.6931])
     """
 
     use_when = "Pairs, and a first try; the method against which others are judged."
@@ -56,6 +63,13 @@ class IPO(Compose, ReferenceObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        A policy that is its reference:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> IPO(beta=0.2)(example([-10.0, -10.0], [-10.0, -10.0])).loss  # 1/(4β²)
+        tensor([6.2500])
     """
 
     use_when = "Pairs whose margins run away under DPO: its loss has a minimum at a finite margin."
@@ -85,6 +99,13 @@ class Hinge(Compose, ReferenceObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        A policy that is its reference:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> Hinge()(example([-10.0, -10.0], [-10.0, -10.0])).loss
+        tensor([1.])
     """
 
     use_when = "Pairs that are learned once their margin is large enough should no longer move the policy."
@@ -105,6 +126,13 @@ class RobustDPO(Compose, ReferenceObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        A policy that is its reference:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> RobustDPO()(example([-10.0, -10.0], [-10.0, -10.0])).loss  # log 2
+        tensor([0.6931])
     """
 
     use_when = "A known share of the labels is wrong."
@@ -128,6 +156,13 @@ class DPOP(Compose, ReferenceObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        Both log-probs have fallen by 1:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> DPOP(beta=0.1, penalty=5.0)(example([-11.0, -11.0], [-10.0, -10.0])).loss  # −log σ(−0.1 · 5)
+        tensor([0.9741])
     """
 
     use_when = (
@@ -194,6 +229,13 @@ class FDPO(Compose, ReferenceObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        A policy that is its reference:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> FDPO()(example([-10.0, -10.0], [-10.0, -10.0])).loss  # log 2
+        tensor([0.6931])
     """
 
     use_when = (

@@ -40,6 +40,15 @@ class KTO(ReferenceObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        A policy that is its reference:
+
+        >>> from pl_prefopt.objectives.examples import example, with_view
+        >>> batch = example([-10.0, -10.0], [-10.0, -10.0])
+        >>> batch = with_view(batch, "mismatched", [-10.0, -10.0], [-10.0, -10.0])
+        >>> KTO()(batch).loss  # 1 − σ(0)
+        tensor([0.5000])
     """
 
     data = ("unpaired", "pairs", "lists")

@@ -144,6 +144,13 @@ class PlackettLuceRanking(Compose, ReferenceFreeObjective):
 
     Raises:
         ConfigError: if ``beta`` is not above 0.
+
+    Examples:
+        Responses of four tokens, at −1 and −2 per token:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> PlackettLuceRanking()(example([-4.0, -8.0])).loss  # −log σ(1)
+        tensor([0.3133])
     """
 
     data = ("lists", "pairs")
@@ -169,6 +176,13 @@ class LambdaLoss(Compose, ReferenceObjective):
 
     Raises:
         ConfigError: if ``beta`` is not above 0.
+
+    Examples:
+        A policy that is its reference:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> LambdaLoss()(example([-10.0, -10.0], [-10.0, -10.0])).loss  # (1/log 2 − 1/log 3) log 2
+        tensor([0.3691])
     """
 
     data = ("lists", "pairs")
@@ -237,6 +251,13 @@ class SoftmaxCrossEntropy(_LogRatioTarget):
 
     Raises:
         ConfigError: if ``beta`` is not above 0.
+
+    Examples:
+        A policy that is its reference:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> SoftmaxCrossEntropy()(example([-10.0, -10.0], [-10.0, -10.0])).loss  # log 2
+        tensor([0.6931])
     """
 
     data = ("lists", "pairs")
@@ -275,6 +296,13 @@ class ListNet(_LogRatioTarget):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        A policy that is its reference:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> ListNet()(example([-10.0, -10.0], [-10.0, -10.0])).loss  # log 2
+        tensor([0.6931])
     """
 
     data = ("scores",)
@@ -315,6 +343,15 @@ class BRAIn(_TargetObjective):
 
     Raises:
         ConfigError: if ``temperature`` is not above 0.
+
+    Examples:
+        A policy that is its reference:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> from pl_prefopt.objectives.proposals import ReferenceProposal
+        >>> batch = example([-10.0, -10.0], [-10.0, -10.0])
+        >>> BRAIn(temperature=1.0, proposal=ReferenceProposal(0))(batch).loss  # log 2
+        tensor([0.6931])
     """
 
     data = ("scores",)
@@ -455,6 +492,13 @@ class GPO(_SquaredTarget):
 
     Raises:
         ConfigError: if ``beta`` is not above 0.
+
+    Examples:
+        An untrained policy whose targets are 1 and −1:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> GPO(beta=1.0)(example([-8.0, -8.0], [-8.0, -8.0], scores=[1.0, -1.0])).loss
+        tensor([1.])
     """
 
     data = ("scores",)

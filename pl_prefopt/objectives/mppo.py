@@ -127,6 +127,13 @@ class PointCE(MPPOPointObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        One response of four tokens, p = 1/e, with the highest score:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> PointCE()(example([-4.0], scores=[10.0])).loss  # −log p
+        tensor([1.])
     """
 
     data = ("scores", "lists", "unpaired")
@@ -149,6 +156,13 @@ class PointMSE(MPPOPointObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        One response of four tokens, p = 1/e, with the highest score:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> PointMSE()(example([-4.0], scores=[10.0])).loss  # (1 − 1/e)²
+        tensor([0.3996])
     """
 
     data = ("scores", "lists", "unpaired")
@@ -173,6 +187,13 @@ class PairSingle(MPPOComparison):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        Responses of four tokens, p = 1/e and 1/e²:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> PairSingle()(example([-4.0, -8.0])).loss  # −log σ(1/e − 1/e²)
+        tensor([0.5836])
     """
 
     use_when = "MPPO on one random pair per prompt."
@@ -189,6 +210,13 @@ class PairMNS(MPPOComparison):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        Responses of four tokens, p = 1/e, 1/e² and 1/e²:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> PairMNS()(example([-4.0, -8.0, -8.0], scores=[2.0, 1.0, 0.0])).loss  # −2 log σ(1/e − 1/e²)
+        tensor([1.1672])
     """
 
     use_when = "MPPO in which the best response meets each of the others alone."
@@ -207,6 +235,13 @@ class PairMNM(MPPOComparison):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        Responses of four tokens, p = 1/e, 1/e² and 1/e²:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> PairMNM()(example([-4.0, -8.0, -8.0], scores=[2.0, 1.0, 0.0])).loss  # −log σ(2/e − 2/e²)
+        tensor([0.4874])
     """
 
     use_when = "Several scored responses per prompt and no reference; MPPO's best variant in its paper."
@@ -224,6 +259,13 @@ class PairMCS(MPPOComparison):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        Responses of four tokens, p = 1/e, 1/e² and 1/e²:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> PairMCS()(example([-4.0, -8.0, -8.0], scores=[2.0, 1.0, 0.0])).loss
+        tensor([1.8604])
     """
 
     use_when = "MPPO in which every response meets each worse one alone."
@@ -245,6 +287,13 @@ class PairMCM(MPPOComparison):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        Responses of four tokens, p = 1/e, 1/e² and 1/e²:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> PairMCM()(example([-4.0, -8.0, -8.0], scores=[2.0, 1.0, 0.0])).loss  # −log σ(2/e − 2/e²)
+        tensor([0.4874])
     """
 
     use_when = "MPPO in which every response meets all worse ones at once."
@@ -265,6 +314,13 @@ class ListMLE(MPPOComparison):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        Responses of four tokens, p = 1/e and 1/e²:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> ListMLE()(example([-4.0, -8.0])).loss  # −log σ(1/e − 1/e²)
+        tensor([0.5836])
     """
 
     use_when = "The order of all responses matters, not only which is best."

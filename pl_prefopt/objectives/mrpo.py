@@ -62,6 +62,13 @@ class MRPO(Compose, MultiReferenceObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        Two equal references are one, as in DPO:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> MRPO(beta=0.5)(example([-7.0, -9.0], [-10.0, -10.0], [-10.0, -10.0])).loss
+        tensor([0.3133])
     """
 
     use_when = (
@@ -110,6 +117,13 @@ class MultiDPO(MultiReferenceObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        Two equal references are one, as in DPO:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> MultiDPO(beta=0.5)(example([-7.0, -9.0], [-10.0, -10.0], [-10.0, -10.0])).loss
+        tensor([0.3133])
     """
 
     use_when = "A baseline for MRPO."

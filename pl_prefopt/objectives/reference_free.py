@@ -30,6 +30,13 @@ class SimPO(Compose, ReferenceFreeObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        Responses of four tokens, at −1 and −2 per token:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> SimPO(beta=2.0, gamma=1.0)(example([-4.0, -8.0])).loss  # −log σ(2 · 1 − 1)
+        tensor([0.3133])
     """
 
     use_when = "Pairs, and no memory for a reference."
@@ -52,6 +59,13 @@ class ORPO(Compose, ReferenceFreeObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        Two equally likely responses, at −1 per token:
+
+        >>> from pl_prefopt.objectives.examples import example
+        >>> ORPO(weight=0.1)(example([-4.0, -4.0])).loss  # 1 + 0.1 log 2
+        tensor([1.0693])
     """
 
     use_when = (

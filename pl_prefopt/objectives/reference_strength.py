@@ -111,6 +111,8 @@ class NormDPO(Compose, ReferenceObjective):
         >>> from pl_prefopt.objectives.examples import example
         >>> NormDPO(beta=4.0)(example([-8.0, -10.0], [-10.0, -10.0], lengths=[4, 8])).loss
         tensor([0.1269])
+        >>> NormDPO(beta=4.0)(example([-10.0, -10.0], [-10.0, -10.0])).loss  # its start, log 2
+        tensor([0.6931])
     """
 
     data = ("pairs", "lists")

@@ -37,6 +37,15 @@ class SrDPO(Compose, SelfRefinedObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        A policy that is its reference:
+
+        >>> from pl_prefopt.objectives.examples import example, with_view
+        >>> batch = example([-10.0, -10.0], [-10.0, -10.0])
+        >>> batch = with_view(batch, "quality", [-10.0, -10.0], [-10.0, -10.0])
+        >>> SrDPO()(batch).loss  # log 2
+        tensor([0.6931])
     """
 
     use_when = "Pairs differ in quality by different amounts, and nobody has graded them."
@@ -77,6 +86,15 @@ class SrIPO(Compose, SelfRefinedObjective):
 
     Raises:
         ConfigError: if a setting is out of range.
+
+    Examples:
+        A policy that is its reference:
+
+        >>> from pl_prefopt.objectives.examples import example, with_view
+        >>> batch = example([-10.0, -10.0], [-10.0, -10.0])
+        >>> batch = with_view(batch, "quality", [-10.0, -10.0], [-10.0, -10.0])
+        >>> SrIPO(beta=0.2)(batch).loss  # 1/(4β²)
+        tensor([6.2500])
     """
 
     use_when = "As Sr-DPO, with a loss that has a minimum at a finite margin."

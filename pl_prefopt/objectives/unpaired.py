@@ -148,6 +148,11 @@ class BCO(UnpairedObjective):
         >>> from pl_prefopt.objectives.examples import example
         >>> BCO(beta=0.5)(example([-8.0, -10.0], [-10.0, -10.0])).loss
         tensor([0.4741])
+
+        A policy that is its reference:
+
+        >>> BCO()(example([-10.0, -10.0], [-10.0, -10.0])).loss  # log 2
+        tensor([0.6931])
     """
 
     use_when = (

@@ -171,6 +171,12 @@ CLASSES = concrete()
 NAMES = [*CLASSES, *VARIANTS]
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_its_docstring_shows_a_number(name):
+    """TDPO2's is in that of TDPO1, beside which it stands."""
+    assert ">>>" in (getattr(objectives, name).__doc__ or "") or name == "TDPO2"
+
+
 def made(name: str) -> Objective:
     if name in VARIANTS:
         return VARIANTS[name]().eval()
