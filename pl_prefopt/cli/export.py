@@ -22,7 +22,7 @@ from pl_prefopt.cli.plain_parser import PlainParser
 from pl_prefopt.data.renderer import TEMPLATE_NAMES, read_template, with_template
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.files import new_folder, restore_backup, without_dots
-from pl_prefopt.modules.checkpoint_files import read_head, read_weights
+from pl_prefopt.modules.checkpoint_files import CheckpointHead, read_head, read_weights
 from pl_prefopt.modules.checkpoints import check_description, describe
 from pl_prefopt.modules.reward import freeze_output_embeddings
 from pl_prefopt.policies import PolicySpec, alters_base, build_frozen, build_policy, merged
@@ -133,6 +133,7 @@ def export_policy(
         with new_folder(out) as draft:
             export_reward(draft, source, head.rest, card.config, tokenizer, dtype=dtype)
             card.write(draft)
+        _mention_peer(head)
         return
     with new_folder(out) as draft:
         trial = _write(
@@ -142,6 +143,13 @@ def export_policy(
         _write_heads(draft, ckpt_path)
         tokenizer.save_pretrained(draft)
         card.write(draft)
+    _mention_peer(head)
+
+
+def _mention_peer(head: CheckpointHead) -> None:
+    """Say which of two models that review each other has been exported."""
+    if any(name.startswith("peer.") for name in head.shapes):
+        print("The run trained two models: this is the first, whose metrics it logged; its peer is left out.")
 
 
 def _tokenizer(spec: PolicySpec, data: Mapping[str, Any]) -> Any:

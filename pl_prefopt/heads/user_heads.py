@@ -399,7 +399,8 @@ class GroupHead(UserHead):
 
         Each pair of responses with different scores counts, as in ``RewardMixture``'s default pairing.
         """
-        sums = self.score.weight.new_zeros((len(self.users), self.groups), dtype=torch.float64)
+        # As the buffer, which is no DTensor where the weights are sharded.
+        sums = self.assigned.new_zeros((len(self.users), self.groups), dtype=torch.float64)
         counts = sums.new_zeros(len(self.users), dtype=torch.long)
         for batch in batches:
             rewards = batch.outputs[REWARD][..., : self.groups]

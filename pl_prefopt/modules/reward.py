@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,13 @@ from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.checkpoint_files import read_head
 from pl_prefopt.modules.head_updates import scored_anew
 from pl_prefopt.modules.hidden_states import FOLDER, HiddenStateTables
-from pl_prefopt.modules.reward_folders import check_same_head, check_same_model, describe_head, read_head_of
+from pl_prefopt.modules.reward_folders import (
+    check_same_head,
+    check_same_model,
+    check_same_rendering,
+    describe_head,
+    read_head_of,
+)
 from pl_prefopt.modules.reward_outputs import reward_outputs
 from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.policies import PolicySpec, build_frozen, build_policy, sketch_frozen, sketch_policy
@@ -116,6 +123,9 @@ class RewardModule(PreferenceModule):
             check_same_model(Path(self.head_from), self.policy_spec)
         source = row_source(self.trainer)
         datasets = {} if source is None else source.datasets
+        if self.head_from is not None and "train" in datasets:
+            train = datasets["train"]
+            check_same_rendering(Path(self.head_from), train.renderer, list(islice(train.rows, 8)))
         for split, dataset in datasets.items():
             summary = dataset.summary
             self._check_truncated(split, summary.truncated_responses, summary.responses)

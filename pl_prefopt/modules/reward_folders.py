@@ -6,17 +6,20 @@ import copy
 import dataclasses
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from pl_prefopt.data import Renderer
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.heads import Head, ScalarHead
 from pl_prefopt.policies import PolicySpec
+from pl_prefopt.rows import PreferenceRow
 
 SETTINGS_FILE, HEAD_FILE = "reward_model.json", "reward_head.safetensors"
 
@@ -156,6 +159,29 @@ def check_same_model(folder: Path, policy: PolicySpec) -> None:
             f"model.init_args.head_from is a head on the model in {folder}, but policy.name is "
             f"'{policy.name}', which has other weights: set policy.name to {folder}, or "
             "model.init_args.head_from to null."
+        )
+
+
+def check_same_rendering(folder: Path, renderer: Renderer, rows: Sequence[PreferenceRow]) -> None:
+    """Warn if a run renders rows in another way than the folder's reward model reads them.
+
+    Args:
+        folder: a folder of a reward model.
+        renderer: that of the run.
+        rows: some of its rows.
+    """
+    settings = read_settings(folder)
+    saved = Renderer(
+        PolicySpec(name=str(folder)).load_tokenizer(),
+        template=settings.get("template", "auto"),
+        arguments=settings.get("template_arguments"),
+    )
+    if any(saved.render(row) != renderer.render(row) for row in rows):
+        template, arguments = settings.get("template", "auto"), settings.get("template_arguments")
+        rank_zero_warn(
+            f"The reward head in {folder} was trained on rows in another chat template than this run's, so "
+            f"that it starts from states that it doesn't know: set data.template to {template} and "
+            f"data.template_arguments to {json.dumps(arguments)}, or model.init_args.head_from to null."
         )
 
 

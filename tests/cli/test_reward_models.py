@@ -10,9 +10,17 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pl_prefopt.cli.merge import merge_policies
+from pl_prefopt.data import Renderer
 from pl_prefopt.data.formats import to_row
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.heads import MixtureHead, ScalarHead
+from pl_prefopt.heads import (
+    AttributeHead,
+    DirectionHead,
+    EmbeddingHead,
+    IdealPointHead,
+    MixtureHead,
+    ScalarHead,
+)
 from pl_prefopt.modules import RewardModule, RewardScorer
 from pl_prefopt.modules.reward_folders import write_folder
 from pl_prefopt.objectives import RewardMixture, ScaledBradleyTerry
@@ -66,6 +74,41 @@ def test_a_reward_model_is_trained_predicted_with_and_exported(prefopt, tmp_path
         assert found.tolist() == pytest.approx(rewards, abs=1e-5)
 
 
+def heads():
+    """One head of each kind that transformers has no class for, with what it has learned."""
+    users = {"users": ["ann", "bob"]}
+    return [
+        (EmbeddingHead(blocks=2, prompt_gate=True, learned_temperature=True), {}),
+        (MixtureHead(parts=2), {}),
+        (MixtureHead(parts=2), {"context": [-0.1, -2.3]}),
+        (IdealPointHead(prototypes=2, dimensions=3), users),
+        (DirectionHead(prototypes=2, dimensions=3), users),
+        (AttributeHead(attributes=["a", "b"]), {}),
+    ]
+
+
+def test_other_heads_are_read_back_with_what_they_have_learned(tiny_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    policy = tiny_llama(len(tokenizer))
+    renderer = Renderer(tokenizer)
+    rows = [to_row({**row, "user": "ann" if number else "bob"}) for number, row in enumerate(pair_rows(3))]
+    for number, (head, learned) in enumerate(heads()):
+        torch.manual_seed(number)
+        head.learned = learned
+        head.build(32)
+        with torch.no_grad():  # gates and routers start at 0
+            for weight in head.parameters():
+                weight.add_(torch.randn_like(weight))
+        expected = RewardScorer(policy, head, renderer).outputs(rows)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_folder(folder, policy, head, tokenizer, {"end_token_id": renderer.end_token_id})
+        loaded = RewardScorer.load(folder)
+        assert type(loaded.head) is type(head)
+        for found, outputs in zip(loaded.outputs(rows), expected, strict=True):
+            torch.testing.assert_close(found, outputs, rtol=0, atol=1e-5)
+
+
 def test_scaled_bradley_terry_goes_on_from_another_model_and_is_extrapolated(tiny_model, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     torch.manual_seed(0)
@@ -73,7 +116,9 @@ def test_scaled_bradley_terry_goes_on_from_another_model_and_is_extrapolated(tin
     head.build(32)
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
+    tokenizer.pad_token = "<|im_end|>"  # the end token, as tokenisers without a padding token are often set
     write_folder(tmp_path / "first", tiny_llama(len(tokenizer)), head, tokenizer, {"end_token_id": 2})
+    assert tokenizer.pad_token_id != 2
 
     records = [{**row, "magnitude": 2.0} for row in pair_rows(4)]
     module = RewardModule(
@@ -90,6 +135,12 @@ def test_scaled_bradley_terry_goes_on_from_another_model_and_is_extrapolated(tin
         RewardScorer.of(module, first.renderer).rewards(rows), first.rewards(rows), rtol=0, atol=1e-5
     )
     make_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, data)
+    (tmp_path / "plain").mkdir()
+    other_template = make_datamodule(tmp_path / "plain", records, template="plain")
+    with pytest.warns(
+        UserWarning, match=r"another chat template than this run's.* set data\.template to auto"
+    ):
+        make_trainer(tmp_path, max_steps=0).fit(module, other_template)
     write_folder(tmp_path / "second", module.policy, module.reward_head, tokenizer, {"end_token_id": 2})
 
     places = [tmp_path / "first", tmp_path / "second"]

@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from pl_prefopt.errors import ConfigError, ContractError, DataError
-from pl_prefopt.functional import log_likelihoods
+from pl_prefopt.functional import log_likelihoods, skew_scores
+from pl_prefopt.functional.embeddings import unit_norm
 from pl_prefopt.heads import (
     AttributeHead,
     DirectionHead,
@@ -62,6 +63,7 @@ HEADS = {
     "direction": lambda: built(DirectionHead(prototypes=2, dimensions=3), USERS),
     "inner product": lambda: built(DirectionHead(prototypes=2, dimensions=3, angle=False), USERS),
     "groups": lambda: built(GroupHead(groups=2), USERS),
+    "learned temperature": lambda: built(EmbeddingHead(blocks=2, learned_temperature=True)),
     "attributes": lambda: built(AttributeHead(attributes=["a", "b"])),
     "features": lambda: built(FeatureHead(features=["f"]), [pair(f=(1.0, 3.0))]),
 }
@@ -102,6 +104,20 @@ def test_embeddings_have_unit_norm_and_gates_start_at_one():
     weights = 2 * (prompts @ gated.gate.weight.T).softmax(dim=1)
     squares = (gated(states, prompts, {}) / plain).square()
     torch.testing.assert_close(squares, weights.repeat_interleave(2, dim=1))
+
+
+def test_a_learned_temperature_divides_forms_and_starts_as_published():
+    head, states = HEADS["learned temperature"](), drawn(4, SIZE)
+    plain = unit_norm(head.embedding(states))
+    found = skew_scores(head(states, NOTHING, {}))
+    torch.testing.assert_close(found, skew_scores(plain) / 0.10020, rtol=1e-4, atol=1e-5)
+    (slope,) = torch.autograd.grad(found[0, 1], head.raw_temperature)
+    expected = -found[0, 1] / head.temperature * torch.sigmoid(head.raw_temperature)
+    torch.testing.assert_close(slope, expected)
+    with torch.no_grad():
+        head.raw_temperature.fill_(-9.0)
+    assert head.temperature.item() == pytest.approx(0.01)
+    assert "learned_temperature" not in HEADS["embedding"]().settings(), "older checkpoints have no such key"
 
 
 def test_a_router_reads_each_rows_own_prompt():
