@@ -90,14 +90,62 @@ class ShardWriter:
 
 
 def write_shard(path: Path, rows: Sequence[Row]) -> None:
-    """Write one shard atomically."""
-    with atomic_write(path) as draft:
-        if path.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(list(rows)), draft)
-        else:
-            draft.write_text(
-                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-            )
+    """Write one shard atomically; as JSON lines under the same name where Parquet would change a value."""
+    table = _table(rows) if path.suffix == ".parquet" else None
+    if table is not None:
+        with atomic_write(path) as draft:
+            pq.write_table(table, draft)
+        return
+    with atomic_write(path.with_suffix(".jsonl")) as draft:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        draft.write_text("".join(lines), encoding="utf-8")
+
+
+def _table(rows: Sequence[Row]) -> pa.Table | None:
+    """Return rows as a table; ``None`` if it would not hold them as they are.
+
+    Arrow knows the keys of objects by their column: objects with other keys get nulls, which is harmless for
+    rows and messages, where null means absent, and would change what is nested in them. The arguments of
+    chat templates are JSON texts, which readers of rows understand.
+    """
+    written = [
+        {name: _as_json(value) if name in _JSON else value for name, value in row.items()} for row in rows
+    ]
+    names = dict.fromkeys(name for row in written for name in row)
+    try:
+        table = pa.table({name: [row.get(name) for row in written] for name in names})
+    except pa.ArrowException:  # values of several types in one column
+        return None
+    read = table.to_pylist()
+    return table if all(map(_same, read, written)) else None
+
+
+_JSON = ("tools", "chat_template_kwargs")
+
+
+def _as_json(value: Any) -> Any:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _same(read: Row, written: Row) -> bool:
+    """Return whether a row was read as it was written; keys of rows and of messages may be null."""
+    return all(_same_value(value, written.get(name)) for name, value in read.items())
+
+
+def _same_value(read: Any, written: Any) -> bool:
+    if isinstance(read, list) and isinstance(written, list | tuple) and len(read) == len(written):
+        return all(map(_same_value, read, written))
+    if isinstance(read, dict) and isinstance(written, dict):
+        return {k: v for k, v in read.items() if v is not None} == {
+            k: v for k, v in written.items() if v is not None
+        }
+    return bool(read == written)
+
+
+def _from_json(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose arguments of chat templates are objects again."""
+    texts = {name: row[name] for name in _JSON if isinstance(row.get(name), str)}
+    return row | {name: json.loads(text) for name, text in texts.items()}
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -114,9 +162,9 @@ def read_shards(folder: Path) -> Iterator[dict[str, Any]]:
     for path in shard_files(folder):
         try:
             if path.suffix == ".parquet":
-                rows = pq.read_table(path).to_pylist()
+                rows = [_from_json(row) for row in pq.read_table(path).to_pylist()]
             else:
-                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(
                 f"expected a shard of rows at {path}, got: {first_line(error)}; remove the folder and run "

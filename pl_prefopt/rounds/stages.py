@@ -132,7 +132,7 @@ def select_rows(settings: Rounds, number: int) -> dict[str, Any]:
         RunError: if there are none.
     """
     out = Stage(number, "select").folder(Path(settings.out))
-    writer = ShardWriter(out / "rows", rows_per_shard=_ROWS_PER_SHARD, kind="jsonl")
+    writer = ShardWriter(out / "rows", rows_per_shard=_ROWS_PER_SHARD)
     counts: Counter[str] = Counter()
     _append_all(writer, _selected(settings, number, counts))
     if not counts["rows"]:
@@ -161,7 +161,24 @@ def _selected(settings: Rounds, number: int, counts: Counter[str]) -> Iterator[d
         counts["prompts_without_rows"] += not found
         counts["rows"] += len(found)
         given = {name: row[name] for name in ("prompt", "tools", "chat_template_kwargs") if row.get(name)}
-        yield from ({**given, **one, "number": row["number"], "round": number} for one in found)
+        yield from (
+            {**given, **_with_messages(one), "number": row["number"], "round": number} for one in found
+        )
+
+
+def _with_messages(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row whose responses are messages, as the data's own are: a Parquet column has one type."""
+    made = dict(row)
+    for name in ("chosen", "rejected", "completion"):
+        if name in made:
+            made[name] = _messages(made[name])
+    if "responses" in made:
+        made["responses"] = [_messages(one) for one in made["responses"]]
+    return made
+
+
+def _messages(response: Any) -> Any:
+    return [{"role": "assistant", "content": response}] if isinstance(response, str) else response
 
 
 def judged_rows(settings: Rounds, number: int) -> Iterator[dict[str, Any]]:

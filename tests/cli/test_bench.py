@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from pl_prefopt.judges import ImplicitReward, JudgedRow
+from pl_prefopt.policies import PolicySpec
+from pl_prefopt.rows import Message
+from tests.support import CHATML, save_tiny_model
+
 ROW = {"prompt": "Name a gas.", "chosen": "Neon is a gas.", "rejected": "Iron.", "subset": "math-prm"}
 JUDGE = """
 from pl_prefopt.judges import Judge, Verdict
@@ -55,3 +62,31 @@ def test_stored_annotations_need_no_judge(prefopt, tmp_path):
     (tmp_path / "annotations.json").write_text(json.dumps(rows))
     given = ("bench", "alpaca_eval", "--data", tmp_path / "annotations.json", "--out", tmp_path / "out")
     assert "win rate            62.50" in prefopt(*given, "--partial")
+
+
+def test_arguments_of_the_chat_template_reach_the_judge_of_label_and_bench(prefopt, tmp_path):
+    asked = save_tiny_model(tmp_path / "asked", chat_template="{% if brief %}Be brief.\n{% endif %}" + CHATML)
+    always = save_tiny_model(tmp_path / "always", chat_template="Be brief.\n" + CHATML)
+    texts = (ROW["chosen"], ROW["rejected"])
+    row = JudgedRow(
+        prompt=(Message("user", ROW["prompt"]),),
+        responses=tuple((Message("assistant", text),) for text in texts),
+    )
+    (expected,) = ImplicitReward(PolicySpec(name=str(always)), None).judge([row])
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**ROW, "id": 1}) + "\n")
+    judge = ("--judge", "ImplicitReward", "--judge.policy.name", asked, "--judge.reference", "null")
+    told = (*judge, "--judge.template_arguments", "{brief: true}")
+    prefopt("label", tmp_path / "rows.jsonl", *told, "--out", tmp_path / "told.jsonl")
+    prefopt("label", tmp_path / "rows.jsonl", *judge, "--out", tmp_path / "plain.jsonl")
+    scores, without = (
+        json.loads((tmp_path / f"{name}.jsonl").read_text())["scores"] for name in ("told", "plain")
+    )
+    assert scores == pytest.approx(expected.scores, abs=1e-5)
+    assert abs(without[0] - scores[0]) > 1e-3
+    given = ("--data", tmp_path / "rows.jsonl", "--partial", "--out", tmp_path / "bench")
+    prefopt("bench", "rewardbench", *told, *given)
+    verdict = json.loads((tmp_path / "bench/verdicts.jsonl").read_text().splitlines()[1])
+    assert verdict["scores"] == pytest.approx(scores, abs=1e-5)
+    # A dotted argument is the same.
+    dotted = (*judge, "--judge.template_arguments.brief", "true")
+    prefopt("bench", "rewardbench", *dotted, *given)  # the same judge, so its verdicts are there already

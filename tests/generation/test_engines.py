@@ -24,6 +24,7 @@ from tokenizers import decoders
 from pl_prefopt.cli.sample import checked_prompt
 from pl_prefopt.data import Prompts, Renderer
 from pl_prefopt.data.formats import to_prompt
+from pl_prefopt.data.sources import Source, open_source
 from pl_prefopt.errors import ConfigError, DataError, RunError
 from pl_prefopt.generation import (
     Engine,
@@ -37,6 +38,7 @@ from pl_prefopt.generation import (
     TransformersEngine,
     pick,
     read_shards,
+    shard_files,
 )
 from pl_prefopt.processes import run_forked, run_logged, start, stop
 from tests.support import tiny_llama, tiny_tokenizer
@@ -290,6 +292,35 @@ def test_shards_go_on_after_a_torn_batch(tmp_path):
     again.finish()
     assert list(read_shards(tmp_path)) == rows
     assert [len(file.read_text().splitlines()) for file in sorted(tmp_path.glob("part-*"))] == [4, 4, 3]
+
+
+def test_shards_hold_what_their_rows_hold(tmp_path):
+    said = [{"role": "user", "content": "Hi\u2028there"}]
+    kinds = {"a": {"type": "int"}}, {"b": {"type": "str", "values": [1, "2", None]}}
+    tools = [{"name": f"f{place}", "parameters": one} for place, one in enumerate(kinds)]
+    calls = [
+        {"function": {"name": "f0", "arguments": {"a": 1}}},
+        {"function": {"name": "f1", "arguments": {}}},
+    ]
+    rows = [
+        {"prompt": said, "number": 0},
+        {"prompt": said, "number": 1, "tools": tools},  # a column that the first row lacks
+        {"prompt": [{**said[0], "name": "Ann"}], "number": 2, "chat_template_kwargs": {"brief": None}},
+        {"prompt": [*said, {"role": "assistant", "content": "", "tool_calls": calls}, *said], "number": 3},
+        {"prompt": said, "number": 4, "mixed": "text"},
+        {"prompt": said, "number": 5, "mixed": ["list"]},
+    ]
+    writer = ShardWriter(tmp_path, rows_per_shard=3)
+    writer.append(rows)
+    writer.finish()
+    # Arrow would give the arguments of both calls the same keys: such rows are JSON.
+    assert [path.name for path in shard_files(tmp_path)] == ["part-00000.parquet", "part-00001.jsonl"]
+    assert ShardWriter(tmp_path, rows_per_shard=3)._shards == 2
+    read = list(read_shards(tmp_path))
+    assert [to_prompt(row) for row in read] == [to_prompt(row) for row in rows]
+    assert [row.get("mixed") for row in read] == [None] * 4 + ["text", ["list"]]
+    source = open_source(Source(path=str(tmp_path)), tmp_path / "scratch")
+    assert [to_prompt(record.fields) for record in source.raw()] == [to_prompt(row) for row in rows]
 
 
 def test_a_full_disk_loses_nothing_that_was_written(tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pl_prefopt.data import Renderer
-from pl_prefopt.data.formats import to_prompt
+from pl_prefopt.data.formats import convert, to_prompt
+from pl_prefopt.data.sources import Source, open_source
 from pl_prefopt.errors import ConfigError, RunError
 from pl_prefopt.generation import (
     Engine,
@@ -17,15 +18,24 @@ from pl_prefopt.generation import (
     SampleFolder,
     Sampler,
     Sampling,
+    ShardWriter,
     read_shards,
     write_shard,
 )
 from pl_prefopt.judges import Judge, JudgedRow, Rule, Verdict, matrix_of
 from pl_prefopt.rewards import Minimum
-from pl_prefopt.rounds import CombinedScores, ConstrainedScores, GoldAgainstOwn, HeldOut, OwnGrades, stages_of
+from pl_prefopt.rounds import (
+    CombinedScores,
+    ConstrainedScores,
+    GoldAgainstOwn,
+    HeldOut,
+    LargeMargins,
+    OwnGrades,
+    stages_of,
+)
 from pl_prefopt.rounds.judging import compare_answers
 from pl_prefopt.rounds.multipliers import multipliers_of, updated_multipliers
-from pl_prefopt.rounds.stages import judge_samples, measure, sample_folders, write_summary
+from pl_prefopt.rounds.stages import judge_samples, measure, sample_folders, select_rows, write_summary
 from pl_prefopt.rows import Message
 from tests.kills import killed_until_done
 from tests.rounds.test_plan import rounds
@@ -273,6 +283,44 @@ def test_scores_of_several_judges_become_one():
         CombinedScores([Rule(length)], Minimum(baselines=[1.0, 0.0]))
     with pytest.raises(ConfigError, match="judges that give scores"):
         CombinedScores([Biased()], Minimum())
+
+
+def test_rows_are_selected_shard_by_shard_and_train_as_the_judged_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr("pl_prefopt.rounds.stages._ROWS_PER_SHARD", 3)
+    gold = [{"role": "assistant", "content": "gold", "name": "Ann"}]
+    shared = {"responses": ["good", "bad"], "log_probs": [-1.0, None], "gold": gold, "gold_score": 5.0}
+    prompt = [{"role": "user", "content": "Hi"}]
+    judged = [{**shared, "prompt": prompt, "number": number, "scores": [9.0, 1.0]} for number in range(10)]
+    label = tmp_path / "round-1/label"
+    label.mkdir(parents=True)
+    for place in range(0, 10, 2):
+        write_shard(label / f"part-{place:05d}.parquet", judged[place : place + 2])
+    given, waiting = [], []
+
+    def read(folder):
+        for one in read_shards(folder):
+            given.append(one)
+            yield one
+
+    class Watched(ShardWriter):
+        def append(self, rows):
+            waiting.append(3 * len(given) - self.rows + len(self._open))
+            super().append(rows)
+
+    monkeypatch.setattr("pl_prefopt.rounds.stages.read_shards", read)
+    monkeypatch.setattr("pl_prefopt.rounds.stages.ShardWriter", Watched)
+    settings = replace(rounds(out=str(tmp_path)), judge=Rule(length), select=LargeMargins())
+    found = select_rows(settings, 1)
+    assert (found["prompts"], found["rows"]) == (10, 30)
+    assert max(waiting) <= 3 + 3  # rows in memory, however many prompts there are
+    folder = tmp_path / "round-1/select/rows"
+    assert {path.suffix for path in folder.glob("part-*")} == {".parquet"}
+    records = list(open_source(Source(path=str(folder)), tmp_path / "scratch").raw())
+    trained = [convert(record.fields).row for record in records]
+    texts = {tuple(response[0].content for response in one.responses) for one in trained}
+    assert len(trained) == 30
+    assert texts == {("good", "bad"), ("good", "gold"), ("gold", "bad")}
+    assert records[0].fields["log_prob"] == [-1.0, None]
 
 
 def constrained(tmp_path, **changes):

@@ -7,13 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
+from pl_prefopt.rounds.plan import merged_settings
 from tests.cli.interrupted import Runs
 from tests.runs import PROMPTS, write_rows
 from tests.support import save_tiny_model
 
+ROOT = Path(__file__).resolve().parents[2]
 VOWELS = {"class_path": "pl_prefopt.judges.Rule", "init_args": {"function": "tests.rounds.rules.vowels"}}
 SETTINGS = {
     "rounds": 2,
@@ -115,9 +118,35 @@ def test_killed_anywhere_rounds_end_as_uninterrupted_ones(runs):
     assert not (folder / "tied/round-1/fit").exists()
 
 
+def test_two_iterations_of_nash_mp_go_on_with_the_optimiser_of_the_policy_they_start_from(runs):
+    folder = runs.folder
+    raw = yaml.safe_load((ROOT / "configs/rounds/nash_mp.yaml").read_text(encoding="utf-8"))
+    quick = merged_settings(SETTINGS["fit"]["settings"], {"trainer": {"max_steps": 1}})
+    tiny = {key: SETTINGS[key] for key in ("prompts", "policy", "sampling", "batch_size")}
+    small = {"rounds": 4, "max_prompts": 2, "judge": VOWELS, "evaluate": None, "log_probs": False}
+    fit = {
+        "config": ["base", "hardware/cpu"],
+        "settings": merged_settings(raw["fit"]["settings"], quick),
+        "keep_optimizer": True,  # as EGPO has it
+    }
+    (folder / "nash.yaml").write_text(yaml.safe_dump({**raw, **tiny, **small, "fit": fit, "out": "nash"}))
+    status, printed = runs("rounds", "-c", "nash.yaml")
+    assert status == 0, printed + last_log(folder / "nash")
+    for number, steps in (
+        (1, 1),
+        (2, 1),
+        (3, 2),
+        (4, 2),
+    ):  # rounds 3 and 4 both start from the policy of round 2
+        held = torch.load(folder / f"nash/round-{number}/fit/checkpoints/last.ckpt", weights_only=True)
+        assert held["optimizer_states"][0]["state"][0]["step"] == steps
+        trained = load_file(folder / f"nash/round-{number}/export/adapter_model.safetensors")
+        assert sum(one.abs().sum() for name, one in trained.items() if "lora_B" in name) > 0
+
+
 def same_results(one: Path, other: Path) -> None:
     for name in ("round-1/sample", "round-2/sample", "round-2/label", "round-2/select/rows"):
-        files = sorted(path.name for path in (one / name).glob("part-*"))
+        files = sorted(path.name for path in (one / name).glob("part-*.parquet"))
         assert files
         for file in files:
             assert (one / name / file).read_bytes() == (other / name / file).read_bytes(), name
