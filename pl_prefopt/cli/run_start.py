@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from pl_prefopt.cli.run_folder import METRICS, is_first_process
+from pl_prefopt.evaluations import FACTS
 
-_WRITTEN = (".lock", METRICS, "hparams.yaml", "events.out.tfevents.*")
+_WRITTEN = (".lock", METRICS, FACTS, "hparams.yaml", "events.out.tfevents.*")
 """What a command writes before its first step; other files in the folder are not touched."""
 
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 from lightning.pytorch.loggers import Logger
 
+from pl_prefopt.cli.run_config import RunConfig
 from pl_prefopt.evaluations import read_facts
 from pl_prefopt.references import InitialPolicy
 from pl_prefopt.report.curves import read_curves
@@ -157,14 +158,15 @@ def test_a_start_that_fails_late_leaves_nothing_but_what_was_there(prefopt, sett
     def fail(*_):
         raise MemoryError("out of memory")
 
-    monkeypatch.setattr(InitialPolicy, "prepare", fail)
-    assert prefopt.run("fit", *settings)[0] == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(InitialPolicy, "prepare", fail)
+        assert prefopt.run("fit", *settings)[0] == 1
     assert not Path("runs").exists()
+    monkeypatch.setattr(RunConfig, "_write", fail)  # the last of all that is done before the first step
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("to be kept")
     assert prefopt.run("fit", *settings, "--run_dir", "mine")[0] == 1
     assert os.listdir("mine") == ["notes.txt"]
-    monkeypatch.undo()
 
 
 def test_a_failed_resumption_or_evaluation_leaves_a_run_as_it_was(prefopt, settings):
