@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from pl_prefopt.cli import export_check
 from pl_prefopt.cli.export import export_policy
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.modules import DPOModule
 from pl_prefopt.policies import PolicySpec, build_policy, merging
 from tests.adapters import STARTS, save_config, save_run, save_tied_model
-from tests.runs import LORA, pair_rows, write_rows
+from tests.cli.test_commands import axes
+from tests.runs import LORA, NO_TEXTS, pair_rows, write_rows
 
 IDS = torch.arange(5, 395).reshape(10, 39)
 
@@ -198,3 +203,23 @@ def test_out_with_dots_is_the_folder_that_it_means(prefopt, plain_run):
     assert {path.name for path in Path().iterdir()} == {"there", "deep"}
     assert {path.name for path in Path("deep").iterdir()} == {"er"}
     assert Path("deep/er/adapter_model.safetensors").is_file()
+
+
+def test_variants_of_lora_from_yaml_start_at_the_base_resume_and_are_exported(prefopt, tiny_model):
+    lora = {**LORA, "init_lora_weights": "pissa", "use_rslora": True}
+    policy = {"name": str(tiny_model), "lora": lora}
+    Path("variant.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"policy": policy}}}))
+    rows = write_rows(Path("rows.jsonl"), pair_rows(4))
+    fit = ("fit", *axes(), "-c", "variant.yaml", "--data.train", rows, "--data.held_out", "0", *NO_TEXTS)
+    fit += ("--run_dir", "run", "--trainer.log_every_n_steps", "1", "--trainer.accumulate_grad_batches", "1")
+    prefopt(*fit, "--lr", "0.01", "--trainer.max_steps", "1")
+    with Path("run/metrics.csv").open() as file:
+        (loss,) = (row["train/loss"] for row in csv.DictReader(file) if row["train/loss"])
+    assert float(loss) == pytest.approx(math.log(2), abs=1e-6)
+    prefopt(*fit, "--lr", "0.01", "--trainer.max_steps", "2", "--ckpt_path", "last")
+    prefopt("export", "run/checkpoints/last.ckpt", "--out", "adapter")
+    expected = log_probs(DPOModule.load_from_checkpoint("run/checkpoints/last.ckpt").policy)
+    found = log_probs(plain("adapter", tiny_model, merge=False))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    moved = found - log_probs(AutoModelForCausalLM.from_pretrained(tiny_model))
+    assert moved.abs().max() > 0.01
