@@ -33,7 +33,6 @@ ROOMS = [
     "report",
     "rewards",
     "scoring",
-    "sweeps",
 ]
 
 
