@@ -9,10 +9,32 @@ import torch
 from lightning.pytorch import Trainer
 
 from pl_prefopt.data import PreferenceDataset
+from pl_prefopt.errors import ConfigError
 from pl_prefopt.types import ScoredBatch
 
 if TYPE_CHECKING:
     from pl_prefopt.modules.base import PreferenceModule
+
+
+def check_epochs(trainer: Trainer, before: int, what: str) -> None:
+    """Refuse a run that ends before the epoch in which something would act for the first time.
+
+    Runs whose length is given by ``trainer.max_steps`` alone, and ``fast_dev_run``, pass.
+
+    Args:
+        trainer: the run's trainer.
+        before: the number of epochs in which it doesn't act.
+        what: the first half of the error's sentence, which says what acts when.
+
+    Raises:
+        ConfigError: if ``trainer.max_epochs`` is at most ``before``.
+    """
+    epochs = trainer.max_epochs
+    if epochs in (None, -1) or epochs > before or getattr(trainer, "fast_dev_run", False):
+        return
+    raise ConfigError(
+        f"{what}, but trainer.max_epochs is {epochs}: set trainer.max_epochs to {before + 1} or more."
+    )
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.checkpoints import trained_weights
 from pl_prefopt.modules.dpo import DPOModule
-from pl_prefopt.modules.head_updates import scored_anew
+from pl_prefopt.modules.head_updates import check_epochs, scored_anew
 from pl_prefopt.modules.reward import RewardModule
 from pl_prefopt.objectives import Objective, ReferenceObjective
 from pl_prefopt.objectives.structures import mean_over
@@ -84,6 +84,13 @@ class PeerReview(PreferenceModule):
             raise ConfigError(
                 f"{type(self).__name__} trains two models, which can't be sharded: use another strategy, "
                 "such as ddp."
+            )
+        if stage == "fit" and self.warmup_epochs:
+            check_epochs(
+                self.trainer,
+                self.warmup_epochs,
+                f"The models of {type(self).__name__} review each other only after the first "
+                f"{self.warmup_epochs} epoch(s), model.init_args.warmup_epochs",
             )
         super().setup(stage)
         if self._references is not None and self._references.state():

@@ -17,7 +17,7 @@ from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.heads import Head, ScalarHead
 from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.checkpoint_files import read_head
-from pl_prefopt.modules.head_updates import scored_anew
+from pl_prefopt.modules.head_updates import check_epochs, scored_anew
 from pl_prefopt.modules.hidden_states import FOLDER, HiddenStateTables
 from pl_prefopt.modules.reward_folders import (
     check_same_head,
@@ -106,6 +106,11 @@ class RewardModule(PreferenceModule):
         return self.reward_head.gives
 
     @property
+    def _updates_head(self) -> bool:
+        """Whether the head has an update between epochs."""
+        return type(self.reward_head).update is not Head.update
+
+    @property
     def reads_log_probs(self) -> bool:
         """Whether the objective reads the policy's log-probs."""
         return self.needs.log_probs or self.tokens is not None
@@ -117,6 +122,9 @@ class RewardModule(PreferenceModule):
 
     def setup(self, stage: str) -> None:
         """Check that head and rows are compatible, too."""
+        if stage == "fit" and self._updates_head:
+            name = type(self.reward_head).__name__
+            check_epochs(self.trainer, 1, f"{name} is updated before every epoch except the first")
         super().setup(stage)
         if self.head_from is not None:
             check_same_head(Path(self.head_from), self.reward_head)
@@ -227,7 +235,7 @@ class RewardModule(PreferenceModule):
     def on_train_epoch_start(self) -> None:
         """Let the head change what no gradient trains, from the second epoch on."""
         source, update = row_source(self.trainer), self.reward_head.update
-        if type(self.reward_head).update is not Head.update and self.current_epoch and source is not None:
+        if self._updates_head and self.current_epoch and source is not None:
             size = max(1, round(source.prompts_per_batch))
             update(scored_anew(self, self.trainer, source.datasets["train"], size))
 

@@ -176,6 +176,11 @@ def test_what_can_not_be_reviewed_is_refused(tiny_model, tmp_path):
         PeerRewardModule(spec, RewardMixture(), keep_rate=0.5, reward_head=GroupHead(groups=2))
     with pytest.raises(ConfigError, match="a plan would count one: plan a run with RewardModule"):
         PeerRewardModule(spec, BradleyTerry(), keep_rate=0.5).sketch_policy()
+    warm = PeerRewardModule(spec, BradleyTerry(), keep_rate=0.5, warmup_epochs=1)
+    with pytest.raises(
+        ConfigError, match=r"warmup_epochs, but trainer\.max_epochs is 1: set .* to 2 or more"
+    ):
+        make_trainer(tmp_path).fit(warm, rows)
     with pytest.raises(ConfigError, match="this one follows the policy"):
         make_trainer(tmp_path, ReferenceEnsemble([SyncedPolicy()])).fit(
             PeerDPOModule(spec, DPO(), keep_rate=0.5), rows

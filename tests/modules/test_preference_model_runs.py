@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from torch.nn.functional import logsigmoid
 
-from pl_prefopt.errors import DataError
+from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.heads import GroupHead, Head
 from pl_prefopt.modules import RewardModule
 from pl_prefopt.objectives import BradleyTerry, ConditionalBradleyTerry, Objective, RewardMixture
@@ -60,7 +60,7 @@ def test_a_shipped_head_trains_on_its_rows(tiny_model, tmp_path, name):
     torch.manual_seed(0)
     objective, head = parts_of(name)
     slopes = Slopes()
-    trainer = make_trainer(tmp_path, slopes, max_steps=1)
+    trainer = make_trainer(tmp_path, slopes, max_steps=1, max_epochs=-1)
     trainer.fit(
         RewardModule(lora_spec(tiny_model), objective, reward_head=head),
         make_datamodule(tmp_path, rows_with_columns(), batch_size=6),
@@ -80,16 +80,20 @@ def test_groups_move_to_what_explains_their_pairs_and_a_resumed_run_goes_on(tiny
             seen.append((likelihoods.clone(), pairs.clone(), super().assign(likelihoods, pairs)))
             return seen[-1][-1]
 
-    def fitted(epochs, **settings):
+    def fitted(epochs, max_steps=-1, **settings):
         torch.manual_seed(0)
         module = RewardModule(
             lora_spec(tiny_model), RewardMixture(router_entropy=0.0), reward_head=Watched(groups=2)
         )
-        trainer = make_trainer(tmp_path, max_epochs=epochs, limit_val_batches=0)
+        trainer = make_trainer(tmp_path, max_epochs=epochs, max_steps=max_steps, limit_val_batches=0)
         trainer.fit(module, data, **settings)
         return module, trainer
 
-    first, trainer = fitted(1)
+    with pytest.raises(
+        ConfigError, match=r"every epoch except the first, but trainer\.max_epochs is 1: set .* to 2 or more"
+    ):
+        fitted(1)
+    first, trainer = fitted(-1, max_steps=2)
     assert not seen, "the first epoch keeps the first assignment"
     assert first.reward_head.assigned.tolist() == [0, 1, 0, 1]
     with torch.no_grad():

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
+from pl_prefopt import heads
 from pl_prefopt.objectives import (
     AlphaDivergence,
     ForwardKL,
@@ -76,6 +77,14 @@ def test_a_method_fits_its_module_and_its_references(name):
     members = len(config["references"]["members"])
     assert members >= built.needs.min_references
     assert built.needs.max_references is None or members <= built.needs.max_references
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_that_acts_between_epochs_has_some(name):
+    settings = load(name)["model"]["init_args"]
+    head = settings.get("reward_head", {}).get("class_path", "pl_prefopt.heads.ScalarHead").rpartition(".")[2]
+    first = settings.get("warmup_epochs", int(getattr(heads, head).update is not heads.Head.update))
+    assert load(name).get("trainer", {}).get("max_epochs", 1) > first
 
 
 @pytest.mark.parametrize("name", NAMES)
