@@ -33,6 +33,7 @@ from pl_prefopt.rounds.plan import (
     Policies,
     Rounds,
     Stage,
+    all_from,
     evaluating_judge,
     fit_settings,
     merged_settings,
@@ -133,12 +134,13 @@ def read_rounds(config: str, raw: Any) -> Rounds:
 
 
 def _forget_from(state: State, settings: Rounds, first: Stage) -> None:
-    """Remove what a stage and all after it have left."""
-    stages = list(stages_of(settings))
-    later = stages[stages.index(first) :]
-    state.forget(later)
-    for stage in later:
-        discard(stage.folder(Path(settings.out)))
+    """Remove what a stage and all after it have left, also under settings that had other stages."""
+    out = Path(settings.out)
+    state.forget_from(first)
+    numbers = (folder.name.removeprefix("round-") for folder in out.glob("round-*"))
+    last = max((int(number) for number in numbers if number.isdecimal()), default=0)
+    for stage in all_from(first, last):
+        discard(stage.folder(out))
 
 
 def _run(settings: Rounds, stage: Stage, config: str, state: State, *, allow_commands: bool) -> None:

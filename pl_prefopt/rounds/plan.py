@@ -193,8 +193,19 @@ class Stage(NamedTuple):
     number: int
     name: str
 
+    @classmethod
+    def of(cls, text: str) -> Stage:
+        """Return the stage of a text, such as ``2/fit``."""
+        number, name = text.split("/")
+        return cls(int(number), name)
+
     def __str__(self) -> str:
         return f"{self.number}/{self.name}"
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Its place among all stages that any settings have."""
+        return self.number, (*STAGES, *EVALUATION).index(self.name)
 
     def folder(self, out: Path) -> Path:
         """Return the stage's folder."""
@@ -221,6 +232,12 @@ def stages_of(settings: Rounds) -> Iterator[Stage]:
         if settings.evaluate is not None:
             names += tuple(name for name in EVALUATION if name != "compare" or (compares and number))
         yield from (Stage(number, name) for name in names if not left_out.get(name, False))
+
+
+def all_from(first: Stage, last: int) -> Iterator[Stage]:
+    """Yield a stage and all that can follow it up to round ``last``, whatever the settings are."""
+    every = (Stage(n, name) for n in range(first.number, last + 1) for name in (*STAGES, *EVALUATION))
+    yield from (stage for stage in every if stage.order >= first.order)
 
 
 def stage_named(text: str, settings: Rounds) -> Stage:

@@ -20,6 +20,7 @@ from pl_prefopt.generation import SETTINGS_FILE, ShardWriter, read_shards
 from pl_prefopt.generation.base import sample_seed
 from pl_prefopt.judges import Judge, JudgedRow, Verdict, pairs
 from pl_prefopt.metrics import order_effects
+from pl_prefopt.rounds.constrained import ConstrainedScores
 from pl_prefopt.rounds.judging import BY_ORDER, compare_answers
 from pl_prefopt.rounds.plan import Rounds, Stage, evaluating_judge
 from pl_prefopt.rounds.selection import Candidate, Candidates
@@ -313,8 +314,8 @@ class _Orders:
 
 
 def _held_out(settings: Rounds, number: int) -> Iterator[dict[str, Any]]:
-    judged = Stage(number, "judge").folder(Path(settings.out))
-    return read_shards(judged if judged.is_dir() else Stage(number, "held_out").folder(Path(settings.out)))
+    name = "held_out" if evaluating_judge(settings, "scores") is None else "judge"
+    return read_shards(Stage(number, name).folder(Path(settings.out)))
 
 
 def _training(settings: Rounds, number: int) -> dict[str, Any]:
@@ -327,16 +328,22 @@ def _training(settings: Rounds, number: int) -> dict[str, Any]:
         known = [score for score in row.get("scores") or () if score is not None]
         count, total = count + len(known), total + math.fsum(known)
     sampled = json.loads((sample_folders(settings, number)[0] / SETTINGS_FILE).read_text("utf-8"))
-    stepped = Stage(number, "multipliers").folder(Path(settings.out)) / SUMMARY
-    rewards = json.loads(stepped.read_text("utf-8"))["rewards"] if stepped.is_file() else None
     return {
         **counts,
-        **({} if rewards is None else {"rewards": rewards}),
+        **_rewards(settings, number),
         **orders.summary(),
         "share_without_rows": counts["prompts_without_rows"] / counts["prompts"],
         "sample_score": total / count if count else None,
         "sampling": sampled["measured"],
     }
+
+
+def _rewards(settings: Rounds, number: int) -> dict[str, Any]:
+    """Return what the round said about each of constrained rewards; nothing with another judge."""
+    if not isinstance(settings.judge, ConstrainedScores):
+        return {}
+    stepped = Stage(number, "multipliers").folder(Path(settings.out)) / SUMMARY
+    return {"rewards": json.loads(stepped.read_text("utf-8"))["rewards"]}
 
 
 def win_rate(scores: Sequence[float | None], others: Sequence[float | None]) -> float | None:

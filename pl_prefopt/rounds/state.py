@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,9 @@ class State:
         self.done[str(stage)] = {"seconds": round(seconds, 1), "exit_status": 0}
         self._write()
 
-    def forget(self, stages: Iterable[Stage]) -> None:
-        """Note that stages have to be run again."""
-        for stage in stages:
-            self.done.pop(str(stage), None)
+    def forget_from(self, first: Stage) -> None:
+        """Note that a stage and all after it have to be run again."""
+        self.done = {text: told for text, told in self.done.items() if Stage.of(text).order < first.order}
         self._write()
 
     def _write(self) -> None:

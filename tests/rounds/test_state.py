@@ -1,0 +1,58 @@
+"""What rounds keep and forget between commands: stages that are run again, and settings that change."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from pl_prefopt.cli.rounds import _forget_from
+from pl_prefopt.generation import write_shard
+from pl_prefopt.judges import Rule
+from pl_prefopt.rounds import HeldOut, Stage, stages_of
+from pl_prefopt.rounds.stages import measure, write_summary
+from pl_prefopt.rounds.state import State
+from tests.rounds.test_judging import Biased, length
+from tests.rounds.test_plan import rounds
+
+PROMPT = [{"role": "user", "content": "Hi"}]
+
+
+def answer(folder, text, **columns):
+    folder.mkdir(parents=True)
+    row = {"number": 0, "prompt": PROMPT, "responses": [text], "log_probs": [-1.0], **columns}
+    write_shard(folder / "part-00000.parquet", [row])
+
+
+def test_stages_of_other_settings_are_forgotten_and_not_measured(tmp_path):
+    scored = replace(
+        rounds(out=str(tmp_path)), judge=Rule(length), evaluate=HeldOut(prompts="p.jsonl"), rounds=1
+    )
+    compared = replace(scored, judge=Biased())
+    state = State(tmp_path)
+    state.done = {str(stage): {} for stage in (*stages_of(scored), Stage(1, "multipliers"), Stage(2, "fit"))}
+    for number in (0, 1):
+        answer(tmp_path / f"round-{number}/held_out", "old")
+        answer(tmp_path / f"round-{number}/judge", "old", scores=[9.0])
+    write_summary(tmp_path / "round-1/multipliers", {"rewards": {"1": {"mean": 5.0}}})
+    write_summary(tmp_path / "round-2/fit", {})
+
+    _forget_from(state, compared, Stage(1, "label"))
+    before = {"0/held_out", "0/judge", "0/measure", "1/sample"}
+    assert set(State(tmp_path).done) == before
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("round-*/*")}
+    assert left == {"round-0/held_out", "round-0/judge"}
+
+    answer(tmp_path / "round-1/held_out", "three new words")
+    answer(tmp_path / "round-1/judge", "old", scores=[9.0])  # as left by an earlier version
+    write_summary(tmp_path / "round-1/multipliers", {"rewards": {"1": {"mean": 5.0}}})
+    answer(tmp_path / "round-1/compare", "", first=[0.75])
+    answer(tmp_path / "round-1/label", "new", probabilities=[[None]], reference_sample=[False])
+    write_summary(tmp_path / "round-1/select", {"prompts": 1, "prompts_without_rows": 0})
+    (tmp_path / "round-1/sample").mkdir()
+    (tmp_path / "round-1/sample/sampling.json").write_text(json.dumps({"measured": {}}))
+    found = measure(compared, 1)
+    assert found["words"] == 3
+    assert found["score"] is None
+    assert "gain_first" not in found
+    assert found["win_rate_first"] == 0.75
+    assert "rewards" not in found["training"]
