@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
@@ -38,11 +39,23 @@ def on_config(config: Any, **_: Any) -> Any:
 def web_address(origin: str) -> str | None:
     """Return the address in a browser of a repository that git clones from ``origin``.
 
+    It has neither the user nor the password of ``origin``, which may be a token, nor the port of SSH.
+
     >>> web_address("git@github.com:owner/name.git"), web_address("/srv/name.git")
     ('https://github.com/owner/name', None)
+    >>> web_address("https://oauth2:TOKEN@example.org/owner/name.git")
+    'https://example.org/owner/name'
     """
-    found = re.fullmatch(r"(?:https://|ssh://git@|git@)([\w.-]+)[:/](.+?)(?:\.git)?/?", origin)
-    return f"https://{found[1]}/{found[2]}" if found else None
+    short = re.fullmatch(r"[\w.-]+@([\w.-]+):(?!/)(.+)", origin)  # what scp takes
+    try:
+        parts = urlsplit(f"ssh://{short[1]}/{short[2]}" if short else origin)
+        port = parts.port if parts.scheme == "https" else None
+    except ValueError:  # not an address
+        return None
+    path = parts.path.strip("/").removesuffix(".git")
+    if parts.scheme not in ("https", "ssh") or not parts.hostname or not path:
+        return None
+    return f"https://{parts.hostname}{f':{port}' if port else ''}/{path}"
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:
