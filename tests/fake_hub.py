@@ -80,7 +80,9 @@ class FakeHub:
             for line in map(json.loads, body.splitlines()):
                 self._commit(self.models[name], line["key"], line["value"])
             return 200, {"commitUrl": f"{self.url}/{name}/commit/{'1' * 40}", "commitOid": "1" * 40}
-        return 200, {"id": name, "private": self.models[name].private, "sha": "0" * 40, "siblings": []}
+        model = self.models[name]
+        files = [{"rfilename": file} for file in model.files]
+        return 200, {"id": name, "private": model.private, "sha": "0" * 40, "siblings": files}
 
     def _create(self, asked: dict[str, Any]) -> tuple[int, Any]:
         name = f"{asked['organization']}/{asked['name']}"
@@ -101,6 +103,8 @@ class FakeHub:
             model.files[value["path"]] = base64.b64decode(value["content"])
         if kind == "lfsFile":
             model.files[value["path"]] = self._large[value["oid"]]
+        if kind == "deletedFile":
+            del model.files[value["path"]]
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         hub = self
@@ -117,6 +121,8 @@ class FakeHub:
                 self.send_response(status)
                 if "error" in answer:
                     self.send_header("X-Error-Message", answer["error"])
+                if status == 404:
+                    self.send_header("X-Error-Code", "RepoNotFound")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from pl_prefopt.errors import ConfigError, RunError, first_line
+
+# The files that an export may have written, of a model, an adapter, heads and a tokeniser. transformers
+# prefers an adapter to the model next to it, and a single file of weights to an index of several.
+_EXPORTED = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-?????-of-?????.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "heads.safetensors",
+    "reward_head.safetensors",
+    "reward_model.json",
+    "added_tokens.json",
+    "additional_chat_templates/*.jinja",
+    "chat_template.jinja",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +63,8 @@ class HubModel:
             folder: the folder to upload, for messages.
 
         Raises:
-            ConfigError: for a name without a namespace, in offline mode, and without a token.
+            ConfigError: for a name without a namespace, in offline mode, without a token, and if the model
+                exists with another visibility than ``private`` says.
             RunError: if the server refuses the token or can't be reached.
         """
         try:
@@ -60,11 +87,20 @@ class HubModel:
                 "--push-to-hub needs a token with write access, and there is none: set HF_TOKEN, or log in "
                 "with `hf auth login`."
             )
-        with _explained("The export has not started"):
-            HfApi().whoami()
+        api, state = HfApi(), "The export has not started"
+        with _explained(state):
+            api.whoami()
+            try:
+                is_private = api.model_info(self.name).private
+            except RepositoryNotFoundError:  # it will be created
+                return
+        self._check_visibility(is_private, state)
 
     def push(self, folder: Path) -> str:
-        """Upload a folder's files in place of the model's of the same names, and return the model's address.
+        """Upload a folder in place of an earlier export, in one commit, and return the model's address.
+
+        Files of the same names are replaced, and other files of an earlier export are deleted; what no
+        export writes, such as a licence, stays.
 
         Raises:
             RunError: if the server refuses it or can't be reached.
@@ -73,19 +109,41 @@ class HubModel:
         api, state = HfApi(), f"{folder} is complete; upload it with `hf upload {self.name} {folder}`"
         with _explained(state):
             address = api.create_repo(self.name, private=self.private, exist_ok=True)
-            is_private = api.model_info(self.name).private
-        if self.private not in (None, is_private):
-            raise ConfigError(
-                f"Nothing was uploaded: expected {self.name} to be {_visibility(self.private)}, but it "
-                f"exists and is {_visibility(is_private)}: change that in its settings on the hub. {state}."
-            )
+            found = api.model_info(self.name)
+        self._check_visibility(found.private, f"Nothing was uploaded. {state}")
+        written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        stale = _stale((file.rfilename for file in found.siblings or []), written)
         with _explained(state):
-            api.upload_folder(
-                repo_id=self.name,
-                folder_path=folder,
+            api.create_commit(
+                self.name,
+                [
+                    *(CommitOperationAdd(name, folder / name) for name in sorted(written)),
+                    *(CommitOperationDelete(name) for name in stale),
+                ],
                 commit_message="Upload a policy trained with pl_prefopt",
             )
-        return f"{address} ({_visibility(is_private)})"
+        deleted = f", and deleted {', '.join(stale)} there" if stale else ""
+        return f"{address} ({_visibility(found.private)}){deleted}"
+
+    def _check_visibility(self, found: bool | None, state: str) -> None:
+        if self.private not in (None, found):
+            raise ConfigError(
+                f"Expected {self.name} to be {_visibility(self.private)}, but it exists and is "
+                f"{_visibility(found)}: change that in its settings on the hub. {state}."
+            )
+
+
+def _stale(on_hub: Iterable[str], written: set[str]) -> list[str]:
+    """Return the files on the hub that an earlier export has written and this one has not.
+
+    >>> _stale(["LICENSE", "adapter_config.json", "config.json"], {"config.json", "model.safetensors"})
+    ['adapter_config.json']
+    """
+    return sorted(
+        name
+        for name in on_hub
+        if name not in written and any(fnmatchcase(name, pattern) for pattern in _EXPORTED)
+    )
 
 
 def _visibility(private: bool | None) -> str:

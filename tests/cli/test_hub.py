@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from pl_prefopt.cli.hub import HubModel
 from pl_prefopt.evaluations import Evaluation, add_evaluation
 from pl_prefopt.policies import PolicySpec
 from tests.adapters import save_run
@@ -29,6 +30,14 @@ def run(tiny_model, tmp_path_factory):
     return checkpoint, policy
 
 
+def save_files(files: dict[str, bytes], folder: Path) -> Path:
+    """Write a model's files as a clone of it has them."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """A hub that this test, and no other, is online with; its token is in the environment."""
@@ -41,7 +50,7 @@ def hub(monkeypatch):
         yield server
 
 
-def test_what_is_on_the_hub_is_the_policy_and_its_card(prefopt, hub, run, tiny_model, tmp_path):
+def test_what_is_on_the_hub_is_the_policy_and_its_card(prefopt, hub, run, tiny_model):
     checkpoint, policy = run
     printed = prefopt("export", checkpoint, "--out", "out", "--push-to-hub", "me/first", "--private", "true")
     assert f"Uploaded it to {hub.url}/me/first (private)" in printed
@@ -50,9 +59,7 @@ def test_what_is_on_the_hub_is_the_policy_and_its_card(prefopt, hub, run, tiny_m
     written = {path.name: path.read_bytes() for path in Path("out").iterdir()}
     assert model.files == written
     ids = torch.arange(5, 45).reshape(2, 20)
-    for name, content in model.files.items():
-        (tmp_path / "fetched").mkdir(exist_ok=True)
-        (tmp_path / "fetched" / name).write_bytes(content)
+    save_files(model.files, Path("fetched"))
     fetched = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), "fetched").eval()
     with torch.no_grad():
         torch.testing.assert_close(fetched(input_ids=ids).logits, policy(input_ids=ids).logits)
@@ -64,14 +71,38 @@ def test_what_is_on_the_hub_is_the_policy_and_its_card(prefopt, hub, run, tiny_m
     assert {token for _, path, token in hub.requests if "/api/models/" in path} == {f"Bearer {TOKEN}"}
 
 
+def test_a_merged_model_replaces_the_adapter_that_was_on_the_hub(prefopt, hub, run):
+    checkpoint, policy = run
+    prefopt("export", checkpoint, "--out", "adapter")
+    address = HubModel("me/model").push(Path("adapter"))
+    assert address == f"{hub.url}/me/model (public)"
+    files = hub.models["me/model"].files
+    assert "adapter_config.json" in files
+    shards = {"model-00001-of-00002.safetensors", "model.safetensors.index.json"}
+    stale = {"heads.safetensors", "reward_model.json", *shards}
+    kept = {"LICENSE", ".gitattributes", "images/model.safetensors", "onnx/config.json"}
+    files.update(dict.fromkeys(stale | kept, b"there before"))
+    printed = prefopt("export", checkpoint, "--out", "out", "--merge", "true", "--push-to-hub", "me/model")
+    assert "(public), and deleted adapter_config.json, adapter_model.safetensors, heads.safet" in printed
+    assert files.keys() == {path.name for path in Path("out").iterdir()} | kept
+    assert [path for _, path, _ in hub.requests].count("/api/models/me/model/commit/main") == 2
+    with torch.no_grad():
+        fetched = AutoModelForCausalLM.from_pretrained(save_files(files, Path("fetched")))
+        ids = torch.arange(5, 45).reshape(2, 20)
+        torch.testing.assert_close(fetched(input_ids=ids).logits, policy(input_ids=ids).logits)
+    # The other way round, the weights of the whole model go.
+    assert ", and deleted config.json, " in HubModel("me/model").push(Path("adapter"))
+    assert files.keys() == {path.name for path in Path("adapter").iterdir()} | kept
+
+
 def test_an_existing_model_keeps_its_visibility_or_nothing_is_uploaded(prefopt, hub, run):
     hub.models["me/public"] = Model(private=False)
     arguments = ("export", run[0], "--push-to-hub", "me/public")
     told = prefopt.fails(*arguments, "--out", "first", "--private", "true")
-    assert "expected me/public to be private, but it exists and is public" in told
-    assert "hf upload me/public first" in told
+    assert "Expected me/public to be private, but it exists and is public" in told
+    assert "The export has not started." in told
     assert hub.models["me/public"].files == {}
-    assert Path("first/adapter_model.safetensors").is_file()
+    assert not Path("first").exists()
     assert "(public)" in prefopt(*arguments, "--out", "second")
     assert "adapter_model.safetensors" in hub.models["me/public"].files
 
