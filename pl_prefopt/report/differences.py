@@ -38,7 +38,7 @@ class Difference:
 METRICS = {
     "accuracy": "Share of pairs in which the better response has the higher reward.",
     "ranking_accuracy": "Share of pairs in which the policy gives the better response the higher log-prob.",
-    "margin": "Mean reward margin, in nats; of runs of one objective only.",
+    "margin": "Mean reward margin, in nats; only of runs with the same settings of the objective.",
 }
 """What is compared, with its meaning."""
 
@@ -89,7 +89,7 @@ def _difference(
             one, minus = (of[name] for of in values)
             if one is not None and minus is not None:
                 estimates[name] = estimate(one - minus, prompts)
-        if run.run.scale != baseline.run.scale:
+        if run.run.objective != baseline.run.objective:
             estimates["margin"] = None
     return Difference(
         run=run,

@@ -26,7 +26,7 @@ from pl_prefopt.report.header import header
 from pl_prefopt.report.health import health
 from pl_prefopt.report.pairs import Estimate
 from pl_prefopt.report.runs import Run, common_stage
-from pl_prefopt.report.subjects import Subject, judge_alike, make_subjects, of_one_scale
+from pl_prefopt.report.subjects import Subject, judge_alike, make_subjects, same_objective
 from pl_prefopt.report.token_maps import first_token_rows
 
 _KPIS = ("accuracy", "margin", "pearson")
@@ -70,7 +70,7 @@ def build_report(runs: Sequence[Run]) -> Report:
     curves = figures.learning_curves(subjects)
     rewards = _reward_panels(subjects)
     settings = tables.all_settings(runs)
-    comparable = len(of_one_scale(subjects)) == 1
+    comparable = same_objective(subjects)
     html = _template().render(
         cards=[_card(subject, comparable=comparable) for subject in subjects],
         comparable=comparable,

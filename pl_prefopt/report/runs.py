@@ -60,14 +60,18 @@ class Run:
         return objective.rsplit(".", 1)[-1]
 
     @property
-    def scale(self) -> str:
-        """What runs have in common whose losses and rewards compare: the objective and its parts.
+    def objective(self) -> Mapping[str, str]:
+        """The settings of the objective. Losses and rewards compare only between runs that share all of them.
 
-        Its numbers, such as β, are left out: they change the values, not what they mean.
+        A larger β alone makes the margins of one and the same policy larger.
         """
         start = "model.init_args.objective."
-        parts = {key: value for key, value in self.settings.items() if key.startswith(start)}
-        return repr(sorted(item for item in parts.items() if not _is_number(item[1])))
+        return {key: value for key, value in self.settings.items() if key.startswith(start)}
+
+    @property
+    def family(self) -> str:
+        """The objective and its parts without numbers such as β: what runs have in common that share axes."""
+        return repr(sorted(item for item in self.objective.items() if not _is_number(item[1])))
 
     @property
     def infos(self) -> tuple[MetricInfo, ...]:

@@ -80,14 +80,19 @@ def judge_alike(subjects: Sequence[Subject]) -> bool:
     return all(other == texts[0] for other in texts[1:])
 
 
-def of_one_scale(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
-    """Return the runs by their objective: only losses and rewards of the same one compare.
+def same_objective(subjects: Sequence[Subject]) -> bool:
+    """Return whether losses and rewards compare: all settings of the objective are the same."""
+    return all(subject.run.objective == subjects[0].run.objective for subject in subjects)
+
+
+def of_one_family(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
+    """Return the runs by their objective, whatever its numbers, such as β, are.
 
     Objectives of one name with different parts, such as two compositions, are numbered.
     """
     groups: dict[str, list[Subject]] = {}
     for subject in subjects:
-        groups.setdefault(subject.run.scale, []).append(subject)
+        groups.setdefault(subject.run.family, []).append(subject)
     methods = [members[0].run.method or "no objective" for members in groups.values()]
     names = [
         f"{method} {methods[: place + 1].count(method)}" if methods.count(method) > 1 else method

@@ -99,14 +99,32 @@ def test_losses_and_rewards_of_different_objectives_share_no_axis(tmp_path):
     write_run(tmp_path / "c", ranked_rows(), model={"init_args": {"objective": SIMPO}})
     page, traces = page_of("a", "b")
     assert traces["curve_loss"] == ["a", "b"]
-    assert "<dt>margin" in page
+    warned = {
+        one.key
+        for one in build_report(read_runs([tmp_path / name for name in "ab"])).panels
+        if "compare the shapes" in one.how
+    }
+    assert warned == {"curve_loss", "curve_margin", "margin_gap", "margins", "reward_length"}
+    assert "<dt>margin" not in page, "β differs"
+    assert "<dt>margin" in page_of("a")[0]
     page, traces = page_of("a", "b", "c")
     assert (traces["curve_loss_1"], traces["curve_loss_2"]) == (["a", "b"], ["c"])
     assert {"margins_1", "margin_gap_2", "reward_length_2", "curve_margin_2"} <= traces.keys()
     assert not {"margins", "curve_loss", "margin_gap"} & traces.keys()
     assert traces["curve_accuracy"][0] == "a"
     assert "<dt>margin" not in page, "the tile"
-    assert "margins of different objectives don" in page
+    assert "the objectives or their settings differ" in page
+
+
+def test_a_larger_beta_is_not_a_better_margin(tmp_path):
+    """The same policy with five times the beta has five times the margins."""
+    rows = ranked_rows()
+    scaled = changed(rows, lambda one: one.update(reward=5 * one["reward"]))
+    a = write_run(tmp_path / "a", rows)
+    b = write_run(tmp_path / "b", scaled, model={"init_args": {"objective": DPO}})
+    (found,) = differences(subjects_of(a, b))
+    assert found.estimates["margin"] is None
+    assert found.estimates["accuracy"].value == 0
 
 
 def test_the_page_is_in_order_and_has_its_header_and_generations(tmp_path):
