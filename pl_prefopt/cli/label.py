@@ -25,6 +25,30 @@ _EVERY = 20.0
 
 def label(arguments: list[str]) -> None:
     """Run ``prefopt label`` with the given command-line arguments."""
+    make_importable([word.rpartition("=")[2] for word in arguments])
+    check_judge(arguments)
+    parser = _parser()
+    settings = parser.parse_args(arguments)
+    judge: Judge = parser.instantiate(settings).judge
+    labelling = Labelling(
+        source=Source(path=settings.data, split=settings.split),
+        judge=judge,
+        columns=settings.columns,
+        context=settings.context,
+        context_column=settings.context_column,
+        on_bad_row=settings.on_bad_row,
+        drop_invalid=settings.drop_invalid,
+        max_rows=settings.max_rows,
+    )
+    out = without_dots(Path(settings.out))
+    try:
+        found = labelling.run(out, _Progress())
+    finally:
+        judge.close()
+    print("\n".join(_summary(found, out)))
+
+
+def _parser() -> Parser:
     parser = Parser(prog="prefopt label", description="Write a judge's verdicts on the rows of a file.")
     parser.add_argument("data", type=str, help="A file, a folder or a data set of the hub.")
     parser.add_argument(
@@ -56,26 +80,7 @@ def label(arguments: list[str]) -> None:
         help="Leave out rows with an invalid answer; otherwise they are written without scores.",
     )
     parser.add_argument("--max_rows", type=int | None, default=None, help="Read so many rows from the start.")
-    make_importable([word.rpartition("=")[2] for word in arguments])
-    check_judge(arguments)
-    settings = parser.parse_args(arguments)
-    judge: Judge = parser.instantiate(settings).judge
-    labelling = Labelling(
-        source=Source(path=settings.data, split=settings.split),
-        judge=judge,
-        columns=settings.columns,
-        context=settings.context,
-        context_column=settings.context_column,
-        on_bad_row=settings.on_bad_row,
-        drop_invalid=settings.drop_invalid,
-        max_rows=settings.max_rows,
-    )
-    out = without_dots(Path(settings.out))
-    try:
-        found = labelling.run(out, _Progress())
-    finally:
-        judge.close()
-    print("\n".join(_summary(found, out)))
+    return parser
 
 
 def check_judge(arguments: Sequence[str]) -> None:
