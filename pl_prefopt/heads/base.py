@@ -99,6 +99,9 @@ class Head(nn.Module, ABC):
             rows: its rows.
         """
 
+    def check_trainable(self) -> None:
+        """Raise a ``ConfigError`` if training could not reach some weights, as after ``adapt``."""
+
     def update(self, batches: Iterable[ScoredBatch]) -> None:
         """Change what no gradient trains; called before each epoch but the first, if a head overrides it.
 

@@ -69,6 +69,18 @@ class MixtureHead(Head):
     def learned(self, values: Mapping[str, Any]) -> None:
         self._context = list(values["context"]) if "context" in values else None
 
+    def check_trainable(self) -> None:
+        """Refuse to train with the weights of a context, which would leave the router without gradient.
+
+        Raises:
+            ConfigError: after ``adapt``.
+        """
+        if self._context is not None:
+            raise ConfigError(
+                f"The {type(self).__name__} has the weights of a context in place of its router's, so that "
+                "the router would not be trained: start from the checkpoint that was adapted."
+            )
+
     def check_adaptable(self, rows: Sequence[PreferenceRow], step: float | None) -> None:
         """Refuse to choose the step.
 

@@ -281,8 +281,7 @@ class PeerRewardModule(PeerReview, RewardModule):
         """Give the peer's head what the first head has learned from the rows."""
         super().setup(stage)
         peer: Any = self.peer
-        if self.reward_head.learned:
-            peer.reward_head.learned = self.reward_head.learned
+        peer.reward_head.learned = self.reward_head.learned
 
     def _adopt(self, learned: Mapping[str, Any]) -> None:
         """Give the peer's head what the checkpoint's heads have learned, too."""

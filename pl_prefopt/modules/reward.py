@@ -254,7 +254,7 @@ class RewardModule(PreferenceModule):
     def _adopt(self, learned: Mapping[str, Any]) -> None:
         """Take what the head of a checkpoint has learned, and check the rows against it."""
         head = self.reward_head
-        if not learned or learned == head.learned:
+        if learned == head.learned or not self._is_told(learned):
             return
         if self.device_mesh is not None:
             raise ConfigError(
@@ -272,13 +272,22 @@ class RewardModule(PreferenceModule):
         head = self.reward_head
         path = self.restored_from or self.trainer.ckpt_path
         if type(head).learned is not Head.learned:
-            held = read_head(Path(path)).rest.get(LEARNED) if path else None
-            if held:
+            held = read_head(Path(path)).rest.get(LEARNED) or {} if path else None
+            if held is not None and self._is_told(held):
                 head.learned = held
             elif fitting and "train" in rows:
                 head.learn(rows["train"])
+        if fitting:
+            head.check_trainable()
         for split, some in rows.items():
             head.check_rows(split, some)
+
+    def _is_told(self, learned: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint says what its head has learned, which may be nothing.
+
+        A head that learns from rows always has something, but checkpoints of early versions don't say it.
+        """
+        return bool(learned) or type(self.reward_head).learn is Head.learn
 
     def _check_truncated(self, split: str, truncated: int, responses: int) -> None:
         if not truncated:

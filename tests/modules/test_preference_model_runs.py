@@ -10,8 +10,9 @@ from lightning.pytorch import Callback
 from torch.nn.functional import logsigmoid
 
 from pl_prefopt.errors import ConfigError, DataError
-from pl_prefopt.heads import GroupHead, Head
+from pl_prefopt.heads import GroupHead, Head, MixtureHead
 from pl_prefopt.modules import RewardModule
+from pl_prefopt.modules.adapting import save_adapted
 from pl_prefopt.objectives import BradleyTerry, ConditionalBradleyTerry, Objective, RewardMixture
 from tests.method_files import CONFIGS
 from tests.runs import lora_spec, make_datamodule, make_trainer, pair_rows
@@ -152,3 +153,25 @@ def test_a_response_is_scored_under_two_prompts_with_gradients_through_both(tiny
     outcome = module.objective(batch)
     margins = (batch.outputs["reward"] - other).squeeze(-1)
     torch.testing.assert_close(outcome.loss, -logsigmoid(margins).mean(dim=1))
+
+
+def test_a_checkpoint_without_a_context_takes_that_of_an_earlier_one_away(tiny_model, tmp_path):
+    torch.manual_seed(0)
+    data = make_datamodule(tmp_path, pair_rows(4), batch_size=4)
+    module = RewardModule(lora_spec(tiny_model), RewardMixture(), reward_head=MixtureHead(parts=2))
+    trainer = make_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    module.reward_head.learned = {"context": [-1e-4, -9.2]}
+    save_adapted(tmp_path / "plain.ckpt", module, tmp_path / "context.ckpt")
+    module.reward_head.learned = {}
+
+    def loss(name):
+        found = make_trainer(tmp_path).validate(module, data, ckpt_path=tmp_path / name, verbose=False)
+        return found[0]["val/loss"]
+
+    first = loss("plain.ckpt")
+    assert loss("context.ckpt") != pytest.approx(first, rel=1e-3)
+    with pytest.raises(ConfigError, match="the router would not be trained: start from the checkpoint that"):
+        make_trainer(tmp_path).fit(module, data)
+    assert loss("plain.ckpt") == pytest.approx(first)
