@@ -41,7 +41,7 @@ def adapt(arguments: list[str]) -> None:
         "--columns",
         type=dict[str, str],
         default={},
-        help="Our names of columns and those of the data: --columns.user rater.",
+        help="Our names of columns and those of the data, beyond the run's own: --columns.user rater.",
     )
     parser.add_argument("--split", type=str, default="train", help="The split of a folder or hub data set.")
     settings = parser.parse_args(arguments)
@@ -62,7 +62,7 @@ def adapt_run(
         source: the pairs.
         out: the checkpoint to write.
         step: the step of Hedge, for a router.
-        columns: our names of columns, and those of the source.
+        columns: our names of columns, and those of the source; the run's ``data.columns`` for others.
 
     Returns:
         Sentences about what was found.
@@ -81,8 +81,9 @@ def adapt_run(
     described = described_head(rest)
     if described is None:
         raise ConfigError(f"Expected the run of a reward model, but {checkpoint} has no reward head.")
-    kind = _module_of(checkpoint)
-    rows = _rows(source, columns)
+    config: Any = read_saved(checkpoint.resolve().parent.parent / FILE_NAME)
+    kind = _module_of(str(config["model"]["class_path"]))
+    rows = rows_as_trained(config.get("data") or {}, source, columns)
     check_labelled(rows, source.label)
     unbuilt_head(described, rest.get(LEARNED) or {}).check_adaptable(rows, step)
     module = kind.load_from_checkpoint(checkpoint)
@@ -91,10 +92,8 @@ def adapt_run(
     return found
 
 
-def _module_of(checkpoint: Path) -> type[RewardModule]:
+def _module_of(path: str) -> type[RewardModule]:
     """Return the class of a run's module, which may be one of the user's own."""
-    config: Any = read_saved(checkpoint.resolve().parent.parent / FILE_NAME)
-    path = str(config["model"]["class_path"])
     make_importable([path])
     module, _, name = path.rpartition(".")
     kind: type[RewardModule] = getattr(importlib.import_module(module), name)
@@ -105,9 +104,20 @@ def _module_of(checkpoint: Path) -> type[RewardModule]:
     return kind
 
 
-def _rows(source: Source, columns: Mapping[str, str]) -> list[PreferenceRow]:
+def rows_as_trained(
+    data: Mapping[str, Any], source: Source, columns: Mapping[str, str]
+) -> list[PreferenceRow]:
+    """Return rows with the scores that they would have as the run's training rows.
+
+    Args:
+        data: the run's settings of data, of which ``columns`` and ``aspects`` are read.
+        source: the rows.
+        columns: our names of columns and those of the source, in place of the run's where they name the same.
+    """
+    names = {**(data.get("columns") or {}), **columns}
+    prompts = Prompts(source=source, columns=names, aspects=data.get("aspects") or {})
     with tempfile.TemporaryDirectory() as scratch:
         return [
             dataclasses.replace(row, origin=f"row {number + 1} of {source.label}")
-            for number, row in Prompts(source=source, columns=columns).rows(Path(scratch))
+            for number, row in prompts.rows(Path(scratch))
         ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pl_prefopt.data.dialogues import BadRowError
-from pl_prefopt.data.formats import to_prompt
+from pl_prefopt.data.formats import convert, scored_by, to_prompt
 from pl_prefopt.data.sources import Reading, Source, check_names, open_source
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.rows import PreferenceRow
@@ -25,12 +25,14 @@ class Prompts:
         columns: our names of columns and those of the source, as ``data.columns``.
         part: ``(k, n)`` reads each n-th prompt from the k-th on, k from 1.
         max_prompts: read so many from the start of the source; ``None`` for all.
+        aspects: the weights of the ratings that give the scores, as ``data.aspects``.
     """
 
     source: Any
     columns: Mapping[str, str] = field(default_factory=dict)
     part: tuple[int, int] = (1, 1)
     max_prompts: int | None = None
+    aspects: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_names(self.columns)
@@ -58,7 +60,8 @@ class Prompts:
                 check(row)
         if not count:
             raise DataError(f"expected prompts in {Source.of(self.source).label}, got none.")
-        return f"{reading.content_key} {self.part} {self.max_prompts} {sorted(self.columns.items())}", count
+        key = f"{reading.content_key} {self.part} {self.max_prompts} {sorted(self.columns.items())}"
+        return f"{key} {sorted(self.aspects.items())}" if self.aspects else key, count
 
     def rows(self, scratch: Path) -> Iterator[tuple[int, PreferenceRow]]:
         """Yield the number of each prompt and its row; the row's responses are those of the source, if any.
@@ -76,10 +79,15 @@ class Prompts:
             try:
                 if record.problem:
                     raise BadRowError(record.problem)
-                row = to_prompt(record.fields, reading.mapped)
+                row = self._row(record.fields, reading)
             except BadRowError as error:
                 raise DataError(f"{record.origin}: {error}") from error
             yield place, replace(row, origin=record.origin)
+
+    def _row(self, fields: Mapping[str, Any], reading: Reading) -> PreferenceRow:
+        if not self.aspects:
+            return to_prompt(fields, reading.mapped)
+        return scored_by(convert(fields, reading.mapped), self.aspects).row
 
     def _reading(self, scratch: Path) -> Reading:
         return open_source(Source.of(self.source), scratch, self.columns)

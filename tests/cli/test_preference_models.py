@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from pl_prefopt import functional
+from pl_prefopt.cli.adapt import rows_as_trained
+from pl_prefopt.data import Source
 from pl_prefopt.data.formats import to_row
 from pl_prefopt.modules import RewardModule, RewardScorer
 from tests.method_files import CONFIGS
@@ -81,3 +83,16 @@ def test_a_context_replaces_the_router(prefopt, tmp_path, tiny_model):
     torch.testing.assert_close(after[..., 3:].double(), expected.expand(6, 2, 3), rtol=1e-4, atol=1e-4)
     loaded = RewardModule.load_from_checkpoint(out)
     assert loaded.reward_head.learned["context"] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_rows_to_adapt_to_have_the_winner_of_the_run(tmp_path):
+    rated = {"question": "Hi", "responses": ["a", "b"], "scores": [2, 1], "clear": [1, 4]}
+    source = Source(path=write_rows(tmp_path / "rows.jsonl", [rated]))
+    data = {"columns": {"prompt": "question"}, "aspects": {"clear": 2.0}}
+    (row,) = rows_as_trained(data, source, {})
+    assert row.scores == (1.0, 4.0)
+    other = write_rows(
+        tmp_path / "other.jsonl", [{"say" if k == "question" else k: v for k, v in rated.items()}]
+    )
+    (row,) = rows_as_trained({**data, "aspects": None}, Source(path=other), {"prompt": "say"})
+    assert row.scores == (2.0, 1.0)
