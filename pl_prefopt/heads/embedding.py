@@ -28,8 +28,8 @@ class EmbeddingHead(Head):
     that is a matter of its scale, and here G starts at 0: all λ are 1.)
 
     With a learned temperature, an option of the authors' code, forms are divided by τ = max(softplus(ρ),
-    0.01), with ρ trained from −2.25, τ = 0.1002: v is multiplied by √(1/τ) after all else. The objective's
-    own temperature divides by its own as well, so set that to 1.
+    0.01), with ρ trained from −2.25, τ = 0.1002: v is multiplied by √(1/τ) after all else. Below 0.01 the
+    maximum has no gradient, so that the loss can't raise τ again. The objective's own temperature must be 1.
 
     Args:
         blocks: k; one block expresses a cycle of three, more express more kinds of them at once.

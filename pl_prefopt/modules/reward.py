@@ -125,6 +125,8 @@ class RewardModule(PreferenceModule):
         if stage == "fit" and self._updates_head:
             name = type(self.reward_head).__name__
             check_epochs(self.trainer, 1, f"{name} is updated before every epoch except the first")
+        if stage == "fit":
+            _check_temperature(self.reward_head, self.objective)
         super().setup(stage)
         if self.head_from is not None:
             check_same_head(Path(self.head_from), self.reward_head)
@@ -320,6 +322,19 @@ def _check_frozen(policy: PolicySpec, objective: Objective) -> None:
             f"model.init_args.freeze_policy keeps hidden states at the ends of responses, but "
             f"{type(objective).__name__} reads more: set freeze_policy to false."
         )
+
+
+def _check_temperature(head: Head, objective: Objective) -> None:
+    """Refuse to divide by a learned temperature and by the objective's own."""
+    if not getattr(head, "learned_temperature", False):
+        return
+    for part in objective.modules():
+        own = getattr(getattr(part, "score", None), "temperature", 1.0)
+        if own != 1.0:
+            raise ConfigError(
+                f"The {type(head).__name__} learns a temperature, and {type(part).__name__} divides by its "
+                f"own, {own:g}: set the objective's temperature to 1, or learned_temperature to false."
+            )
 
 
 def _hidden_size(policy: nn.Module) -> int:

@@ -19,6 +19,8 @@ from pl_prefopt.heads import (
     IdealPointHead,
     MixtureHead,
 )
+from pl_prefopt.modules.reward import _check_temperature
+from pl_prefopt.objectives import GPM, Sum
 from pl_prefopt.objectives.pair_rewards import MixtureScore
 from pl_prefopt.rows import Message, PreferenceRow
 
@@ -342,3 +344,12 @@ def test_new_users_need_pairs_and_a_new_name():
 def test_settings_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize("objective", [GPM(), Sum(parts={"gpm": GPM(temperature=0.5)})])
+def test_two_temperatures_are_refused(objective):
+    head = EmbeddingHead(learned_temperature=True)
+    with pytest.raises(ConfigError, match=r"divides by its own, 0\..*: set the objective's temperature to 1"):
+        _check_temperature(head, objective)
+    _check_temperature(head, GPM(temperature=1.0))
+    _check_temperature(EmbeddingHead(), objective)
