@@ -212,6 +212,12 @@ class Renderer:
         limited.max_response_length = other.max_response_length
         return limited
 
+    def unlimited(self) -> Renderer:
+        """Return a renderer with the same tokeniser and template that truncates nothing."""
+        unlimited = copy.copy(self)
+        unlimited.max_prompt_length = unlimited.max_response_length = None
+        return unlimited
+
     def render(self, row: PreferenceRow) -> Rendered:
         """Render a row as text.
 

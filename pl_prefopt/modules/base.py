@@ -57,7 +57,7 @@ from pl_prefopt.modules.compatibility import (
 )
 from pl_prefopt.modules.finite_loss import FiniteLossGuard
 from pl_prefopt.modules.learning_rate import base_rate, set_base_rate
-from pl_prefopt.modules.line_steps import LineSteps
+from pl_prefopt.modules.line_steps import LineSteps, check_lines
 from pl_prefopt.modules.loading import arguments_of
 from pl_prefopt.modules.logged_step import LoggedStep
 from pl_prefopt.modules.objective_state import ObjectiveState
@@ -317,6 +317,8 @@ class PreferenceModule(LightningModule):
         check_rows(self.objective, {} if source is None else source.datasets)
         check_names(self.needs, None if source is None else source.datasets)
         check_tokens(self.policy_spec, {} if source is None else source.datasets)
+        if source is not None and self.needs.tokens is not None and self.needs.tokens.steps:
+            check_lines(self._lines, source.datasets)
         views, added, log_probs = self.objective.rewarded_views, self.added_metrics, self.reads_log_probs
         check_added(added, self.objective.stats, self.num_references, views)
         self.suites = nn.ModuleDict(

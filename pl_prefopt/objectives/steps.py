@@ -114,7 +114,7 @@ class GivenSteps(StepWeights):
                         "reasoning or tool calls, which the chat template writes: use SimilarToBest, or put "
                         "them into the text."
                     )
-                lines = _lines(response)
+                lines = count_lines(response)
                 if len(weights) != lines:
                     raise DataError(
                         f"expected one number per line of each response in the column '{self.column}', got "
@@ -168,10 +168,13 @@ def _is_weight(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
-def _lines(response: Sequence[Message]) -> int:
-    """Return the number of lines with visible text in the assistant's turns."""
+def count_lines(response: Sequence[Message]) -> int:
+    """Return the number of lines with visible text in the assistant's turns; 1 if there are none.
+
+    The end token of a response without visible text is a step, too.
+    """
     texts = (turn.content for turn in response if turn.role == "assistant")
-    return sum(bool(line.strip()) for text in texts for line in text.split("\n"))
+    return max(1, sum(bool(line.strip()) for text in texts for line in text.split("\n")))
 
 
 def _present_steps(tokens: TokenNumbers) -> Tensor:

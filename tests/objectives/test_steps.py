@@ -10,13 +10,15 @@ import math
 import pytest
 import torch
 
+from pl_prefopt.data import Renderer
 from pl_prefopt.data.formats import as_fields, convert
 from pl_prefopt.errors import DataError
-from pl_prefopt.modules.line_steps import LineSteps
+from pl_prefopt.modules.line_steps import LineSteps, check_lines
 from pl_prefopt.objectives import GivenSteps, LambdaLoss, SimilarToBest, TreeTPO
 from pl_prefopt.rows import Message, PreferenceRow
 from pl_prefopt.types import ResponseLogProbs, ScoredBatch, TokenNumbers, TokenTree
-from tests.support import tiny_tokenizer
+from tests.data.support import dataset
+from tests.support import CHATML, tiny_tokenizer
 
 STEPS = torch.tensor(
     [
@@ -164,6 +166,39 @@ def test_lines_are_found_from_tokens():
         assert [piece.strip() for piece in pieces] == [
             line.strip() for line in text.split("\n") if line.strip()
         ]
+
+
+THINKING = CHATML.replace(
+    "{{ m['content'] }}",
+    "{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}",
+)
+"""Writes two lines with visible text into each assistant turn, as Qwen3's template does."""
+
+
+@pytest.mark.parametrize("limit", [None, 24])
+@pytest.mark.parametrize(
+    ("template", "joined", "found"), [(THINKING, [], 5), (CHATML, ["\ntwo"], 2), (CHATML, [], None)]
+)
+def test_lines_of_tokens_must_be_those_of_the_text(tmp_path, template, joined, found, limit):
+    """Whole responses, and truncated ones, of which fewer lines are left than the text has."""
+    tokenizer = tiny_tokenizer(chat_template=template)
+    tokenizer.add_tokens(joined)
+    renderer = Renderer(tokenizer, max_response_length=limit)
+    rows = [
+        {
+            "prompt": "Hi",
+            "chosen": "one\ntwo\n\nthree of them, and so on until here: 0123456789 0123456789",
+            "rejected": "No",
+        }
+    ]
+    made = {"val": dataset(rows, tmp_path, renderer=renderer, split="val")}
+    if found is None:
+        check_lines(LineSteps(tokenizer), made)
+        return
+    with pytest.raises(
+        DataError, match=rf"response 1 of .*row 1 \(val\) has 3, but its tokens have {found}:"
+    ):
+        check_lines(LineSteps(tokenizer), made)
 
 
 def row(weights, *texts, more=""):
