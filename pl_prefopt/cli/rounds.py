@@ -84,9 +84,10 @@ def rounds(arguments: list[str]) -> None:
     out = Path(settings.out)
     with alone_in(out, busy=_BUSY.format(out)):
         state = State(out)
-        state.accept(raw, changes=options.rerun is not None)
-        if options.rerun is not None:
-            _forget_from(state, settings, stage_named(options.rerun, settings))
+        rerun = None if options.rerun is None else stage_named(options.rerun, settings)
+        state.accept(raw, rerun=rerun)
+        if rerun is not None:
+            _forget_from(state, settings, rerun)
         for stage in stages_of(settings):
             if str(stage) not in state.done:
                 _run(settings, stage, config, state, allow_commands=options.allow_commands)

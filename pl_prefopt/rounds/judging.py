@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import json
 import math
 import statistics
 from abc import abstractmethod
@@ -17,6 +18,7 @@ import torch
 
 from pl_prefopt.data import Renderer
 from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.files import atomic_write
 from pl_prefopt.generation import Engine, RefusedPromptError, Sample, Sampling, ShardWriter, read_shards
 from pl_prefopt.judges import Gives, Judge, JudgedRow, Verdict
 from pl_prefopt.judges.generative import Answer, Grading
@@ -25,6 +27,8 @@ from pl_prefopt.rows import Message
 
 BY_ORDER = "_by_order"
 """The end of the name of columns with the probabilities of both orders."""
+JUDGE_FILE = "judge.json"
+"""The file that says which judge a folder's verdicts are of."""
 _ROWS_PER_SHARD = 1000
 
 
@@ -231,6 +235,28 @@ class CombinedScores(SeveralJudges):
         return combined if math.isfinite(combined) else None
 
 
+def verdicts_writer(judge: Judge, out: Path, *, rows_per_shard: int) -> ShardWriter:
+    """Return what writes a judge's verdicts to a folder, where no other judge's are.
+
+    Raises:
+        ConfigError: if there are verdicts of another judge.
+    """
+    writer = ShardWriter(out, rows_per_shard=rows_per_shard)
+    file, told = out / JUDGE_FILE, {"judge": judge.name, "fingerprint": judge.fingerprint()}
+    if writer.rows:
+        held = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if held != told:
+            raise ConfigError(
+                f"{out} has verdicts of another judge ({held}, and now {told}), or of one whose model or "
+                f"code has changed: add `--rerun {out.parent.name.removeprefix('round-')}/{out.name}` to "
+                "judge all answers with this one."
+            )
+    else:
+        with atomic_write(file) as draft:
+            draft.write_text(json.dumps(told) + "\n", encoding="utf-8")
+    return writer
+
+
 class _Pair(NamedTuple):
     """Two answers to be compared, and where the result belongs."""
 
@@ -255,7 +281,7 @@ def compare_answers(judge: Judge, ours: Path, opponents: Mapping[str, Path], out
         opponents: folders with answers to the same prompts.
         out: where the result goes.
     """
-    writer = ShardWriter(out, rows_per_shard=_ROWS_PER_SHARD)
+    writer = verdicts_writer(judge, out, rows_per_shard=_ROWS_PER_SHARD)
     all_rows = zip(read_shards(ours), *map(read_shards, opponents.values()), strict=True)
     rows = itertools.islice(all_rows, writer.rows, None)
     with judge:

@@ -21,7 +21,7 @@ from pl_prefopt.generation.base import sample_seed
 from pl_prefopt.judges import Judge, JudgedRow, Verdict, pairs
 from pl_prefopt.metrics import order_effects
 from pl_prefopt.rounds.constrained import ConstrainedScores
-from pl_prefopt.rounds.judging import BY_ORDER, compare_answers
+from pl_prefopt.rounds.judging import BY_ORDER, compare_answers, verdicts_writer
 from pl_prefopt.rounds.plan import Rounds, Stage, evaluating_judge
 from pl_prefopt.rounds.selection import Candidate, Candidates
 from pl_prefopt.rows import Message, PreferenceRow
@@ -45,7 +45,7 @@ def judge_samples(judge: Judge, folders: Sequence[Path], out: Path, *, gold: boo
     Raises:
         RunError: if a folder lacks prompts that another one has.
     """
-    writer = ShardWriter(out, rows_per_shard=_ROWS_PER_SHARD)
+    writer = verdicts_writer(judge, out, rows_per_shard=_ROWS_PER_SHARD)
     rows, invalid = itertools.islice(gathered(folders), writer.rows, None), 0
     with judge:
         while batch := list(itertools.islice(rows, judge.batch_size)):

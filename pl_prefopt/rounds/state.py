@@ -9,11 +9,11 @@ from typing import Any
 
 from pl_prefopt.errors import ConfigError, DataError, first_line
 from pl_prefopt.files import atomic_write
-from pl_prefopt.rounds.plan import Stage
+from pl_prefopt.rounds.plan import EVALUATION, Stage
 
 FILE = "rounds.json"
 _MAY_CHANGE = ("rounds", "evaluate")
-"""Settings of which a change leaves what is done as it is."""
+"""Settings of which a change leaves the training as it is."""
 
 
 class State:
@@ -27,35 +27,52 @@ class State:
         self.path = out / FILE
         self.settings: Mapping[str, Any] = {}
         self.done: dict[str, dict[str, Any]] = {}
+        self.evaluation: Mapping[str, Any] | None = None
         if self.path.is_file():
             try:
                 held = json.loads(self.path.read_text(encoding="utf-8"))
                 self.settings, self.done = held["settings"], held["done"]
+                self.evaluation = held.get("evaluation", _evaluation(self.settings))
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"expected the state of rounds in {self.path}, got: {first_line(error)}; restore the "
                     "file, or set `out` to another folder."
                 ) from error
 
-    def accept(self, settings: Mapping[str, Any], *, changes: bool) -> None:
+    def accept(self, settings: Mapping[str, Any], *, rerun: Stage | None) -> None:
         """Check that the settings are those of the finished stages, and keep them.
 
         Args:
             settings: the settings as text, numbers, lists and mappings.
-            changes: whether they may differ, since stages are run again.
+            rerun: the stage that is run again with all after it, which other settings may be for.
 
         Raises:
-            ConfigError: if they differ.
+            ConfigError: if they differ, or answers were evaluated in another way than later ones would be.
         """
-        for name in settings.keys() - set(_MAY_CHANGE) if self.done and not changes else ():
-            if settings[name] != self.settings.get(name):
+        for name in {**settings, **self.settings} if self.done and rerun is None else ():
+            before, now = self.settings.get(name), settings.get(name)
+            if name not in _MAY_CHANGE and now != before:
                 raise ConfigError(
-                    f"{self.path.parent} has rounds with another `{name}` ({self.settings.get(name)}, and "
-                    f"now {settings[name]}): set `out` to another folder, or add `--rerun STAGE` to run a "
-                    "stage and what follows it again."
+                    f"{self.path.parent} has rounds with another `{name}` ({before}, and now {now}): "
+                    "set `out` to another folder, or add `--rerun STAGE` to run a stage and what follows it "
+                    "again."
                 )
+        self._accept_evaluation(_evaluation(settings), rerun)
         self.settings = settings
         self._write()
+
+    def _accept_evaluation(self, now: Mapping[str, Any] | None, rerun: Stage | None) -> None:
+        done = map(Stage.of, self.done)
+        kept = any(one.name in EVALUATION and (rerun is None or one.order < rerun.order) for one in done)
+        if not kept:
+            self.evaluation = now
+        elif now not in (None, self.evaluation):
+            raise ConfigError(
+                f"{self.path.parent} has answers that were evaluated by {self.evaluation}, and now "
+                f"`evaluate` and `judge` say {now}; gains between rounds would be differences of two "
+                "evaluations. Set `evaluate` (with its `judge`) to the earlier one, set `out` to another "
+                "folder, or add `--rerun 0/held_out` to run everything again."
+            )
 
     def finish(self, stage: Stage, *, seconds: float) -> None:
         """Note that a stage is done."""
@@ -69,5 +86,11 @@ class State:
 
     def _write(self) -> None:
         with atomic_write(self.path) as draft:
-            content = {"settings": self.settings, "done": self.done}
+            content = {"settings": self.settings, "evaluation": self.evaluation, "done": self.done}
             draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _evaluation(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return how answers are evaluated: without a judge of its own, by that of the training rows."""
+    own = settings.get("evaluate")
+    return own and {**own, "judge": own.get("judge") or settings.get("judge")}

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
+
 from pl_prefopt.cli.rounds import _forget_from
+from pl_prefopt.errors import ConfigError
 from pl_prefopt.generation import write_shard
 from pl_prefopt.judges import Rule
 from pl_prefopt.rounds import HeldOut, Stage, stages_of
-from pl_prefopt.rounds.stages import measure, write_summary
+from pl_prefopt.rounds.judging import compare_answers
+from pl_prefopt.rounds.stages import judge_samples, measure, write_summary
 from pl_prefopt.rounds.state import State
 from tests.rounds.test_judging import Biased, length
 from tests.rounds.test_plan import rounds
@@ -56,3 +60,53 @@ def test_stages_of_other_settings_are_forgotten_and_not_measured(tmp_path):
     assert "gain_first" not in found
     assert found["win_rate_first"] == 0.75
     assert "rewards" not in found["training"]
+
+
+def test_answers_of_all_rounds_are_evaluated_in_one_way(tmp_path):
+    first = {"rounds": 2, "judge": "A", "evaluate": {"prompts": "p.jsonl"}, "replay": 0.5}
+    other = {"prompts": "p.jsonl", "judge": "B"}
+    State(tmp_path).accept(first, rerun=None)
+
+    def resumed(settings, rerun=None, *, done="1/measure"):
+        state = State(tmp_path)
+        state.done = {done: {}}
+        state.accept(settings, rerun=rerun)
+        return state
+
+    with pytest.raises(ConfigError, match=r"evaluated by .*'A'.* say .*'B'.*--rerun 0/held_out"):
+        resumed({**first, "evaluate": other})
+    with pytest.raises(ConfigError, match="--rerun 0/held_out"):  # A has judged what is kept
+        resumed({**first, "judge": "B"}, Stage(2, "label"))
+    with pytest.raises(ConfigError, match=r"another `replay` \(0.5, and now None\)"):
+        resumed({name: value for name, value in first.items() if name != "replay"})
+    resumed({**first, "evaluate": None})  # no evaluation for now, which isn't another one
+    with pytest.raises(ConfigError, match="--rerun 0/held_out"):
+        resumed({**first, "evaluate": other})
+    resumed({**first, "judge": "B", "evaluate": {**other, "judge": "A"}}, Stage(2, "label"))
+    assert resumed({**first, "evaluate": other}, Stage(0, "held_out")).evaluation == other
+    resumed({**first, "evaluate": None}, done="1/fit")
+    resumed({**first, "evaluate": first["evaluate"]}, done="1/fit")
+
+
+class Other(Biased):
+    def fingerprint(self) -> str:
+        return "other"
+
+
+def test_a_folder_of_verdicts_is_of_one_judge(tmp_path):
+    for name in ("ours", "theirs"):
+        answer(tmp_path / name, name, finish_reasons=["stop"], reference_log_probs=[None])
+
+    def judged(judge):
+        judge_samples(judge, [tmp_path / "ours", tmp_path / "theirs"], tmp_path / "round-1/label", gold=False)
+
+    def compared(judge):
+        compare_answers(
+            judge, tmp_path / "ours", {"first": tmp_path / "theirs"}, tmp_path / "round-1/compare"
+        )
+
+    for run, stage in ((judged, "1/label"), (compared, "1/compare")):
+        run(Biased())
+        run(Biased())
+        with pytest.raises(ConfigError, match=rf"another judge .*biased.*other.*--rerun {stage}"):
+            run(Other())
