@@ -11,10 +11,11 @@ from typing import Any
 
 from pl_prefopt.files import atomic_write
 from pl_prefopt.generation import read_shards
-from pl_prefopt.rounds.plan import Rounds, Stage
+from pl_prefopt.rounds.plan import CHANGING, Rounds, Stage
 from pl_prefopt.rounds.stages import SUMMARY
 
 PAGE = "report.html"
+_SAMPLE_SCORE = "training.sample_score"
 _CURVES = {
     "score": "Judge's score of held-out answers",
     "win_rate_first": "Win rate against the initial policy",
@@ -25,7 +26,7 @@ _CURVES = {
     "refusals": "Share of refusals",
     "position_bias.flipped": "Share of held-out comparisons whose verdict flips with the order",
     "training.position_bias.flipped": "Share of comparisons of samples whose verdict flips with the order",
-    "training.sample_score": "Training judge's score of samples",
+    _SAMPLE_SCORE: "Training judge's score of samples",
     "training.share_without_rows": "Share of prompts without a row to train on",
 }
 _TEXTS, _WIDTH, _HEIGHT, _MARGIN = 5, 360, 150, 30
@@ -44,6 +45,8 @@ def write_page(settings: Rounds) -> Path:
     paths = {number: Stage(number, "measure").folder(out) / SUMMARY for number in numbers}
     found = {n: json.loads(path.read_text("utf-8")) for n, path in paths.items() if path.is_file()}
     titles = _CURVES | _curves_of_rewards(found)
+    if isinstance(settings.judge, CHANGING):
+        del titles[_SAMPLE_SCORE]
     curves = "".join(_figure(title, _points(found, key)) for key, title in titles.items())
     body = f"<h1>Rounds in {html.escape(str(out))}</h1>{curves}{_texts(settings, list(found))}"
     with atomic_write(out / PAGE) as draft:

@@ -15,6 +15,8 @@ from pl_prefopt.rounds.constrained import ConstrainedScores
 from pl_prefopt.rounds.judging import OwnGrades
 from pl_prefopt.rounds.selection import Selection
 
+CHANGING = (OwnGrades, ConstrainedScores)
+"""Judges whose scores can't be compared between rounds."""
 Named = Literal["start", "initial", "previous", "average", "centre"]
 STAGES = (
     "sample",
@@ -157,7 +159,7 @@ class Rounds:
             raise ConfigError("`momentum` extrapolates from round to round: set `start: previous`.")
         if isinstance(self.judge, ConstrainedScores):
             self._check_constraints()
-        if isinstance(evaluating_judge(self, "scores"), OwnGrades | ConstrainedScores):
+        if isinstance(evaluating_judge(self, "scores"), CHANGING):
             raise ConfigError(
                 "the scores of a judge that changes from round to round can't be compared: set "
                 "`evaluate.judge` to one that stays the same."

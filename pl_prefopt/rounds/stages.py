@@ -319,13 +319,15 @@ def _held_out(settings: Rounds, number: int) -> Iterator[dict[str, Any]]:
 
 
 def _training(settings: Rounds, number: int) -> dict[str, Any]:
-    """Return the selection's counts, the mean score of the round's samples, and the proxy's margin."""
+    """Return the selection's counts, and the mean score of the round's own samples."""
     counts = json.loads((Stage(number, "select").folder(Path(settings.out)) / SUMMARY).read_text("utf-8"))
     count, total = 0, 0.0
     orders = _Orders()
     for row in judged_rows(settings, number):
         orders.add(row.get(_ORDERS))
-        known = [score for score in row.get("scores") or () if score is not None]
+        scores = row.get("scores") or [None] * len(row[MARK])
+        own = zip(scores, row[MARK], strict=True)
+        known = [score for score, initial in own if score is not None and not initial]
         count, total = count + len(known), total + math.fsum(known)
     sampled = json.loads((sample_folders(settings, number)[0] / SETTINGS_FILE).read_text("utf-8"))
     return {

@@ -141,7 +141,12 @@ def test_win_rates_by_a_comparing_judge_are_in_the_summary(tmp_path):
     write_shard(folder / "compare/part-00000.jsonl", rows)
     (folder / "select").mkdir()
     (folder / "select/summary.json").write_text('{"prompts": 2, "prompts_without_rows": 1}')
-    judged = {"responses": ["a", "b"], "probabilities_by_order": [[0.7, 0.3]]}
+    judged = {
+        "responses": ["a", "b", "c"],
+        "scores": [1.0, None, 9.0],
+        "reference_sample": [False, False, True],
+        "probabilities_by_order": [[0.7, 0.3]],
+    }
     (folder / "label").mkdir()
     write_shard(folder / "label/part-00000.parquet", [judged])
     (folder / "sample").mkdir()
@@ -153,6 +158,7 @@ def test_win_rates_by_a_comparing_judge_are_in_the_summary(tmp_path):
     assert found["gain_first"] == 0.0
     assert found["position_bias"] == {"pairs": 2, "first_wins": 0.75, "same_verdict": 0.5, "flipped": 0.5}
     assert found["training"]["position_bias"]["flipped"] == 1.0
+    assert found["training"]["sample_score"] == 1.0  # without the initial policy's sample
     with pytest.raises(ConfigError, match="to be a judge that compares"):
         HeldOut(prompts="p.jsonl", compare=Rule(length))
 

@@ -11,8 +11,9 @@ from pl_prefopt.cli.rounds import _forget_from
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.generation import write_shard
 from pl_prefopt.judges import Rule
-from pl_prefopt.rounds import HeldOut, Stage, stages_of
+from pl_prefopt.rounds import HeldOut, OwnGrades, Stage, stages_of
 from pl_prefopt.rounds.judging import compare_answers
+from pl_prefopt.rounds.page import write_page
 from pl_prefopt.rounds.stages import judge_samples, measure, write_summary
 from pl_prefopt.rounds.state import State
 from tests.rounds.test_judging import Biased, length
@@ -86,6 +87,15 @@ def test_answers_of_all_rounds_are_evaluated_in_one_way(tmp_path):
     assert resumed({**first, "evaluate": other}, Stage(0, "held_out")).evaluation == other
     resumed({**first, "evaluate": None}, done="1/fit")
     resumed({**first, "evaluate": first["evaluate"]}, done="1/fit")
+
+
+def test_scores_that_change_between_rounds_are_no_curve(tmp_path):
+    for number in (0, 1):
+        write_summary(tmp_path / f"round-{number}/measure", {"training": {"sample_score": 2.0}})
+    held = HeldOut(prompts="p.jsonl", judge=Rule(length))
+    for judge, shown in ((Rule(length), True), (OwnGrades(), False)):
+        page = write_page(replace(rounds(out=str(tmp_path)), judge=judge, evaluate=held))
+        assert ("Training judge" in page.read_text()) == shown
 
 
 class Other(Biased):
