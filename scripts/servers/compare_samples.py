@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from datasets import Dataset
+from pl_prefopt.generation.shards import read_shards
 
 
 def main() -> None:
     """Print how many samples are equal, and end with status 1 if one is not."""
-    ours, others = (samples(Path(folder)) for folder in sys.argv[1:3])
+    ours, others = (list(read_shards(Path(folder))) for folder in sys.argv[1:3])
     if [row["prompt"] for row in ours] != [row["prompt"] for row in others]:
         raise SystemExit("The folders have other prompts.")
     pairs = [
@@ -22,6 +21,8 @@ def main() -> None:
         for row, their in zip(ours, others, strict=True)
         for one, other in zip(row["token_ids"], their["token_ids"], strict=True)
     ]
+    if not pairs:
+        raise SystemExit(f"expected samples in {' and '.join(sys.argv[1:3])}, found none.")
     equal = sum(one == other for one, other in pairs)
     print(f"{equal} of {len(pairs)} samples have the same tokens.")
     for place, (one, other) in enumerate(pairs):
@@ -29,13 +30,6 @@ def main() -> None:
             same = next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
             print(f"  sample {place}: the first token that differs is number {same}")
     raise SystemExit(equal != len(pairs))
-
-
-def samples(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a folder of Parquet shards."""
-    files = sorted(map(str, folder.glob("**/*.parquet")))
-    rows: list[dict[str, Any]] = Dataset.from_parquet(files).to_list() if files else []
-    return rows
 
 
 if __name__ == "__main__":
