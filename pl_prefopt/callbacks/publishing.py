@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from pl_prefopt.callbacks.tensorboard import SHARED, SIDES, PairedTensorBoard
-from pl_prefopt.files import name_os_errors
+from pl_prefopt.files import name_os_errors, whole_rows
 
 Values: TypeAlias = npt.NDArray[np.float32]
 Layout: TypeAlias = Mapping[str, Mapping[str, Sequence[str]]]
@@ -173,10 +173,11 @@ def _say_scalars_only(kind: type[Logger]) -> None:
 def _append(logger: CSVLogger, name: str, heading: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     path = Path(logger.log_dir) / f"{_file_name(name)}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
     with name_os_errors(path), path.open("a", encoding="utf-8", newline="") as file:
+        whole = len(whole_rows(path.read_bytes()))
+        file.truncate(whole)  # a row that was cut would swallow the next one
         writer = csv.writer(file)
-        if is_new:
+        if not whole:
             writer.writerow(heading)
         writer.writerows(rows)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pl_prefopt.errors import DataError
+from pl_prefopt.files import whole_rows
 from pl_prefopt.report.subjects import Subject
 
 _MOST = 10
@@ -70,19 +71,25 @@ def _answers(samples: Sequence[tuple[Subject, _Sample]]) -> list[Answer]:
 
 
 def _last_samples(path: Path) -> dict[str, _Sample]:
-    """Return the last answer to each prompt of the last validation."""
+    """Return the answer to each prompt at the last validation.
+
+    Where a run was resumed at an earlier checkpoint, the answers after it are those of its abandoned part.
+    """
     if not path.is_file():
         return {}
-    found: dict[str, _Sample] = {}
+    found: list[tuple[str, _Sample]] = []
     try:
-        text = path.read_text(encoding="utf-8")
+        text = whole_rows(path.read_bytes()).decode()
         for row in csv.DictReader(io.StringIO(text, newline="")):
-            if row["now"] is not None:  # a line that is being written
-                found[row["prompt"]] = _Sample(int(row["step"]), row["before"], row["now"])
+            if row["now"] is None or None in row:  # cut, by an earlier version continued by another row
+                continue
+            sample = _Sample(int(row["step"]), row["before"], row["now"])
+            if found and sample.step < found[-1][1].step:
+                found = [kept for kept in found if kept[1].step < sample.step]
+            found.append((row["prompt"], sample))
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(f"expected generations in {path}, got: {error}; move the file away") from error
-    last = max((sample.step for sample in found.values()), default=0)
-    return {prompt: sample for prompt, sample in found.items() if sample.step == last}
+    return {prompt: sample for prompt, sample in found if sample.step == found[-1][1].step}
 
 
 def _cut(text: str) -> str:
