@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -106,13 +107,26 @@ class Facts:
     rows: Mapping[str, Mapping[str, int]]
 
 
+_COUNTS = ("rows", "responses", "skipped", "unused", "truncated_prompts", "truncated_responses")
+
+
 def read_facts(path: Path) -> Facts | None:
     """Read ``run.json``; ``None`` if it is missing or corrupt, since nothing depends on it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return Facts(**{field.name: found[field.name] for field in fields(Facts)})
-    except (OSError, ValueError, TypeError, KeyError):
+        facts = Facts(**{field.name: found[field.name] for field in fields(Facts)})
+        return facts if _is_usable(facts) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _is_usable(facts: Facts) -> bool:
+    """Whether all values have their types, and each split has all counts."""
+    texts = (facts.started, facts.hardware, facts.precision)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(facts.rows, dict):
+        return False
+    counts = [split.get(name) for split in facts.rows.values() for name in _COUNTS]
+    return all(isinstance(number, int) for number in (facts.steps, *counts)) and math.isfinite(facts.seconds)
 
 
 def write_facts(path: Path, facts: Facts) -> None:

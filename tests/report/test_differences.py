@@ -127,6 +127,16 @@ def test_a_larger_beta_is_not_a_better_margin(tmp_path):
     assert found.estimates["accuracy"].value == 0
 
 
+@pytest.mark.parametrize("rows", [{"train": {"rows": 90}}, {"train": 90}, ["train"], None])
+def test_counts_of_another_version_leave_out_their_checks_only(tmp_path, rows):
+    facts = {"started": "2026-01-31T12:00:00+00:00", "seconds": 754.2, "steps": 40, "precision": "32-true"}
+    folder = write_run(tmp_path / "a", ranked_rows())
+    (folder / "run.json").write_text(json.dumps({**facts, "hardware": "GPU", "rows": rows}))
+    page = build_report(read_runs([folder])).html
+    assert "not recorded" in page
+    assert "Unused rows" not in page
+
+
 def test_the_page_is_in_order_and_has_its_header_and_generations(tmp_path):
     folders = [write_run(tmp_path / name, ranked_rows()) for name in "ab"]
     counts = {"rows": 90, "responses": 200, "skipped": 10, "unused": 5}
