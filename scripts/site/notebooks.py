@@ -18,7 +18,8 @@ from typing import Any
 
 import nbformat
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "notebooks"
+_ROOT = Path(__file__).resolve().parents[2]
+FOLDER = _ROOT / "docs" / "notebooks"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 _MOST = 4000
@@ -39,7 +40,8 @@ def run(path: Path, *, model: str) -> Any:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(cell.source.replace(MODEL, model), f"{path.name}, cell {number}", "exec"), names)
-        cell.execution_count, text = number, printed.getvalue().replace(model, MODEL)
+        text = printed.getvalue().replace(model, MODEL).replace(f"{_ROOT}/", "")
+        cell.execution_count = number
         cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text[-_MOST:])] if text else []
     return notebook
 
