@@ -75,7 +75,8 @@ def hedge(log_weights: Tensor, losses: Tensor, *, step: float) -> Tensor:
 def context_weights(log_weights: Tensor, margins: Tensor, *, step: float) -> Tensor:
     """Return log w, [K], of a context given N labelled pairs: MiCRo's second stage.
 
-    The router's mean weights over the pairs' prompts, updated by ``hedge`` with the losses −log σ(d_k).
+    The mean of the router's weights over the pairs, where a prompt counts once for each of its pairs, updated
+    by ``hedge`` with the losses −log σ(d_k).
     ``mixture_logit`` with these weights judges further pairs of the context.
 
     Args:

@@ -99,8 +99,8 @@ class MixtureHead(Head):
     def adapt(self, pairs: StatePairs, step: float | None) -> list[str]:
         """Take the weights that Hedge finds from the pairs of one context, for all prompts from now on.
 
-        It starts from the router's mean weights over the pairs' prompts, and a second time from where the
-        first one ended.
+        It starts from the mean of the router's weights over the pairs, where a prompt counts once for each of
+        its pairs, and a second time from where the first one ended.
         """
         assert step is not None
         chosen, rejected = (self(each, pairs.prompt, {}).double() for each in (pairs.chosen, pairs.rejected))

@@ -94,26 +94,30 @@ class Mean(PreferenceMetric):
 
 
 class Share(PreferenceMetric):
-    """The share of correct comparisons; ties count as 0.5. NaN if there were none."""
+    """The share of correct comparisons; ties count as 0.5. NaN if there were none, or if a margin is NaN."""
 
     half_points: Tensor
     count: Tensor
+    undefined: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # Half points are whole numbers: a float32 sum would stop growing after 2**24 comparisons.
         self.add_state("half_points", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("undefined", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
 
     def add(self, margins: Tensor, where: Tensor) -> None:
         """Count ``margins``, positive where right, where ``where`` is true."""
         points = torch.where(margins > 0, 2, torch.where(margins == 0, 1, 0))
         self.half_points = self.half_points + torch.where(where, points, 0).sum()
         self.count = self.count + where.sum()
+        self.undefined = self.undefined + (margins.isnan() & where).sum()
 
     def compute(self) -> Tensor:
         """Return the share."""
-        return self.half_points / (2 * self.count)
+        share = self.half_points / (2 * self.count)
+        return torch.where(self.undefined > 0, torch.nan, share)
 
 
 class Correlation(PreferenceMetric, ABC):

@@ -54,6 +54,7 @@ from pl_prefopt.modules.compatibility import (
     check_tokens,
     reference_source,
     warn_unchecked_rows,
+    warn_undefined,
 )
 from pl_prefopt.modules.finite_loss import FiniteLossGuard
 from pl_prefopt.modules.learning_rate import base_rate, set_base_rate
@@ -680,10 +681,12 @@ class PreferenceModule(LightningModule):
         return summed(found[0], tree) if first else unknown_log_probs(tree), outputs
 
     def _log_metrics(self, stage: str, others: Mapping[str, Tensor] = _NOTHING) -> None:
-        """Log the metrics' values, leaving out NaN, which means that nothing was counted."""
+        """Log the metrics' values, leaving out NaN: where values were counted, with a warning."""
         values: dict[str, Tensor] = dict(others)
         for suite in self._suites(stage):
             values |= suite.compute()
+        suites = self._suites(stage)
+        counts = {name: getattr(metric, "count", 0) for suite in suites for name, metric in suite.items()}
         self._forget_metrics(stage)
         shown = {f"{stage}/{info.name}" for info in self.metric_info if info.progress_bar}
         # Lightning reads the progress bar's values at every step, even when they haven't changed. On a GPU it
@@ -692,6 +695,8 @@ class PreferenceModule(LightningModule):
         for name, number in zip(values, numbers, strict=True):
             if not torch.isnan(number):
                 self.log(name, number, prog_bar=name in shown, batch_size=1)
+            elif counts.get(name, 0) > 0:
+                warn_undefined(name)
 
     def _take_found_lr(self) -> None:
         if self._found_lr is not None:

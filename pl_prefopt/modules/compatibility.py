@@ -153,6 +153,8 @@ def check_rows(objective: Objective, datasets: Mapping[str, Any]) -> None:
         if split == "train":
             _check_comparable(objective, rows.summary)
             objective.check_training_rows(rows.rows)
+        else:
+            objective.check_evaluation_rows(rows.rows, split)
         if split != "predict":
             _check_scores(objective, split, rows.rows)
             _check_prompts(objective, split, rows.rows)
@@ -217,6 +219,14 @@ def warn_unchecked_rows(objective: Objective) -> None:
         f"whether {type(objective).__name__} can learn anything from the rows, and the loss of a batch is "
         "its sum over prompts divided by the number of prompts in the first batch. The gradient of each "
         "optimiser step is the mean over its prompts all the same."
+    )
+
+
+def warn_undefined(name: str) -> None:
+    """Warn that a metric isn't logged because a value that it averages is NaN."""
+    rank_zero_warn(
+        f"{name} is not logged: at least one of the values that it averages is NaN. Check the columns that "
+        "the objective reads in these rows, and the weights for NaN."
     )
 
 

@@ -182,6 +182,15 @@ class Objective(nn.Module, ABC):
                 "has one: add a 'label' or 'scores' to the rows."
             )
 
+    def check_evaluation_rows(self, rows: Sequence[PreferenceRow], split: str) -> None:
+        """Raise if rewards can't be computed on rows that aren't for training: by default they can.
+
+        Args:
+            rows: the rows.
+            split: their split: ``val``, ``test`` or ``predict``.
+        """
+        del rows, split
+
     @abstractmethod
     def forward(self, batch: ScoredBatch) -> Outcome:
         """Return each prompt's loss and each response's implicit reward."""

@@ -150,6 +150,10 @@ class Compose(Objective):
         if self.label is not None:
             self.label.check_rows(rows)
 
+    def check_evaluation_rows(self, rows: Sequence[PreferenceRow], split: str) -> None:
+        """Refuse rows that lack what the score reads."""
+        self.score.check_rows(rows, split)
+
     def pairs(self, batch: ScoredBatch) -> Tensor:
         """Return bool [B, R, R], the pairs to compare, winner by row and loser by column."""
         return self.structure.pairing(batch.scores, batch.present)

@@ -33,7 +33,9 @@ class Contrastive(WeightedTerm):
     u and v are the hidden states at the last token, or their differences over a pair. i and j run over all
     pairs' responses, or all pairs, in the batch of one device, so that a prompt's loss depends on the
     others in its batch: ``data.batch_size`` sets the number of negatives, and neither accumulated batches nor
-    other devices add to it. Reconstructed, see ``functional.contrastive``.
+    other devices add to it. Responses with the same text in two rows of a batch are each other's negatives.
+    Evaluation has no dropout, so that its two passes are identical, and its value can't be compared with that
+    of training. Reconstructed, see ``functional.contrastive``.
 
     Args:
         weight: λ ≥ 0.

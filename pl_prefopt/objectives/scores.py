@@ -82,8 +82,8 @@ class Score(ABC):
         """What the numbers in ``Rewards.stats`` are: by default there are none."""
         return ()
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:  # noqa: B027 - few scores read the rows
-        """Raise a ``ContractError`` or a ``DataError`` if it can't be read from the training rows."""
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:  # noqa: B027 - few scores read the rows
+        """Raise a ``ContractError`` or a ``DataError`` if it can't be read from the rows of a split."""
 
     @abstractmethod
     def __call__(self, scored: Scored, present: Tensor, pairs: Tensor) -> Rewards:

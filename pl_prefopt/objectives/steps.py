@@ -36,8 +36,8 @@ class StepWeights(ABC):
     def needs(self) -> Needs:
         """What the weights are computed from."""
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:  # noqa: B027 - not all weights read the rows
-        """Raise a ``ContractError`` or a ``DataError`` if they can't be read from the training rows."""
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:  # noqa: B027 - not all weights read the rows
+        """Raise a ``ContractError`` or a ``DataError`` if they can't be read from the rows of a split."""
 
     @abstractmethod
     def __call__(self, scored: Scored, pairs: Tensor) -> Tensor:
@@ -99,15 +99,16 @@ class GivenSteps(StepWeights):
         """The steps and the column."""
         return Needs(columns=(self.column,), tokens=TokenRequest(steps=True))
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
         """Refuse rows without one number of at least 0 per line of each response.
 
         Raises:
             DataError: naming the row.
         """
         for row in rows:
-            where = f"{row.origin or 'a row'} (train)"
-            for number, (response, weights) in enumerate(zip(row.responses, self._of(row), strict=True), 1):
+            where = f"{row.origin or 'a row'} ({split})"
+            given = self._of(row, where)
+            for number, (response, weights) in enumerate(zip(row.responses, given, strict=True), 1):
                 if any(turn.more for turn in response):
                     raise DataError(
                         f"GivenSteps counts the lines of responses, but response {number} of {where} has "
@@ -122,15 +123,14 @@ class GivenSteps(StepWeights):
                         "column; lines without visible text don't count."
                     )
 
-    def _of(self, row: PreferenceRow) -> list[list[float]]:
+    def _of(self, row: PreferenceRow, where: str) -> list[list[float]]:
         value = row.columns.get(self.column)
         weights = [_weights(text) for text in value] if isinstance(value, tuple) else []
         if len(weights) != len(row.responses) or None in weights:
             shown = repr(value)[:100]
             raise DataError(
                 f"expected a list of lists in the column '{self.column}', for each response one finite "
-                f"number of at least 0 per line, but {row.origin or 'a row'} (train) has {shown}: correct "
-                "the column."
+                f"number of at least 0 per line, but {where} has {shown}: correct the column."
             )
         return [each for each in weights if each is not None]
 
@@ -215,9 +215,9 @@ class StepLogRatio(Score):
         own = Needs(min_references=1, max_references=1, tokens=TokenRequest(steps=True))
         return Needs.of_all(own, self.steps.needs)
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
         """See the weights' ``check_rows``."""
-        self.steps.check_rows(rows)
+        self.steps.check_rows(rows, split)
 
     def __call__(self, scored: Scored, present: Tensor, pairs: Tensor) -> Rewards:
         """Return the rewards."""

@@ -94,6 +94,11 @@ class Sum(Objective):
         for part in self._objectives.values():
             part.check_training_rows(rows)
 
+    def check_evaluation_rows(self, rows: Sequence[PreferenceRow], split: str) -> None:
+        """Refuse rows that any of the parts refuses."""
+        for part in self._objectives.values():
+            part.check_evaluation_rows(rows, split)
+
     @property
     def _objectives(self) -> dict[str, Objective]:
         return dict(self.parts.items())  # type: ignore[arg-type]

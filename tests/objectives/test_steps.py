@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ import torch
 from pl_prefopt.data import Renderer
 from pl_prefopt.data.formats import as_fields, convert
 from pl_prefopt.errors import DataError
+from pl_prefopt.metrics import build_suite
+from pl_prefopt.modules import PreferenceModule
+from pl_prefopt.modules.compatibility import check_rows
 from pl_prefopt.modules.line_steps import LineSteps, check_lines
 from pl_prefopt.objectives import GivenSteps, LambdaLoss, SimilarToBest, TreeTPO
 from pl_prefopt.rows import Message, PreferenceRow
@@ -229,6 +233,8 @@ def row(weights, *texts, more=""):
 def test_rows_without_a_weight_per_line_are_refused(rows, said):
     with pytest.raises(DataError, match=said):
         TreeTPO(normalize=True, steps=GivenSteps()).check_training_rows([rows])
+    with pytest.raises(DataError, match=r"rows.jsonl, row 3 \(val\)"):
+        check_rows(TreeTPO(normalize=True, steps=GivenSteps()), {"val": SimpleNamespace(rows=[rows])})
 
 
 def test_lists_of_numbers_per_response_are_kept_as_text():
@@ -239,3 +245,22 @@ def test_lists_of_numbers_per_response_are_kept_as_text():
     TreeTPO(normalize=True, steps=GivenSteps()).check_training_rows([kept.row])
     (_, _, reason), *_ = convert({**fields, "step_rewards": [[1, "x"], [0]]}).further
     assert reason == "nested values"
+
+
+def test_a_metric_with_a_value_that_is_nan_is_named(recwarn):
+    """Nothing counted is no fault; a NaN among counted values is one."""
+    suite, logged = build_suite("val", 0), []
+    stub = SimpleNamespace(
+        metric_info=[],
+        _suites=lambda stage: [suite],
+        _forget_metrics=lambda stage: suite.reset(),
+        log=lambda name, *_, **__: logged.append(name),
+    )
+    PreferenceModule._log_metrics(stub, "val")
+    assert not [one for one in recwarn if "is not logged" in str(one.message)]
+    for metric in (suite["loss"], suite["accuracy"]):
+        metric.add(torch.tensor([torch.nan, 1.0]), torch.tensor([True, True]))
+    PreferenceModule._log_metrics(stub, "val")
+    told = {str(one.message).split()[0] for one in recwarn if "is not logged" in str(one.message)}
+    assert told == {"val/loss", "val/accuracy"}
+    assert not told & set(logged)
