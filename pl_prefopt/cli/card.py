@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -20,6 +20,16 @@ from pl_prefopt.paths import paths_in
 from pl_prefopt.saved_settings import read_saved
 
 _PACKAGES = ("pl-prefopt", "torch", "lightning", "transformers", "peft", "bitsandbytes")
+# What a folder has: an adapter, a causal language model, a reward model that transformers loads as a
+# classifier, or one with another head.
+Kind = Literal["adapter", "policy", "classifier", "reward"]
+# Each kind's library and task, as the hub names them, and its words in the title.
+_KINDS: dict[Kind, tuple[str, str, str]] = {
+    "adapter": ("peft", "text-generation", "adapter for"),
+    "policy": ("transformers", "text-generation", "model trained from"),
+    "classifier": ("transformers", "text-classification", "reward model trained from"),
+    "reward": ("pl-prefopt", "text-classification", "reward model trained from"),
+}
 _SPLITS = ("train", "val", "test")
 _HELD_OUT = "held out from the training rows"
 _HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.jsonl)(?<!\.json)(?<!\.csv)(?<!\.parquet)(?<!\.gz)")
@@ -35,16 +45,16 @@ class Card:
         evaluations: the run's evaluations, of any checkpoint.
         data: ``rows``, ``skipped`` and ``fingerprint`` per split, as stored in the checkpoint.
         steps: number of optimiser steps of the checkpoint.
-        is_adapter: whether the folder has an adapter rather than a whole model.
-        loaded_as: what the example loads: the folder, or the model's name on the hub.
+        kind: what the folder has.
+        hub_name: the model's name on the hub, ``None`` if it is not there.
     """
 
     config: Mapping[str, Any]
     evaluations: Sequence[Evaluation]
     data: Mapping[str, Mapping[str, Any]]
     steps: int
-    is_adapter: bool
-    loaded_as: str = "FOLDER"
+    kind: Kind
+    hub_name: str | None = None
 
     def write(self, folder: Path) -> None:
         """Write ``README.md``, replacing an existing one but keeping its tags."""
@@ -70,12 +80,13 @@ class Card:
     def _header(self, known: ModelCardData) -> ModelCardData:
         paths = [path for split in _SPLITS for path in paths_in(self.config["data"].get(split))]
         datasets = [path for path in paths if _is_hub_data(path)]
+        library, task, _ = _KINDS[self.kind]
         return ModelCardData(
             # Local folders mean nothing on the hub.
             base_model=None if Path(self._base).exists() else self._base,
             datasets=sorted(set(datasets)) or None,
-            library_name="peft" if self.is_adapter else "transformers",
-            pipeline_tag="text-generation",
+            library_name=library,
+            pipeline_tag=task,
             tags=sorted({*self._tags(known), "preference-optimisation", "pl-prefopt", self.method.lower()}),
         )
 
@@ -84,11 +95,11 @@ class Card:
         return [tag for tag in known.tags or [] if not (here and tag.startswith("base_model:"))]
 
     def _body(self) -> str:
-        kind = "adapter for" if self.is_adapter else "model trained from"
         parts = [
-            f"\n# {escaped(self.method)} {kind} {escaped(_public(self._base))}",
+            f"\n# {escaped(self.method)} {_KINDS[self.kind][2]} {escaped(_public(self._base))}",
             f"Trained with {escaped(self.method)} by pl_prefopt for {self.steps} steps; exported on "
             f"{date.today():%Y-%m-%d}.",
+            *self._precision(),
             "## Use",
             self._use(),
             "## Method and settings",
@@ -102,16 +113,35 @@ class Card:
         ]
         return "\n\n".join(parts) + "\n"
 
+    def _precision(self) -> Iterable[str]:
+        """Yield a sentence if the metrics are those of a base in another precision."""
+        if self.kind != "adapter" and self._model["policy"].get("four_bit"):
+            yield (
+                "It was trained and measured with its base in 4 bits, and this is the base in full "
+                "precision, so that its scores differ from those of the run."
+            )
+
     def _use(self) -> str:
-        model = f'AutoModelForCausalLM.from_pretrained("{self.loaded_as}")'
-        if not self.is_adapter:
-            return _fenced(f"from transformers import AutoModelForCausalLM\n\nmodel = {model}", "python")
-        base = f"AutoModelForCausalLM.from_pretrained({_public(self._base)!r})"
-        return _fenced(
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            f'model = PeftModel.from_pretrained({base}, "{self.loaded_as}")',
-            "python",
-        )
+        place = self.hub_name or "FOLDER"
+        if self.kind == "adapter":
+            base = f"AutoModelForCausalLM.from_pretrained({_public(self._base)!r})"
+            lines = [
+                "from peft import PeftModel",
+                "from transformers import AutoModelForCausalLM\n",
+                f'model = PeftModel.from_pretrained({base}, "{place}")',
+            ]
+        elif self.kind == "reward":
+            fetched = [] if self.hub_name is None else ["from huggingface_hub import snapshot_download"]
+            folder = f'snapshot_download("{place}")' if fetched else f'"{place}"'
+            lines = [
+                *fetched,
+                "from pl_prefopt.modules import RewardScorer\n",
+                f"scorer = RewardScorer.load({folder})",
+            ]
+        else:
+            name = f"AutoModelFor{'CausalLM' if self.kind == 'policy' else 'SequenceClassification'}"
+            lines = [f"from transformers import {name}\n", f'model = {name}.from_pretrained("{place}")']
+        return _fenced("\n".join(lines), "python")
 
     def _settings(self) -> dict[str, Any]:
         trainer, data, model = self.config["trainer"], self.config["data"], self._model
@@ -177,13 +207,13 @@ class Card:
         return evaluation.step in (None, self.steps) and not elsewhere
 
 
-def read_card(config: Path, checkpoint: Mapping[str, Any], *, is_adapter: bool) -> Card:
+def read_card(config: Path, checkpoint: Mapping[str, Any], *, kind: Kind) -> Card:
     """Return the card of a run's checkpoint.
 
     Args:
         config: the run's ``config.yaml``; ``metrics.json`` is expected in the same folder.
         checkpoint: the loaded checkpoint.
-        is_adapter: whether an adapter is exported rather than a whole model.
+        kind: what is exported.
 
     Raises:
         ConfigError: if ``metrics.json`` is damaged.
@@ -193,7 +223,7 @@ def read_card(config: Path, checkpoint: Mapping[str, Any], *, is_adapter: bool) 
         evaluations=_read_metrics(config.parent / "metrics.json"),
         data=checkpoint.get("PreferenceDataModule", {}).get("splits", {}),
         steps=checkpoint.get("global_step", 0),
-        is_adapter=is_adapter,
+        kind=kind,
     )
 
 

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pl_prefopt.cli.card import read_card
+from pl_prefopt.cli.card import Kind, read_card
 from pl_prefopt.cli.export_check import compare, score, trial_rows, unit_of
-from pl_prefopt.cli.export_reward import described_head, export_reward
+from pl_prefopt.cli.export_reward import described_head, export_reward, is_classifier
 from pl_prefopt.cli.hub import HubModel
 from pl_prefopt.cli.parser import Parser, RefusedError
 from pl_prefopt.cli.plain_parser import PlainParser
@@ -25,6 +25,7 @@ from pl_prefopt.files import new_folder, restore_backup, without_dots
 from pl_prefopt.modules.checkpoint_files import CheckpointHead, read_head, read_weights
 from pl_prefopt.modules.checkpoints import check_description, describe
 from pl_prefopt.modules.reward import freeze_output_embeddings
+from pl_prefopt.paths import is_path
 from pl_prefopt.policies import PolicySpec, alters_base, build_frozen, build_policy, merged
 from pl_prefopt.policies.spec import Dtype
 from pl_prefopt.saved_settings import FILE_NAME, read_saved
@@ -74,7 +75,7 @@ def export(arguments: list[str]) -> None:
         merge=settings.merge,
         dtype=settings.dtype,
         config=settings.config,
-        loaded_as=hub.name if hub else "FOLDER",
+        hub_name=hub.name if hub else None,
     )
     print(f"Wrote {settings.out}")
     if hub is not None:
@@ -88,7 +89,7 @@ def export_policy(
     merge: bool,
     dtype: Dtype | None = None,
     config: str | None = None,
-    loaded_as: str = "FOLDER",
+    hub_name: str | None = None,
 ) -> None:
     """Write the checkpoint's policy, its tokeniser and a model card to ``out``.
 
@@ -100,10 +101,11 @@ def export_policy(
         dtype: the dtype of a whole model, the policy's by default. Merging an adapter into bfloat16 rounds
             it.
         config: the run's configuration; by default ``config.yaml`` of the checkpoint's run.
-        loaded_as: what the model card's example loads: the model's name on the hub.
+        hub_name: the name that the model will have on the hub, if it is uploaded.
 
     Raises:
-        ConfigError: if the checkpoint or its configuration is missing, or ``out`` exists.
+        ConfigError: if the checkpoint or its configuration is missing, ``out`` exists, or an adapter for the
+            hub has a local base.
     """
     out = _checked_out(out)
     _check_is_checkpoint(ckpt_path)
@@ -112,24 +114,30 @@ def export_policy(
     if not ckpt_path.exists():
         raise ConfigError(f"Expected a checkpoint, but {ckpt_path} is missing.")
     spec = read_policy_spec(config_path)
-    if spec.resize_embeddings is not None and spec.has_adapter and not merge:
+    head = read_head(ckpt_path)
+    kind = _kind(spec, head.rest, merge=merge)
+    if spec.resize_embeddings is not None and kind == "adapter":
         raise ConfigError(
             "An adapter alone can't be exported after policy.resize_embeddings, since its base lacks the new "
             "tokens: use --merge true."
         )
-    head = read_head(ckpt_path)
-    card = read_card(config_path, head.rest, is_adapter=spec.has_adapter and not merge)
-    card = dataclasses.replace(card, loaded_as=loaded_as)
+    if hub_name is not None and kind == "adapter":
+        _check_base_is_public(spec, out, hub_name)
+    card = dataclasses.replace(read_card(config_path, head.rest, kind=kind), hub_name=hub_name)
     described = describe(card.method, spec, spec.base_identity, spec.adapter_identity)
     check_description(head.rest, described, else_="name its run's config.yaml with --config")
-    if merge:
+    whole = kind != "adapter"
+    if whole and spec.four_bit is not None:
         # Rounding to 4-bit weights would lose the adapter.
         spec = dataclasses.replace(spec, four_bit=None)
-    whole = merge or not spec.has_adapter
+        print(
+            "The run computed with its base in 4 bits (policy.four_bit); the export has the base in full "
+            "precision, so that its scores differ from those of the run."
+        )
     tokenizer = _tokenizer(spec, card.config.get("data") or {})
     source = TrainedPolicy(spec, ckpt_path, f"{ckpt_path} doesn't fit the policy of {config_path}")
-    if described_head(head.rest) is not None:
-        source = source._replace(spec=dataclasses.replace(spec, four_bit=None), has_logits=False)
+    if kind in ("classifier", "reward"):
+        source = source._replace(has_logits=False)
         with new_folder(out) as draft:
             export_reward(draft, source, head.rest, card.config, tokenizer, dtype=dtype)
             card.write(draft)
@@ -144,6 +152,26 @@ def export_policy(
         tokenizer.save_pretrained(draft)
         card.write(draft)
     _mention_peer(head)
+
+
+def _kind(spec: PolicySpec, checkpoint: Mapping[str, Any], *, merge: bool) -> Kind:
+    """Return what is exported of a checkpoint; an adapter under a reward head is always merged."""
+    if described_head(checkpoint) is not None:
+        return "classifier" if is_classifier(checkpoint) else "reward"
+    return "adapter" if spec.has_adapter and not merge else "policy"
+
+
+def _check_base_is_public(spec: PolicySpec, out: Path, hub_name: str) -> None:
+    """Raise a ``ConfigError`` if an adapter would name a local folder as its base."""
+    named = (spec.adapter_settings() or {}).get("base_model_name_or_path")
+    for base in filter(None, (spec.name, named)):
+        if is_path(base) or Path(base).exists():
+            raise ConfigError(
+                f"Expected the base of an adapter for the hub to be there, too, got the local folder "
+                f"{base}, which nobody else can load: use --merge true; or export without --push-to-hub, set "
+                f"base_model_name_or_path in {out / 'adapter_config.json'} to the base's name on the hub, and "
+                f"run `hf upload {hub_name} {out}`."
+            )
 
 
 def _mention_peer(head: CheckpointHead) -> None:

@@ -15,7 +15,7 @@ from pl_prefopt.data.renderer import TEMPLATE_NAMES
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.heads import Head, ScalarHead
 from pl_prefopt.modules.reward import LEARNED
-from pl_prefopt.modules.reward_folders import made_head, write_folder
+from pl_prefopt.modules.reward_folders import made_head, unbuilt_head, write_folder
 from pl_prefopt.policies import PolicySpec, merged
 
 _RENDERED_BY = ("template", "template_arguments", "max_prompt_length", "max_response_length")
@@ -37,6 +37,16 @@ def described_head(checkpoint: Mapping[str, Any]) -> str | None:
     """Return the description of a checkpoint's reward head, ``None`` if it has none."""
     found: str | None = checkpoint.get("pl_prefopt", {}).get("model.reward_head")
     return found
+
+
+def is_classifier(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether transformers has a class for the reward model of a checkpoint.
+
+    Raises:
+        ConfigError: if there is no such head as the checkpoint's.
+    """
+    head = unbuilt_head(described_head(checkpoint) or "", checkpoint.get(LEARNED) or {})
+    return isinstance(head, ScalarHead)
 
 
 def export_reward(

@@ -41,7 +41,7 @@ def config():
 
 def make(config, folder, **settings):
     measured = [Evaluation(metrics={"val/accuracy": 0.75})]
-    given = {"evaluations": measured, "data": {}, "steps": 3, "is_adapter": True, **settings}
+    given = {"evaluations": measured, "data": {}, "steps": 3, "kind": "adapter", **settings}
     Card(config=config, **given).write(folder)
     return ModelCard.load(folder / "README.md")
 
@@ -53,7 +53,47 @@ def test_the_header_is_what_the_hub_reads(config, tmp_path):
     assert card.data.library_name == "peft"
     assert card.data.pipeline_tag == "text-generation"
     assert {"dpo", "preference-optimisation"} <= set(card.data.tags)
-    assert make(config, tmp_path, is_adapter=False).data.library_name == "transformers"
+
+
+KINDS = {
+    "adapter": (
+        "peft",
+        "text-generation",
+        "# DPO adapter for owner",
+        "from_pretrained('owner/base'), \"me/it\")",
+    ),
+    "policy": (
+        "transformers",
+        "text-generation",
+        "# DPO model",
+        'AutoModelForCausalLM.from_pretrained("me/it")',
+    ),
+    "classifier": (
+        "transformers",
+        "text-classification",
+        "# DPO reward model",
+        'AutoModelForSequenceClassification.from_pretrained("me/it")',
+    ),
+    "reward": (
+        "pl-prefopt",
+        "text-classification",
+        "# DPO reward model",
+        'RewardScorer.load(snapshot_download("me/it"))',
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_is_of_its_kind_of_model(config, tmp_path, kind):
+    library, task, title, example = KINDS[kind]
+    config["model"]["init_args"]["policy"]["four_bit"] = {"kind": "nf4"}
+    card = make(config, tmp_path, kind=kind, hub_name="me/it")
+    assert (card.data.library_name, card.data.pipeline_tag) == (library, task)
+    assert title in card.text
+    assert example in card.text
+    assert ("base in full precision" in card.text) == (kind != "adapter")
+    del config["model"]["init_args"]["policy"]["four_bit"]
+    assert "full precision" not in make(config, tmp_path, kind=kind).text
 
 
 def test_places_on_this_machine_are_left_out(config, tmp_path):
@@ -97,7 +137,7 @@ def test_escaping_keeps_the_words():
 
 def test_a_checkpoint_without_rows_says_so(config, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    card = read_card(tmp_path / "config.yaml", {"global_step": 7}, is_adapter=True)
+    card = read_card(tmp_path / "config.yaml", {"global_step": 7}, kind="adapter")
     assert (card.steps, card.evaluations, card.data) == (7, [], {})
     card.write(tmp_path)
     text = (tmp_path / "README.md").read_text()

@@ -18,7 +18,7 @@ from pl_prefopt.cli import export_check
 from pl_prefopt.cli.export import export_policy
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules import DPOModule
-from pl_prefopt.policies import PolicySpec, build_policy, merging
+from pl_prefopt.policies import FourBit, PolicySpec, build_policy, merging
 from tests.adapters import STARTS, save_config, save_run, save_tied_model
 from tests.cli.test_commands import axes
 from tests.runs import LORA, NO_TEXTS, pair_rows, write_rows
@@ -100,6 +100,13 @@ def test_rounding_is_no_fault(base, tmp_path, dtype, written):
         export_policy(checkpoint, tmp_path / f"{name} exported", merge=True, dtype=written)
         model = AutoModelForCausalLM.from_pretrained(tmp_path / f"{name} exported")
         assert model.dtype == getattr(torch, written or dtype)
+
+
+def test_a_base_in_4_bits_that_is_exported_in_full_precision_is_mentioned(base, plain_run, tmp_path, capsys):
+    spec = PolicySpec(name=str(base), lora=LORA, four_bit=FourBit())
+    export_policy(plain_run, tmp_path / "out", merge=True, config=str(save_config(tmp_path, spec)))
+    assert "export has the base in full precision" in capsys.readouterr().out
+    assert "base in full precision" in (tmp_path / "out/README.md").read_text()
 
 
 def tie_again(monkeypatch):

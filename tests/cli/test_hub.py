@@ -9,7 +9,6 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from pl_prefopt.cli.hub import HubModel
@@ -50,9 +49,10 @@ def hub(monkeypatch):
         yield server
 
 
-def test_what_is_on_the_hub_is_the_policy_and_its_card(prefopt, hub, run, tiny_model):
+def test_what_is_on_the_hub_is_the_policy_and_its_card(prefopt, hub, run):
     checkpoint, policy = run
-    printed = prefopt("export", checkpoint, "--out", "out", "--push-to-hub", "me/first", "--private", "true")
+    settings = ("--push-to-hub", "me/first", "--private", "true")
+    printed = prefopt("export", checkpoint, "--out", "out", "--merge", "true", *settings)
     assert f"Uploaded it to {hub.url}/me/first (private)" in printed
     model = hub.models["me/first"]
     assert model.private
@@ -60,7 +60,7 @@ def test_what_is_on_the_hub_is_the_policy_and_its_card(prefopt, hub, run, tiny_m
     assert model.files == written
     ids = torch.arange(5, 45).reshape(2, 20)
     save_files(model.files, Path("fetched"))
-    fetched = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), "fetched").eval()
+    fetched = AutoModelForCausalLM.from_pretrained("fetched")
     with torch.no_grad():
         torch.testing.assert_close(fetched(input_ids=ids).logits, policy(input_ids=ids).logits)
     card = ModelCard.load("fetched/README.md").text.replace("\\", "")
@@ -95,16 +95,24 @@ def test_a_merged_model_replaces_the_adapter_that_was_on_the_hub(prefopt, hub, r
     assert files.keys() == {path.name for path in Path("adapter").iterdir()} | kept
 
 
+def test_an_adapter_of_a_local_base_is_not_uploaded(prefopt, hub, run, tiny_model):
+    told = prefopt.fails("export", run[0], "--out", "out", "--push-to-hub", "me/mine")
+    assert f"got the local folder {tiny_model}, which nobody else can load: use --merge true" in told
+    assert "hf upload me/mine" in told
+    assert not Path("out").exists()
+    assert hub.models == {}
+
+
 def test_an_existing_model_keeps_its_visibility_or_nothing_is_uploaded(prefopt, hub, run):
     hub.models["me/public"] = Model(private=False)
-    arguments = ("export", run[0], "--push-to-hub", "me/public")
+    arguments = ("export", run[0], "--merge", "true", "--push-to-hub", "me/public")
     told = prefopt.fails(*arguments, "--out", "first", "--private", "true")
     assert "Expected me/public to be private, but it exists and is public" in told
     assert "The export has not started." in told
     assert hub.models["me/public"].files == {}
     assert not Path("first").exists()
     assert "(public)" in prefopt(*arguments, "--out", "second")
-    assert "adapter_model.safetensors" in hub.models["me/public"].files
+    assert "model.safetensors" in hub.models["me/public"].files
 
 
 REFUSED = {
@@ -131,7 +139,7 @@ def test_a_refused_upload_is_one_sentence(
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    status, told = prefopt.run("export", run[0], "--out", "out", "--push-to-hub", name)
+    status, told = prefopt.run("export", run[0], "--out", "out", "--merge", "true", "--push-to-hub", name)
     assert status in (1, 2)
     assert "Traceback" not in told
     (line,) = (line for line in told.splitlines() if line.startswith("prefopt: "))

@@ -53,6 +53,10 @@ def test_a_reward_model_is_trained_predicted_with_and_exported(prefopt, tmp_path
     assert predicted[0]["responses"][0]["log_prob"] is None
 
     prefopt("export", "run/checkpoints/last.ckpt", "--out", "out")
+    card = Path("out/README.md").read_text()
+    assert "pipeline_tag: text-classification" in card
+    assert "library_name: transformers" in card
+    assert 'AutoModelForSequenceClassification.from_pretrained("FOLDER")' in card
     scorer = RewardScorer.load("out")
     torch.testing.assert_close(
         torch.tensor(scorer.rewards([to_row(record) for record in records], batch_size=3)),
