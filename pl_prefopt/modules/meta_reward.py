@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from pl_prefopt.checks import at_least, positive
@@ -165,26 +166,44 @@ class MetaRewardModule(RewardModule):
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Return the batch's share of the loss at θ′, where the weights stay until the backward pass."""
         spread = self._ascend()
-        loss = super().training_step(batch, batch_idx)
+        try:
+            loss = super().training_step(batch, batch_idx)
+        except BaseException:
+            self._return()
+            raise
         self._stats = {**self._stats, _SPREAD.name: spread}
         return loss
 
     def on_after_backward(self) -> None:
         """Return to θ."""
-        with torch.no_grad():
-            for weight, start in self._held:
-                weight.copy_(start)
-        self._held = []
+        self._return()
         super().on_after_backward()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return to θ also where the backward pass fails, before checkpoints of a failed run are written."""
+        return [*super().configure_callbacks(), _ReturnOnError()]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Forget the θ of weights that are replaced."""
+        super().on_load_checkpoint(checkpoint)
+        self._held = []
+
+    @torch.no_grad()
+    def _return(self) -> None:
+        for weight, start in self._held:
+            weight.copy_(start)
+        self._held = []
 
     def _ascend(self) -> Tensor:
         """Move the trained weights to θ′, and return J(θ)."""
+        self._return()  # where the backward pass of the batch before has failed, and the error was caught
         spread, weights = self._spread(), list(trained_weights(self).values())
         slopes = torch.autograd.grad(spread, weights, allow_unused=True, materialize_grads=True)
         self._held = [(weight, weight.detach().clone()) for weight in weights]
         with torch.no_grad():
             for weight, slope in zip(weights, slopes, strict=True):
                 weight.add_(_mean_over_ranks(slope), alpha=self.meta_step)
+        torch.clear_autocast_cache()  # which may hold θ in half precision
         return spread.detach()
 
     def _spread(self) -> Tensor:
@@ -194,6 +213,13 @@ class MetaRewardModule(RewardModule):
         with evaluating(self.policy) if self.freeze_policy else nullcontext():
             rewards = read_outputs(self.scorer, self.policy, self.reward_head, tree, {}).squeeze(-1)
         return reward_spread(rewards, tree.response_mask.any(dim=-1)).mean()
+
+
+class _ReturnOnError(Callback):
+    """Moves the weights of a failed run back to θ."""
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        pl_module._return()
 
 
 def _mean_over_ranks(values: Tensor) -> Tensor:
