@@ -141,12 +141,21 @@ def _check_complete(model: Any, missing: Collection[str], spec: PolicySpec, *, l
 def has_dropout(spec: PolicySpec) -> bool:
     """Return whether the policy is trained with dropout, of its adapter or its own; no model is loaded."""
     of_adapter = (spec.adapter_settings() or {}).get("lora_dropout") or 0.0
-    return of_adapter > 0 or (spec.dropout and any(_dropout_rates(read_config(spec)).values()))
+    if of_adapter > 0 or not spec.dropout:
+        return bool(of_adapter > 0)
+    rates = _dropout_rates(read_config(spec).get_text_config())
+    return any(rate for name, rate in rates.items() if not name.startswith(_OF_CLASSIFIERS))
+
+
+_OF_CLASSIFIERS = ("classifier_", "summary_")
+"""Begins the names of rates of heads that a causal language model doesn't have."""
 
 
 def _silence_dropout(config: Any) -> None:
-    for key in _dropout_rates(config):
-        setattr(config, key, 0.0)
+    parts = (getattr(config, name, None) for name in config.sub_configs)
+    for one in (config, *filter(None, parts)):
+        for key in _dropout_rates(one):
+            setattr(one, key, 0.0)
 
 
 def _dropout_rates(config: Any) -> dict[str, float]:

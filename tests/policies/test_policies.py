@@ -9,10 +9,19 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    AutoConfig,
+    Gemma3Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.policies import FourBit, PolicySpec, build_frozen, build_policy
+from pl_prefopt.policies import FourBit, PolicySpec, build_frozen, build_policy, has_dropout
+from pl_prefopt.policies.build import read_config
 from tests.gguf_files import write_tiny_gguf
 from tests.support import tiny_llama
 
@@ -171,3 +180,23 @@ def test_a_folder_that_lacks_weights_is_refused(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"lacks 1, such as 'model\.layers\.0\.mlp\.up_proj\.weight'"):
         build_policy(spec, logits=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (GPTNeoXConfig(classifier_dropout=0.1), False),
+        (GPTNeoXConfig(hidden_dropout=0.1), True),
+        (GPT2Config(embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0, summary_first_dropout=0.1), False),
+        (Gemma3Config(text_config={"attention_dropout": 0.1}), True),
+        (Gemma3Config(), False),
+    ],
+)
+def test_dropout_is_that_of_parts_that_are_run(tmp_path, config, expected):
+    """Not that of a classifier's head; nested rates count, and are silenced where dropout is off."""
+    config.save_pretrained(tmp_path)
+    spec = PolicySpec(name=str(tmp_path), dropout=True)
+    assert has_dropout(spec) is expected
+    silent = dataclasses.replace(spec, dropout=False)
+    assert not has_dropout(silent)
+    assert not getattr(read_config(silent).get_text_config(), "attention_dropout", 0.0)
