@@ -42,6 +42,11 @@ class ShardWriter:
         """The number of rows that are written."""
         return self._shards * self.rows_per_shard + len(self._open)
 
+    def written(self) -> Iterator[Row]:
+        """Yield the rows that are written, those of the unfinished shard last."""
+        yield from read_shards(self.folder)
+        yield from self._open
+
     def append(self, rows: Sequence[Row]) -> None:
         """Write rows, all of them or none."""
         # One line per batch, so that a torn line is a batch that was never written.

@@ -46,16 +46,17 @@ def judge_samples(judge: Judge, folders: Sequence[Path], out: Path, *, gold: boo
         RunError: if a folder lacks prompts that another one has.
     """
     writer = verdicts_writer(judge, out, rows_per_shard=_ROWS_PER_SHARD)
-    rows, invalid = itertools.islice(gathered(folders), writer.rows, None), 0
+    rows = itertools.islice(gathered(folders), writer.rows, None)
+    invalid = sum(row["invalid"] for row in writer.written())
     with judge:
         while batch := list(itertools.islice(rows, judge.batch_size)):
             asked = [_judged(row, gold=gold) for row in batch]
             verdicts = list(judge.verdicts(asked))
             writer.append([_with_verdict(row, one) for row, one in zip(batch, verdicts, strict=True)])
             invalid += sum(one.invalid for one in verdicts)
-            reasons = dict.fromkeys(problem for one in verdicts for problem in one.problems)
-            told = f", {invalid} answers are invalid ({next(iter(reasons), '')})" if reasons else ""
-            print(f"{writer.rows} prompts are judged{told}", flush=True)
+            missing = f", {invalid} responses or pairs without a verdict so far" if invalid else ""
+            reason = next((f"; {problem}" for one in verdicts for problem in one.problems), "")
+            print(f"{writer.rows} prompts are judged{missing}{reason}", flush=True)
     writer.finish()
 
 
@@ -109,6 +110,7 @@ def _with_verdict(row: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
         "scores": list(verdict.scores[:own]),
         "gold_score": verdict.scores[own] if len(verdict.scores) > own else None,
         "probabilities": None if matrix is None else [list(line) for line in matrix],
+        "invalid": verdict.invalid,
         "problems": list(verdict.problems),
         **({"parts": [list(scores) for scores in verdict.parts]} if verdict.parts else {}),
         **_orders(verdict),

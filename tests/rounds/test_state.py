@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from pl_prefopt.rounds.judging import compare_answers
 from pl_prefopt.rounds.page import write_page
 from pl_prefopt.rounds.stages import judge_samples, measure, write_summary
 from pl_prefopt.rounds.state import State
-from tests.rounds.test_judging import Biased, length
+from tests.rounds.test_judging import Biased, from_vowels, length
 from tests.rounds.test_plan import rounds
 
 PROMPT = [{"role": "user", "content": "Hi"}]
@@ -96,6 +97,32 @@ def test_scores_that_change_between_rounds_are_no_curve(tmp_path):
     for judge, shown in ((Rule(length), True), (OwnGrades(), False)):
         page = write_page(replace(rounds(out=str(tmp_path)), judge=judge, evaluate=held))
         assert ("Training judge" in page.read_text()) == shown
+
+
+def test_progress_counts_what_has_no_verdict_also_before_a_resume(tmp_path, capsys):
+    texts = ["a?", "b", "c?", "d"]
+    rows = [
+        {"number": number, "prompt": PROMPT, "responses": [text], "log_probs": [None]}
+        | {"reference_log_probs": [None], "finish_reasons": ["stop"]}
+        for number, text in enumerate(texts)
+    ]
+    (tmp_path / "samples").mkdir()
+    write_shard(tmp_path / "samples/part-00000.jsonl", rows)
+
+    def scored(row):
+        if row.responses[0][0].content in stops:
+            stops.clear()
+            raise KeyboardInterrupt
+        return from_vowels(row)
+
+    stops = {"c?"}
+    for _ in range(2):
+        with suppress(KeyboardInterrupt):
+            judge_samples(Rule(scored, 1), [tmp_path / "samples"], tmp_path / "judged", gold=False)
+    first, _, third, fourth = capsys.readouterr().out.splitlines()
+    assert first.startswith("1 prompts are judged, 1 responses or pairs without a verdict so far; the rule")
+    assert third.startswith("3 prompts are judged, 2 responses or pairs without a verdict so far; the rule")
+    assert fourth == "4 prompts are judged, 2 responses or pairs without a verdict so far"
 
 
 class Other(Biased):
