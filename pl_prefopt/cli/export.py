@@ -167,10 +167,10 @@ def _check_base_is_public(spec: PolicySpec, out: Path, hub_name: str) -> None:
     for base in filter(None, (spec.name, named)):
         if is_path(base) or Path(base).exists():
             raise ConfigError(
-                f"Expected the base of an adapter for the hub to be there, too, got the local folder "
+                "Expected the base of an adapter for the hub to be on the hub, too, got the local folder "
                 f"{base}, which nobody else can load: use --merge true; or export without --push-to-hub, set "
-                f"base_model_name_or_path in {out / 'adapter_config.json'} to the base's name on the hub, and "
-                f"run `hf upload {hub_name} {out}`."
+                f"base_model_name_or_path in {out / 'adapter_config.json'} to the base's name on the hub, "
+                f"and run `hf upload {hub_name} {out}`."
             )
 
 
