@@ -21,6 +21,7 @@ from pl_prefopt.cli.plain_parser import PlainParser, made_from
 from pl_prefopt.cli.run_lock import alone_in
 from pl_prefopt.errors import ConfigError, DataError, RunError, first_line
 from pl_prefopt.files import atomic_write, discard
+from pl_prefopt.metric_info import current_name
 from pl_prefopt.processes import last_line, run_watched
 from pl_prefopt.report import Table, plain_page
 from pl_prefopt.report.curves import read_curves
@@ -116,7 +117,8 @@ def _accept(out: Path, raw: Mapping[str, Any]) -> None:
             f"expected the settings of a sweep in {path}, got: {first_line(error)}; restore the file, or set "
             "`out` to another folder."
         ) from error
-    changed = [name for name in sorted({*kept, *raw} - set(_MAY_CHANGE)) if kept.get(name) != raw.get(name)]
+    then, now = (_with_current_name(one) for one in (kept, raw))
+    changed = [name for name in sorted({*then, *now} - set(_MAY_CHANGE)) if then.get(name) != now.get(name)]
     if kept and changed and any(out.glob("trial-*/seed-*/config.yaml")):
         name = changed[0]
         raise ConfigError(
@@ -127,6 +129,11 @@ def _accept(out: Path, raw: Mapping[str, Any]) -> None:
         discard(out / STORAGE)  # of a trial that was refused
     with atomic_write(path) as draft:
         draft.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+
+
+def _with_current_name(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    metric = raw.get("metric")
+    return {**raw, "metric": current_name(metric)} if isinstance(metric, str) else raw
 
 
 def _command(

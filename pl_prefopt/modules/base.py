@@ -75,7 +75,7 @@ from pl_prefopt.modules.resumed_settings import (
 )
 from pl_prefopt.modules.schedule import Schedule, optimizer_steps
 from pl_prefopt.modules.step_mean import StepMean
-from pl_prefopt.modules.stock_callbacks import check_monitors, fit_in
+from pl_prefopt.modules.stock_callbacks import check_monitors, fit_in, rename_monitors
 from pl_prefopt.modules.token_numbers import token_numbers, token_readouts
 from pl_prefopt.modules.unfinished_step import restart_step, warn_lost_batches
 from pl_prefopt.objectives import Needs, Objective
@@ -599,6 +599,7 @@ class PreferenceModule(LightningModule):
         self._objective_state.load(checkpoint)
         if self._is_fitting:
             trainer: Any = self.trainer
+            rename_monitors(checkpoint)  # Lightning restores the callbacks after the module
             require_averaging(checkpoint, trainer.callbacks)
             compare_objective(checkpoint, self.objective)
             self._saved_settings = saved_settings(checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.metric_info import MetricInfo, monitor_mistake
+from pl_prefopt.metric_info import MetricInfo, current_name, monitor_mistake
 from pl_prefopt.modules.averaging import TrainedWeightsAveraging
 from pl_prefopt.modules.learning_rate import RememberedLearningRate
 
@@ -72,6 +73,22 @@ def fit_in(trainer: Any) -> None:
                 own = type(callback)
                 callback.__class__ = type(own.__name__, (adapted, own), {"__qualname__": own.__qualname__})
     trainer.callbacks.sort(key=_place)
+
+
+def rename_monitors(checkpoint: dict[str, Any]) -> None:
+    """Give callbacks' states in a checkpoint of an earlier version the current names of monitored metrics.
+
+    Lightning looks a state up by the callback's class and monitor. Without its state, a best checkpoint would
+    be overwritten by the first validation, however bad.
+    """
+    states = checkpoint.get("callbacks") or {}
+    checkpoint["callbacks"] = {_renamed(key): state for key, state in states.items()}
+
+
+def _renamed(key: Any) -> Any:
+    if not isinstance(key, str):  # a class, in files of Lightning before 1.5
+        return key
+    return re.sub(r"(?<='monitor': ')[^']+(?=')", lambda found: current_name(found[0]), key)
 
 
 def check_monitors(trainer: Any, infos: Sequence[MetricInfo]) -> None:

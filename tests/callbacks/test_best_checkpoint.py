@@ -6,6 +6,7 @@ import re
 import warnings
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from pl_prefopt.callbacks import BestCheckpoint, ReferenceEnsemble
@@ -16,12 +17,14 @@ from pl_prefopt.references import InitialPolicy
 from tests.runs import lora_spec, make_datamodule, make_trainer, scored_rows
 
 
-def fit(folder, tiny_model, monitor, rows=None, *, mode="min", stopping=None, **settings):
+def fit(folder, tiny_model, monitor, rows=None, *, mode="min", stopping=None, checkpoint=None, **settings):
     best = BestCheckpoint(str(folder), filename="best", monitor=monitor, mode=mode)
     callbacks = [ReferenceEnsemble([InitialPolicy()]), best, *([stopping] if stopping else [])]
     trainer = make_trainer(folder, *callbacks, enable_checkpointing=True, **settings)
     data = make_datamodule(folder, rows or scored_rows(4))
-    trainer.fit(DPOModule(lora_spec(tiny_model), KTO(undesirable_weight=0.0)), datamodule=data)
+    trainer.fit(
+        DPOModule(lora_spec(tiny_model), KTO(undesirable_weight=0.0)), datamodule=data, ckpt_path=checkpoint
+    )
     return (folder / "best.ckpt").exists()
 
 
@@ -63,3 +66,28 @@ def test_before_the_first_validation_nothing_is_missed(tmp_path, tiny_model):
         warnings.simplefilter("always")
         assert fit(tmp_path, tiny_model, "val/loss", max_epochs=2, check_val_every_n_epoch=2)
     assert not [str(one.message) for one in said if "No best checkpoint" in str(one.message)]
+
+
+def test_what_was_best_is_known_under_the_metrics_former_name(tmp_path, tiny_model):
+    """A run of an earlier version keeps its best value and its patience when its monitor is renamed."""
+    stopping = EarlyStopping("val/log_ratio_0", mode="max")
+    fit(tmp_path, tiny_model, "val/log_ratio_0", mode="max", stopping=stopping)
+    checkpoint = torch.load(tmp_path / "best.ckpt", weights_only=False)
+    states = {key.replace("log_ratio_0", "kl_0"): state for key, state in checkpoint["callbacks"].items()}
+    for key, state in states.items():
+        if "kl_0" in key:
+            name = "best_score" if "Stopping" in key else "best_model_score"
+            state[name] = torch.tensor(1e6)  # better than any validation to come
+    torch.save({**checkpoint, "callbacks": states}, tmp_path / "old.ckpt")
+    stopping = EarlyStopping("val/log_ratio_0", mode="max")
+    fit(
+        tmp_path,
+        tiny_model,
+        "val/log_ratio_0",
+        mode="max",
+        stopping=stopping,
+        max_epochs=2,
+        checkpoint=tmp_path / "old.ckpt",
+    )
+    assert float(stopping.best_score) == 1e6
+    assert stopping.wait_count > 0

@@ -11,6 +11,7 @@ import yaml
 
 from pl_prefopt.cli import sweep as command
 from pl_prefopt.cli.config_files import find
+from pl_prefopt.errors import ConfigError
 from pl_prefopt.processes import run_watched
 from pl_prefopt.yaml_files import read_yaml
 from tests.docs.pages import ROOT, first
@@ -113,3 +114,12 @@ def test_a_watched_command_is_stopped_or_ends(tmp_path):
     log = tmp_path / "log"
     assert run_watched(wait, log, lambda: "begun" in log.read_text(), every=0.05) is None
     assert run_watched([sys.executable, "-c", "exit(3)"], log, lambda: False, every=0.05) == 3
+
+
+def test_a_renamed_metric_is_the_same_sweep(tmp_path):
+    (tmp_path / "trial-0" / "seed-0").mkdir(parents=True)
+    (tmp_path / "trial-0" / "seed-0" / "config.yaml").touch()
+    (tmp_path / "sweep.json").write_text(json.dumps({"metric": "val/kl_0"}))
+    command._accept(tmp_path, {"metric": "val/log_ratio_0"})
+    with pytest.raises(ConfigError, match="has trials with another `metric`"):
+        command._accept(tmp_path, {"metric": "val/log_ratio_1"})
