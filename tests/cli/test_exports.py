@@ -212,8 +212,11 @@ def test_out_with_dots_is_the_folder_that_it_means(prefopt, plain_run):
     assert Path("deep/er/adapter_model.safetensors").is_file()
 
 
-def test_variants_of_lora_from_yaml_start_at_the_base_resume_and_are_exported(prefopt, tiny_model):
-    lora = {**LORA, "init_lora_weights": "pissa", "use_rslora": True}
+@pytest.mark.parametrize(
+    "variant", [{"init_lora_weights": "pissa", "use_rslora": True}, {"use_dora": True}], ids=["PiSSA", "DoRA"]
+)
+def test_variants_of_lora_from_yaml_start_at_the_base_resume_and_are_exported(prefopt, tiny_model, variant):
+    lora = {**LORA, **variant}
     policy = {"name": str(tiny_model), "lora": lora}
     Path("variant.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"policy": policy}}}))
     rows = write_rows(Path("rows.jsonl"), pair_rows(4))
