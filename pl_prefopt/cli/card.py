@@ -16,6 +16,7 @@ from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.evaluations import Evaluation, read_evaluations
 from pl_prefopt.metric_info import find_info, grouped
 from pl_prefopt.metrics import REGISTRY
+from pl_prefopt.modules.checkpoint_files import ADAPTED, read_head
 from pl_prefopt.paths import paths_in
 from pl_prefopt.saved_settings import read_saved
 
@@ -207,12 +208,13 @@ class Card:
         return evaluation.step in (None, self.steps) and not elsewhere
 
 
-def read_card(config: Path, checkpoint: Mapping[str, Any], *, kind: Kind) -> Card:
+def read_card(config: Path, path: Path, checkpoint: Mapping[str, Any], *, kind: Kind) -> Card:
     """Return the card of a run's checkpoint.
 
     Args:
         config: the run's ``config.yaml``; ``metrics.json`` is expected in the same folder.
-        checkpoint: the loaded checkpoint.
+        path: the checkpoint's.
+        checkpoint: its content without the weights.
         kind: what is exported.
 
     Raises:
@@ -220,11 +222,30 @@ def read_card(config: Path, checkpoint: Mapping[str, Any], *, kind: Kind) -> Car
     """
     return Card(
         config=_with_found_rate(read_saved(config), checkpoint),
-        evaluations=_read_metrics(config.parent / "metrics.json"),
+        evaluations=_of_same_head(
+            _read_metrics(config.parent / "metrics.json"), config.parent, path, checkpoint
+        ),
         data=checkpoint.get("PreferenceDataModule", {}).get("splits", {}),
         steps=checkpoint.get("global_step", 0),
         kind=kind,
     )
+
+
+def _of_same_head(
+    evaluations: Sequence[Evaluation], run: Path, path: Path, checkpoint: Mapping[str, Any]
+) -> list[Evaluation]:
+    """Return the evaluations of a checkpoint of `prefopt adapt`, or those of no such checkpoint.
+
+    That command keeps the step, so that the step doesn't tell the two apart.
+    """
+    own = path.resolve() if checkpoint.get(ADAPTED) else None
+    return [one for one in evaluations if _adapted_file(one, run) == own]
+
+
+def _adapted_file(evaluation: Evaluation, run: Path) -> Path | None:
+    """Return the checkpoint of an evaluation if `prefopt adapt` wrote it."""
+    path = (run / (evaluation.checkpoint or "")).resolve()
+    return path if path.is_file() and read_head(path).rest.get(ADAPTED) else None
 
 
 def _with_found_rate(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -123,7 +123,8 @@ def export_policy(
         )
     if hub_name is not None and kind == "adapter":
         _check_base_is_public(spec, out, hub_name)
-    card = dataclasses.replace(read_card(config_path, head.rest, kind=kind), hub_name=hub_name)
+    card = read_card(config_path, ckpt_path, head.rest, kind=kind)
+    card = dataclasses.replace(card, hub_name=hub_name)
     described = describe(card.method, spec, spec.base_identity, spec.adapter_identity)
     check_description(head.rest, described, else_="name its run's config.yaml with --config")
     whole = kind != "adapter"

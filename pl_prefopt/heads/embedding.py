@@ -78,11 +78,11 @@ class EmbeddingHead(Head):
             self.gate = nn.Linear(hidden_size, self.blocks, bias=False)
             nn.init.zeros_(self.gate.weight)
         if self.learned_temperature:
-            self.raw_temperature = nn.Parameter(torch.tensor(_START))
+            self.raw_temperature = nn.Parameter(torch.tensor([_START]))  # FSDP2 shards no scalars
 
     @property
     def temperature(self) -> Tensor:
-        """τ, where it is learned."""
+        """τ, [1], where it is learned."""
         return softplus(self.raw_temperature).clamp(min=_LOWEST)
 
     def settings(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pl_prefopt.errors import DataError
 from pl_prefopt.files import atomic_write
 from pl_prefopt.heads import StatePairs
 from pl_prefopt.heads.users import pairs_in
-from pl_prefopt.modules.checkpoint_files import read_head, read_weights
+from pl_prefopt.modules.checkpoint_files import ADAPTED, read_head, read_weights
 from pl_prefopt.modules.reward import LEARNED, RewardModule
 from pl_prefopt.requests import REWARD
 from pl_prefopt.rows import PreferenceRow
@@ -77,7 +77,7 @@ def save_adapted(checkpoint: Path, module: RewardModule, out: Path) -> None:
     weights = {**read_weights(checkpoint), **own}
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as draft:
-        torch.save({**rest, LEARNED: head.learned, "state_dict": weights}, draft)
+        torch.save({**rest, LEARNED: head.learned, ADAPTED: True, "state_dict": weights}, draft)
 
 
 def _pairs(row: PreferenceRow) -> Iterator[tuple[int, int]]:

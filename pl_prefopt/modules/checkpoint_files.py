@@ -13,6 +13,9 @@ from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules.plain_files import load_plain, unreadable
 from pl_prefopt.modules.shard_files import REST, read_index, read_shards, tensors_of
 
+ADAPTED = "pl_prefopt_adapted"
+"""In a checkpoint that ``prefopt adapt`` wrote: true."""
+
 _PREFIX = "state_dict."
 
 

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from pl_prefopt.errors import ConfigError
 from pl_prefopt.heads import Head
 from pl_prefopt.policies import shard_whole
 from pl_prefopt.requests import OutputHead
@@ -28,8 +29,16 @@ def shard_heads(heads: nn.ModuleDict, mesh: DeviceMesh, *, precision: str) -> No
         heads: the heads by name.
         mesh: the mesh that the policy is sharded over.
         precision: the trainer's precision.
+
+    Raises:
+        ConfigError: if a head has a scalar parameter, such as PAL-B's scale.
     """
     for head in heads.values():
-        for weight in head.parameters():
+        for name, weight in head.named_parameters():
+            if weight.dim() == 0:
+                raise ConfigError(
+                    f"{type(head).__name__} has a single number, '{name}', which FSDP2 can't shard: use "
+                    "another strategy, such as ddp."
+                )
             dist.broadcast(weight.data, 0)
         shard_whole(head, mesh, precision="32-true" if isinstance(head, Head) else precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
 
 import pytest
@@ -12,6 +13,7 @@ from markdown_it import MarkdownIt
 
 from pl_prefopt.cli.card import Card, escaped, read_card
 from pl_prefopt.evaluations import Evaluation
+from pl_prefopt.modules.checkpoint_files import ADAPTED
 from tests.cli.test_commands import axes
 from tests.runs import metrics_of, scored_rows, write_rows
 
@@ -137,12 +139,32 @@ def test_escaping_keeps_the_words():
 
 def test_a_checkpoint_without_rows_says_so(config, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    card = read_card(tmp_path / "config.yaml", {"global_step": 7}, kind="adapter")
+    card = read_card(tmp_path / "config.yaml", tmp_path / "last.ckpt", {"global_step": 7}, kind="adapter")
     assert (card.steps, card.evaluations, card.data) == (7, [], {})
     card.write(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "does not say what rows" in text
     assert "has no metrics" in text
+
+
+def test_an_adapted_head_has_its_own_metrics_alone(config, tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    plain, adapted = ({"global_step": 7}, {"global_step": 7, ADAPTED: True})
+    for name, rest in {"last.ckpt": plain, "context.ckpt": adapted, "other.ckpt": adapted}.items():
+        torch.save({**rest, "state_dict": {}}, tmp_path / name)
+    written = [
+        {"metrics": {"val/accuracy": value}, "checkpoint": name, "step": 7}
+        for name, value in {"last.ckpt": 0.5, "context.ckpt": 0.75, "other.ckpt": 1.0, None: 0.25}.items()
+    ]
+    (tmp_path / "metrics.json").write_text(json.dumps({"format": 1, "evaluations": written}))
+    found = {
+        name: [
+            one.metrics["val/accuracy"]
+            for one in read_card(tmp_path / "config.yaml", tmp_path / name, rest, kind="reward").evaluations
+        ]
+        for name, rest in {"last.ckpt": plain, "context.ckpt": adapted}.items()
+    }
+    assert found == {"last.ckpt": [0.5, 0.25], "context.ckpt": [0.75]}
 
 
 @pytest.mark.parametrize("merge", [False, True], ids=["adapter", "merged"])
