@@ -19,6 +19,7 @@ NOT_OVER_PAIRS = {
     "aot_unpaired",
     "apo_zero_unpaired",
     "bco",
+    "bradley_terry_contrastive",
     "brain",
     "gpo",
     "helpsteer2_attributes",
@@ -51,6 +52,7 @@ NOT_OVER_PAIRS = {
     "slic_hf",
     "spo_degree",
     "sppo",
+    "tree_tpo",
     "xpo",
 }
 """Losses or terms of single responses, of all pairs at once, of rows with one pair, or weighted by lists."""
