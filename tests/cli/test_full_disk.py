@@ -75,7 +75,9 @@ def test_a_full_and_then_read_only_disk_loses_nothing(prefopt, commands, tmp_pat
     for contents in left:
         # A new run has new settings, whole ones.
         before["run/config.yaml"] = contents["run/config.yaml"]
+        before["run/run.json"] = contents["run/run.json"]
         assert yaml.safe_load(bytes.fromhex(before["run/config.yaml"]))["trainer"]["max_epochs"] == 9
+        assert json.loads(bytes.fromhex(before["run/run.json"]))["steps"] >= 0
         # A new evaluation takes the place of an earlier one of the same rows and checkpoint.
         counts = [
             len(json.loads(bytes.fromhex(found["run/metrics.json"]))["evaluations"])

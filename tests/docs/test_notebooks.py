@@ -13,6 +13,7 @@ from scripts.site.notebooks import NOTEBOOKS, run
 def test_a_notebook_runs(path, tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    sys.modules.pop("mylab", None)  # that of a page, which another test may have imported
     made = run(path, model=str(tiny_model))
     sys.modules.pop("mylab", None)
     printed = "".join(one.text for cell in made.cells for one in cell.get("outputs", ()))
