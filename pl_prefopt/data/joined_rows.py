@@ -142,7 +142,7 @@ def _same_prompt(fields: Mapping[str, Any]) -> Any:
 def _rated(members: Sequence[Record]) -> tuple[list[Record], int]:
     """Return rows with the same prompt as one list, scored by ``scores``, by helpfulness, or not at all.
 
-    Rows without the score that others have are bad rows, and the list goes on without them.
+    Rows that lack the score that others have are bad rows, and left out of the list.
     """
     by = next((name for name in ("scores", "helpfulness") if _given(members, name)), None)
     without = [member for member in members if by is not None and member.fields.get(by) is None]
@@ -150,7 +150,7 @@ def _rated(members: Sequence[Record]) -> tuple[list[Record], int]:
         Record(member.origin, {}, f"'{by}' is null, but other responses to its prompt have it")
         for member in without
     ]
-    members = [member for member in members if member not in without]
+    members = [member for member in members if by is None or member.fields.get(by) is not None]
     shared = {name: members[0].fields.get(name) for name in _SHARED}
     weights = [member.fields.get(WEIGHT) for member in members]
     if all(weight == weights[0] for weight in weights):  # different ones are refused as a list

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
@@ -173,6 +174,12 @@ def check_names(needs: Needs, datasets: Mapping[str, Any] | None) -> None:
                 f"the names in the column '{name}' get their numbers from a PreferenceDataModule, but the "
                 "batches come from elsewhere: use one, or set PreferenceDataset.names."
             )
+
+
+def check_unsharded(module: LightningModule, why: str) -> None:
+    """Raise a ``ConfigError`` if the strategy shards the weights; ``why`` says what the module does."""
+    if module.device_mesh is not None:
+        raise ConfigError(f"{type(module).__name__} {why}: use another strategy, such as ddp.")
 
 
 def check_dropout(objective: Objective, spec: PolicySpec) -> None:

@@ -19,6 +19,7 @@ from pl_prefopt.functional import reward_spread
 from pl_prefopt.heads import Head
 from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.modules.checkpoints import trained_weights
+from pl_prefopt.modules.compatibility import check_unsharded
 from pl_prefopt.modules.hidden_states import FOLDER
 from pl_prefopt.modules.reward import RewardModule
 from pl_prefopt.modules.reward_outputs import read_outputs
@@ -104,11 +105,7 @@ class MetaRewardModule(RewardModule):
 
     def setup(self, stage: str) -> None:
         """Check the strategy, and read the samples."""
-        if self.device_mesh is not None:
-            raise ConfigError(
-                f"{type(self).__name__} takes two steps per batch, which sharded weights can't: use another "
-                "strategy, such as ddp."
-            )
+        check_unsharded(self, "takes two steps per batch, which sharded weights can't")
         if self.trainer.precision == "16-mixed":
             raise ConfigError(
                 f"{type(self).__name__} doesn't scale the gradient of J, so that parts of it would be 0 in "

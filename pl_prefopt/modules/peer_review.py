@@ -18,6 +18,7 @@ from pl_prefopt.heads.users import pairs_in
 from pl_prefopt.metric_info import MetricInfo
 from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.checkpoints import trained_weights
+from pl_prefopt.modules.compatibility import check_unsharded
 from pl_prefopt.modules.dpo import DPOModule
 from pl_prefopt.modules.head_updates import check_epochs, scored_anew
 from pl_prefopt.modules.reward import RewardModule
@@ -80,11 +81,7 @@ class PeerReview(PreferenceModule):
 
     def setup(self, stage: str) -> None:
         """Check that there are pairs, and that the strategy and the reference suit two models."""
-        if self.device_mesh is not None:
-            raise ConfigError(
-                f"{type(self).__name__} trains two models, which can't be sharded: use another strategy, "
-                "such as ddp."
-            )
+        check_unsharded(self, "trains two models, which can't be sharded")
         if stage == "fit" and self.warmup_epochs:
             check_epochs(
                 self.trainer,

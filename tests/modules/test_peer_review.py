@@ -11,7 +11,7 @@ from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.errors import ConfigError, ContractError
 from pl_prefopt.functional import review
 from pl_prefopt.heads import FeatureHead, GroupHead
-from pl_prefopt.modules import DPOModule, PeerDPOModule, PeerRewardModule, RewardModule
+from pl_prefopt.modules import DPOModule, MetaRewardModule, PeerDPOModule, PeerRewardModule, RewardModule
 from pl_prefopt.modules.peer_review import margins
 from pl_prefopt.objectives import DPO, BradleyTerry, RewardClassification, RewardMixture
 from pl_prefopt.policies import PolicySpec
@@ -198,3 +198,10 @@ def test_what_can_not_be_reviewed_is_refused(tiny_model, tmp_path):
     limited = make_datamodule(tmp_path, pair_rows(2), max_tokens_per_batch=100)
     with pytest.raises(ConfigError, match=r"data\.max_tokens_per_batch needs the same batches"):
         make_trainer(tmp_path).fit(PeerRewardModule(spec, BradleyTerry(), keep_rate=0.5), limited)
+
+
+@pytest.mark.parametrize("kind", [PeerRewardModule, MetaRewardModule])
+def test_sharded_weights_are_refused(kind, monkeypatch):
+    monkeypatch.setattr(kind, "device_mesh", object())
+    with pytest.raises(ConfigError, match=f"{kind.__name__} .*use another strategy, such as ddp"):
+        kind.setup(kind.__new__(kind), "fit")
