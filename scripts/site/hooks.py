@@ -30,25 +30,32 @@ _SVG_IMAGE = re.compile(r'<img [^>]*?src="(?:\.\./)*(?P<path>images/[\w-]+\.svg)
 
 def on_config(config: Any, **_: Any) -> Any:
     """Link to the repository that this checkout was cloned from, if it is on a web server."""
-    command = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
-    origin = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    config.repo_url = config.repo_url or web_address(origin)
+    config.repo_url = config.repo_url or web_address(origin())
     return config
 
 
-def web_address(origin: str) -> str | None:
-    """Return the address in a browser of a repository that git clones from ``origin``.
+def origin() -> str:
+    """Return what git calls the origin of this checkout; nothing for an archive, or where there is no git."""
+    command = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
-    It has neither the user nor the password of ``origin``, which may be a token, nor the port of SSH.
+
+def web_address(address: str) -> str | None:
+    """Return the address in a browser of a repository that git clones from ``address``.
+
+    It has neither the user nor the password of ``address``, which may be a token, nor the port of SSH.
 
     >>> web_address("git@github.com:owner/name.git"), web_address("/srv/name.git")
     ('https://github.com/owner/name', None)
     >>> web_address("https://oauth2:TOKEN@example.org/owner/name.git")
     'https://example.org/owner/name'
     """
-    short = re.fullmatch(r"[\w.-]+@([\w.-]+):(?!/)(.+)", origin)  # what scp takes
+    short = re.fullmatch(r"[\w.-]+@([\w.-]+):(?!/)(.+)", address)  # what scp takes
     try:
-        parts = urlsplit(f"ssh://{short[1]}/{short[2]}" if short else origin)
+        parts = urlsplit(f"ssh://{short[1]}/{short[2]}" if short else address)
         port = parts.port if parts.scheme == "https" else None
     except ValueError:  # not an address
         return None
