@@ -244,7 +244,7 @@ def verdicts_writer(judge: Judge, out: Path, *, rows_per_shard: int) -> ShardWri
     writer = ShardWriter(out, rows_per_shard=rows_per_shard)
     file, told = out / JUDGE_FILE, {"judge": judge.name, "fingerprint": judge.fingerprint()}
     if writer.rows:
-        held = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        held = judge_of(out)
         if held != told:
             raise ConfigError(
                 f"{out} has verdicts of another judge ({held}, and now {told}), or of one whose model or "
@@ -255,6 +255,13 @@ def verdicts_writer(judge: Judge, out: Path, *, rows_per_shard: int) -> ShardWri
         with atomic_write(file) as draft:
             draft.write_text(json.dumps(told) + "\n", encoding="utf-8")
     return writer
+
+
+def judge_of(folder: Path) -> dict[str, str] | None:
+    """Return the name and the fingerprint of the judge of a folder's verdicts; ``None`` if it has none."""
+    file = folder / JUDGE_FILE
+    held: dict[str, str] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return held
 
 
 class _Pair(NamedTuple):

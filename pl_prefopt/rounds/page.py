@@ -11,6 +11,7 @@ from typing import Any
 
 from pl_prefopt.files import atomic_write
 from pl_prefopt.generation import read_shards
+from pl_prefopt.rounds.judging import judge_of
 from pl_prefopt.rounds.plan import CHANGING, Rounds, Stage
 from pl_prefopt.rounds.stages import SUMMARY
 
@@ -45,7 +46,7 @@ def write_page(settings: Rounds) -> Path:
     paths = {number: Stage(number, "measure").folder(out) / SUMMARY for number in numbers}
     found = {n: json.loads(path.read_text("utf-8")) for n, path in paths.items() if path.is_file()}
     titles = _CURVES | _curves_of_rewards(found)
-    if isinstance(settings.judge, CHANGING):
+    if not _judged_alike(settings, list(found)):
         del titles[_SAMPLE_SCORE]
     curves = "".join(_figure(title, _points(found, key)) for key, title in titles.items())
     body = f"<h1>Rounds in {html.escape(str(out))}</h1>{curves}{_texts(settings, list(found))}"
@@ -55,6 +56,14 @@ def write_page(settings: Rounds) -> Path:
             encoding="utf-8",
         )
     return out / PAGE
+
+
+def _judged_alike(settings: Rounds, numbers: Sequence[int]) -> bool:
+    """Tell whether the samples of all rounds are scored by one judge, so that a curve means something."""
+    if isinstance(settings.judge, CHANGING):
+        return False
+    judges = [judge_of(Stage(number, "label").folder(Path(settings.out))) for number in numbers]
+    return len({str(judge) for judge in judges if judge is not None}) < 2
 
 
 def _curves_of_rewards(found: dict[int, Any]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from pl_prefopt.generation.base import sample_seed
 from pl_prefopt.judges import Judge, JudgedRow, Verdict, pairs
 from pl_prefopt.metrics import order_effects
 from pl_prefopt.rounds.constrained import ConstrainedScores
-from pl_prefopt.rounds.judging import BY_ORDER, compare_answers, verdicts_writer
+from pl_prefopt.rounds.judging import BY_ORDER, compare_answers, judge_of, verdicts_writer
 from pl_prefopt.rounds.plan import Rounds, Stage, evaluating_judge
 from pl_prefopt.rounds.selection import Candidate, Candidates
 from pl_prefopt.rows import Message, PreferenceRow
@@ -236,7 +236,12 @@ def _replayed(settings: Rounds, number: int, counts: Counter[str]) -> Iterator[d
 
 
 def measure(settings: Rounds, number: int) -> dict[str, Any]:
-    """Return what is measured of the policy after round ``number``, from its held-out answers."""
+    """Return what is measured of the policy after round ``number``, from its held-out answers.
+
+    Raises:
+        RunError: if earlier answers are of another judge.
+    """
+    _check_judges(settings, number)
     rows = list(_held_out(settings, number))
     scores = [_mean(row.get("scores")) for row in rows]
     known = [score for score in scores if score is not None]
@@ -263,6 +268,20 @@ def measure(settings: Rounds, number: int) -> dict[str, Any]:
     if number:
         found["training"] = _training(settings, number)
     return found
+
+
+def _check_judges(settings: Rounds, number: int) -> None:
+    """Refuse answers of two judges, which differ where a judge's model or code has changed between rounds."""
+    out = Path(settings.out)
+    for first in (Stage(0, "judge"), Stage(1, "compare")):
+        last = Stage(number, first.name)
+        earlier, now = (judge_of(stage.folder(out)) for stage in (first, last))
+        if earlier != now and None not in (earlier, now):
+            raise RunError(
+                f"the answers of round {number} are judged by {now}, those before by {earlier}, whose model "
+                "or code was another: gains between rounds would be differences of two judges. Restore it, and"
+                f" add `--rerun {last}`, or run everything again with `--rerun 0/held_out`."
+            )
 
 
 def compare(settings: Rounds, number: int) -> None:

@@ -9,11 +9,30 @@ from typing import Any
 
 from pl_prefopt.errors import ConfigError, DataError, first_line
 from pl_prefopt.files import atomic_write
+from pl_prefopt.rounds.constrained import ConstrainedScores
 from pl_prefopt.rounds.plan import EVALUATION, Stage
 
 FILE = "rounds.json"
 _MAY_CHANGE = ("rounds", "evaluate")
 """Settings of which a change leaves the training as it is."""
+_FIRST_READ = {
+    "judge": "label",
+    "select": "select",
+    "replay": "select",
+    "fit": "fit",
+    "start": "fit",
+    "references": "fit",
+    "average": "average",
+    "momentum": "extrapolate",
+    "sample_initial": "sample_initial",
+}
+"""The first stage of a round that reads a setting; ``sample`` for all others."""
+_OF_ALL_ROUNDS = {
+    "policy": Stage(0, "held_out"),
+    "split_prompts": Stage(1, "sample"),
+    "rounds": Stage(1, "sample"),  # of split prompts
+}
+"""Settings that can't change between rounds, with the first stage that reads them."""
 
 
 class State:
@@ -47,19 +66,36 @@ class State:
             rerun: the stage that is run again with all after it, which other settings may be for.
 
         Raises:
-            ConfigError: if they differ, or answers were evaluated in another way than later ones would be.
+            ConfigError: if they differ, a stage that is kept has read a setting that is another now, or
+                answers were evaluated in another way than later ones would be.
         """
-        for name in {**settings, **self.settings} if self.done and rerun is None else ():
-            before, now = self.settings.get(name), settings.get(name)
-            if name not in _MAY_CHANGE and now != before:
-                raise ConfigError(
-                    f"{self.path.parent} has rounds with another `{name}` ({before}, and now {now}): "
-                    "set `out` to another folder, or add `--rerun STAGE` to run a stage and what follows it "
-                    "again."
-                )
+        for name in {**settings, **self.settings} if self.done else ():
+            changed = self.settings.get(name) != settings.get(name)
+            if changed and (name not in _MAY_CHANGE or _parts_change(name, settings)):
+                self._accept_change(name, settings, rerun)
         self._accept_evaluation(_evaluation(settings), rerun)
         self.settings = settings
         self._write()
+
+    def _accept_change(self, name: str, settings: Mapping[str, Any], rerun: Stage | None) -> None:
+        how = f"{self.settings.get(name)}, and now {settings.get(name)}"
+        if rerun is None:
+            raise ConfigError(
+                f"{self.path.parent} has rounds with another `{name}` ({how}): set `out` to another folder, "
+                f"or add `--rerun STAGE` to run a stage and what follows it again."
+            )
+        first = self._first_reader(name, settings, rerun.number)
+        if any(first.order <= Stage.of(one).order < rerun.order for one in self.done):
+            raise ConfigError(
+                f"{self.path.parent} keeps stages that have read another `{name}` ({how}): add "
+                f"`--rerun {first}` in place of `--rerun {rerun}`."
+            )
+
+    def _first_reader(self, name: str, settings: Mapping[str, Any], number: int) -> Stage:
+        """Return the first stage to run again where a setting changes from round ``number`` on."""
+        if name == "judge" and any(map(_keeps_state, (self.settings.get(name), settings.get(name)))):
+            return Stage(1, "label")
+        return _OF_ALL_ROUNDS.get(name) or Stage(number, _FIRST_READ.get(name, "sample"))
 
     def _accept_evaluation(self, now: Mapping[str, Any] | None, rerun: Stage | None) -> None:
         done = map(Stage.of, self.done)
@@ -88,6 +124,17 @@ class State:
         with atomic_write(self.path) as draft:
             content = {"settings": self.settings, "evaluation": self.evaluation, "done": self.done}
             draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _parts_change(name: str, settings: Mapping[str, Any]) -> bool:
+    """Tell whether a change of a setting gives each round another part of the prompts."""
+    return name == "rounds" and bool(settings.get("split_prompts"))
+
+
+def _keeps_state(judge: Any) -> bool:
+    """Tell whether a judge's settings are those of one whose state goes on from round to round."""
+    named = judge.get("class_path") if isinstance(judge, Mapping) else judge
+    return str(named).rpartition(".")[2] == ConstrainedScores.__name__
 
 
 def _evaluation(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pl_prefopt.cli.rounds import _forget_from
-from pl_prefopt.errors import ConfigError
+from pl_prefopt.errors import ConfigError, RunError
 from pl_prefopt.generation import write_shard
 from pl_prefopt.judges import Rule
 from pl_prefopt.rounds import HeldOut, OwnGrades, Stage, stages_of
@@ -90,10 +90,65 @@ def test_answers_of_all_rounds_are_evaluated_in_one_way(tmp_path):
     resumed({**first, "evaluate": first["evaluate"]}, done="1/fit")
 
 
+def test_a_stage_that_is_kept_has_read_the_settings_that_hold_now(tmp_path):
+    constrained = {"class_path": "pl_prefopt.rounds.ConstrainedScores"}
+    held = {"rounds": 2, "judge": "A", "policy": "p", "split_prompts": True, "sampling": {"n": 4}}
+    every = [str(one) for one in stages_of(replace(rounds(out=str(tmp_path)), judge=Rule(length)))]
+    every.append("0/held_out")
+    State(tmp_path).accept(held, rerun=None)
+
+    def resumed(changes, rerun=None):
+        state = State(tmp_path)
+        state.settings, state.done = held, {one: {} for one in every}
+        state.accept({**held, **changes}, rerun=rerun and Stage.of(rerun))
+
+    for changes, rerun, instead in (
+        ({"judge": "B"}, "2/select", "2/label"),  # the scores of A would go by the name of B
+        ({"judge": constrained}, "2/label", "1/label"),  # its multipliers go on from round 1
+        ({"sampling": {"n": 8}}, "2/fit", "2/sample"),
+        ({"rounds": 3}, "2/sample", "1/sample"),  # round 2 would read prompts of round 1 again
+        ({"split_prompts": False}, "2/sample", "1/sample"),
+        ({"policy": "other"}, "1/sample", "0/held_out"),
+        ({"fit": {}}, "2/export", "2/fit"),
+    ):
+        resumed(changes, instead)
+        with pytest.raises(ConfigError, match=f"keeps .*`--rerun {instead}` in place of"):
+            resumed(changes, rerun)
+    with pytest.raises(ConfigError, match="another `rounds`"):
+        resumed({"rounds": 3})
+    held = {**held, "split_prompts": False}
+    resumed({"rounds": 3})
+
+
+def test_answers_are_measured_only_where_one_judge_has_judged_them(tmp_path):
+    settings = replace(
+        rounds(out=str(tmp_path)), judge=Rule(length), evaluate=HeldOut(prompts="p.jsonl"), rounds=1
+    )
+    for number in (0, 1):
+        known = {"finish_reasons": ["stop"], "reference_log_probs": [None]}
+        answer(tmp_path / f"round-{number}/held_out", "text", **known)
+
+    def judged(number, judge):
+        folder = tmp_path / f"round-{number}"
+        judge_samples(judge, [folder / "held_out"], folder / "judge", gold=False)
+
+    judged(0, Rule(length))
+    judged(1, Rule(from_vowels))
+    with pytest.raises(RunError, match=r"from_vowels.* before by .*length.*--rerun 1/judge"):
+        measure(settings, 1)
+
+
 def test_scores_that_change_between_rounds_are_no_curve(tmp_path):
     for number in (0, 1):
         write_summary(tmp_path / f"round-{number}/measure", {"training": {"sample_score": 2.0}})
     held = HeldOut(prompts="p.jsonl", judge=Rule(length))
+    for number, one in ((0, "a"), (1, "a"), (1, "b")):
+        folder = tmp_path / f"round-{number}/label"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "judge.json").write_text(json.dumps({"judge": "rule", "fingerprint": one}))
+        page = write_page(replace(rounds(out=str(tmp_path)), judge=Rule(length), evaluate=held))
+        assert ("Training judge" in page.read_text()) == (one == "a")
+    (folder / "judge.json").unlink()
     for judge, shown in ((Rule(length), True), (OwnGrades(), False)):
         page = write_page(replace(rounds(out=str(tmp_path)), judge=judge, evaluate=held))
         assert ("Training judge" in page.read_text()) == shown
