@@ -279,7 +279,7 @@ def _check_judges(settings: Rounds, number: int) -> None:
         if earlier != now and None not in (earlier, now):
             raise RunError(
                 f"the answers of round {number} are judged by {now}, those before by {earlier}, whose model "
-                "or code was another: gains between rounds would be differences of two judges. Restore it, and"
+                "or code was another: gains between rounds would be differences of judges. Restore it, and"
                 f" add `--rerun {last}`, or run everything again with `--rerun 0/held_out`."
             )
 
