@@ -186,7 +186,6 @@ def questions(results: Results) -> list[Question]:
     names: dict[str, str] = {
         "reward_plackett_luce": "Plackett-Luce",
         "micro": "the mixture",
-        "gpm": "GPM's embedding",
     }
     return [
         lead("Bradley-Terry is better than DPO's implicit reward", "bradley_terry", "dpo"),
