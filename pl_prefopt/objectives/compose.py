@@ -141,18 +141,18 @@ class Compose(Objective):
         """Refuse rows that give no training signal, or that lack what a part reads."""
         super().check_training_rows(rows)
         self.score.check_rows(rows)
-        for offset in self.offsets:
-            offset.check_rows(rows)
-        for weight in self.weights:
-            weight.check_rows(rows)
-        for term in self.terms:
-            term.check_rows(rows)
-        if self.label is not None:
-            self.label.check_rows(rows)
+        self._check_parts(rows, "train")
 
     def check_evaluation_rows(self, rows: Sequence[PreferenceRow], split: str) -> None:
-        """Refuse rows that lack what the score reads."""
+        """Refuse rows that lack what the score reads; for ``predict``, what the loss reads may be missing."""
         self.score.check_rows(rows, split)
+        if split != "predict":
+            self._check_parts(rows, split)
+
+    def _check_parts(self, rows: Sequence[PreferenceRow], split: str) -> None:
+        parts = (*self.offsets, *self.weights, *self.terms)
+        for part in parts if self.label is None else (*parts, self.label):
+            part.check_rows(rows, split)
 
     def pairs(self, batch: ScoredBatch) -> Tensor:
         """Return bool [B, R, R], the pairs to compare, winner by row and loser by column."""

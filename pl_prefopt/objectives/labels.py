@@ -32,9 +32,9 @@ class SoftLabel(ABC):
         """What the label must be given beyond what the score is: by default nothing."""
         return Needs()
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
-        """Raise if the training rows give no labels; by default they do."""
-        del rows
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
+        """Raise if the rows of a split give no labels; by default they do."""
+        del rows, split
 
     @abstractmethod
     def __call__(self, compared: Comparisons) -> Tensor:
@@ -88,13 +88,13 @@ class ColumnLabel(SoftLabel):
         """The column."""
         return Needs(columns=(self.column,))
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
         """Refuse numbers outside [0, 1], or below 0 where they are votes, and pairs without votes."""
         if any(isinstance(row.columns.get(self.column), tuple) for row in rows):
-            check_votes(rows, self.column)
+            check_votes(rows, self.column, split)
         else:
-            check_probabilities(rows, self.column)
-            check_pair_column(rows, self.column)
+            check_probabilities(rows, self.column, split)
+            check_pair_column(rows, self.column, split)
 
     def __call__(self, compared: Comparisons) -> Tensor:
         values = numbers(compared, self.column)

@@ -373,6 +373,11 @@ class BRAIn(_TargetObjective):
         super().check_training_rows(rows)
         self.proposal.check_rows(rows)
 
+    def check_evaluation_rows(self, rows: Sequence[PreferenceRow], split: str) -> None:
+        """Refuse such a column where a loss is computed."""
+        if split != "predict":
+            self.proposal.check_rows(rows, split)
+
     def compared(self, batch: ScoredBatch) -> Tensor:
         """Leave out rows of bare labels."""
         return known(batch.scores, batch.present) & batch.graded.unsqueeze(-1)

@@ -33,9 +33,9 @@ class Offset(ABC):
         """What the offset must be given beyond what the score is: by default nothing."""
         return Needs()
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
-        """Raise if the training rows lack what the offset reads; by default they don't."""
-        del rows
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
+        """Raise if the rows of a split lack what the offset reads; by default they don't."""
+        del rows, split
 
     @abstractmethod
     def __call__(self, compared: Comparisons) -> Tensor:
@@ -80,9 +80,10 @@ class ScoreGap(Offset):
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
-        """Refuse rows of which none has grades."""
-        require_some_grades(type(self).__name__, rows)
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
+        """Refuse training rows of which none has grades."""
+        if split == "train":
+            require_some_grades(type(self).__name__, rows)
 
     def __call__(self, compared: Comparisons) -> Tensor:
         return self.alpha * torch.where(_graded(compared), gap(compared.batch.scores), 0.0)
@@ -106,9 +107,10 @@ class LogScoreGap(Offset):
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
-        """Refuse rows of which none has grades."""
-        require_some_grades(type(self).__name__, rows)
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
+        """Refuse training rows of which none has grades."""
+        if split == "train":
+            require_some_grades(type(self).__name__, rows)
 
     def __call__(self, compared: Comparisons) -> Tensor:
         return self.alpha * torch.where(_graded(compared), gap(compared.batch.scores), 1.0).log()
@@ -203,9 +205,9 @@ class ColumnMargin(Offset):
         """The column."""
         return Needs(columns=(self.column,))
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
         """Refuse a column without numbers, and one number for more than two responses."""
-        check_pair_column(rows, self.column)
+        check_pair_column(rows, self.column, split)
 
     def __call__(self, compared: Comparisons) -> Tensor:
         return self.alpha * or_else(column_of_pairs(compared, self.column), 0.0)

@@ -50,25 +50,25 @@ def as_numbers(batch: ScoredBatch, name: str, like: Tensor) -> Tensor:
     return values.to(like)
 
 
-def check_pair_column(rows: Sequence[PreferenceRow], name: str) -> None:
+def check_pair_column(rows: Sequence[PreferenceRow], name: str, split: str = "train") -> None:
     """Refuse a column without any number, or with a single number for a row with several pairs.
 
     Raises:
         DataError: naming the row.
-        ContractError: if no row has a number.
+        ContractError: if no training row has a number.
     """
     for row in rows:
         value = row.columns.get(name)
         if not isinstance(value, tuple) and value is not None and len(row.responses) > 2:
             raise DataError(
                 f"expected one number per response in the column '{name}' of a row with "
-                f"{len(row.responses)} responses, got a single one in {row.origin or 'a row'} (train): give "
-                "a list with one number per response, or rows of two responses."
+                f"{len(row.responses)} responses, got a single one in {row.origin or 'a row'} ({split}): "
+                "give a list with one number per response, or rows of two responses."
             )
-    _check_range(rows, name, -math.inf, math.inf)
+    _check_range(rows, name, split, -math.inf, math.inf)
 
 
-def _check_range(rows: Sequence[PreferenceRow], name: str, low: float, high: float) -> None:
+def _check_range(rows: Sequence[PreferenceRow], name: str, split: str, low: float, high: float) -> None:
     known = False
     for row in rows:
         for each in _numbers_in(row.columns.get(name)):
@@ -76,49 +76,49 @@ def _check_range(rows: Sequence[PreferenceRow], name: str, low: float, high: flo
             if not low <= each <= high:
                 raise DataError(
                     f"expected numbers from {low:g} to {high:g} in the column '{name}', got {each:g} in "
-                    f"{row.origin or 'a row'} (train): correct the data, or name another column."
+                    f"{row.origin or 'a row'} ({split}): correct the data, or name another column."
                 )
-    if not known:
+    if not known and split == "train":
         raise ContractError(
             f"expected numbers in the column '{name}', but none of the {len(rows)} train rows has one: add "
             "them to the data, or name another column."
         )
 
 
-def check_probabilities(rows: Sequence[PreferenceRow], name: str) -> None:
+def check_probabilities(rows: Sequence[PreferenceRow], name: str, split: str = "train") -> None:
     """Refuse a column that doesn't hold one number in [0, 1] per row.
 
     Raises:
         DataError: naming the row.
-        ContractError: if a row has one per response, or none has any.
+        ContractError: if a row has one per response, or no training row has any.
     """
     if any(isinstance(row.columns.get(name), tuple) for row in rows):
         raise ContractError(
             f"expected one probability per row in the column '{name}', got one for each response: "
             "give one per row."
         )
-    _check_range(rows, name, 0.0, 1.0)
+    _check_range(rows, name, split, 0.0, 1.0)
 
 
-def check_votes(rows: Sequence[PreferenceRow], name: str) -> None:
+def check_votes(rows: Sequence[PreferenceRow], name: str, split: str = "train") -> None:
     """Refuse votes below 0, and rows in which two responses have no vote: they say nothing of that pair.
 
     Raises:
         DataError: naming the row.
-        ContractError: if no row has a number.
+        ContractError: if no training row has a number.
     """
-    _check_range(rows, name, 0.0, math.inf)
+    _check_range(rows, name, split, 0.0, math.inf)
     for row in rows:
         value = row.columns.get(name)
         if isinstance(value, tuple) and value.count(0) > 1:
             raise DataError(
                 f"expected a vote for one of two responses in the column '{name}', got two responses without "
-                f"votes in {row.origin or 'a row'} (train): remove one of them."
+                f"votes in {row.origin or 'a row'} ({split}): remove one of them."
             )
 
 
-def check_marks(rows: Sequence[PreferenceRow], name: str) -> None:
-    """Refuse a column that doesn't mark any response of the training rows.
+def check_marks(rows: Sequence[PreferenceRow], name: str, split: str = "train") -> None:
+    """Refuse a column that doesn't mark single responses, or none of the training rows.
 
     Raises:
         ContractError: if it marks none, or has one value per row.
@@ -130,7 +130,7 @@ def check_marks(rows: Sequence[PreferenceRow], name: str) -> None:
             f"expected a list with true or false per response in the column '{name}', got single values: "
             "give one per response."
         )
-    if not any(mark == 1 for mark in marks):
+    if split == "train" and not any(mark == 1 for mark in marks):
         raise ContractError(
             f"expected the column '{name}' to mark responses with true, but in none of the {len(rows)} train "
             "rows it does: add it to the data, or name another column."

@@ -28,8 +28,8 @@ class PairWeight(ABC):
         """What the weight must be given beyond what the score is: by default nothing."""
         return Needs()
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:  # noqa: B027 - few weights read the rows
-        """Raise a ``ContractError`` if it can't be read from the training rows."""
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:  # noqa: B027 - few weights read the rows
+        """Raise a ``ContractError`` if it can't be read from the rows of a split."""
 
     @abstractmethod
     def __call__(self, compared: Comparisons) -> Tensor:
@@ -74,14 +74,14 @@ class ColumnWeight(PairWeight):
         """The column."""
         return Needs(columns=(self.column,))
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
         """Raise a ``ContractError`` unless the column has one number of at least 0 per row."""
         for row in rows:
             value = row.columns[self.column]
             if isinstance(value, tuple) or not isinstance(value, int | float) or value < 0:
                 raise ContractError(
                     f"ColumnWeight needs one number of at least 0 per row in the column '{self.column}', but "
-                    f"{row.origin or 'a row'} has {value!r}."
+                    f"{row.origin or 'a row'} ({split}) has {value!r}."
                 )
 
     def __call__(self, compared: Comparisons) -> Tensor:

@@ -252,9 +252,9 @@ class DoubtLabel(SoftLabel):
         """The column."""
         return Needs(columns=(self.column,))
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
         """Refuse a column without any number."""
-        check_pair_column(rows, self.column)
+        check_pair_column(rows, self.column, split)
 
     def __call__(self, compared: Comparisons) -> Tensor:
         strength = or_else(column_of_pairs(compared, self.column), 0.0)
@@ -423,14 +423,22 @@ class AttributeRegression(RewardObjective):
 
     def check_training_rows(self, rows: Sequence[PreferenceRow]) -> None:
         """Refuse an attribute without any rating, or with one per row instead of one per response."""
+        self._check_attributes(rows, "train")
+
+    def check_evaluation_rows(self, rows: Sequence[PreferenceRow], split: str) -> None:
+        """Refuse an attribute with one rating per row, where a loss is computed."""
+        if split != "predict":
+            self._check_attributes(rows, split)
+
+    def _check_attributes(self, rows: Sequence[PreferenceRow], split: str) -> None:
         for name in self.attributes:
             values = [row.columns.get(name) for row in rows]
             if any(value is not None and not isinstance(value, tuple) for value in values):
                 raise ContractError(
-                    f"expected one number per response in the column '{name}', got one per row: give a list "
-                    "with one number per response."
+                    f"expected one number per response in the column '{name}', got one per row in the "
+                    f"{split} rows: give a list with one number per response."
                 )
-            check_pair_column(rows, name)
+            check_pair_column(rows, name, split)
 
     def forward(self, batch: ScoredBatch) -> Outcome:
         """Average each prompt's losses over its responses with a rating."""

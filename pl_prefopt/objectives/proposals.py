@@ -24,8 +24,8 @@ class Proposal(ABC):
     def needs(self) -> Needs:
         """What it is read from."""
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:  # noqa: B027 - few proposals read the rows
-        """Raise a ``ContractError`` if it can't be read from these rows."""
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:  # noqa: B027 - few proposals read the rows
+        """Raise a ``ContractError`` if it can't be read from the rows of a split."""
 
     @abstractmethod
     def __call__(self, batch: ScoredBatch) -> Tensor:
@@ -77,7 +77,7 @@ class ColumnProposal(Proposal):
         """The column, and one reference."""
         return Needs(min_references=1, max_references=1, columns=(self.column,))
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
         """Raise a ``ContractError`` unless the column has one log-prob per response."""
         for row in rows:
             value = row.columns[self.column]
@@ -86,8 +86,8 @@ class ColumnProposal(Proposal):
             ):
                 raise ContractError(
                     f"ColumnProposal expects one log-prob per response, at most 0, in the column "
-                    f"'{self.column}', but {row.origin or 'a row'} has {value!r}: give the natural logarithm "
-                    "of each response's probability."
+                    f"'{self.column}', but {row.origin or 'a row'} ({split}) has {value!r}: give the "
+                    "natural logarithm of each response's probability."
                 )
 
     def __call__(self, batch: ScoredBatch) -> Tensor:

@@ -71,7 +71,7 @@ class RationaleTerm(Term):
             trained_views=frozenset({"rationale"}),
         )
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
         """Refuse lists, of which no rationale says which two it is about.
 
         Raises:
@@ -80,8 +80,8 @@ class RationaleTerm(Term):
         for row in rows:
             if len(row.responses) != 2:
                 raise DataError(
-                    f"a rationale says which of two responses is better, but {row.origin or 'a row'} (train) "
-                    f"has {len(row.responses)}: use pairs."
+                    f"a rationale says which of two responses is better, but "
+                    f"{row.origin or 'a row'} ({split}) has {len(row.responses)}: use pairs."
                 )
 
     def __call__(self, compared: Comparisons) -> Tensor:

@@ -49,9 +49,9 @@ class StrengthLabel(SoftLabel):
         """The column."""
         return Needs(columns=(self.column,))
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
         """Refuse a column without numbers, and a single number for a row with several pairs."""
-        check_pair_column(rows, self.column)
+        check_pair_column(rows, self.column, split)
 
     def __call__(self, compared: Comparisons) -> Tensor:
         weak = column_of_pairs(compared, self.column) < self.below  # false for NaN

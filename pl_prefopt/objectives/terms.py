@@ -39,9 +39,9 @@ class Term(ABC):
         """What the term must be given beyond what the score is: by default the policy's log-probs."""
         return Needs()
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
-        """Raise if the training rows lack what the term reads; by default they don't."""
-        del rows
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
+        """Raise if the rows of a split lack what the term reads; by default they don't."""
+        del rows, split
 
     @abstractmethod
     def __call__(self, compared: Comparisons) -> Tensor:
@@ -184,10 +184,10 @@ class Calibration(Term):
         """The column that marks samples of the reference, for those."""
         return Needs(columns=(self.column,) if self.on == "reference_samples" else ())
 
-    def check_rows(self, rows: Sequence[PreferenceRow]) -> None:
+    def check_rows(self, rows: Sequence[PreferenceRow], split: str = "train") -> None:
         """Refuse rows of which none has a sample of the reference, where those are asked for."""
         if self.on == "reference_samples":
-            check_marks(rows, self.column)
+            check_marks(rows, self.column, split)
 
     def __call__(self, compared: Comparisons) -> Tensor:
         logps = compared.batch.policy.sum

@@ -411,11 +411,12 @@ def test_scores_of_no_use_are_refused(objective, score, said):
 
 def test_a_proposal_that_can_not_be_read_is_refused():
     brain = BRAIn(temperature=1.0, proposal=ColumnProposal("sampled"))
-    for value in (-3.0, ("a", "b"), (-1.0, 0.5)):
+    for value, split in ((-3.0, "train"), (("a", "b"), "train"), ((-1.0, 0.5), "val")):
         with pytest.raises(
-            ContractError, match=r"one log-prob per response, at most 0, .*x\.jsonl, row 1 has"
+            ContractError,
+            match=rf"one log-prob per response, at most 0, .*row 1 \({split}\) has",
         ):
-            check_rows(brain, {"train": rows_of(row((1.0, 0.0), True, sampled=value))})
+            check_rows(brain, {split: rows_of(row((1.0, 0.0), True, sampled=value))})
     with pytest.raises(ConfigError, match="number must be 0 or more"):
         ReferenceProposal(-1)
 

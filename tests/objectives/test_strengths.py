@@ -12,11 +12,13 @@ from pl_prefopt.errors import ConfigError, ContractError, DataError
 from pl_prefopt.objectives import (
     CDPO,
     DPO,
+    ColumnLabel,
     ColumnWeight,
     Compose,
     LogRatio,
     MergedPairs,
     StrengthLabel,
+    Sum,
     SumOfPairs,
 )
 from pl_prefopt.rows import Message, PreferenceRow
@@ -98,6 +100,19 @@ def row(count, strength):
     )
 
 
+def test_what_a_loss_reads_is_checked_in_all_rows_that_have_one():
+    probable = Compose(score=LogRatio(), label=ColumnLabel("strength"))
+    for objective, value, said in (
+        (probable, 1.7, r"from 0 to 1 .* got 1\.7 in x\.jsonl, row 1 \(val\)"),
+        (Compose(score=LogRatio(), weights=[ColumnWeight("strength")]), -1.0, r"row 1 \(val\) has -1\.0"),
+        (Sum(parts={"dpo": probable}), 1.7, r"row 1 \(val\)"),
+    ):
+        with pytest.raises((DataError, ContractError), match=said):
+            objective.check_evaluation_rows([row(2, value)], "val")
+        objective.check_evaluation_rows([row(2, value)], "predict")  # no loss is computed
+    probable.check_evaluation_rows([row(2, None)], "val")  # the training rows must have one, others may
+
+
 def test_what_can_not_be_read_or_applied_is_refused():
     with pytest.raises(ConfigError, match="weak must be at least 0 and at most 1"):
         StrengthLabel("strength", 1.5)
@@ -108,5 +123,5 @@ def test_what_can_not_be_read_or_applied_is_refused():
     weighted = Compose(score=LogRatio(), weights=[ColumnWeight("strength")])
     weighted.check_training_rows([row(3, 0.5)])
     for value in (-1.0, (1.0, 2.0), "much"):
-        with pytest.raises(ContractError, match=r"one number of at least 0 per row .*x\.jsonl, row 1 has"):
+        with pytest.raises(ContractError, match=r"one number of at least 0 per row .*row 1 \(train\) has"):
             weighted.check_training_rows([row(2, value)])
