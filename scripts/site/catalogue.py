@@ -163,7 +163,8 @@ def _measured(known: dict[str, list[Method]]) -> Iterator[str]:
     yield "## Measured\n"
     yield (
         "SmolLM2-135M-Instruct, rows of at most 128 tokens, by `scripts/studies/objectives.py`: held-out "
-        "values after training, mean over seeds ± half of the 95 % interval.\n"
+        "values after training, mean over seeds ± half of the 95 % interval. "
+        "[The study](../studies/objectives.md) has the setting and what the numbers say.\n"
     )
     results: dict[str, list[dict[str, str]]] = defaultdict(list)
     if MEASURED.exists():
@@ -171,11 +172,12 @@ def _measured(known: dict[str, list[Method]]) -> Iterator[str]:
             for row in csv.DictReader(file):
                 results[row["method"]].append(row)
     yield f"| file | seeds | {' | '.join(MEASURES.values())} |\n|---|---|{'---|' * len(MEASURES)}"
-    for name in sorted(file.name for files in known.values() for file in files):
-        runs = results.get(name, [])
-        cells = [_interval([float(run[key]) for run in runs if run[key]]) for key in MEASURES]
-        yield f"| `{name}` | {len(runs) or 'not measured'} | {' | '.join(cells)} |"
-    yield ""
+    names = sorted(file.name for files in known.values() for file in files)
+    for name in names:
+        if runs := results.get(name, []):
+            cells = [_interval([float(run[key]) for run in runs if run[key]]) for key in MEASURES]
+            yield f"| `{name}` | {len(runs)} | {' | '.join(cells)} |"
+    yield f"\nNot measured: {', '.join(f'`{name}`' for name in names if name not in results)}.\n"
 
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
