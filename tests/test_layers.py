@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
     {"errors", "files", "keywords", "metric_info", "rows"},
     {"checks", "pairing", "processes", "requests"},
-    {"evaluations", "paths", "servers", "types", "views", "yaml_files"},
+    {"attention", "evaluations", "paths", "servers", "types", "views", "yaml_files"},
     {"data", "functional", "policies", "rewards", "saved_settings", "scoring"},
     {"generation", "heads", "metrics", "objectives", "references"},
     {"callbacks", "judges", "modules", "report", "sweeps"},

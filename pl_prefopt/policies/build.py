@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pl_prefopt.attention import loaded_with, want
 from pl_prefopt.errors import ConfigError, first_line
 from pl_prefopt.policies.adapters import alters_base, starts_at_base, trains_base
 from pl_prefopt.policies.embeddings import resize, training_new_rows
@@ -103,7 +104,7 @@ def _load(spec: PolicySpec, *, logits: bool) -> Any:
             output_loading_info=True,
             config=read_config(spec),
             dtype=spec.dtype,
-            attn_implementation=spec.attn_implementation,
+            attn_implementation=loaded_with(spec.attn_implementation),
             quantization_config=four_bit_config(spec),
             trust_remote_code=spec.trust_remote_code,
             # Pickled weights could run code. GGUF holds none, and needs the argument to be unset.
@@ -118,6 +119,7 @@ def _load(spec: PolicySpec, *, logits: bool) -> Any:
         # couldn't be saved.
         quantizer.remove_quantization_config(model)
     resize(model, spec)
+    want(model, spec.attn_implementation)
     return model
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pl_prefopt.attention import loaded_with, want
 from pl_prefopt.policies.build import as_frozen, as_policy, four_bit_config, read_config, with_new_adapter
 from pl_prefopt.policies.embeddings import resize
 from pl_prefopt.policies.spec import PolicySpec, explained
@@ -57,7 +58,7 @@ def _outline(spec: PolicySpec) -> Any:
         model = AutoModelForCausalLM.from_config(
             config,
             dtype=_dtype(spec, config),
-            attn_implementation=spec.attn_implementation,
+            attn_implementation=loaded_with(spec.attn_implementation),
             trust_remote_code=spec.trust_remote_code,
         )
     model.tie_weights()  # not all versions do so on the meta device
@@ -70,6 +71,7 @@ def _outline(spec: PolicySpec) -> Any:
         quantizer.preprocess_model(model=model, config=config, dtype=model.dtype, device_map=None)
         quantizer.postprocess_model(model)
     resize(model, spec)
+    want(model, spec.attn_implementation)
     return model
 
 

@@ -40,7 +40,8 @@ class PolicySpec:
         gguf_file: the GGUF file inside it, if the weights are GGUF.
         revision: the hub revision.
         dtype: the weights' type in memory.
-        attn_implementation: what transformers calls it: ``sdpa``, ``eager``, ``flash_attention_2``, ...
+        attn_implementation: what transformers calls it: ``sdpa``, ``eager``, ``flash_attention_2``, ...; or
+            ``tree_varlen``, variable-length FlashAttention on prefix trees.
         lora: arguments of ``peft.LoraConfig``; absent means that all weights are trained.
         adapter: the folder of a PEFT adapter to start from; its configuration takes the place of ``lora``.
         four_bit: load the base in 4 bits; to train it then needs ``lora`` or ``adapter``.

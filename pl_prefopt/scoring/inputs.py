@@ -16,7 +16,11 @@ from pl_prefopt.types import TokenTree
 
 def on_device(values: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Return ``values`` as int64 on ``device``, without synchronising with a GPU."""
-    tensor = torch.tensor(values)
+    return copied_to(torch.tensor(values), device)
+
+
+def copied_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the CPU to ``device``, without synchronising with a GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

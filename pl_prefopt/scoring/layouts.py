@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pl_prefopt.attention import ARGUMENT, TREE_VARLEN, no_mask
 from pl_prefopt.scoring.heads import Head, Reading
-from pl_prefopt.scoring.inputs import laid_out, on_device, response_tokens, without_first
+from pl_prefopt.scoring.inputs import base_model, laid_out, on_device, response_tokens, without_first
 from pl_prefopt.scoring.masks import Branches, MaskKind, for_model
-from pl_prefopt.scoring.packing import pack, pack_behind
+from pl_prefopt.scoring.packing import Packing, pack, pack_behind, widened
 from pl_prefopt.scoring.prefix_cache import PrefixCache
 from pl_prefopt.scoring.readouts import LogProbs, Positions, Readout, Tokens
+from pl_prefopt.scoring.segments import segments_of
 from pl_prefopt.types import TokenTree
 
 
@@ -180,18 +182,23 @@ class TreeLayout(Layout):
     Every token is computed once. Trees are packed into few rows, without padding between them; the prefix
     that all prompts share (a system prompt, say) is at the start of each row. A prompt attends to the shared
     prefix and to itself, a response also to its prompt, and position ids run along each such branch. For
-    models whose attention takes a mask [N, 1, L, L] and whose positions are given by ``position_ids``; layers
-    with a sliding window get a mask of their own.
+    models whose positions are given by ``position_ids`` and whose attention takes a mask [N, 1, L, L], layers
+    with a sliding window one of their own; or is ``tree_varlen``, which takes no mask, with all trees in one
+    row.
 
     Args:
         masks: which masks the model is given.
+        attention: ``tree_varlen`` or one of ``masks.FORMS``; the model's own by default.
+        multiple: rows are padded at their end to a multiple of this many computed tokens.
 
     With a filled prefix cache, the tokens that prompts share with their plain ones are not computed again:
     their cached keys and values are prepended to the row.
     """
 
-    def __init__(self, masks: MaskKind = "full") -> None:
+    def __init__(self, masks: MaskKind = "full", attention: str | None = None, *, multiple: int = 1) -> None:
         self.masks: MaskKind = masks
+        self.attention = attention
+        self.multiple = multiple
 
     def read(
         self,
@@ -216,9 +223,19 @@ class TreeLayout(Layout):
     def lay_out(self, model: nn.Module, tree: TokenTree, prefix_cache: PrefixCache | None = None) -> LaidOut:
         """Return the model's input."""
         stood = None if prefix_cache is None else prefix_cache.places
-        places = Places.of(tree, read=stood is not None and _pays(tree))
-        branches = places.branches(tree)
-        inputs: dict[str, Any] = {}
+        attention = self.attention or base_model(model).config._attn_implementation
+        segmented = attention == TREE_VARLEN
+        places = Places.of(
+            tree,
+            read=stood is not None and _pays(tree),
+            most_rows=1 if segmented else None,
+            multiple=self.multiple,
+        )
+        inputs: dict[str, Any] = (
+            places.segments(tree)
+            if segmented
+            else {"attention_mask": for_model(places.branches(tree), model, self.masks, attention)}
+        )
         if prefix_cache is not None and stood is None:
             inputs["past_key_values"] = prefix_cache.written_at(places.prompt)
         elif prefix_cache is not None and stood is not None and places.read:
@@ -226,8 +243,7 @@ class TreeLayout(Layout):
         return LaidOut(
             inputs={
                 "input_ids": places.spread(tree.prompt_ids, tree.response_ids, padding=0)[:, places.read :],
-                "attention_mask": for_model(branches, model, self.masks),
-                "position_ids": branches.position[:, places.read :],
+                "position_ids": places.positions(tree)[:, places.read :],
                 **inputs,
             },
             predicting=places.computed(_predicting(tree, places)),
@@ -251,30 +267,50 @@ class Places:
         prompt: int64 [B, P].
         response: int64 [B, R, T].
         prompt_end: int64 [B], each prompt's last token.
-        rows: N.
-        width: L.
-        read: the number of each row's first columns whose keys and values are read from a prefix cache.
+        packing: the place of each tree.
         shared_prefix: the number of first tokens shared by all prompts, which each row has once.
     """
 
     prompt: Tensor
     response: Tensor
     prompt_end: Tensor
-    rows: int
-    width: int
-    read: int
+    packing: Packing
     shared_prefix: int
 
+    @property
+    def rows(self) -> int:
+        """N."""
+        return self.packing.rows
+
+    @property
+    def width(self) -> int:
+        """L."""
+        return self.packing.width
+
+    @property
+    def read(self) -> int:
+        """The number of each row's first columns whose keys and values are read from a prefix cache."""
+        return self.packing.read
+
     @classmethod
-    def of(cls, tree: TokenTree, *, read: bool = False) -> Places:
+    def of(
+        cls, tree: TokenTree, *, read: bool = False, most_rows: int | None = None, multiple: int = 1
+    ) -> Places:
         """Pack the trees of a batch, by sizes known on the CPU, without synchronising with a GPU.
 
         Args:
             tree: the batch.
             read: put the tokens that are read from a prefix cache before a row's others.
+            most_rows: the largest number of rows.
+            multiple: of which the number of each row's computed columns is one.
         """
         sizes = [sum(pair) for pair in zip(tree.prompt_lengths, tree.response_lengths, strict=True)]
-        packing = pack_behind(sizes, tree.shared_with_plain) if read else pack(sizes, tree.shared_prefix)
+        packing = widened(
+            pack_behind(sizes, tree.shared_with_plain, most_rows=most_rows)
+            if read
+            else pack(sizes, tree.shared_prefix, most_rows=most_rows),
+            multiple,
+        )
         firsts, behinds = (
             [row * packing.width + column for row, column in zip(packing.row, columns, strict=True)]
             for columns in (packing.head_start, packing.start)
@@ -294,9 +330,7 @@ class Places:
             prompt=prompt.masked_fill(~tree.prompt_mask, nowhere),
             response=response.masked_fill(~tree.response_mask, nowhere),
             prompt_end=placed(prompt_length - 1),
-            rows=packing.rows,
-            width=packing.width,
-            read=packing.read,
+            packing=packing,
             shared_prefix=0 if read else tree.shared_prefix,
         )
 
@@ -326,9 +360,19 @@ class Places:
         return Branches(
             own=self.spread(prompt, own.unsqueeze(2).expand(shape), padding=-1),
             trunk=self.spread(prompt, trunk.view(-1, 1, 1).expand(shape), padding=-1),
-            position=self.spread(*_positions(tree), padding=0),
+            position=self.positions(tree),
             read=self.read,
         )
+
+    def positions(self, tree: TokenTree) -> Tensor:
+        """Return the position ids, int64 [N, L]."""
+        return self.spread(*_positions(tree), padding=0)
+
+    def segments(self, tree: TokenTree) -> dict[str, Any]:
+        """Return what ``tree_varlen`` takes in place of a mask."""
+        device = tree.prompt_ids.device
+        segments = segments_of(tree.prompt_lengths, tree.response_sizes, self.packing, device)
+        return {ARGUMENT: segments, "attention_mask": no_mask(device)}
 
     def _laid(self, places: Tensor, values: Tensor, padding: int) -> Tensor:
         return laid_out(places, values, rows=self.rows, width=self.width, padding=padding)

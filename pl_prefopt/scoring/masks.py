@@ -46,16 +46,16 @@ class Branches:
         return visible & ((self.position[row, query] - self.position[row, key] < window) | (on == -1))
 
 
-def for_model(branches: Branches, model: nn.Module, kind: MaskKind) -> Any:
+def for_model(branches: Branches, model: nn.Module, kind: MaskKind, attention: str) -> Any:
     """Return the mask as the model's ``forward`` takes it: one, or a dictionary with one per kind of layer.
 
     Args:
         branches: of N rows.
-        model: the policy or a reference; its attention must be one of ``FORMS``.
+        model: the policy or a reference.
         kind: whether layers attend to everything, to a sliding window, or some layers to either.
+        attention: what computes the attention, one of ``FORMS``.
     """
-    base = base_model(model)
-    form = FORMS[base.config._attn_implementation]
+    base, form = base_model(model), FORMS[attention]
     if kind == "full":
         return form(branches, model, None)
     windowed = form(branches, model, base.config.get_text_config().sliding_window)

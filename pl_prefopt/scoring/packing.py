@@ -39,32 +39,36 @@ class Packing:
         return self.rows * self.width * (EVEN_WIDTH + self.width)
 
 
-def pack(lengths: Sequence[int], shared_prefix: int) -> Packing:
+def pack(lengths: Sequence[int], shared_prefix: int, *, most_rows: int | None = None) -> Packing:
     """Pack trees into the number of rows with the lowest cost.
 
     Args:
         lengths: each tree's number of tokens.
         shared_prefix: the number of first tokens that all trees share; each row has them once, at its start.
+        most_rows: the largest number of rows; as many as there are trees by default.
 
     >>> packing = pack([10, 4, 5], shared_prefix=2)
     >>> packing.row, packing.start, packing.width
     ((0, 0, 0), (2, 13, 10), 15)
     """
-    return min((_balanced(lengths, shared_prefix, rows) for rows in range(1, len(lengths) + 1)), key=_by_cost)
+    counts = range(1, (most_rows or len(lengths)) + 1)
+    return min((_balanced(lengths, shared_prefix, rows) for rows in counts), key=_by_cost)
 
 
-def pack_behind(lengths: Sequence[int], heads: Sequence[int]) -> Packing:
+def pack_behind(lengths: Sequence[int], heads: Sequence[int], *, most_rows: int | None = None) -> Packing:
     """Pack trees after their heads, which are read from a prefix cache.
 
     Args:
         lengths: each tree's number of tokens.
         heads: the number of first tokens of each tree that are read.
+        most_rows: the largest number of rows; as many as there are trees by default.
 
     >>> packing = pack_behind([10, 4, 5], heads=[6, 3, 2])
     >>> packing.row, packing.head_start, packing.start, packing.width
     ((0, 1, 1), (0, 0, 3), (6, 9, 6), 10)
     """
-    rests = pack([length - head for length, head in zip(lengths, heads, strict=True)], shared_prefix=0)
+    own = [length - head for length, head in zip(lengths, heads, strict=True)]
+    rests = pack(own, shared_prefix=0, most_rows=most_rows)
     ends: Counter[int] = Counter()
     head_start = []
     for row, head in zip(rests.row, heads, strict=True):
@@ -79,6 +83,15 @@ def pack_behind(lengths: Sequence[int], heads: Sequence[int]) -> Packing:
         width=read + rests.width,
         read=read,
     )
+
+
+def widened(packing: Packing, multiple: int) -> Packing:
+    """Return a packing with padding at the end of its rows, up to a multiple of computed columns.
+
+    >>> widened(pack([10, 4, 5], shared_prefix=2), 16).width
+    16
+    """
+    return replace(packing, width=packing.width + (packing.read - packing.width) % multiple)
 
 
 def _by_cost(packing: Packing) -> int:

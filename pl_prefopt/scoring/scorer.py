@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from pl_prefopt.attention import TREE_VARLEN
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.scoring.heads import ChunkedHead, FusedHead, Head, SplitHead, WholeLogits
 from pl_prefopt.scoring.inputs import accepts, base_model, longest_row
@@ -24,6 +25,7 @@ from pl_prefopt.scoring.prefix_cache import PrefixCache, can_reuse
 from pl_prefopt.scoring.probe import Probe, probing
 from pl_prefopt.scoring.readouts import LogProbs, Readout, Vocabulary
 from pl_prefopt.scoring.routers import check_has_routers, recorded_routers, router_loss
+from pl_prefopt.scoring.ways import attending, unsuited, ways_of
 from pl_prefopt.types import ResponseLogProbs, TokenTree
 
 LayoutName = Literal["auto", "tree", "plain"]
@@ -175,23 +177,26 @@ class Scorer:
         A fused head is taken for the chunked one, which needs more memory.
         """
         self._head, self._remembers = ChunkedHead(), True
-        if self.layout == "tree" or (self.layout == "auto" and _obstacle(model) is None):
-            self._shared = TreeLayout(mask_kinds(_text_config(model))[0])
+        found = ways_of(model, torch.device("cpu"))
+        if self.layout == "tree" or (self.layout == "auto" and _obstacle(model, found) is None):
+            self._shared = TreeLayout(mask_kinds(_text_config(model))[0], found[0])
         self._group(model)
 
     def _decide(self, model: nn.Module, device: torch.device) -> Head:
         with probing(model, device) as probe:
             head = self._decide_rows(probe)
-            obstacle = self._decide_tree(probe, head) if self.layout != "plain" else None
-        if obstacle and self.layout == "tree":
-            raise ConfigError(f"model.layout is 'tree', but {obstacle}: set model.layout to 'auto'.")
-        if obstacle:
-            warnings.warn(f"Each prompt is computed once per response, because {obstacle}.", stacklevel=4)
-        elif self._shared is not None:
+            obstacles = self._decide_tree(probe, head, device) if self.layout != "plain" else []
+        if self._shared is not None:
+            others = "".join(f"; {obstacle}" for obstacle in obstacles)
             rank_zero_info(
                 f"{type(base_model(model)).__name__} is run on prefix trees, each prompt once for all its "
-                f"responses: a probe found the log-probs of single rows, up to {probe.tolerance:.1g}."
+                f"responses, with the attention {self._shared.attention}: a probe found the log-probs of "
+                f"single rows, up to {probe.tolerance:.1g}{others}."
             )
+        elif obstacles and self.layout == "tree":
+            raise ConfigError(f"model.layout is 'tree', but {obstacles[0]}: set model.layout to 'auto'.")
+        elif obstacles:
+            warnings.warn(f"Each prompt is computed once per response, because {obstacles[0]}.", stacklevel=4)
         self._group(model)
         self._head = head  # last, so that an error is raised again by the next call
         return head
@@ -217,18 +222,35 @@ class Scorer:
             heads[0] if probe.obstacle(self._plain, heads[0], "its head run by itself") is None else heads[1]
         )
 
-    def _decide_tree(self, probe: Probe, head: Head) -> str | None:
-        """Choose the first masks that give the model's own log-probs; return the obstacle if none do."""
-        name = type(base_model(probe.model)).__name__
+    def _decide_tree(self, probe: Probe, head: Head, device: torch.device) -> list[str]:
+        """Choose the first attention and masks that give the model's own log-probs; return all obstacles."""
+        model = probe.model
         if isinstance(self._plain, SingleLayout):
-            return f"{name} scores one row at a time"
-        obstacle = _obstacle(probe.model) or probe.own_limit()
+            return [f"{type(base_model(model)).__name__} scores one row at a time"]
+        found = ways_of(model, device)
+        obstacle = _obstacle(model, found) or probe.own_limit()
         if obstacle:
-            return obstacle
+            return [obstacle]
         obstacles = []
-        for kind in mask_kinds(_text_config(probe.model)):
-            layout = TreeLayout(kind)
-            obstacles.append(probe.obstacle(layout, head, "a tree-shaped mask"))
+        for way in found:
+            with attending(model, way) as keep:
+                obstacle = unsuited(model, way) or self._try(probe, head, way)
+                if obstacle is None:
+                    keep()
+                    break
+            obstacles.append(obstacle)
+        return obstacles
+
+    def _try(self, probe: Probe, head: Head, way: str) -> str | None:
+        """Choose the first masks with which an attention gives the model's own log-probs."""
+        base = base_model(probe.model)
+        if base.config._attn_implementation == TREE_VARLEN and not probe.change() <= probe.tolerance:
+            return f"{type(base).__name__} gives different log-probs of single rows with {TREE_VARLEN}"
+        what = f"a row of segments ({way})" if way == TREE_VARLEN else f"a tree-shaped mask ({way})"
+        obstacles = []
+        for kind in mask_kinds(_text_config(probe.model)) if way in FORMS else ("full",):
+            layout = TreeLayout(kind, way)
+            obstacles.append(probe.obstacle(layout, head, what))
             if obstacles[-1] is None:
                 self._shared = layout
                 return None
@@ -292,11 +314,10 @@ def check_length(model: nn.Module, tree: TokenTree) -> None:
         )
 
 
-def _obstacle(model: nn.Module) -> str | None:
+def _obstacle(model: nn.Module, found: Sequence[str]) -> str | None:
     name = type(base_model(model)).__name__
-    attention = getattr(base_model(model).config, "_attn_implementation", None)
-    if attention not in FORMS:
-        return f"attn_implementation '{attention}' doesn't take a custom mask ({', '.join(FORMS)} do)"
+    if not {TREE_VARLEN, *FORMS}.intersection(found):
+        return f"attn_implementation '{found[0]}' doesn't take a custom mask ({', '.join(FORMS)} do)"
     unknown = layer_kinds(_text_config(model)) - {FULL, SLIDING}
     if unknown:
         return f"{name} has layers of the kind {min(unknown)}"

@@ -1,0 +1,240 @@
+"""Attention of prefix trees by segments, emulated on the CPU, against one row per response."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pl_prefopt import attention
+from pl_prefopt.attention import ARGUMENT, TREE_VARLEN, kernel_options, refusal
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.scoring import Scorer, scorer
+from pl_prefopt.scoring.layouts import Places, TreeLayout
+from pl_prefopt.scoring.packing import pack, pack_behind, widened
+from pl_prefopt.scoring.segments import segments_of
+from tests.scoring.architectures import CONFIGS, build
+from tests.scoring.test_scorer import BATCHES, beginning_alike, gradients, ragged_tree
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+TREES = {
+    "ragged": lambda: ragged_tree(),
+    "one response each": lambda: ragged_tree([4, 1, 6], [[3], [1], [2]]),
+    "a prompt without responses": lambda: ragged_tree([4, 2, 3], [[3, 1], [0], [2]], common=2),
+} | {
+    name: lambda given=given: ragged_tree(*given[:2], common=given[2])
+    for name, given in BATCHES.items()
+    if name not in ("one response", "a common beginning")
+}
+
+
+def exact(name: str) -> nn.Module:
+    return build(name, TREE_VARLEN).double()
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Within a rounding or two in float32, in which norms and rotary embeddings are computed."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", CONFIGS.keys() - {"qwen2", "gemma3"})
+def test_values_and_gradients_are_those_of_plain_rows(name):
+    model, trees, plain = exact(name), Scorer("tree"), Scorer("plain")
+    rows = []
+    model.get_input_embeddings().register_forward_hook(lambda module, given, out: rows.append(given[0].shape))
+    for tree in (make() for make in TREES.values()):
+        sums = [plain(model, tree).sum, trees(model, tree).sum]
+        close(*sums)
+        found, expected = gradients(model, *(lambda one=one: one for one in sums))
+        close(found, expected)
+        shared = tree.shared_prefix * (len(tree.prompt_lengths) - 1)
+        assert rows[-1] == (1, sum(tree.prompt_lengths + tree.response_lengths) - shared)
+    assert trees._shared.attention == TREE_VARLEN
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_window_4"])
+def test_keys_and_values_of_an_earlier_pass(name):
+    model, trees, first = exact(name), Scorer("tree"), ragged_tree([6, 4, 5], common=1)
+    view = beginning_alike(first, [6, 0, 4], seed=1)
+    cache = trees.prefix_cache(model, CPU)
+    trees(model, first, cache)
+    close(trees(model, view, cache).sum, Scorer("plain")(model, view).sum)
+    laid = trees._shared.lay_out(model, view, cache)
+    assert laid.inputs["input_ids"].numel() == sum(view.prompt_lengths + view.response_lengths) - 10
+
+
+def test_models_take_turns_and_recompute_their_own_segments():
+    """Two forward passes before the first backward pass, with checkpointed activations and an adapter."""
+    settings = LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    models = nn.ModuleList(
+        get_peft_model(exact(name), settings).train() for name in ("llama", "gemma3_window_4")
+    )
+    for model in models:
+        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    trees = [ragged_tree(), ragged_tree([2, 7], [[5, 1], [2, 2]], seed=1)]
+
+    def sums(layout):
+        scored = [Scorer(layout)(model, tree).sum for model, tree in zip(models, trees, strict=True)]
+        return torch.cat([one.flatten() for one in scored])
+
+    found, expected = gradients(models, lambda: sums("tree"), lambda: sums("plain"))
+    close(found, expected)
+
+
+def test_a_padded_row_gives_the_same_log_probs():
+    model, tree, padded = exact("llama"), ragged_tree(), TreeLayout(attention=TREE_VARLEN, multiple=16)
+    inputs = padded.lay_out(model, tree).inputs
+    assert inputs["input_ids"].shape == (1, 32), "26 tokens"
+    assert inputs[ARGUMENT].sizes[-1] == (6, 6)
+    whole = Scorer("tree")
+    expected = whole(model, tree).sum
+    whole._shared = padded
+    close(whole(model, tree).sum, expected)
+
+
+def test_generation_and_plain_rows_are_as_with_sdpa():
+    ids = torch.tensor([[5, 6, 7, 8], [0, 0, 9, 3]])
+    mask = (ids > 0).long()
+    found = [
+        build("gemma3_window_4", name).generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=8,
+            do_sample=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        for name in (TREE_VARLEN, "sdpa")
+    ]
+    assert torch.equal(found[0].sequences, found[1].sequences)
+    assert all(map(torch.equal, found[0].scores, found[1].scores))
+
+
+def test_segments_by_hand():
+    """Two prompts of 3 and 2 tokens that share one; responses of 2 and 1, and of 1."""
+    found = segments_of([3, 2], [[2, 1], [0, 1]], pack([6, 3], 1, most_rows=1), CPU)
+    assert found.sizes == ((5, 5), (1, 4), (2, 3))
+    assert found.query_ends.tolist() == [0, 5, 6, 8]
+    assert found.key_ends.tolist() == [0, 5, 9, 12]
+    assert found.keys.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 0, 6, 7]
+    assert (found.longest_query, found.longest_key, found.width, found.read) == (5, 5, 8, 0)
+    # The same prompts' first tokens, 2 and 1, are read from a cache; a row is padded to 8 computed tokens.
+    found = segments_of([3, 2], [[2, 1], [0, 1]], widened(pack_behind([6, 3], [2, 1], most_rows=1), 8), CPU)
+    assert found.sizes == ((3, 5), (1, 4), (2, 3), (2, 2))
+    assert found.keys.tolist() == [0, 1, 3, 4, 5, 0, 1, 3, 6, 2, 7, 8, 9, 10]
+    assert (found.width, found.read) == (11, 3)
+    assert segments_of([2, 3], [[1], [2]], pack([3, 5], 0, most_rows=1), CPU).keys is None
+
+
+def test_a_row_is_laid_out_without_reading_from_its_device():
+    """A meta tensor has no values to read, and a GPU would have to be waited for."""
+    model, tree = exact("llama"), ragged_tree(common=1).to(META)
+    laid = TreeLayout(attention=TREE_VARLEN, multiple=8).lay_out(model, tree)
+    segments = laid.inputs[ARGUMENT]
+    assert segments.keys.device == segments.query_ends.device == laid.inputs["position_ids"].device == META
+
+
+def test_wrong_positions_are_found_out(monkeypatch):
+    monkeypatch.setattr(
+        Places, "positions", lambda self, tree: torch.arange(self.width).expand(self.rows, -1)
+    )
+    with pytest.raises(ConfigError, match=r"different log-probs with a row of segments \(tree_varlen\)"):
+        Scorer("tree")(exact("llama"), ragged_tree())
+
+
+def test_a_model_that_does_not_pass_segments_on_is_found_out():
+    model, tree = exact("llama"), ragged_tree()
+    for layer in model.model.layers:
+        own = layer.self_attn.forward
+
+        def forward(*args, own=own, **kwargs):
+            return own(*args, **{key: value for key, value in kwargs.items() if key != ARGUMENT})
+
+        layer.self_attn.forward = forward
+    with pytest.warns(UserWarning, match="LlamaAttention isn't given the model's argument tree_segments"):
+        found = Scorer()(model, tree).sum
+    close(found, Scorer("plain")(exact("llama"), tree).sum)
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes", "reason"),
+    [
+        ({"scaling": 0.3, "sliding_window": 4}, (8, 8), None),
+        ({"softcap": None, "dropout": 0.0}, (256, 256), None),
+        ({"softcap": 50.0}, (8, 8), "has no 'softcap'"),
+        ({"s_aux": torch.ones(2)}, (8, 8), "has no 's_aux'"),
+        ({"dropout": 0.1}, (8, 8), "has no dropout"),
+        ({}, (12, 12), "head sizes of 8, 16, ... 256, not 12"),
+        ({}, (264, 264), "not 264"),
+        ({}, (192, 128), "not 192 for keys and 128 for values"),
+    ],
+)
+def test_what_the_kernel_cannot_compute(options, sizes, reason):
+    found = refusal(torch.empty(3, 2, sizes[0]), torch.empty(4, 1, sizes[1]), options)
+    assert (found is None) if reason is None else (reason in found)
+
+
+def test_the_signatures_of_torch():
+    old, newer, newest = (
+        frozenset(names) for names in ([], ["scale", "window_size"], ["scale", "window_size", "enable_gqa"])
+    )
+    assert kernel_options(None, None, grouped=True, takes=old) == {"is_causal": True}
+    assert kernel_options(4, 0.5, grouped=True, takes=newer) == {"scale": 0.5, "window_size": (3, 0)}
+    assert kernel_options(None, None, grouped=False, takes=newest) == {"scale": None, "window_size": (-1, 0)}
+    assert kernel_options(None, None, grouped=True, takes=newest)["enable_gqa"] is True
+    assert attention._missing(None, 0.25, 16, old) is None
+    assert "has no window_size; that of torch 2.11 has" in attention._missing(4, 0.25, 16, old)
+    assert "has no scale" in attention._missing(None, 0.3, 16, old)
+    assert attention._missing(4, 0.3, 16, newer) is None
+
+
+def test_autocast_reaches_queries_and_keys_in_float32(monkeypatch):
+    """Rotary embeddings leave them so, beside values in bfloat16, and the kernel takes one dtype."""
+    seen, real = [], attention._one_by_one
+    monkeypatch.setattr(
+        attention, "_one_by_one", lambda *given: seen.extend(one.dtype for one in given[:3]) or real(*given)
+    )
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        Scorer("tree")(build("llama", TREE_VARLEN), ragged_tree())
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_the_kernel_is_called_as_the_installed_torch_declares_it():
+    segments = segments_of([3, 2], [[2, 1], [0, 1]], pack([6, 3], 1, most_rows=1), CPU)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q = torch.empty(8, 4, 16, dtype=torch.bfloat16, requires_grad=True)
+        k = torch.empty(12, 2, 16, dtype=torch.bfloat16, requires_grad=True)
+        out = attention._by_kernel(q, k, k, segments, 4, 0.3)
+        out.sum().backward()
+    assert out.shape == q.shape == q.grad.shape
+    assert k.grad.shape == k.shape
+
+
+@pytest.mark.parametrize("lost", [[], [TREE_VARLEN], [TREE_VARLEN, "flex_attention"]])
+def test_the_first_attention_that_gives_the_models_own_log_probs_is_taken(lost, monkeypatch, caplog):
+    """As on a GPU: variable-length, FlexAttention, masked SDPA."""
+    model, tree = build("llama"), ragged_tree()
+    attention.want(model, "auto")
+    real = TreeLayout.lay_out
+    order = (TREE_VARLEN, "flex_attention", "sdpa")
+    monkeypatch.setattr(scorer, "ways_of", lambda model, device: order)
+
+    def lay_out(self, *args):
+        if self.attention in lost:
+            raise ValueError(f"no {self.attention} here")
+        return real(self, *args)
+
+    monkeypatch.setattr(TreeLayout, "lay_out", lay_out)
+    chosen = Scorer()
+    with caplog.at_level(logging.INFO), torch.compiler.set_stance("force_eager"), torch.no_grad():
+        found = chosen(model, tree).sum
+    torch.testing.assert_close(found, Scorer("plain")(build("llama"), tree).sum)
+    assert chosen._shared.attention == order[len(lost)]
+    assert model.config._attn_implementation == ("sdpa" if len(lost) == 2 else TREE_VARLEN)
+    (line,) = [record.message for record in caplog.records if "prefix trees" in record.message]
+    assert f"with the attention {order[len(lost)]}: a probe" in line
+    assert all(f"(no {name} here)" in line for name in lost)
