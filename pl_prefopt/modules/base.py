@@ -302,6 +302,7 @@ class PreferenceModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that objective, references, rows and strategy are compatible, and build the metrics."""
+        self._logged_step.end()  # of an evaluation that raised
         check_strategy(self.trainer.strategy)
         check_reward_head(self.objective, self.reward_outputs, self.reward_kind)
         check_token_rewards(self.objective, wanted=self.token_rewards)
@@ -556,7 +557,7 @@ class PreferenceModule(LightningModule):
 
     def on_validation_end(self) -> None:
         """Log at the trained steps again."""
-        self._logged_step.end(self.trainer)
+        self._logged_step.end()
 
     on_test_start, on_test_end = on_validation_start, on_validation_end
 

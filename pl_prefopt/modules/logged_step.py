@@ -14,7 +14,7 @@ class LoggedStep:
     """
 
     def __init__(self) -> None:
-        self._trained: int | None = None
+        self._trained: tuple[Any, int] | None = None  # the loop, and its step
 
     def begin(self, trainer: Any, restored: int | None) -> None:
         """Set the step at the start of an evaluation.
@@ -25,9 +25,14 @@ class LoggedStep:
         """
         if trainer.state.fn != TrainerFn.FITTING and trainer.ckpt_path is not None and restored is not None:
             loop = trainer.fit_loop.epoch_loop
-            self._trained, loop._batches_that_stepped = loop._batches_that_stepped, restored
+            self._trained, loop._batches_that_stepped = (loop, loop._batches_that_stepped), restored
 
-    def end(self, trainer: Any) -> None:
-        """Restore the step at the end, since the same trainer may go on training."""
+    def end(self) -> None:
+        """Restore the step, since the same trainer may go on training.
+
+        Also at the next setup: an evaluation that raised has no end.
+        """
         if self._trained is not None:
-            trainer.fit_loop.epoch_loop._batches_that_stepped, self._trained = self._trained, None
+            loop, loop_step = self._trained
+            loop._batches_that_stepped = loop_step
+            self._trained = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -430,3 +431,16 @@ def test_a_token_without_an_embedding_is_named_before_a_model_loads(tiny_model, 
         make_trainer(tmp_path, ReferenceEnsemble([AdapterOff()])).fit(
             DPOModule(lora_spec(tiny_model), DPO()), data
         )
+
+
+def test_an_evaluation_that_raised_leaves_no_step(tiny_model):
+    loop = SimpleNamespace(_batches_that_stepped=7)
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="validate"), ckpt_path="a.ckpt", fit_loop=SimpleNamespace(epoch_loop=loop)
+    )
+    module = DPOModule(lora_spec(tiny_model), DPO())
+    module._logged_step.begin(trainer, 3)
+    assert loop._batches_that_stepped == 3
+    with pytest.raises(RuntimeError, match="not attached"):
+        module.setup("fit")
+    assert loop._batches_that_stepped == 7
