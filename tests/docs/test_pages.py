@@ -89,25 +89,3 @@ def test_the_bad_row_that_the_data_page_shows_is_told_so(tmp_path, prefopt, tiny
     )
     shown = first(ROOT / "docs" / "data.md", "text")
     assert " ".join(shown.split()) in " ".join(said.split())
-
-
-def test_the_readme_quotes_the_benchmarks_like_for_like():
-    pages = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/benchmarks.md")]
-    quoted, measured = (
-        [[cell.strip() for cell in line.split("|")][1:-1] for line in page.splitlines() if line[:1] == "|"]
-        for page in pages
-    )
-    titles = quoted[0]
-    rows = [dict(zip(titles, row, strict=True)) for row in quoted[2:6]]
-    for row in rows:
-        assert any(set(row.values()) <= set(line) for line in measured), row
-    # Ours and TRL's stand in turn, with the same kind of reference.
-    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
-        assert (ours["contender"], theirs["contender"], theirs["reference"]) == ("ours", "TRL", "")
-        for ratio, number, digits in (
-            ("speed to TRL", "pairs/s", 0.05),
-            ("memory to TRL", "peak GiB", 0.01),
-        ):
-            found = float(ours[number]) / float(theirs[number])
-            assert float(ours[ratio]) == pytest.approx(found, abs=digits)
-            assert theirs[ratio] == "1"
