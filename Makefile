@@ -17,13 +17,14 @@ export OMP_WAIT_POLICY := passive
 # Material for MkDocs would print its maker's news.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help install model gemma demo rounds introduction test test-oldest check docs format constraints clean
+.PHONY: help install model gemma demo rounds introduction test test-oldest test-gpu check docs format constraints clean
 
 help:
 	@echo "make demo    train SmolLM2-135M with DPO on the shipped preferences, and show what changed"
 	@echo "make rounds  two rounds of sampling, judging and DPO on SmolLM2-135M's own answers"
 	@echo "make test    run the tests"
 	@echo "make test-oldest    run a part of them with the lowest versions of what we depend on"
+	@echo "make test-gpu       run the tests that need a CUDA GPU"
 	@echo "make gemma   get Gemma-3-270M, a reference of another family (1.1 GB, about two minutes)"
 	@echo "make check   lint, types and the documentation, strictly"
 	@echo "make docs    build the documentation in build/site"
@@ -71,6 +72,10 @@ test-oldest:
 	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt \
 	  --build-constraint constraints.txt --editable ".[test]"
 	$(OLDEST)/bin/python -m pytest --numprocesses 2 --dist worksteal $(TESTS)
+
+# With the torch that is there, so that one for the machine's CUDA can be installed beforehand.
+test-gpu:
+	$(BIN)/python -m pytest tests/gpu
 
 check: install docs
 	$(BIN)/ruff check .

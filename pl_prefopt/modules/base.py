@@ -79,7 +79,16 @@ from pl_prefopt.modules.stock_callbacks import check_monitors, fit_in, rename_mo
 from pl_prefopt.modules.token_numbers import token_numbers, token_readouts
 from pl_prefopt.modules.unfinished_step import restart_step, warn_lost_batches
 from pl_prefopt.objectives import Needs, Objective
-from pl_prefopt.policies import Make, PolicySpec, build_policy, check_shardable, load_split, sketch_policy
+from pl_prefopt.policies import (
+    Make,
+    PolicySpec,
+    build_policy,
+    check_fast_layers,
+    check_shardable,
+    load_split,
+    sketch_policy,
+    with_fast_layers,
+)
 from pl_prefopt.references import ReferenceAnswers, ReferenceSource
 from pl_prefopt.requests import HeadKind, TokenRequest
 from pl_prefopt.scoring import (
@@ -307,6 +316,7 @@ class PreferenceModule(LightningModule):
         check_reward_head(self.objective, self.reward_outputs, self.reward_kind)
         check_token_rewards(self.objective, wanted=self.token_rewards)
         self._try_optimizer()
+        check_fast_layers(self.policy_spec, self.trainer.strategy.root_device.type)
         if self.device_mesh is not None:
             check_shardable(self.policy_spec, self.device_mesh)
         self._references = reference_source(self.trainer)
@@ -401,6 +411,9 @@ class PreferenceModule(LightningModule):
             build: loads it.
             sketch: creates it on the meta device.
         """
+        if self._trainer is not None:
+            check_fast_layers(spec, self.trainer.strategy.root_device.type)
+            build, sketch = (_with_fast_layers(make) for make in (build, sketch))
         if self.device_mesh is None:
             model = build(spec)
             # As Lightning does with the policy: a reference in another precision would differ from its start.
@@ -760,6 +773,10 @@ class PreferenceModule(LightningModule):
     def _description(self) -> dict[str, str]:
         identity = (self._base_identity, self._adapter_identity)
         return describe(type(self.objective).__name__, self.policy_spec, *identity)
+
+
+def _with_fast_layers(make: Make) -> Make:
+    return lambda spec: with_fast_layers(make(spec), spec)
 
 
 def _key(stage: str) -> str:

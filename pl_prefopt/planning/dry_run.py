@@ -13,6 +13,7 @@ from lightning.pytorch.plugins import Precision
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pl_prefopt.fast_layers import unfused
 from pl_prefopt.modules import PreferenceModule
 from pl_prefopt.planning.fake_tensors import untraced, with_fake_values, with_fake_weights
 from pl_prefopt.planning.memory_tracker import MemoryTracker
@@ -32,7 +33,7 @@ from pl_prefopt.planning.parts import (
 )
 from pl_prefopt.planning.plan import Plan
 from pl_prefopt.planning.sharing import Sharing
-from pl_prefopt.policies import sketch_frozen, sketch_second_adapter
+from pl_prefopt.policies import sketch_frozen, sketch_second_adapter, with_fast_layers
 from pl_prefopt.references import Footprint, ReferenceAnswers
 from pl_prefopt.scoring import (
     HiddenStates,
@@ -106,7 +107,9 @@ class DryRun:
         return Plan(parameters=counts[0], trained=counts[1], phases=phases, paged=paged)
 
     def _sketch(self) -> Any:
-        policy: Any = self.module.sketch_policy()
+        # Compiled layers keep less than is counted here, by no rule that is known before they are compiled.
+        spec = replace(self.module.policy_spec, compile=None)
+        policy: Any = with_fast_layers(self.module.sketch_policy(), spec, unfused)
         for footprint in (*self.references, *self.precomputed):
             if footprint.adapter is not None:
                 sketch_second_adapter(policy, footprint.adapter)

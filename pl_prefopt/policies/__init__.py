@@ -2,6 +2,7 @@
 
 from pl_prefopt.policies.adapters import alters_base, check_saved, keeps_base
 from pl_prefopt.policies.build import build_frozen, build_policy, has_dropout
+from pl_prefopt.policies.fast import check_fast_layers, with_fast_layers
 from pl_prefopt.policies.merging import merged
 from pl_prefopt.policies.sharding import (
     check_shardable,
@@ -21,6 +22,7 @@ __all__ = [
     "alters_base",
     "build_frozen",
     "build_policy",
+    "check_fast_layers",
     "check_saved",
     "check_shardable",
     "check_sizes",
@@ -34,4 +36,5 @@ __all__ = [
     "sketch_frozen",
     "sketch_policy",
     "sketch_second_adapter",
+    "with_fast_layers",
 ]

@@ -49,6 +49,9 @@ class PolicySpec:
             the model doesn't know: ``len(tokenizer)``. New rows start as the mean of the others and are
             trained, by an adapter too.
         gradient_checkpointing: recompute activations in the backward pass.
+        kernels: ``liger`` for fused kernels of liger-kernel in norms, rotary embeddings and gated MLPs; needs
+            a CUDA GPU and layers like Llama's.
+        compile: ``layers`` to compile each decoder layer by itself with ``torch.compile``.
         full_checkpoints: keep frozen weights in checkpoints too. Off by default: an adapter's checkpoint is
             small.
         dropout: keep the base model's own dropout. Off by default, so that an untrained policy equals its
@@ -66,6 +69,8 @@ class PolicySpec:
     four_bit: FourBit | None = None
     resize_embeddings: int | None = None
     gradient_checkpointing: bool = False
+    kernels: Literal["liger"] | None = None
+    compile: Literal["layers"] | None = None
     full_checkpoints: bool = False
     dropout: bool = False
     trust_remote_code: bool = False

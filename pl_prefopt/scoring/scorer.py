@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from pl_prefopt.attention import TREE_VARLEN
 from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.fast_layers import FastLayers
 from pl_prefopt.scoring.heads import ChunkedHead, FusedHead, Head, SplitHead, WholeLogits
 from pl_prefopt.scoring.inputs import accepts, base_model, longest_row
 from pl_prefopt.scoring.layouts import Layout, PlainLayout, SingleLayout, TreeLayout, read_laid_out
@@ -163,7 +164,7 @@ class Scorer:
         if self._shared is None or self._grouped is not None or not can_reuse(model):
             return None
         if self._remembers is None:
-            with probing(model, device) as probe:
+            with FastLayers(model).off(), probing(model, device) as probe:
                 continued = _Continued(self._shared)
                 obstacle = probe.obstacle(continued, head, "keys and values of an earlier pass")
             self._remembers = obstacle is None
@@ -183,9 +184,12 @@ class Scorer:
         self._group(model)
 
     def _decide(self, model: nn.Module, device: torch.device) -> Head:
-        with probing(model, device) as probe:
+        with FastLayers(model).off() as fast, probing(model, device) as probe:
             head = self._decide_rows(probe)
             obstacles = self._decide_tree(probe, head, device) if self.layout != "plain" else []
+            if fast.methods:
+                with fast.on():
+                    self._check_fast(probe, head)
         if self._shared is not None:
             others = "".join(f"; {obstacle}" for obstacle in obstacles)
             rank_zero_info(
@@ -200,6 +204,13 @@ class Scorer:
         self._group(model)
         self._head = head  # last, so that an error is raised again by the next call
         return head
+
+    def _check_fast(self, probe: Probe, head: Head) -> None:
+        """Raise a ``ConfigError`` if kernels or compiled layers change the model's log-probs."""
+        what = "the settings kernels and compile"
+        obstacle = probe.obstacle(self._shared or self._plain, head, what)
+        if obstacle is not None:
+            raise ConfigError(f"{obstacle}: set policy.kernels: null and policy.compile: null.")
 
     def _decide_rows(self, probe: Probe) -> Head:
         """Choose how one row per response is scored."""

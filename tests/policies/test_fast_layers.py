@@ -1,0 +1,206 @@
+"""Fused kernels and compiled layers: the same numbers, gradients and names of weights, on a CPU.
+
+Liger's kernels need a GPU: functions in plain torch stand for them, which are called at the same places.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pl_prefopt.errors import ConfigError
+from pl_prefopt.fast_layers import FastLayers, Kernels, compile_layers, rms_norm, unfused, use_kernels
+from pl_prefopt.policies import PolicySpec, check_fast_layers, fast, layers_of, with_fast_layers
+from pl_prefopt.scoring import Scorer
+from scripts.benchmarks.rows import LENGTHS, RandomRows
+from tests.support import tiny_llama
+
+LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def with_adapter(model):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
+
+
+def random_batch(*lengths, vocabulary=400):
+    sizes = [(prompt, list(responses)) for prompt, *responses in lengths]
+    return RandomRows(sizes, vocabulary).batch(range(len(sizes))).trees["plain"]
+
+
+def log_probs_and_gradients(model, tree):
+    scored = Scorer()(model, tree).sum
+    scored.sum().backward()
+    return scored.detach(), {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
+
+
+def watched():
+    """The functions in plain torch, with a rotary embedding, and how often each was called."""
+    calls = dict.fromkeys(("norm", "gated", "rotary"), 0)
+    plain = dataclasses.asdict(unfused())
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    plain["rotary"] = apply_rotary_pos_emb
+
+    def counted(name):
+        def call(*arguments):
+            calls[name] += 1
+            return plain[name](*arguments)
+
+        return call
+
+    return Kernels(**{name: counted(name) for name in plain}), calls
+
+
+def test_kernels_are_used_by_this_model_alone_and_change_no_number():
+    plain, fused = (with_adapter(tiny_llama()) for _ in range(2))
+    names = list(fused.state_dict())
+    kernels, calls = watched()
+    use_kernels(fused, kernels)
+    tree = random_batch((7, 5, 3), (4, 6, 2))
+    scorer = Scorer()
+    scorer(fused, tree)  # probes: the layers are the model's own meanwhile, except for one comparison
+    calls.update(dict.fromkeys(calls, 0))
+    scored = scorer(fused, tree).sum
+    assert calls == {"norm": 5, "gated": 2, "rotary": 2}  # two layers, and the norm after them
+    scored.sum().backward()
+    expected, gradients = log_probs_and_gradients(plain, tree)
+    torch.testing.assert_close(scored.detach(), expected)
+    found = {name: w.grad for name, w in fused.named_parameters() if w.grad is not None}
+    assert found.keys() == gradients.keys()  # of adapters on gate_proj, up_proj and down_proj, too
+    assert any("gate_proj.lora_B" in name for name in found)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient)
+    assert list(fused.state_dict()) == names
+    calls.update(dict.fromkeys(calls, 0))
+    plain(input_ids=tree.prompt_ids)
+    with FastLayers(fused).off():
+        fused(input_ids=tree.prompt_ids)
+    assert not any(calls.values())
+    fused(input_ids=tree.prompt_ids)
+    copy.deepcopy(fused)(input_ids=tree.prompt_ids)
+    assert calls["norm"] == 10
+
+
+def test_the_plain_functions_have_the_gradients_of_the_fused_ones():
+    x, other = torch.randn(2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind()
+    weight = torch.linspace(0.5, 2, 8, dtype=torch.float64)
+    kernels = unfused()
+    inputs = [part.requires_grad_() for part in (x, other, weight)]
+    loss = (kernels.norm(x.float(), weight.float(), 1e-5) * kernels.gated(x, other)).square().sum()
+    found = torch.autograd.grad(loss, inputs)
+    gated = torch.nn.functional.silu(x) * other
+    expected = torch.autograd.grad((rms_norm(x.float(), weight.float(), 1e-5) * gated).square().sum(), inputs)
+    for one, another in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, another, rtol=1e-5, atol=1e-5)
+
+
+def model_of(kind, **settings):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(
+        kind, vocab_size=100, num_key_value_heads=2, head_dim=8, **sizes, **settings
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3"])
+def test_models_with_layers_like_llamas_fit(kind):
+    kernels, calls = watched()
+    model = model_of(kind)
+    use_kernels(model, kernels)
+    model(input_ids=torch.arange(5)[None])
+    assert calls == {"norm": 9 if kind == "qwen3" else 5, "gated": 2, "rotary": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "lacks"),
+    [
+        ("gemma", {}, "RMS norm"),  # 1 + weight
+        ("olmo2", {}, "RMS norm"),  # weight times the norm in float32
+        ("llama", {"hidden_act": "gelu"}, "gated MLP"),
+        ("gpt_neox", {}, "RMS norm"),
+    ],
+)
+def test_other_layers_are_refused(kind, settings, lacks):
+    with pytest.raises(ConfigError, match=rf"doesn't fit .*, which has no {lacks}.*policy.kernels: null"):
+        use_kernels(model_of(kind, **settings), unfused())
+
+
+def test_what_is_missing_is_refused_before_a_model_loads(monkeypatch):
+    spec = PolicySpec(name="x", kernels="liger", compile="layers")
+    with pytest.raises(ConfigError, match=r"needs a CUDA GPU, but the trainer runs on 'cpu'"):
+        check_fast_layers(spec, "cpu")
+    monkeypatch.setattr(fast.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'pl-prefopt\[liger\]'"):
+        check_fast_layers(spec, "cuda")
+    monkeypatch.setattr(fast.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler on a CPU"):
+        check_fast_layers(PolicySpec(name="x", compile="layers"), "cpu")
+    check_fast_layers(PolicySpec(name="x"), "cpu")
+    with pytest.raises(ConfigError, match="doesn't name its layers"):
+        with_fast_layers(torch.nn.Linear(1, 1), PolicySpec(name="x", compile="layers"))
+
+
+def test_wrong_kernels_are_noticed_before_the_first_batch():
+    model = tiny_llama()
+    use_kernels(model, dataclasses.replace(unfused(), gated=lambda gate, up: gate * up))
+    with pytest.raises(ConfigError, match=r"different log-probs with the settings kernels and compile"):
+        Scorer()(model, random_batch((4, 3, 2)))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_change_no_number(fresh_compiler, checkpointing):
+    plain, compiled = (with_adapter(tiny_llama()) for _ in range(2))
+    names = list(compiled.state_dict())
+    if checkpointing:
+        for model in (plain, compiled):
+            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+            model.train()
+    counter = CompileCounterWithBackend("aot_eager")
+    compile_layers(layers_of(compiled), counter)
+    tree = random_batch((7, 5, 3), (4, 6, 2))
+    found, expected = (log_probs_and_gradients(model, tree) for model in (compiled, plain))
+    assert counter.frame_count > 0
+    torch.testing.assert_close(found, expected)
+    assert list(compiled.state_dict()) == names
+    # Generation has a cache of keys and values: its passes aren't compiled.
+    before, ids = counter.frame_count, tree.prompt_ids[:1, :4]
+    tokens = [
+        model.generate(ids, max_new_tokens=2, do_sample=False) for model in (compiled.eval(), plain.eval())
+    ]
+    assert torch.equal(*tokens)
+    assert counter.frame_count == before
+
+
+def test_batches_of_real_lengths_compile_at_most_three_times(fresh_compiler):
+    """Lengths of HH-RLHF and AlpacaEval, divided by eight."""
+    model = tiny_llama()
+    counter = CompileCounterWithBackend("eager")
+    compile_layers(layers_of(model), counter)
+    scorer = Scorer()
+    scorer(model, random_batch((7, 5, 3), (4, 6, 2)))
+    probed, batches = counter.frame_count, 0
+    for rows in json.loads(LENGTHS.read_text()).values():
+        sizes = [(1 + prompt // 8, [1 + length // 8 for length in rest]) for prompt, *rest in rows]
+        dataset = RandomRows(sizes, 400)
+        for start in range(0, len(sizes) - 1, 2):
+            scorer(model, dataset.batch([start, start + 1]).trees["plain"])
+            batches += 1
+    assert batches > 290
+    assert counter.frame_count - probed <= 3
+    assert counter.frame_count <= 6
