@@ -92,11 +92,13 @@ class Facts:
     Attributes:
         started: date and time of its first part.
         seconds: how long all its parts took, with their validations, without loading.
-        steps: optimiser steps.
+        steps: optimiser steps of the weights, those of ``first_step`` included.
         hardware: the devices, such as ``2 × NVIDIA H100``.
         precision: ``trainer.precision``.
         rows: counts of rows by split, ``train`` and ``val``: those of a ``RowsSummary``, and ``unused``, the
             rows without two responses that the objective could compare.
+        first_step: the step at which the run began: that of the other run's checkpoint that it was started
+            from, else 0.
     """
 
     started: str
@@ -105,6 +107,7 @@ class Facts:
     hardware: str
     precision: str
     rows: Mapping[str, Mapping[str, int]]
+    first_step: int = 0
 
 
 _COUNTS = ("rows", "responses", "skipped", "unused", "truncated_prompts", "truncated_responses")
@@ -114,7 +117,8 @@ def read_facts(path: Path) -> Facts | None:
     """Read ``run.json``; ``None`` if it is missing or corrupt, since nothing depends on it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        facts = Facts(**{field.name: found[field.name] for field in fields(Facts)})
+        known = {field.name for field in fields(Facts)}
+        facts = Facts(**{name: value for name, value in found.items() if name in known})
         return facts if _is_usable(facts) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
@@ -126,7 +130,8 @@ def _is_usable(facts: Facts) -> bool:
     if not all(isinstance(text, str) for text in texts) or not isinstance(facts.rows, dict):
         return False
     counts = [split.get(name) for split in facts.rows.values() for name in _COUNTS]
-    return all(isinstance(number, int) for number in (facts.steps, *counts)) and math.isfinite(facts.seconds)
+    numbers = (facts.steps, facts.first_step, *counts)
+    return all(isinstance(number, int) for number in numbers) and math.isfinite(facts.seconds)
 
 
 def write_facts(path: Path, facts: Facts) -> None:

@@ -30,11 +30,14 @@ class RunFacts(Callback):
         self._path = Path(folder) / FACTS
         self._since = 0.0
         self._earlier: Facts | None = None
+        self._first_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; a resumed run continues that of its earlier parts."""
         self._since = time.monotonic()
         self._earlier = read_facts(self._path) if trainer.global_step else None
+        # Without earlier parts here, the checkpoint is another run's.
+        self._first_step = self._earlier.first_step if self._earlier else trainer.global_step
         self._write(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -63,6 +66,7 @@ class RunFacts(Callback):
             hardware=_hardware(trainer.strategy.root_device, trainer.world_size),
             precision=str(trainer.precision),
             rows=_rows(datamodule_of(trainer), module.objective),
+            first_step=self._first_step,
         )
         if earlier is not None:
             facts = dataclasses.replace(

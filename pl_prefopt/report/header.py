@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pl_prefopt.evaluations import Facts
 from pl_prefopt.report.runs import Run
 
 _UNKNOWN = "not recorded"
@@ -15,7 +16,7 @@ def header(run: Run) -> list[tuple[str, str]]:
         ("model", run.settings.get("model.init_args.policy.name", _UNKNOWN)),
         ("data", _data(run)),
         ("date", date[:16].replace("T", " ") + " UTC" if date else _UNKNOWN),
-        ("steps", f"{facts.steps:,}" if facts else _steps(run)),
+        ("steps", _trained(facts) if facts else _steps(run)),
         ("duration", duration(facts.seconds) if facts else _UNKNOWN),
         ("hardware", f"{facts.hardware}, {facts.precision}" if facts else _UNKNOWN),
     ]
@@ -49,6 +50,12 @@ def _data(run: Run) -> str:
 def _is_source(key: str) -> bool:
     """Whether a setting is the path of a training source, such as ``data.train.helpful.path``."""
     return key.startswith("data.train.") and (key.endswith(".path") or key.count(".") == 2)
+
+
+def _trained(facts: Facts) -> str:
+    """Return the steps that the run took, which are not all of its weights'."""
+    start = f", from step {facts.first_step:,} on" if facts.first_step else ""
+    return f"{facts.steps - facts.first_step:,}{start}"
 
 
 def _steps(run: Run) -> str:

@@ -142,7 +142,8 @@ def test_the_page_is_in_order_and_has_its_header_and_generations(tmp_path):
     counts = {"rows": 90, "responses": 200, "skipped": 10, "unused": 5}
     counts |= {"truncated_prompts": 1, "truncated_responses": 2}
     facts = {"started": "2026-01-31T12:00:00+00:00", "seconds": 754.2, "steps": 40, "precision": "32-true"}
-    write_facts(folders[0] / "run.json", Facts(**facts, hardware="2 × GPU", rows={"train": counts}))
+    started = Facts(**facts, hardware="2 × GPU", rows={"train": counts}, first_step=30)
+    write_facts(folders[0] / "run.json", started)
     same = {"data": "val.jsonl", "fingerprint": "x", "method": "DPO", "rows": 9}
     moved = {"val/accuracy": 0.7, "val/log_ratio_margin_0": 0.5, "val/log_ratio_0": -2.0}
     for command, step, metrics in (("fit", 40, moved), ("validate", 0, {"val/accuracy": 0.425})):
@@ -155,7 +156,13 @@ def test_the_page_is_in_order_and_has_its_header_and_generations(tmp_path):
     sections = ("runs", "health", "differences", "numbers", "generations", "settings", "curves", "rewards")
     places = [page.index(f'<section id="{name}"') for name in sections]
     assert places == sorted(places)
-    for told in ("train.jsonl, 90 rows", "2026-01-31 12:00 UTC", "12 min 34 s", "2 × GPU, 32-true"):
+    for told in (
+        "train.jsonl, 90 rows",
+        "2026-01-31 12:00 UTC",
+        "12 min 34 s",
+        "2 × GPU, 32-true",
+        "10, from step 30 on",
+    ):
         assert f"<dd>{told}</dd>" in page
     checks = {name: colour for colour, name in re.findall(r'check (\w+)"><a href="#\w+">. ([^<]*)</a>', page)}
     assert checks["Margin against KL"] == "red"
