@@ -76,9 +76,12 @@ class Evaluation:
         return f"{self.checkpoint or 'training'}, step {self.step:,}"
 
     def replaces(self, other: Evaluation) -> bool:
-        """Whether this repeats ``other``; of the validations within ``fit``, only the last one is kept."""
+        """Whether this repeats ``other``.
+
+        Of the validations within ``fit``, only the last one is kept, and that before the first step.
+        """
         same = all(getattr(self, name) == getattr(other, name) for name in _SAME)
-        within_fit = self.command == other.command == "fit"
+        within_fit = self.command == other.command == "fit" and other.step != 0
         return same and (within_fit or (self.checkpoint, self.step) == (other.checkpoint, other.step))
 
 

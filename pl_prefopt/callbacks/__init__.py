@@ -3,6 +3,7 @@
 from pl_prefopt.callbacks.best_checkpoint import BestCheckpoint
 from pl_prefopt.callbacks.dashboard_layout import DashboardLayout
 from pl_prefopt.callbacks.early_stop import EarlyStop
+from pl_prefopt.callbacks.first_validation import FirstValidation
 from pl_prefopt.callbacks.generations import Generations
 from pl_prefopt.callbacks.last_checkpoint import LastCheckpoint
 from pl_prefopt.callbacks.margin_histogram import MarginHistogram
@@ -20,6 +21,7 @@ __all__ = [
     "BestCheckpoint",
     "DashboardLayout",
     "EarlyStop",
+    "FirstValidation",
     "Generations",
     "LastCheckpoint",
     "MarginHistogram",

@@ -83,8 +83,8 @@ class Generations(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generate and log the current answers."""
-        if not self._writes or trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
+        if not self._writes or trainer.state.fn != "fit" or not trainer.global_step:
+            return  # before the first step they are those from before training
         now = self._answers(trainer, pl_module, self._dialogues(trainer))
         table = TextTable(COLUMNS, [(shown, self._before[shown], text) for shown, text in now.items()])
         for logger in trainer.loggers:

@@ -80,6 +80,8 @@ class LastCheckpoint(Checkpoint):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record that a validation is running."""
         self._validating = True
+        if not trainer.global_step:
+            self.signals.may_wait = False  # nothing is trained that a checkpoint could keep
         self._listen(trainer, pl_module)
 
     def _listen(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,6 +109,9 @@ class LastCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the validated state; at an epoch's end only after the best checkpoint has been chosen."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if not trainer.global_step:
+            self.signals.may_wait = True
             return
         self._finish_step(trainer)
         if not _between_steps(trainer):

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from pl_prefopt.callbacks import (
     BestCheckpoint,
     EarlyStop,
+    FirstValidation,
     LastCheckpoint,
     MetricsFile,
     PairedTensorBoard,
@@ -117,6 +118,12 @@ class PrefOptCLI(LightningCLI):
             type=EarlyStop | None,
             default=None,
             help="End the run after `patience` validations without a better best.monitor: {patience: 3}.",
+        )
+        parser.add_argument(
+            "--validate_first",
+            type=bool,
+            default=False,
+            help="Validate before the first step of `fit`, too: the report's row 'before training'.",
         )
         parser.add_argument(
             "--run_dir",
@@ -258,6 +265,13 @@ class PrefOptCLI(LightningCLI):
         if early is not None and self.subcommand == "fit":
             best = self._get(self.config_init, "best")
             callbacks.append(early.callback(best.monitor, best.mode))
+        if self._get(self.config_init, "validate_first") and self.subcommand == "fit":
+            if not _validates(self.config[self.subcommand]):
+                raise ConfigError(
+                    "`validate_first` needs rows to validate on: set data.val or data.held_out, and "
+                    "trainer.limit_val_batches above 0, or remove validate_first."
+                )
+            callbacks.append(FirstValidation())  # the last one: all others have seen the start by then
         return callbacks
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:

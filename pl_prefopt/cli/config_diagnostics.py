@@ -46,6 +46,7 @@ _TEXT, _FLAG = Kinds({"str"}), Kinds({"bool"})
 EVERYWHERE = {
     "seed_everything": Kinds({"bool", "int"}),
     "run_dir": _TEXT,
+    "validate_first": _FLAG,
     "default_callbacks": Kinds({"bool", "dict"}),
     ORIGINS: Kinds(items=_TEXT),
 }

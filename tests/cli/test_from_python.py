@@ -12,9 +12,11 @@ import yaml
 import pl_prefopt as pp
 from pl_prefopt.cli.object_settings import settings_of
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.evaluations import read_evaluations
 from pl_prefopt.heads import MixtureHead
 from pl_prefopt.modules import PeerRewardModule, read_checkpoint
 from pl_prefopt.modules.loading import arguments_of
+from pl_prefopt.report import read_runs
 from pl_prefopt.saved_settings import portable
 from tests.method_files import one_of_each_family
 from tests.runs import lora_spec, make_datamodule, make_trainer, scored_rows, write_rows
@@ -190,12 +192,22 @@ def test_a_module_is_loaded_from_runs_only(tmp_path, tiny_model):
 
 def test_a_run_stops_early(prefopt, tiny_model):
     rows = write_rows(Path("rows.jsonl"), scored_rows(2))
-    Path("early.yaml").write_text("early_stop: {patience: 2}\n")
+    Path("early.yaml").write_text("early_stop: {patience: 2}\nvalidate_first: true\n")
     fit = ("fit", "-c", "methods/dpo", "-c", "hardware/cpu", "--policy", tiny_model, "--lr", "0")
     fit += ("--default_callbacks", "false", "--data.train", rows, "-c", "early.yaml", "--run_dir", "run")
     assert "`early_stop` needs validations" in prefopt.fails(*fit, "--data.held_out", "0")
     assert "patience" in prefopt.fails(*fit, "--early_stop.patience", "0")
+    first = prefopt.fails(*fit, "--early_stop", "null", "--data.held_out", "0")
+    assert "`validate_first` needs rows to validate on: set data.val or data.held_out" in first
     prefopt(*fit, "--data.val", rows, "--trainer.max_epochs", "9")
     saved = read_checkpoint(Path("run/checkpoints/last.ckpt"))
-    assert saved["epoch"] == 2  # of 0 to 8: nothing improves after the first
+    assert saved["epoch"] == 1  # of 0 to 8: nothing improves on the validation before the first step
+    before, after = read_evaluations(Path("run/metrics.json"))
+    assert (before.step, after.step) == (0, saved["global_step"])
+    assert before.metrics == after.metrics
+    (run,) = read_runs([Path("run")])
+    assert run.before_training("val") == before
+    assert run.evaluation("val") == after
+    assert 0 in run.curves["val/loss"].steps
+    assert read_checkpoint(Path("run/checkpoints/best.ckpt"))["global_step"] == saved["global_step"] // 2
     assert settings("run")["early_stop"] == {"patience": 2, "min_delta": 0.0}
