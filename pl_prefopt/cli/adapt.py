@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch import Trainer
+
 from pl_prefopt.cli.chosen_policy import ChosenPolicy
 from pl_prefopt.cli.config_diagnostics import make_importable
 from pl_prefopt.cli.export_reward import described_head
@@ -17,7 +20,7 @@ from pl_prefopt.data import Prompts, Source
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.files import without_dots
 from pl_prefopt.modules import PeerRewardModule, RewardModule
-from pl_prefopt.modules.adapting import check_labelled, save_adapted, state_pairs
+from pl_prefopt.modules.adapting import check_labelled, encode, save_adapted, state_pairs
 from pl_prefopt.modules.checkpoint_files import read_head
 from pl_prefopt.modules.reward import LEARNED
 from pl_prefopt.modules.reward_folders import unbuilt_head
@@ -86,8 +89,13 @@ def adapt_run(
     rows = rows_as_trained(config.get("data") or {}, source, columns)
     check_labelled(rows, source.label)
     unbuilt_head(described, rest.get(LEARNED) or {}).check_adaptable(rows, step)
-    module = kind.load_from_checkpoint(checkpoint)
-    found = module.reward_head.adapt(state_pairs(module, policy.renderer(), rows), step)
+    settings = config["model"]["init_args"]
+    encoded = encode(rows, policy.renderer(), settings.get("truncated_responses", "warn"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    asked = (config.get("trainer") or {}).get("precision")
+    precision = Trainer(accelerator=device, devices=1, precision=asked, logger=False).precision_plugin
+    module = kind.load_from_checkpoint(checkpoint, map_location=device)
+    found = module.reward_head.adapt(state_pairs(module, rows, encoded, precision), step)
     save_adapted(checkpoint, module, out)
     return found
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning.pytorch.plugins import Precision
 from torch import Tensor
 
-from pl_prefopt.data import Renderer, collate
+from pl_prefopt.data import EncodedRow, Renderer, collate
 from pl_prefopt.errors import DataError
 from pl_prefopt.files import atomic_write
 from pl_prefopt.heads import StatePairs
 from pl_prefopt.heads.users import pairs_in
 from pl_prefopt.modules.checkpoint_files import ADAPTED, read_head, read_weights
-from pl_prefopt.modules.reward import LEARNED, RewardModule
+from pl_prefopt.modules.reward import LEARNED, RewardModule, Truncated, check_truncated
 from pl_prefopt.requests import REWARD
 from pl_prefopt.rows import PreferenceRow
 from pl_prefopt.scoring import EndStates, evaluating
@@ -32,25 +34,45 @@ def check_labelled(rows: Sequence[PreferenceRow], place: str) -> None:
         )
 
 
-@torch.no_grad()
-def state_pairs(module: RewardModule, renderer: Renderer, rows: Sequence[PreferenceRow]) -> StatePairs:
-    """Return the hidden states of all pairs of responses with different scores.
+def encode(rows: Sequence[PreferenceRow], renderer: Renderer, truncated: Truncated) -> list[EncodedRow]:
+    """Return the rows as tokens.
 
     Args:
-        module: a trained module.
-        renderer: that of its run.
-        rows: rows with at least one pair.
+        rows: the rows.
+        renderer: that of the run.
+        truncated: what to do where responses are truncated, as in ``RewardModule``.
+
+    Raises:
+        DataError: if a response is truncated, and these are refused.
     """
-    policy = module.policy
+    encoded = [renderer.encode(row) for row in rows]
+    cuts = [cut for one in encoded for cut in one.response_cuts]
+    check_truncated("given", sum(cut > 0 for cut in cuts), len(cuts), truncated)
+    return encoded
+
+
+@torch.no_grad()
+def state_pairs(
+    module: RewardModule, rows: Sequence[PreferenceRow], encoded: Sequence[EncodedRow], precision: Precision
+) -> StatePairs:
+    """Return the hidden states of all pairs of responses with different scores, as an evaluation has them.
+
+    Args:
+        module: a trained module, whose policy is converted to the precision.
+        rows: rows with at least one pair.
+        encoded: the same as tokens.
+        precision: that of its run's trainer.
+    """
+    policy: Any = precision.convert_module(module.policy)
     device = next(policy.parameters()).device
     chosen: list[Tensor] = []
     rejected: list[Tensor] = []
     prompts: list[Tensor] = []
     of_pair: list[PreferenceRow] = []
-    with evaluating(policy):
+    with evaluating(policy), precision.forward_context():
         for start in range(0, len(rows), _ROWS_PER_PASS):
             some = rows[start : start + _ROWS_PER_PASS]
-            tree = collate([renderer.encode(row) for row in some]).to(device)
+            tree = collate(encoded[start : start + _ROWS_PER_PASS]).to(device)
             last, prompt = module.scorer.read(policy, tree, [EndStates("response"), EndStates("prompt")])
             for number, row in enumerate(some):
                 for winner, loser in _pairs(row):

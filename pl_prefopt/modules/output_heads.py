@@ -34,11 +34,17 @@ def shard_heads(heads: nn.ModuleDict, mesh: DeviceMesh, *, precision: str) -> No
         ConfigError: if a head has a scalar parameter, such as PAL-B's scale.
     """
     for head in heads.values():
-        for name, weight in head.named_parameters():
-            if weight.dim() == 0:
-                raise ConfigError(
-                    f"{type(head).__name__} has a single number, '{name}', which FSDP2 can't shard: use "
-                    "another strategy, such as ddp."
-                )
+        check_no_scalars(head)
+        for weight in head.parameters():
             dist.broadcast(weight.data, 0)
         shard_whole(head, mesh, precision="32-true" if isinstance(head, Head) else precision)
+
+
+def check_no_scalars(head: nn.Module) -> None:
+    """Raise a ``ConfigError`` if a head has a scalar parameter, such as PAL-B's scale."""
+    for name, weight in head.named_parameters():
+        if weight.dim() == 0:
+            raise ConfigError(
+                f"{type(head).__name__} has a single number, '{name}', which FSDP2 can't shard: use "
+                "another strategy, such as ddp."
+            )

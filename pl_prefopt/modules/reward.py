@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -19,6 +20,7 @@ from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.checkpoint_files import read_head
 from pl_prefopt.modules.head_updates import check_epochs, scored_anew
 from pl_prefopt.modules.hidden_states import FOLDER, HiddenStateTables
+from pl_prefopt.modules.output_heads import check_no_scalars
 from pl_prefopt.modules.reward_folders import (
     check_same_head,
     check_same_model,
@@ -42,6 +44,7 @@ from pl_prefopt.types import PLAIN, PreferenceBatch, ScoredBatch
 
 _LAST, _PROMPT = "last states", "prompt states"
 LEARNED = "pl_prefopt_reward_head"
+Truncated: TypeAlias = Literal["warn", "refuse"]
 
 
 class RewardModule(PreferenceModule):
@@ -71,7 +74,7 @@ class RewardModule(PreferenceModule):
         policy: PolicySpec,
         objective: Objective,
         reward_head: Head | None = None,
-        truncated_responses: Literal["warn", "refuse"] = "warn",
+        truncated_responses: Truncated = "warn",
         freeze_policy: bool = False,
         states_dir: str = FOLDER,
         head_from: str | None = None,
@@ -138,8 +141,13 @@ class RewardModule(PreferenceModule):
             check_same_rendering(Path(self.head_from), train.renderer, list(islice(train.rows, 8)))
         for split, dataset in datasets.items():
             summary = dataset.summary
-            self._check_truncated(split, summary.truncated_responses, summary.responses)
+            check_truncated(split, summary.truncated_responses, summary.responses, self.truncated_responses)
         self._learn({split: dataset.rows for split, dataset in datasets.items()}, fitting=stage == "fit")
+        if self.device_mesh is not None and next(self.reward_head.parameters(), None) is None:
+            trial = copy.deepcopy(self.reward_head)
+            with torch.random.fork_rng(devices=[]):
+                trial.build(1)  # whatever the model's hidden size, which isn't known yet
+            check_no_scalars(trial)
 
     def load_policy(self) -> nn.Module:
         """Return the model under the head."""
@@ -291,22 +299,34 @@ class RewardModule(PreferenceModule):
         """
         return bool(learned) or type(self.reward_head).learn is Head.learn
 
-    def _check_truncated(self, split: str, truncated: int, responses: int) -> None:
-        if not truncated:
-            return
-        found = (
-            f"{truncated} of {responses} {split} responses are truncated by data.max_response_length and "
-            "have no end token, so that the reward head reads another token"
-        )
-        if self.truncated_responses == "refuse":
-            raise DataError(
-                f"{found}: raise data.max_response_length, remove these rows, or set "
-                "model.init_args.truncated_responses to 'warn'."
-            )
-        rank_zero_warn(f"{found}: raise data.max_response_length, or remove these rows.")
-
     def _description(self) -> dict[str, str]:
         return super()._description() | {"model.reward_head": describe_head(self.reward_head)}
+
+
+def check_truncated(split: str, truncated: int, responses: int, handling: Truncated) -> None:
+    """Warn about truncated responses, or refuse them.
+
+    Args:
+        split: what responses they are.
+        truncated: the number of truncated responses.
+        responses: that of all.
+        handling: ``truncated_responses`` of ``RewardModule``.
+
+    Raises:
+        DataError: if there are some and they are refused.
+    """
+    if not truncated:
+        return
+    found = (
+        f"{truncated} of {responses} {split} responses are truncated by data.max_response_length and "
+        "have no end token, so that the reward head reads another token"
+    )
+    if handling == "refuse":
+        raise DataError(
+            f"{found}: raise data.max_response_length, remove these rows, or set "
+            "model.init_args.truncated_responses to 'warn'."
+        )
+    rank_zero_warn(f"{found}: raise data.max_response_length, or remove these rows.")
 
 
 def _check_frozen(policy: PolicySpec, objective: Objective) -> None:

@@ -71,7 +71,8 @@ def test_users_are_trained_predicted_and_added(prefopt, tmp_path, tiny_model):
 
 def test_a_context_replaces_the_router(prefopt, tmp_path, tiny_model):
     rows = write_rows(tmp_path / "rows.jsonl", pair_rows(6))
-    trained(prefopt, tiny_model, "micro", rows, "--model.init_args.reward_head.init_args.parts", 3)
+    settings = ["--model.init_args.reward_head.init_args.parts", 3, "--trainer.precision", "bf16-mixed"]
+    trained(prefopt, tiny_model, "micro", rows, *settings)
     before = predicted(prefopt, rows)
     out = "run/checkpoints/context.ckpt"
     assert "whose step was not published: set --step" in prefopt.fails("adapt", "run", rows, "--out", out)

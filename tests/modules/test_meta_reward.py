@@ -87,7 +87,7 @@ class CachingPrecision(MixedPrecision):
         return torch.autocast(self.device, dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize("precision, rounding", [("32-true", 1e-3), ("bf16-mixed", 0.3)])
+@pytest.mark.parametrize(("precision", "rounding"), [("32-true", 1e-3), ("bf16-mixed", 0.3)])
 def test_adapter_and_head_move_for_the_loss_alone(tiny_model, tmp_path, precision, rounding):
     watch, plugins = Watch(), [CachingPrecision(precision, "cpu")] if precision == "bf16-mixed" else None
     module = MetaRewardModule(

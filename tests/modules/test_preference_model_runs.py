@@ -9,10 +9,11 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from torch.nn.functional import logsigmoid
 
+from pl_prefopt.data.formats import to_row
 from pl_prefopt.errors import ConfigError, DataError
-from pl_prefopt.heads import GroupHead, Head, MixtureHead
+from pl_prefopt.heads import DirectionHead, GroupHead, Head, IdealPointHead, MixtureHead
 from pl_prefopt.modules import RewardModule
-from pl_prefopt.modules.adapting import save_adapted
+from pl_prefopt.modules.adapting import encode, save_adapted, state_pairs
 from pl_prefopt.objectives import BradleyTerry, ConditionalBradleyTerry, Objective, RewardMixture
 from tests.method_files import CONFIGS
 from tests.runs import lora_spec, make_datamodule, make_trainer, pair_rows
@@ -153,6 +154,61 @@ def test_a_response_is_scored_under_two_prompts_with_gradients_through_both(tiny
     outcome = module.objective(batch)
     margins = (batch.outputs["reward"] - other).squeeze(-1)
     torch.testing.assert_close(outcome.loss, -logsigmoid(margins).mean(dim=1))
+
+
+def test_a_scale_that_fsdp2_can_not_shard_is_refused_before_the_model_loads(
+    tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(RewardModule, "device_mesh", object())
+    monkeypatch.setattr("pl_prefopt.modules.base.check_shardable", lambda *_: None)
+    head = DirectionHead(prototypes=2, dimensions=4)
+    module = RewardModule(lora_spec(tiny_model), BradleyTerry(), reward_head=head)
+    with pytest.raises(ConfigError, match="has a single number, 'log_scale', which FSDP2 can't shard"):
+        make_trainer(tmp_path).fit(module, make_datamodule(tmp_path, rows_with_columns()))
+    assert not hasattr(module, "policy")
+
+
+def test_a_new_user_is_fitted_to_the_states_of_an_evaluation_and_predicted(tiny_model, tmp_path):
+    """PAL under bf16: the weights minimise the loss of the rewards that a validation computes."""
+    rows = [{**row, "user": number % 2} for number, row in enumerate(pair_rows(4))]
+    settings = {"max_response_length": 8, "eval_batch_size": 4}
+    data = make_datamodule(tmp_path, rows, batch_size=4, **settings)
+
+    def module(head, **options):
+        return RewardModule(lora_spec(tiny_model), BradleyTerry(), reward_head=head, **options)
+
+    trained = module(IdealPointHead(prototypes=2, dimensions=4))
+    trainer = make_trainer(tmp_path, max_steps=1, limit_val_batches=0, precision="bf16-mixed")
+    trainer.fit(trained, data)
+    trainer.save_checkpoint(tmp_path / "known.ckpt")
+    loaded = RewardModule.load_from_checkpoint(
+        tmp_path / "known.ckpt",
+        policy=lora_spec(tiny_model),
+        objective=BradleyTerry(),
+        reward_head=IdealPointHead(prototypes=2, dimensions=4),
+    )
+    given = [to_row({**row, "user": 7}) for row in rows]
+    with pytest.raises(DataError, match=r"of 8 given responses are truncated by data\.max_response_length"):
+        encode(given, data.renderer, "refuse")
+    with pytest.warns(UserWarning, match="given responses are truncated"):
+        encoded = encode(given, data.renderer, "warn")
+    pairs = state_pairs(loaded, given, encoded, trainer.precision_plugin)
+    assert loaded.reward_head.adapt(pairs, None)[0].startswith("user 7: weights ")
+    save_adapted(tmp_path / "known.ckpt", loaded, tmp_path / "more.ckpt")
+
+    (tmp_path / "new").mkdir()
+    new = make_datamodule(tmp_path / "new", [{**row, "user": 7} for row in rows], **settings)
+    again = module(IdealPointHead(prototypes=2, dimensions=4))
+    evaluating = make_trainer(tmp_path, precision="bf16-mixed")
+    ((scored, outcome),) = evaluating.predict(again, new, ckpt_path=tmp_path / "more.ckpt")
+    head = again.reward_head
+    assert head.learned == {"users": [0, 1, 7]}
+    worth = torch.where(scored.scores[:, 0] > scored.scores[:, 1], 1.0, -1.0)
+    states = pairs.chosen, pairs.rejected
+    own = head.rewards(*states[:1], None, head.user_logits[2:].softmax(-1).expand(4, -1))
+    other = head.rewards(*states[1:], None, head.user_logits[2:].softmax(-1).expand(4, -1))
+    found = worth * (outcome.reward[:, 0] - outcome.reward[:, 1])
+    torch.testing.assert_close((own - other).sort().values, found.sort().values, rtol=1e-5, atol=1e-6)
 
 
 def test_a_checkpoint_without_a_context_takes_that_of_an_earlier_one_away(tiny_model, tmp_path):
