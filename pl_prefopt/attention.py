@@ -9,19 +9,24 @@ no mask.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 AUTO, TREE_VARLEN = "auto", "tree_varlen"
 ARGUMENT = "tree_segments"
 """The argument of a model's ``forward`` that carries ``Segments`` to its attention."""
+HALF = (torch.bfloat16, torch.float16)
+"""What FlashAttention computes in."""
 _LARGEST_HEAD = 256
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
 _TAKES = frozenset(inspect.signature(varlen_attn).parameters)
@@ -121,11 +126,30 @@ def attend(
         return _by_segments(query, key, value, segments, options), None
     if isinstance(attention_mask, Tensor) and attention_mask.numel() == 0:
         raise ValueError(f"{type(module).__name__} isn't given the model's argument {ARGUMENT}")
-    usual = "flex_attention" if isinstance(attention_mask, BlockMask) else "sdpa"
-    attended: tuple[Tensor, Tensor | None] = AttentionInterface()[usual](
+    if isinstance(attention_mask, BlockMask):
+        return _by_blocks(query, key, value, attention_mask, options), None
+    attended: tuple[Tensor, Tensor | None] = AttentionInterface()["sdpa"](
         module, query, key, value, attention_mask, **options
     )
     return attended
+
+
+def _by_blocks(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, options: dict[str, Any]) -> Tensor:
+    given = next((name for name in _UNSUPPORTED if options.get(name) is not None), None)
+    if given is not None or options.get("dropout"):
+        raise ValueError(f"FlexAttention on trees has no '{given or 'dropout'}'")
+    flex: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+    q, k, v = map(_autocast, (query, key, value))
+    grouped = q.shape[1] != k.shape[1]
+    out: Tensor = flex(q, k, v, block_mask=mask, scale=options.get("scaling"), enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    """Compile FlexAttention for any number of rows and tokens, when it is first needed."""
+    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=True)
+    return compiled
 
 
 def _by_segments(
@@ -140,7 +164,8 @@ def _by_segments(
         raise ValueError(f"a row of {len(q)} queries and {len(k)} keys has segments for others")
     if segments.keys is not None:
         k, v = _gathered(k, segments.keys), _gathered(v, segments.keys)
-    compute = _by_kernel if q.is_cuda else _one_by_one
+    # The memory of fake tensors is that of the kernel.
+    compute = _by_kernel if q.is_cuda or isinstance(q, FakeTensor) else _one_by_one
     return compute(q, k, v, segments, window, scale).unsqueeze(0)
 
 
@@ -161,7 +186,7 @@ def refusal(query: Tensor, value: Tensor, options: dict[str, Any]) -> str | None
     if value.shape[-1] != size or size % 8 or size > _LARGEST_HEAD:
         sizes = f"{size}" if value.shape[-1] == size else f"{size} for keys and {value.shape[-1]} for values"
         return f"variable-length attention takes head sizes of 8, 16, ... {_LARGEST_HEAD}, not {sizes}"
-    if query.is_cuda and query.dtype not in (torch.bfloat16, torch.float16):
+    if query.is_cuda and query.dtype not in HALF:
         return f"variable-length attention computes in torch.bfloat16 or torch.float16, not {query.dtype}"
     return _missing(options.get("sliding_window"), options.get("scaling"), size) if query.is_cuda else None
 

@@ -63,7 +63,8 @@ class DryRun:
         compute: the dtype in which sharded weights are gathered; their own by default.
         sharing: how the run is divided between devices.
         accumulate: whether gradients of several batches are accumulated.
-        on_cpu: whether the step runs on a CPU, where optimisers update one weight at a time.
+        on_cpu: whether the step runs on a CPU, where optimisers update one weight at a time, and trees have
+            masks.
     """
 
     module: PreferenceModule
@@ -117,8 +118,12 @@ class DryRun:
         with torch.device("meta"):
             self.module.heads = self.module.build_heads(policy)
         self.precision.convert_module(self.module)
-        self.module.scorer.presume(policy)
+        self._presume(self.module.scorer, policy)
         return policy
+
+    def _presume(self, scorer: Scorer, model: nn.Module) -> None:
+        with self.precision.forward_context():
+            scorer.presume(model, torch.device("cpu" if self.on_cpu else "cuda"))
 
     def _step(self, tracker: MemoryTracker, batch: PreferenceBatch, references: list[_Stub]) -> int:
         weights = _trained([*self.module.policy.parameters(), *self.module.heads.parameters()])
@@ -168,7 +173,7 @@ class DryRun:
             if stub.footprint.scores:
                 model = stub.model or policy
                 scorer = Scorer()
-                scorer.presume(model)
+                self._presume(scorer, model)
                 with self.precision.forward_context(), evaluating(model):
                     for view, tree in batch.trees.items():
                         _, *states = scorer.read(model, tree, readouts if view == PLAIN else readouts[:1])

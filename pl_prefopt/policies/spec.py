@@ -40,8 +40,10 @@ class PolicySpec:
         gguf_file: the GGUF file inside it, if the weights are GGUF.
         revision: the hub revision.
         dtype: the weights' type in memory.
-        attn_implementation: what transformers calls it: ``sdpa``, ``eager``, ``flash_attention_2``, ...; or
-            ``tree_varlen``, variable-length FlashAttention on prefix trees.
+        attn_implementation: ``auto`` takes, on a GPU, the first of ``tree_varlen`` (variable-length
+            FlashAttention on prefix trees), ``flex_attention`` and masked ``sdpa`` that gives the model's own
+            log-probs, and ``sdpa`` on a CPU. Any other is ``tree_varlen`` or what transformers calls it:
+            ``sdpa``, ``eager``, ``flash_attention_2``, ...
         lora: arguments of ``peft.LoraConfig``; absent means that all weights are trained.
         adapter: the folder of a PEFT adapter to start from; its configuration takes the place of ``lora``.
         four_bit: load the base in 4 bits; to train it then needs ``lora`` or ``adapter``.
@@ -63,7 +65,7 @@ class PolicySpec:
     gguf_file: str | None = None
     revision: str | None = None
     dtype: Dtype = "float32"
-    attn_implementation: str = "sdpa"
+    attn_implementation: str = "auto"
     lora: dict[str, Any] | None = None
     adapter: str | None = None
     four_bit: FourBit | None = None

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from pl_prefopt.attention import TREE_VARLEN
+from pl_prefopt.attention import TREE_VARLEN, wanted
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.fast_layers import FastLayers
 from pl_prefopt.scoring.heads import ChunkedHead, FusedHead, Head, SplitHead, WholeLogits
@@ -26,7 +26,7 @@ from pl_prefopt.scoring.prefix_cache import PrefixCache, can_reuse
 from pl_prefopt.scoring.probe import Probe, probing
 from pl_prefopt.scoring.readouts import LogProbs, Readout, Vocabulary
 from pl_prefopt.scoring.routers import check_has_routers, recorded_routers, router_loss
-from pl_prefopt.scoring.ways import attending, unsuited, ways_of
+from pl_prefopt.scoring.ways import attending, presumed, unsuited, ways_of
 from pl_prefopt.types import ResponseLogProbs, TokenTree
 
 LayoutName = Literal["auto", "tree", "plain"]
@@ -172,15 +172,22 @@ class Scorer:
                 warnings.warn(f"A second view is computed from its start, because {obstacle}.", stacklevel=3)
         return PrefixCache() if self._remembers else None
 
-    def presume(self, model: nn.Module) -> None:
+    def presume(self, model: nn.Module, device: torch.device) -> None:
         """Choose layout and head without a probe, for fake tensors: as if all log-probs agreed.
 
         A fused head is taken for the chunked one, which needs more memory.
+
+        Args:
+            model: the policy or a reference.
+            device: where it would be.
         """
         self._head, self._remembers = ChunkedHead(), True
-        found = ways_of(model, torch.device("cpu"))
+        found = ways_of(model, device)
         if self.layout == "tree" or (self.layout == "auto" and _obstacle(model, found) is None):
-            self._shared = TreeLayout(mask_kinds(_text_config(model))[0], found[0])
+            way = presumed(model, device)
+            with attending(model, way) as keep:
+                keep()
+            self._shared = TreeLayout(mask_kinds(_text_config(model))[0], way)
         self._group(model)
 
     def _decide(self, model: nn.Module, device: torch.device) -> Head:
@@ -244,19 +251,24 @@ class Scorer:
             return [obstacle]
         obstacles = []
         for way in found:
-            with attending(model, way) as keep:
-                obstacle = unsuited(model, way) or self._try(probe, head, way)
-                if obstacle is None:
-                    keep()
-                    break
+            obstacle = unsuited(model, way) or self._try(probe, head, way)
+            if obstacle is None:
+                break
             obstacles.append(obstacle)
         return obstacles
 
     def _try(self, probe: Probe, head: Head, way: str) -> str | None:
         """Choose the first masks with which an attention gives the model's own log-probs."""
-        base = base_model(probe.model)
-        if base.config._attn_implementation == TREE_VARLEN and not probe.change() <= probe.tolerance:
-            return f"{type(base).__name__} gives different log-probs of single rows with {TREE_VARLEN}"
+        with attending(probe.model, way) as keep:
+            obstacle = self._try_masks(probe, head, way)
+            if obstacle is None:
+                keep()
+        return obstacle
+
+    def _try_masks(self, probe: Probe, head: Head, way: str) -> str | None:
+        if way != wanted(base_model(probe.model)).loaded and not probe.change() <= probe.tolerance:
+            name = type(base_model(probe.model)).__name__
+            return f"{name} gives different log-probs of single rows with {way}"
         what = f"a row of segments ({way})" if way == TREE_VARLEN else f"a tree-shaped mask ({way})"
         obstacles = []
         for kind in mask_kinds(_text_config(probe.model)) if way in FORMS else ("full",):

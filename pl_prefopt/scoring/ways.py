@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pl_prefopt.attention import AUTO, TREE_VARLEN, wanted
+from pl_prefopt.attention import AUTO, HALF, TREE_VARLEN, wanted
 from pl_prefopt.scoring.inputs import base_model
 
-FLEX = "flex_attention"
+FLEX, SDPA = "flex_attention", "sdpa"
 
 
 def ways(name: str, loaded: str, device: torch.device) -> tuple[str, ...]:
@@ -39,24 +39,40 @@ def ways_of(model: nn.Module, device: torch.device) -> tuple[str, ...]:
 
 
 def unsuited(model: nn.Module, way: str) -> str | None:
-    """Return why a model can't attend in one of our ways that a probe would not find, ``None`` if it may.
+    """Return why a model can't attend in one of our ways that a probe may not find, ``None`` if it may.
 
-    A probe runs without dropout, and a model that was not told to attend otherwise would not differ.
+    A probe runs without dropout, and a model whose attention can't be exchanged would attend as before.
     """
     base = base_model(model)
-    if way not in (TREE_VARLEN, FLEX) or way == wanted(base).loaded:
+    loaded, name = wanted(base).loaded, type(base).__name__
+    if way not in (TREE_VARLEN, FLEX) or way == loaded:
         return None
-    dropout = _attention_dropout(base.config.get_text_config())
-    if dropout:
-        return f"{way} has no dropout, but the model's {dropout} isn't 0"
-    if way == FLEX and not getattr(base, "_supports_flex_attn", False):
-        return f"transformers doesn't run {type(base).__name__} with {FLEX}"
-    return None
+    if not base._can_set_attn_implementation():
+        return f"{name} has an attention of its own instead of {way}"
+    if way == TREE_VARLEN and loaded != SDPA:
+        return f"transformers doesn't run {name} with {SDPA}, nor is it with {way}"
+    if way == FLEX and not base._supports_flex_attn:
+        return f"transformers doesn't run {name} with {way}"
+    rate = _attention_dropout(base.config.get_text_config())
+    return f"{way} has no dropout, but {name}'s {rate} isn't 0" if rate else None
+
+
+def presumed(model: nn.Module, device: torch.device) -> str:
+    """Return the way that a model is likely to attend in, without a probe; for planning.
+
+    FlexAttention is passed over: its block masks can't be made of fake tensors. Masks take more memory.
+    """
+    found = ways_of(model, device)
+    weight = next(weight for weight in model.parameters() if weight.is_floating_point())
+    # Fake tensors are on the CPU, and so is autocast.
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+    fits = found[0] == TREE_VARLEN and dtype in HALF and unsuited(model, TREE_VARLEN) is None
+    return TREE_VARLEN if fits else found[-1]
 
 
 def _attention_dropout(config: Any) -> str | None:
     """Return the name of a dropout rate of the attention scores that isn't 0."""
-    rates = {key: value for key, value in config.to_dict().items() if isinstance(value, float) and value}
+    rates = (key for key, value in config.to_dict().items() if isinstance(value, float) and value)
     return next((key for key in rates if key.startswith("att") and "drop" in key), None)
 
 
@@ -64,15 +80,17 @@ def _attention_dropout(config: Any) -> str | None:
 def attending(model: nn.Module, way: str) -> Iterator[Callable[[], None]]:
     """Make a model attend in one of the ways within the context, and afterwards where the yielded is called.
 
-    Our own attention computes every way that the model wasn't loaded with. It also computes the others, so a
-    model that has it keeps it.
+    Our own attention computes every way of a model that was loaded with SDPA, and such a model keeps it: it
+    may have other scorers.
     """
-    base, kept = base_model(model), []
-    before = base.config._attn_implementation
-    if way not in (before, wanted(base).loaded) and before != TREE_VARLEN:
-        base.set_attn_implementation(TREE_VARLEN)
+    base, kept = base_model(model), list[bool]()
+    before, loaded = base.config._attn_implementation, wanted(base).loaded
+    ours = way == TREE_VARLEN or (loaded == SDPA and (way == FLEX or before == TREE_VARLEN))
+    name = TREE_VARLEN if ours else way
+    if name != before:
+        base.set_attn_implementation(name)
     try:
         yield lambda: kept.append(True)
     finally:
-        if base.config._attn_implementation != before and not kept:
+        if name != before and not kept:
             base.set_attn_implementation(before)

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
+from lightning.pytorch.plugins import HalfPrecision, MixedPrecision, Precision
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pl_prefopt.data.worst_case_batches import full_batch
@@ -129,14 +129,14 @@ def held_by(model):
 def test_a_dry_run_keeps_to_the_byte_what_a_real_pass_keeps(tiny_model, policy, layout):
     real = make_module(tiny_model, layout=layout, **policy)
     real.policy = build_policy(real.policy_spec)
-    real.scorer.presume(real.policy)
+    real.scorer.presume(real.policy, torch.device("cpu"))
     left, most, saved = kept_by_a_step(real, LONG)
     # Beside what is saved there are positions, and what the head's pieces start from.
     assert saved <= left <= 1.08 * saved
 
     sketch = make_module(tiny_model, layout=layout, **policy)
     sketch.policy = sketch_policy(sketch.policy_spec)
-    sketch.scorer.presume(sketch.policy)
+    sketch.scorer.presume(sketch.policy, torch.device("cpu"))
     with FakeTensorMode(), untraced():
         with_fake_weights(sketch.policy)
         assert kept_by_a_step(sketch, with_fake_values(LONG)) == (left, most, saved)
@@ -151,6 +151,27 @@ def test_what_saves_activations_does(tiny_model):
     eager = plan(make_module(tiny_model, lora=LORA, attn_implementation="eager"), LONG)
     masks = "attention masks and scores"
     assert eager.phases[STEP][masks] > 3 * whole.phases[STEP][masks]
+
+
+def test_trees_have_no_mask_on_a_gpu_where_the_kernel_computes_in_the_runs_dtype(tiny_model):
+    """Keys and values are stored once per response, and with masked SDPA once per head of queries."""
+    masks = "attention masks and scores"
+    steps = {
+        (name, precision): DryRun(
+            module=make_module(tiny_model, lora=LORA, attn_implementation=name),
+            batch=LONG,
+            precision=MixedPrecision(precision, "cpu") if precision else Precision(),
+        )
+        .run()
+        .phases[STEP]
+        for name, precision in (("auto", "bf16-mixed"), ("sdpa", "bf16-mixed"), ("auto", None))
+    }
+    auto, sdpa, single = steps.values()
+    assert auto.get(masks, 0) == 0
+    assert min(sdpa[masks], single[masks]) > 0
+    tokens, read, layers, head_size = 511, 4 * 2 * (64 + 32) - 2, 2, 8
+    elements = (4 * tokens - 2 * read) * head_size * layers * 2  # of keys and values: 2 heads, repeated to 4
+    assert sdpa["activations"] - auto["activations"] == pytest.approx(2 * elements, abs=1024)
 
 
 def test_precision_changes_activations_and_weights(tiny_model):

@@ -13,12 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pl_prefopt import attention
 from pl_prefopt.attention import ARGUMENT, TREE_VARLEN, kernel_options, refusal
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.policies import PolicySpec, build_frozen, build_policy, sketch_policy
 from pl_prefopt.scoring import Scorer, scorer
 from pl_prefopt.scoring.layouts import Places, TreeLayout
 from pl_prefopt.scoring.packing import pack, pack_behind, widened
 from pl_prefopt.scoring.segments import segments_of
+from pl_prefopt.scoring.ways import unsuited, ways_of
 from tests.scoring.architectures import CONFIGS, build
-from tests.scoring.test_scorer import BATCHES, beginning_alike, gradients, ragged_tree
+from tests.scoring.test_scorer import BATCHES, beginning_alike, bent, gradients, one_by_one, ragged_tree
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 TREES = {
@@ -238,3 +240,41 @@ def test_the_first_attention_that_gives_the_models_own_log_probs_is_taken(lost, 
     (line,) = [record.message for record in caplog.records if "prefix trees" in record.message]
     assert f"with the attention {order[len(lost)]}: a probe" in line
     assert all(f"(no {name} here)" in line for name in lost)
+
+
+def test_a_soft_capped_model_is_not_run_by_segments(monkeypatch, caplog):
+    """transformers loads it with eager attention: FlexAttention has its soft-capping, SDPA hasn't."""
+    model, tree, chosen = bent({"final_logit_softcapping": 2.0}), ragged_tree(), Scorer()
+    expected = one_by_one(model, tree)
+    attention.want(model, "auto")
+    assert ways_of(model, torch.device("cuda")) == (TREE_VARLEN, "flex_attention", "eager")
+    monkeypatch.setattr(scorer, "ways_of", lambda model, device: ways_of(model, torch.device("cuda")))
+    with caplog.at_level(logging.INFO), torch.compiler.set_stance("force_eager"), torch.no_grad():
+        found = chosen(model, tree).sum
+    torch.testing.assert_close(found, expected.detach(), atol=2e-4, rtol=1e-5)
+    assert chosen._shared.attention == model.config._attn_implementation == "flex_attention"
+    assert "transformers doesn't run Gemma2ForCausalLM with sdpa" in caplog.text
+
+
+def test_dropout_of_scores_is_a_reason_for_a_mask():
+    model = build("llama")
+    attention.want(model, "auto")
+    model.config.attention_dropout = 0.1
+    for way in (TREE_VARLEN, "flex_attention"):
+        reason = f"{way} has no dropout, but LlamaForCausalLM's attention_dropout isn't 0"
+        assert unsuited(model, way) == reason
+    assert unsuited(model, "sdpa") is None
+
+
+def test_a_policy_knows_the_attention_that_it_is_to_have(tiny_model):
+    for name, loaded, shared in (("auto", "sdpa", "sdpa"), (TREE_VARLEN, "sdpa", TREE_VARLEN)):
+        for make in (build_policy, sketch_policy):
+            model = make(PolicySpec(name=str(tiny_model), attn_implementation=name))
+            assert attention.wanted(model) == (name, loaded)
+            assert model.config._attn_implementation == loaded
+        model, chosen = build_frozen(PolicySpec(name=str(tiny_model), attn_implementation=name)), Scorer()
+        chosen(model, ragged_tree())
+        assert chosen._shared.attention == shared
+    assert PolicySpec(name="any").attn_implementation == "auto"
+    explicit = build_policy(PolicySpec(name=str(tiny_model), attn_implementation="eager"))
+    assert attention.wanted(explicit) == ("eager", "eager")
