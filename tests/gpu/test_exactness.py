@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 
@@ -55,8 +53,6 @@ def check(spec, tree, model, dtype, head="chunked"):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_attention(gpu_model, tree, device, attention, dtype):
-    if attention in ("auto", "tree_varlen") and importlib.util.find_spec("pl_prefopt.attention") is None:
-        pytest.skip("this version has no variable-length attention of trees")
     if attention == "flex_attention" and device.type == "cpu":
         pytest.skip("flex_attention has no gradient on a CPU")
     if attention == "tree_varlen" and device.type == "cuda" and dtype == "float32":

@@ -192,12 +192,23 @@ def step_memory(module, batch, precision, device):
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
 
 
-def test_weights_sharded_over_one_device_train_as_whole_ones(tmp_path, gpu_model, accelerator):
+@pytest.mark.parametrize("settings", [{}, {"compile": "layers"}], ids=str)
+def test_weights_sharded_over_one_device_train_as_whole_ones(
+    tmp_path, gpu_model, accelerator, device, settings
+):
+    if settings and device.type == "cpu":
+        pytest.skip("compiling takes a minute on a CPU")
     whole, sharded = Losses(), Losses()
     fit(tmp_path, gpu_model, accelerator, whole, precision="bf16-mixed")
     strategy = FSDP2Strategy(data_parallel_size=1, tensor_parallel_size=1)
     trainer, _ = fit(
-        tmp_path, gpu_model, accelerator, sharded, precision="bf16-mixed", strategy=strategy, devices=1
+        tmp_path,
+        gpu_model,
+        accelerator,
+        sharded,
+        module=make_module(gpu_model, **settings),
+        precision="bf16-mixed",
+        strategy=strategy,
     )
     torch.testing.assert_close(sharded.values, whole.values, rtol=5e-2, atol=1e-2)
     trainer.save_checkpoint(tmp_path / "sharded.ckpt")

@@ -84,6 +84,17 @@ def test_weights_gradients_and_states_are_those_of_the_real_model(tiny_model, po
     assert size(states) <= planned["optimiser states"] <= size(states) + 3 * largest
 
 
+def test_fused_kernels_keep_less(tiny_model):
+    """One SiLU less per layer, float32 [tokens, intermediate size]; compiled layers are planned as others."""
+    plain, fused = (
+        plan(make_module(tiny_model, lora=LORA, compile="layers", **settings), LONG).phases[STEP]
+        for settings in ({}, {"kernels": "liger"})
+    )
+    tokens, wide = 4 * (64 + 2 * 32), 64
+    assert plain["activations"] - fused["activations"] >= 2 * 4 * tokens * wide
+    assert plain["weights"] == fused["weights"]
+
+
 def test_four_bit_weights_are_as_large_as_those_of_bitsandbytes(tiny_model):
     pytest.importorskip("bitsandbytes")
     policy = {"lora": LORA, "four_bit": FourBit()}

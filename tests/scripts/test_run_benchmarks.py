@@ -19,13 +19,17 @@ CONFIG = yaml.safe_load((run.HERE / "cases.yaml").read_text(encoding="utf-8"))
 HEAD = {"date": "2026-11-28", "commit": "abc", "card": "a card", "versions": "torch 9"}
 
 
+KINDS = ("kind", "references", "precompute", "hardware", "module", "trainer")
+
+
 def distinct():
-    """Every GPU contender of a kind of its own, shrunk; targets and ranks don't change what is run."""
+    """Every kind of contender on a GPU, shrunk; `run.py --device cuda --dry-run` runs all of them."""
     found = {}
     for job in run.jobs(CONFIG, "cuda", None):
         settings = run.shrunk(job.settings, CONFIG["shapes"]["tiny"])
-        plain = {k: v for k, v in settings.items() if k not in ("target", "rank", "against", "limit")}
-        found.setdefault(json.dumps(plain, sort_keys=True), (f"{job.case}, {job.contender}", settings))
+        rows = settings["data"].keys() if settings["kind"] == "ours" else ()
+        kind = [*(settings.get(key) for key in KINDS), *sorted(rows)]
+        found.setdefault(json.dumps(kind), (f"{job.case}, {job.contender}", settings))
     return list(found.values())
 
 
