@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from pl_prefopt.modules import (
     FSDP2Strategy,
     MPPOModule,
     MRPOModule,
+    PeerRewardModule,
     ReferenceFreeModule,
     SrModule,
 )
-from pl_prefopt.objectives import DPO, KTO, MRPO, PairMNM, SimPO, SrDPO
+from pl_prefopt.objectives import DPO, KTO, MRPO, BradleyTerry, PairMNM, SimPO, SrDPO
 from pl_prefopt.policies import PolicySpec
 from pl_prefopt.policies.sharding import shard
 from pl_prefopt.references import FrozenModel, InitialPolicy, Reference, SyncedPolicy, precompute
@@ -37,6 +39,7 @@ from tests.runs import LORA, make_datamodule, make_trainer, scored_rows
 from tests.scoring.architectures import build
 from tests.scoring.test_scorer import one_by_one, ragged_tree
 
+PEERS = "ddp, reward models, CRM"
 ROWS = 9
 """They go round neither in batches of 4 nor in 2 processes."""
 
@@ -49,7 +52,7 @@ def two_references() -> list[Reference]:
 class Case:
     """A method, a policy and a strategy."""
 
-    module: type
+    module: Callable[..., Any]
     objective: Callable[[], Any]
     policy: dict[str, Any]
     strategy: str
@@ -88,6 +91,8 @@ CASES = {
     "shards, reward head, adapter": Case(
         ReferenceFreeModule, defined(plugins.BRADLEY_TERRY, "BradleyTerry"), ADAPTER, "shards", list
     ),
+    # A rate that leaves out none of a batch of 4 or 2, as the first epoch reviews, but one of all 9 rows.
+    PEERS: Case(partial(PeerRewardModule, keep_rate=0.9), BradleyTerry, ADAPTER, "ddp", list),
 }
 STRATEGIES: dict[str, Callable[[], Any]] = {
     "ddp": lambda: "ddp",
@@ -102,7 +107,7 @@ def momentum(parameters: Any) -> torch.optim.Optimizer:
 
 
 class Record(Callback):
-    """Keeps each step's loss, each row's reference log-probs and, at last, the policy's."""
+    """Keeps each step's loss, each row's reference log-probs and, at last, the policy's, or its rewards."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -117,7 +122,8 @@ class Record(Callback):
     def on_predict_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._keep(self.policy, batch, outputs[0].policy.sum)
+        scored, outcome = outputs
+        self._keep(self.policy, batch, outcome.reward if module.reward_outputs else scored.policy.sum)
 
     @staticmethod
     def _keep(kept: dict[int, Any], batch: Any, values: Any) -> None:

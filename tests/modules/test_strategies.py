@@ -12,10 +12,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pl_prefopt.cli.export import export_policy
+from pl_prefopt.data.formats import to_row
+from pl_prefopt.modules import RewardScorer
 from pl_prefopt.modules.checkpoint_files import read_head, read_weights
 from tests.cli.test_commands import log_prob
 from tests.modules.faults import SAVED, contents
-from tests.modules.strategy_runs import CASES, ROWS, run, work
+from tests.modules.strategy_runs import CASES, PEERS, ROWS, run, work
 from tests.runs import scored_rows
 
 UNTOLD = "RunError: Rank 0 could not load the model: "
@@ -54,8 +56,8 @@ def test_two_processes_do_what_one_does(together, tiny_model, tmp_path, name):
                 torch.testing.assert_close(torch.tensor(values), expected, rtol=close / 10, atol=10 * close)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_every_checkpoint_is_exported_for_plain_transformers(together, tiny_model, tmp_path, name):
+def exported(together, tiny_model, tmp_path, name):
+    """The folder of an exported checkpoint, and each row's log-probs or rewards."""
     folder, ranks = together
     spec = {"name": str(tiny_model), **CASES[name].policy}
     objective = {"class_path": type(CASES[name].objective()).__qualname__}
@@ -64,12 +66,17 @@ def test_every_checkpoint_is_exported_for_plain_transformers(together, tiny_mode
     checkpoint, out = folder / f"{name}.ckpt", tmp_path / "exported"
     assert checkpoint.is_dir() == (CASES[name].strategy == "shards")
     export_policy(checkpoint, out, merge=False, config=str(tmp_path / "config.yaml"))
-    if "lora" in spec:
+    return out, {**ranks[0][name]["policy"], **ranks[1][name]["policy"]}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != PEERS])
+def test_every_checkpoint_is_exported_for_plain_transformers(together, tiny_model, tmp_path, name):
+    out, trained = exported(together, tiny_model, tmp_path, name)
+    if "lora" in CASES[name].policy:
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), out)
     else:
         model = AutoModelForCausalLM.from_pretrained(out)
     tokenizer, rows = AutoTokenizer.from_pretrained(out), scored_rows(ROWS)
-    trained = {**ranks[0][name]["policy"], **ranks[1][name]["policy"]}
     for index in (0, 5):
         row = rows[index]
         found = [log_prob(model.eval(), tokenizer, row["prompt"], text) for text in row["responses"]]
@@ -77,11 +84,19 @@ def test_every_checkpoint_is_exported_for_plain_transformers(together, tiny_mode
         assert found == pytest.approx(trained[index], abs=2e-3 if CASES[name].exact else 0.3)
 
 
+def test_the_first_of_two_reward_models_is_exported(together, tiny_model, tmp_path, capsys):
+    out, trained = exported(together, tiny_model, tmp_path, PEERS)
+    assert "this is the first, whose metrics it logged; its peer is left out." in capsys.readouterr().out
+    found = RewardScorer.load(out).rewards([to_row(row) for row in scored_rows(ROWS)])
+    for index, rewards in enumerate(found):
+        assert rewards == pytest.approx(trained[index], abs=1e-5)
+
+
 def test_an_adapters_checkpoint_is_small_unless_all_is_asked_for(together):
     folder, _ = together
     for name, case in CASES.items():
         names = read_weights(folder / f"{name}.ckpt")
-        only_adapter = all("lora_" in weight or weight.startswith("heads.") for weight in names)
+        only_adapter = all("lora_" in weight or "heads." in weight for weight in names)
         assert only_adapter == ("lora" in case.policy and "full_checkpoints" not in case.policy)
 
 
