@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules.checkpoints import trained_weights
 
-_CURRENT, _AVERAGING = "current_model_state", "averaging_state"  # Lightning's names
+CURRENT, _AVERAGING = "current_model_state", "averaging_state"  # Lightning's names
 
 
 class _Weights(nn.Module):
@@ -32,10 +32,10 @@ class _Average(AveragedModel):
     In a lower precision, updates with a decay of 0.999 would be rounded away.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, **settings: Any) -> None:
+    def __init__(self, module: Any, device: torch.device, **settings: Any) -> None:
         copies = [
             weight.detach().to(device, torch.promote_types(weight.dtype, torch.float32), copy=True)
-            for weight in trained_weights(module).values()
+            for weight in module.trained_values().values()
         ]
         super().__init__(_Weights(copies), device=device, use_buffers=False, **settings)
 
@@ -45,9 +45,9 @@ class _Average(AveragedModel):
         weights: Any = self.module.weights
         return list(weights)
 
-    def update_parameters(self, model: nn.Module) -> None:
+    def update_parameters(self, model: Any) -> None:
         """Update the average with the trained weights of ``model``."""
-        pairs = zip(trained_weights(model).values(), self.weights, strict=True)
+        pairs = zip(model.trained_values().values(), self.weights, strict=True)
         super().update_parameters(_Weights(now.detach().to(average.dtype) for now, average in pairs))
 
 
@@ -108,7 +108,7 @@ class TrainedWeightsAveraging(WeightAveraging):
         saved = checkpoint["state_dict"]
         names = list(trained_weights(pl_module))
         current = [saved[name] for name in names] if self._current is None else self._current
-        checkpoint[_CURRENT] = dict(zip(names, current, strict=True))
+        checkpoint[CURRENT] = dict(zip(names, current, strict=True))
         checkpoint["state_dict"] = saved | {
             name: weight.detach() for name, weight in zip(names, average.weights, strict=True)
         }
@@ -129,7 +129,7 @@ class TrainedWeightsAveraging(WeightAveraging):
         current = trained_weights(pl_module)
         for (name, weight), average in zip(current.items(), self._average_model.weights, strict=True):
             average.copy_(checkpoint["state_dict"][name])
-            weight.copy_(checkpoint[_CURRENT][name])
+            weight.copy_(checkpoint[CURRENT][name])
         self._average_model.n_averaged.copy_(checkpoint[_AVERAGING]["n_averaged"])
 
     @torch.no_grad()
@@ -137,9 +137,13 @@ class TrainedWeightsAveraging(WeightAveraging):
         average = self._average_model
         if average is None or not average.n_averaged or self._current is not None:
             return
-        pairs = list(zip(trained_weights(module).values(), average.weights, strict=True))
-        self._current = [weight.detach().to(mean.device, copy=True) for weight, mean in pairs]
-        for weight, mean in pairs:
+        own: Any = module
+        values = own.trained_values().values()
+        self._current = [
+            value.detach().to(mean.device, copy=True)
+            for value, mean in zip(values, average.weights, strict=True)
+        ]
+        for weight, mean in zip(trained_weights(module).values(), average.weights, strict=True):
             weight.copy_(mean)
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any, Self
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -43,6 +45,7 @@ from pl_prefopt.modules.checkpoints import (
 from pl_prefopt.modules.compatibility import (
     check_accumulation,
     check_batch,
+    check_clipping,
     check_dropout,
     check_names,
     check_references,
@@ -53,6 +56,7 @@ from pl_prefopt.modules.compatibility import (
     check_token_rewards,
     check_tokens,
     reference_source,
+    warn_rounded_updates,
     warn_unchecked_rows,
     warn_undefined,
 )
@@ -61,6 +65,7 @@ from pl_prefopt.modules.learning_rate import base_rate, set_base_rate
 from pl_prefopt.modules.line_steps import LineSteps, check_lines
 from pl_prefopt.modules.loading import arguments_of
 from pl_prefopt.modules.logged_step import LoggedStep
+from pl_prefopt.modules.master_weights import MasterWeights, check_master_weights
 from pl_prefopt.modules.objective_state import ObjectiveState
 from pl_prefopt.modules.output_heads import build_heads, shard_heads
 from pl_prefopt.modules.randomness import BatchSeeds
@@ -85,6 +90,8 @@ from pl_prefopt.policies import (
     build_policy,
     check_fast_layers,
     check_shardable,
+    float32_by_default,
+    full_precision_buffers,
     load_split,
     sketch_policy,
     with_fast_layers,
@@ -146,6 +153,9 @@ class PreferenceModule(LightningModule):
             and write it to their predictions. References must then be models that read the policy's tokens.
         router_aux_loss_coef: the coefficient of a mixture of experts' load-balancing loss, which is added to
             the loss of training; ``None`` for none. The policy's own is in its ``config.json``.
+        master_weights: keep float32 copies of the trained weights in the optimiser, while the model computes
+            in bfloat16 throughout; needs the trainer's precision ``bf16-true``, and weights that aren't
+            sharded.
 
     Attributes:
         needs: the inputs that objective and metrics need; the data module reads it.
@@ -156,6 +166,8 @@ class PreferenceModule(LightningModule):
     """The number of outputs of a reward head, ``None`` where there is no such head."""
     reward_kind: HeadKind = "rewards"
     """What these outputs are."""
+    one_pass: bool = True
+    """Whether a step runs one model on the batch's rows and views, and nothing else."""
 
     def __init__(
         self,
@@ -168,6 +180,7 @@ class PreferenceModule(LightningModule):
         metrics: Sequence[PreferenceMetric] = (),
         token_rewards: bool = False,
         router_aux_loss_coef: float | None = None,
+        master_weights: bool = False,
     ) -> None:
         super().__init__()
         policy.check_trainable()
@@ -175,6 +188,7 @@ class PreferenceModule(LightningModule):
             positive("router_aux_loss_coef", router_aux_loss_coef)
         self.router_aux_loss_coef = router_aux_loss_coef
         self._router_loss: Tensor | None = None  # of the batch that is trained on
+        self.master_weights, self.masters = master_weights, MasterWeights()
         self.policy_spec = policy
         self.objective = objective
         self.added_metrics = with_info(metrics)
@@ -315,10 +329,13 @@ class PreferenceModule(LightningModule):
         check_strategy(self.trainer.strategy)
         check_reward_head(self.objective, self.reward_outputs, self.reward_kind)
         check_token_rewards(self.objective, wanted=self.token_rewards)
-        self._try_optimizer()
+        check_clipping(self._try_optimizer(), self.trainer)
         check_fast_layers(self.policy_spec, self.trainer.strategy.root_device.type)
         if self.device_mesh is not None:
             check_shardable(self.policy_spec, self.device_mesh)
+        if self.master_weights:
+            sharded = self.device_mesh is not None
+            check_master_weights(self.policy_spec, precision=str(self.trainer.precision), sharded=sharded)
         self._references = reference_source(self.trainer)
         check_references(self.objective, self.num_references)
         if stage == "fit":
@@ -416,16 +433,38 @@ class PreferenceModule(LightningModule):
             build, sketch = (_with_fast_layers(make) for make in (build, sketch))
         if self.device_mesh is None:
             model = build(spec)
+            if self._trainer is None:
+                return model
             # As Lightning does with the policy: a reference in another precision would differ from its start.
-            return model if self._trainer is None else self._trainer.precision_plugin.convert_module(model)
+            with full_precision_buffers(model):
+                return self._trainer.precision_plugin.convert_module(model)
         return load_split(spec, build, sketch, self.device_mesh, precision=self.trainer.precision)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser of the trained weights, and its schedule in optimiser steps."""
-        optimizer = self.make_optimizer([weight for weight in self.parameters() if weight.requires_grad])
+        optimizer = self.build_optimizer(trained_weights(self))
         scheduler = self.schedule.build(optimizer, optimizer_steps(self.trainer))
         self._optimizer_settings = settings_of(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def build_optimizer(self, weights: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimiser of trained weights, or of their master copies."""
+        if not self.master_weights:
+            warn_rounded_updates(weights)
+            return self.make_optimizer(list(weights.values()))
+        optimizer = self.make_optimizer(self.masters.replace(weights))
+        self.masters.follow(optimizer)
+        return optimizer
+
+    def trained_values(self) -> dict[str, Tensor]:
+        """Return the values of the trained weights by name, those of master copies where there are some."""
+        return self.masters.of(trained_weights(self))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the module as torch does, but leave rotary frequencies in float32."""
+        with full_precision_buffers(self):
+            moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Return the batch's share of the loss; see ``StepMean`` for its divisor."""
@@ -445,8 +484,29 @@ class PreferenceModule(LightningModule):
 
     def on_after_backward(self) -> None:
         """Scale the gradient of a step to the mean over its prompts, before it is logged or clipped."""
-        if not self.trainer.fit_loop.epoch_loop._should_accumulate():
-            self._mean.scale(self.parameters(), self.trainer)
+        accumulates = self.trainer.fit_loop.epoch_loop._should_accumulate()
+        if not accumulates or self.trainer.world_size == 1:
+            self.masters.take_gradients()  # DDP reduces the sum of a window's gradients, in place
+        if not accumulates:
+            self._mean.scale(self.masters.optimised(self.parameters()), self.trainer)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of fused optimisers too, which Lightning refuses to do in mixed precision.
+
+        A fused optimiser unscales float16 gradients by itself, after clipping; those of bfloat16 aren't
+        scaled.
+        """
+        plugin = self.trainer.precision_plugin
+        if not isinstance(plugin, MixedPrecision) or plugin.scaler is not None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or GradClipAlgorithmType.NORM)
+        Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise on a non-finite loss before the weights are updated."""
@@ -469,6 +529,7 @@ class PreferenceModule(LightningModule):
         """Update the test metrics; return the batch's log-probs and rewards."""
         return self._evaluate(batch, "test")
 
+    @float32_by_default()
     def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> tuple[ScoredBatch, Outcome]:
         """Return the batch's log-probs and rewards."""
         check_batch(batch, self.needs, self.needed_by)
@@ -588,7 +649,8 @@ class PreferenceModule(LightningModule):
         prefix = kwargs.get("prefix", "")
         frozen = self._own_weights if self.policy_spec.full_checkpoints else ()
         kept = {prefix + name for name in {*frozen, *self._needed_weights()}}
-        return {key: value for key, value in whole.items() if key in kept}
+        masters = {prefix + name: master for name, master in self.masters.current().items()}
+        return {key: masters.get(key, value) for key, value in whole.items() if key in kept}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the description of method, base model and optimiser, and the run's state."""
@@ -625,12 +687,15 @@ class PreferenceModule(LightningModule):
                     "another one, such as last.ckpt."
                 )
             self._check(checkpoint, {name: weight.shape for name, weight in checkpoint["state_dict"].items()})
+            if self._is_fitting:
+                self.masters.load(checkpoint)
             return
         # Sharded weights have been loaded already, skipping those that aren't in the checkpoint.
         self._look_into(Path(str(self.trainer.ckpt_path)))
         # The data loader exists already, in the order of a first epoch: make Lightning set it up again.
         self.trainer.fit_loop._combined_loader = None
 
+    @float32_by_default()
     def _evaluate(self, batch: PreferenceBatch, stage: str) -> tuple[ScoredBatch, Outcome]:
         check_batch(batch, self.needs, self.needed_by)
         if not self._knows_rows:

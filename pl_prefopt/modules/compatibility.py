@@ -10,12 +10,14 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
 
 from pl_prefopt.data import RowsSummary
 from pl_prefopt.errors import ConfigError, ContractError, DataError, listed
 from pl_prefopt.objectives import Needs, Objective
 from pl_prefopt.pairing import known
-from pl_prefopt.policies import PolicySpec, has_dropout
+from pl_prefopt.policies import HALF, PolicySpec, has_dropout
 from pl_prefopt.references import ReferenceSource
 from pl_prefopt.requests import HeadKind
 from pl_prefopt.rows import PreferenceRow
@@ -61,6 +63,17 @@ def check_accumulation(objective: Objective, trainer: Any) -> None:
             f"{type(objective).__name__} depends on all prompts of an optimiser step at once, but batches "
             f"are accumulated, {given}: set trainer.accumulate_grad_batches to 1, and data.batch_size to the "
             "number of prompts per step."
+        )
+
+
+def check_clipping(optimizer: Optimizer, trainer: Any) -> None:
+    """Raise a ``ConfigError`` if gradients would be clipped before they are unscaled from float16."""
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    if fused and trainer.gradient_clip_val and trainer.precision == "16-mixed":
+        raise ConfigError(
+            f"A fused {type(optimizer).__name__} unscales float16 gradients after trainer.gradient_clip_val "
+            "has clipped them: set trainer.precision to bf16-mixed, or remove fused from "
+            "model.init_args.optimizer.init_args."
         )
 
 
@@ -227,6 +240,17 @@ def warn_unchecked_rows(objective: Objective) -> None:
         "its sum over prompts divided by the number of prompts in the first batch. The gradient of each "
         "optimiser step is the mean over its prompts all the same."
     )
+
+
+def warn_rounded_updates(weights: Mapping[str, Tensor]) -> None:
+    """Warn that weights are trained in a precision in which small updates are lost."""
+    halved = sorted({str(weight.dtype) for weight in weights.values() if weight.dtype in HALF})
+    if halved:
+        rank_zero_warn(
+            f"The optimiser updates weights in {halved[0]}, in which an update of less than a 512th of a "
+            "weight is lost, as most are at learning rates of preference optimisation: set "
+            "trainer.precision: bf16-true and model.init_args.master_weights: true to update float32 copies."
+        )
 
 
 def warn_undefined(name: str) -> None:

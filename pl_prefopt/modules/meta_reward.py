@@ -66,6 +66,8 @@ class MetaRewardModule(RewardModule):
         ConfigError: if a setting is out of range, or the head gives more than one reward.
     """
 
+    one_pass = False
+
     def __init__(
         self,
         policy: PolicySpec,

@@ -25,7 +25,7 @@ from pl_prefopt.modules.reward import RewardModule
 from pl_prefopt.objectives import Objective, ReferenceObjective
 from pl_prefopt.objectives.structures import mean_over
 from pl_prefopt.pairing import ALL_PAIRS
-from pl_prefopt.policies import PolicySpec
+from pl_prefopt.policies import PolicySpec, float32_by_default
 from pl_prefopt.types import Outcome, PreferenceBatch, ScoredBatch
 
 _MARGINS = "pl_prefopt_margins"
@@ -73,6 +73,8 @@ class PeerReview(PreferenceModule):
             )
         self.peer, self.keep_rate, self.curriculum = peer, keep_rate, curriculum
         self.warmup_epochs = at_least("warmup_epochs", warmup_epochs, 0)
+
+    one_pass = False
 
     @property
     def metric_info(self) -> tuple[MetricInfo, ...]:
@@ -131,6 +133,7 @@ class PeerReview(PreferenceModule):
             f"{type(self.peer).__name__}, and allow for twice its weights and activations."
         )
 
+    @float32_by_default()
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Return the batch's share of both models' losses, each over the prompts that the other one keeps."""
         own, outcome = self._evaluate(batch, "train")

@@ -51,18 +51,21 @@ def keep_settings(optimizer: Optimizer, scheduler: LRScheduler, wanted: Settings
         wanted: ``settings_of`` the optimiser before it was loaded.
         saved: ``saved_settings`` of the checkpoint.
     """
-    saved = saved or settings_of(optimizer)
+    saved, steps_move = saved or settings_of(optimizer), False
     for number, (group, old, new) in enumerate(zip(optimizer.param_groups, saved, wanted, strict=True)):
         for key, value in new.items():
             had = old.get(key, value)
             if had == value:
                 continue
             now, group[key] = group.get(key, had), value
+            steps_move |= key in ("fused", "capturable")
             if key == BASE_RATE:
                 group["lr"] *= value / now if now else 0.0
                 scheduler.base_lrs[number] = value
             name = "lr" if key == BASE_RATE else key
             rank_zero_warn(f"From here on the optimiser's {name} is {value}; the checkpoint's was {now}.")
+    if steps_move:  # torch puts counts of steps where its kernels expect them when it loads them
+        optimizer.load_state_dict(optimizer.state_dict())
 
 
 def save_objective(checkpoint: dict[str, Any], objective: Objective) -> None:

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pl_prefopt.fast_layers import unfused
 from pl_prefopt.modules import PreferenceModule
+from pl_prefopt.modules.checkpoints import trained_weights
 from pl_prefopt.planning.fake_tensors import untraced, with_fake_values, with_fake_weights
 from pl_prefopt.planning.memory_tracker import MemoryTracker
 from pl_prefopt.planning.optimisers import make_states, take_step, use_foreach
@@ -126,14 +127,16 @@ class DryRun:
             scorer.presume(model, torch.device("cpu" if self.on_cpu else "cuda"))
 
     def _step(self, tracker: MemoryTracker, batch: PreferenceBatch, references: list[_Stub]) -> int:
-        weights = _trained([*self.module.policy.parameters(), *self.module.heads.parameters()])
+        named = trained_weights(self.module)
+        weights = list(named.values())
         with tracker.making(OPTIMISER):
-            optimizer = self.module.make_optimizer(weights)
+            optimizer = self.module.build_optimizer(named)
         if not self.on_cpu:
             use_foreach(optimizer)
         with tracker.making(GRADIENTS):
-            for weight in weights:
+            for weight in self.module.masters.optimised(weights):
                 weight.grad = torch.empty_like(weight)
+            for weight in weights:
                 hooked: Any = weight
                 hooked.register_post_accumulate_grad_hook(lambda w: tracker.move(w.grad, GRADIENTS))
         with tracker.making(BUCKETS):
@@ -149,6 +152,8 @@ class DryRun:
                 optimizer.zero_grad()
             divergences = scored.tokens.kl.values() if scored.tokens is not None else ()
             sum(part.sum() for part in (scored.policy.sum, *divergences, *scored.outputs.values())).backward()
+            with tracker.making(GRADIENTS):
+                self.module.masters.take_gradients()
         with tracker.phase("optimiser step"), tracker.making(OPTIMISER):
             take_step(optimizer)
         del buckets

@@ -3,6 +3,7 @@
 from pl_prefopt.policies.adapters import alters_base, check_saved, keeps_base
 from pl_prefopt.policies.build import build_frozen, build_policy, has_dropout
 from pl_prefopt.policies.fast import check_fast_layers, with_fast_layers
+from pl_prefopt.policies.half_precision import HALF, float32_by_default, full_precision_buffers
 from pl_prefopt.policies.merging import merged
 from pl_prefopt.policies.sharding import (
     check_shardable,
@@ -16,6 +17,7 @@ from pl_prefopt.policies.spec import FourBit, PolicySpec
 from pl_prefopt.policies.split_loading import Make, load_split
 
 __all__ = [
+    "HALF",
     "FourBit",
     "Make",
     "PolicySpec",
@@ -27,6 +29,8 @@ __all__ = [
     "check_shardable",
     "check_sizes",
     "check_splittable",
+    "float32_by_default",
+    "full_precision_buffers",
     "has_dropout",
     "keeps_base",
     "layers_of",

@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.modules import DPOModule
 from pl_prefopt.objectives import DPO
-from pl_prefopt.policies import PolicySpec
+from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
 from pl_prefopt.references import InitialPolicy
 from pl_prefopt.references.tables import read_tensors
 from tests.runs import make_datamodule, make_trainer
@@ -31,6 +33,27 @@ def test_an_untrained_policy_is_its_own_reference(tiny_model, tmp_path, precisio
     measured, _ = validate(tmp_path, tiny_model, precision)
     assert measured["val/loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert measured["val/margin"] == 0
+
+
+def test_bf16_true_computes_as_transformers_does_in_bfloat16(tiny_model, tmp_path):
+    """Rotary frequencies stay in float32, and what an objective creates is float32."""
+
+    class Default(DPO):
+        def forward(self, batch):
+            created.append(torch.ones(1).dtype)
+            return super().forward(batch)
+
+    created, ids = [], torch.arange(5, 300).unsqueeze(0)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
+    module = DPOModule(PolicySpec(name=str(tiny_model)), Default())
+    ensemble = ReferenceEnsemble([InitialPolicy()])
+    trainer = make_trainer(tmp_path, ensemble, precision="bf16-true")
+    trainer.validate(module, datamodule=make_datamodule(tmp_path), verbose=False)
+    reference = module.load(module.policy_spec, build_frozen, sketch_frozen)
+    with torch.no_grad():
+        for model in (module.policy, reference):
+            assert torch.equal(model.eval()(ids).logits, plain(ids).logits)
+    assert set(created) == {torch.float32}
 
 
 def test_each_precision_has_a_table_of_its_own(tiny_model, tmp_path):

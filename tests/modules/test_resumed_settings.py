@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pl_prefopt.modules import MPPOModule
+from pl_prefopt.modules.resumed_settings import keep_settings, settings_of
 from pl_prefopt.objectives import PairMNM
 from tests.runs import lora_spec, make_datamodule, make_trainer, scored_rows
 
@@ -41,6 +42,19 @@ def train(folder, tiny_model, epochs, decay, checkpoint=None):
     trainer.fit(module, datamodule=make_datamodule(folder, scored_rows(4)), ckpt_path=checkpoint)
     trainer.save_checkpoint(folder / "run.ckpt")
     return trainer.optimizers[0].param_groups
+
+
+def test_counts_of_steps_move_to_the_device_for_a_fused_optimiser():
+    weight = torch.nn.Parameter(torch.empty(2, device="meta"))
+    optimizer = torch.optim.AdamW([weight])
+    saved = settings_of(optimizer)
+    moments = {name: torch.empty(2, device="meta") for name in ("exp_avg", "exp_avg_sq")}
+    optimizer.state[weight] = {"step": torch.tensor(3.0), **moments}
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    wanted = [{**group, "fused": True} for group in saved]
+    with pytest.warns(UserWarning, match="fused is True; the checkpoint's was None"):
+        keep_settings(optimizer, scheduler, wanted, saved)
+    assert optimizer.state[weight]["step"].is_meta
 
 
 def rewrite(checkpoint):

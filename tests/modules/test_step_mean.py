@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch.utils.data import DataLoader, IterableDataset
 
 from pl_prefopt.modules import MPPOModule, ReferenceFreeModule
 from pl_prefopt.objectives import PairSingle, SimPO
+from pl_prefopt.policies import PolicySpec
 from tests.modules.mean_gradients import MeanGradients
 from tests.runs import lora_spec, make_datamodule, make_trainer, scored_rows
 
@@ -104,6 +108,34 @@ def test_clipping_sees_the_mean(tiny_model, tmp_path):
     # Three of eight batches: 3/8 of the mean is below the limit.
     assert 2.0 < sizes[None] < 2.0 * 8 / 3
     assert sizes[2.0] == pytest.approx(2.0, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "plugin", [MixedPrecision("bf16-mixed", "cpu"), Precision()], ids=["mixed", "single"]
+)
+def test_gradients_of_a_fused_optimiser_are_clipped_as_torch_clips(plugin):
+    module = ReferenceFreeModule(PolicySpec(name="none"), SimPO())
+    module._trainer = SimpleNamespace(
+        precision_plugin=plugin, gradient_clip_val=None, gradient_clip_algorithm=None
+    )
+    weights = [torch.nn.Parameter(torch.zeros(size)) for size in (3, 5)]
+    optimizer = torch.optim.AdamW(weights, fused=True)
+    for algorithm, clip in (
+        (None, torch.nn.utils.clip_grad_norm_),
+        ("norm", torch.nn.utils.clip_grad_norm_),
+        ("value", torch.nn.utils.clip_grad_value_),
+    ):
+        found = [torch.arange(1.0, len(weight) + 1) for weight in weights]
+        for weight, gradient in zip(weights, found, strict=True):
+            weight.grad = gradient.clone()
+        clip(weights, 0.5)
+        wanted = [weight.grad for weight in weights]
+        for weight, gradient in zip(weights, found, strict=True):
+            weight.grad = gradient
+        module.configure_gradient_clipping(optimizer, 0.5, algorithm)
+        assert all(torch.equal(weight.grad, its) for weight, its in zip(weights, wanted, strict=True))
+    module.configure_gradient_clipping(optimizer, None, None)
+    assert torch.equal(weights[0].grad, wanted[0])
 
 
 class Rows(Callback):

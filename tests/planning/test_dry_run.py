@@ -195,6 +195,25 @@ def test_precision_changes_activations_and_weights(tiny_model):
     assert half.phases[STEP]["weights"] == pytest.approx(single.phases[STEP]["weights"] / 2, rel=0.01)
 
 
+def test_master_weights_and_their_gradients_are_in_float32(tiny_model):
+    module = make_module(tiny_model)
+    module.master_weights = True
+    planned = plan(module, precision=HalfPrecision("bf16-true"))
+    step, trained = planned.phases["optimiser step"], planned.trained
+    assert step["weights"] == pytest.approx(2 * trained, rel=0.02)
+    assert step["gradients"] == 4 * trained
+    # A copy and two moments, and the step's temporaries of one weight at a time.
+    assert 12 * trained <= step["optimiser states"] <= 16 * trained
+
+
+def test_a_fused_step_has_no_temporaries(tiny_model):
+    fused = make_module(tiny_model, optimizer=lambda weights: torch.optim.AdamW(weights, lr=1e-3, fused=True))
+    planned = DryRun(module=fused, batch=SHORT).run()
+    assert planned.phases["optimiser step"]["optimiser states"] == pytest.approx(
+        8 * planned.trained, rel=0.01
+    )
+
+
 def test_references_hold_what_they_say(tiny_model):
     spec = PolicySpec(name=str(tiny_model))
     weights = size(build_policy(spec).parameters())
