@@ -34,6 +34,8 @@ class Evaluation:
             ``fit`` was training, and for the policy before training.
         step: the number of optimiser steps of the weights; 0 before training.
         method: the objective with its settings: ``"DPO(beta=0.1)"``.
+        throughput: ``tokens_per_second`` and, where it is known, ``mfu`` of the training steps before a
+            validation within ``fit``, as last logged.
         described: descriptions of the metrics that the objective or the user adds.
         date: date and time, as ``2026-01-31T12:00:00+00:00``.
     """
@@ -49,6 +51,7 @@ class Evaluation:
     checkpoint: str | None = None
     step: int | None = None
     method: str | None = None
+    throughput: Mapping[str, float] | None = None
     described: Sequence[MetricInfo] = ()
     date: str | None = None
 

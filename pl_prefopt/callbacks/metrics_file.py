@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from pl_prefopt.callbacks.throughput import MFU, TOKENS_PER_SECOND
 from pl_prefopt.data import PreferenceDataModule, datamodule_of
 from pl_prefopt.evaluations import Evaluation, add_evaluation
 from pl_prefopt.metric_info import MetricInfo, find_info
@@ -49,6 +50,7 @@ class MetricsFile(Callback):
             command=command,
             part=_part(trainer, stage),
             method=_method(module),
+            throughput=_throughput(measured) if command == "fit" else None,
             described=_described(module, measured, stage),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             **_rows(datamodule_of(trainer), stage),
@@ -64,6 +66,12 @@ class MetricsFile(Callback):
         path, folder = Path(trainer.ckpt_path).resolve(), self.folder.resolve()
         name = str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
         return {"checkpoint": name, "step": module.restored_step}
+
+
+def _throughput(measured: Mapping[str, float]) -> dict[str, float] | None:
+    names = (TOKENS_PER_SECOND, MFU)
+    found = {name.removeprefix("train/"): measured[name] for name in names if name in measured}
+    return found or None
 
 
 def _rows(datamodule: Any, split: str) -> dict[str, Any]:

@@ -18,21 +18,23 @@ from lightning.pytorch.callbacks.progress.rich_progress import (
 from rich import get_console
 from rich.progress import TextColumn, TimeRemainingColumn
 
+from pl_prefopt.callbacks.throughput import MFU, TOKENS_PER_SECOND
 from pl_prefopt.metrics import REGISTRY
 
 _SHOWN = tuple(info.name for info in REGISTRY if info.progress_bar)
-_SHORT = {**{f"train/{name}": name for name in _SHOWN}, "train/tokens_per_second": "tokens/s"}
+_SHORT = {**{f"train/{name}": name for name in _SHOWN}, TOKENS_PER_SECOND: "tokens/s", MFU: "MFU"}
 _FORMAT = ".4g"
+_WIDTH = 80
 _DESCRIPTION, _TIME, _SPEED, _GAPS = 10, 7, 9, 5
 """The width of the bar's line without the bar, the count and the metrics."""
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar with short names, in one line: loss, accuracy, margin, tokens/s.
+    """Lightning's rich progress bar with short names, in one line.
 
-    Values are those last logged; metrics that don't fit into the line are left out. Where the output is not a
-    terminal, such as a log file, lines are printed instead: after
-    steps at which training metrics were logged, at validations and at the end.
+    Loss, accuracy, margin, tokens/s and MFU come first. Values are those last logged; metrics that don't fit
+    into the line are left out. Where the output is not a terminal, such as a log file, lines are printed
+    instead: after steps at which training metrics were logged, at validations and at the end.
 
     Args:
         refresh_rate: how often per second the bar is drawn; 0 switches bar and lines off.
@@ -175,7 +177,7 @@ class ProgressLines:
             return
         self._told_step = step
         numbers = trainer.callback_metrics
-        speed = numbers.get("train/tokens_per_second")
+        speed, used = numbers.get(TOKENS_PER_SECOND), numbers.get(MFU)
         done = step - self._first_step
         passed = time.monotonic() - self._began
         parts = [
@@ -185,7 +187,9 @@ class ProgressLines:
         total = trainer.estimated_stepping_batches
         if total != float("inf"):
             parts.append(f"{_clock((total - step) * passed / done)} left")
-        self._tell(f"{_place(trainer)}: {', '.join(parts)}")
+        with_use = [*parts[:3], f"{float(used or 0):.0%} MFU", *parts[3:]]
+        lines = [f"{_place(trainer)}: {', '.join(each)}" for each in (with_use, parts)]
+        self._tell(lines[0] if used is not None and len(lines[0]) <= _WIDTH else lines[1])
 
     def validated(self, trainer: Trainer) -> None:
         """Print the metrics of a validation within ``fit``."""

@@ -361,7 +361,9 @@ def test_tokens_are_counted_without_asking_the_device_for_them(monkeypatch):
         device=torch.device("cpu"), log=lambda name, rate, **_: logged.update({name: rate})
     )
     strategy = SimpleNamespace(reduce=lambda tensor, **_: tensor)
-    trainer = SimpleNamespace(log_every_n_steps=2, global_step=0, strategy=strategy)
+    trainer = SimpleNamespace(
+        log_every_n_steps=2, global_step=0, strategy=strategy, precision="32-true", world_size=1
+    )
     throughput = Throughput()
     throughput.on_train_start(trainer, module)
     for trainer.global_step in (1, 2):
