@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from pl_prefopt.requests import Direction
 from pl_prefopt.rows import PreferenceRow
 
 _Move = Callable[[Any], Any]
+_ALIGNED = 16
+"""Bytes: a multiple of every element's size."""
 
 Column: TypeAlias = Tensor | tuple[str | None, ...] | tuple[tuple[str | None, ...], ...]
 """The rows' values of one column, see ``PreferenceBatch.columns``."""
@@ -65,12 +67,12 @@ class TokenTree:
             self.shared_prefix = int(same.all(dim=0).cumprod(dim=0).sum())
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenTree:
-        """Return a copy on ``device``."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """Return a copy on ``device``; see ``moved``."""
+        return moved(self, device, non_blocking=non_blocking)
 
     def pin_memory(self) -> TokenTree:
-        """Return a copy in page-locked memory."""
-        return self.map(lambda tensor: tensor.pin_memory())
+        """Return a copy in one piece of page-locked memory."""
+        return together(self, pinned=True)
 
     def map(self, move: _Move) -> TokenTree:
         """Return a copy with ``move`` applied to every tensor."""
@@ -86,6 +88,7 @@ class PreferenceBatch:
 
     Attributes:
         index: int64 [B], the rows' numbers in their split; the key of precomputed log-probs.
+        numbers: the same on the CPU, to avoid waiting for a GPU.
         split: the split they come from: ``train``, ``val``, ``test`` or ``predict``.
         rows: the B rows as text, for references that have their own tokeniser.
         present: bool [B, R], false at padding up to R, and at rows that only fill a rank's last batch.
@@ -104,6 +107,7 @@ class PreferenceBatch:
         "columns",
         "graded",
         "index",
+        "numbers",
         "present",
         "references",
         "rows",
@@ -126,8 +130,10 @@ class PreferenceBatch:
         references: Mapping[str, Tensor] | None = None,
         columns: Mapping[str, Column] | None = None,
         sets: Sequence[str] = (),
+        numbers: Sequence[int] | None = None,
     ) -> None:
         self.index, self.split, self.rows, self.sets = index, split, rows, tuple(sets)
+        self.numbers: tuple[int, ...] = tuple(index.tolist() if numbers is None else numbers)
         self.present, self.scores, self.graded = present, scores, graded
         self.trees = dict(trees)
         self.references: dict[str, Tensor] = dict(references or {})
@@ -137,12 +143,12 @@ class PreferenceBatch:
         return len(self.index)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """Return a copy on ``device``; text stays where it is."""
-        return self.map(lambda part: part.to(device, non_blocking=non_blocking))
+        """Return a copy on ``device``; text stays where it is. See ``moved``."""
+        return moved(self, device, non_blocking=non_blocking)
 
     def pin_memory(self) -> Self:
-        """Return a copy in page-locked memory."""
-        return self.map(lambda part: part.pin_memory())
+        """Return a copy in one piece of page-locked memory."""
+        return together(self, pinned=True)
 
     def map(self, move: _Move) -> Self:
         """Return a copy with ``move`` applied to every tensor and every ``TokenTree``."""
@@ -160,7 +166,108 @@ class PreferenceBatch:
                 for name, values in self.columns.items()
             },
             sets=self.sets,
+            numbers=self.numbers,
         )
+
+
+_Parts = TypeVar("_Parts", bound="TokenTree | PreferenceBatch")
+
+
+def together(parts: _Parts, *, pinned: bool = False) -> _Parts:
+    """Return a copy of a batch or a tree on the CPU whose tensors are parts of one piece of memory.
+
+    One piece is pinned, and copied to a GPU, in the time of one tensor.
+
+    Args:
+        parts: on the CPU.
+        pinned: whether the memory is page-locked.
+    """
+    tensors = _tensors(parts)
+    starts = _starts(tensors)
+    whole = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pinned)
+    copies = [
+        _part_of(whole, start, tensor).copy_(tensor) for start, tensor in zip(starts, tensors, strict=False)
+    ]
+    return _with_tensors(parts, copies)
+
+
+def moved(parts: _Parts, device: torch.device | str, *, non_blocking: bool = False) -> _Parts:
+    """Return a copy on ``device``: by a single copy if all tensors are parts of one piece of memory.
+
+    From the CPU to a GPU that is always so, from page-locked memory, and the CPU doesn't wait for it:
+    Lightning calls ``to(device)`` of a batch without ``non_blocking``.
+
+    Args:
+        parts: a batch or a tree.
+        device: the device.
+        non_blocking: don't wait for other copies either.
+    """
+    if torch.device(device).type == "cuda" and _tensors(parts)[0].device.type == "cpu":
+        parts, non_blocking = parts if _is_pinned(parts) else together(parts, pinned=True), True
+    tensors = _tensors(parts)
+    if not _are_together(tensors):
+        return _with_tensors(parts, [one.to(device, non_blocking=non_blocking) for one in tensors])
+    first = tensors[0]
+    whole = torch.empty(0, dtype=torch.uint8, device=first.device).set_(first.untyped_storage())
+    whole = whole.to(device, non_blocking=non_blocking)
+    copies = [
+        _part_of(whole, start, tensor) for start, tensor in zip(_starts(tensors), tensors, strict=False)
+    ]
+    return _with_tensors(parts, copies)
+
+
+def _is_pinned(parts: TokenTree | PreferenceBatch) -> bool:
+    tensors = _tensors(parts)
+    return _are_together(tensors) and tensors[0].is_pinned()
+
+
+def _starts(tensors: Sequence[Tensor]) -> list[int]:
+    """Return where each tensor begins in one piece of memory, in bytes, and where the last one ends."""
+    starts = [0]
+    for tensor in tensors:
+        starts.append(starts[-1] - (-tensor.numel() * tensor.element_size() // _ALIGNED) * _ALIGNED)
+    return starts
+
+
+def _are_together(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors have the places that ``together`` gives them."""
+    starts, storage = _starts(tensors), tensors[0].untyped_storage()
+    return storage.nbytes() == starts[-1] and all(
+        tensor.is_contiguous()
+        and tensor.untyped_storage()._cdata == storage._cdata
+        and tensor.storage_offset() * tensor.element_size() == start
+        for tensor, start in zip(tensors, starts, strict=False)
+    )
+
+
+def _part_of(whole: Tensor, start: int, like: Tensor) -> Tensor:
+    size = like.numel() * like.element_size()
+    return whole[start : start + size].view(like.dtype).view(like.shape)
+
+
+def _tensors(parts: TokenTree | PreferenceBatch) -> list[Tensor]:
+    """Return all tensors, in the order in which ``map`` visits them."""
+    found: list[Tensor] = []
+
+    def note(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            found.append(part)
+            return part
+        return part.map(note)
+
+    parts.map(note)
+    return found
+
+
+def _with_tensors(parts: _Parts, tensors: Sequence[Tensor]) -> _Parts:
+    """Return a copy with other tensors, in the same order."""
+    remaining = iter(tensors)
+
+    def take(part: Any) -> Any:
+        return next(remaining) if isinstance(part, Tensor) else part.map(take)
+
+    replaced: Any = parts.map(take)
+    return cast("_Parts", replaced)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

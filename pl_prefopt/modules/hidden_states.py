@@ -67,7 +67,8 @@ class HiddenStateTables:
     def of(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor | None]:
         """Return the states of a batch at the responses' ends, [B, R, H], and at the prompts', [B, H]."""
         device = batch.index.device
-        states = self._tables[batch.split][batch.index.cpu()].to(device)
+        states = self._tables[batch.split][list(batch.numbers)]
+        states = (states.pin_memory() if device.type == "cuda" else states).to(device, non_blocking=True)
         prompt, ends = (states[:, 0], states[:, 1:]) if self.prompts else (None, states)
         ends = ends[:, : batch.present.shape[1]]
         return torch.nan_to_num(ends), prompt

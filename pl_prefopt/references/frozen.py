@@ -135,7 +135,7 @@ class FrozenModel(Reference):
                 "train with PreferenceDataModule."
             )
         own = self._own[batch.split]
-        return batch.trees[view] if own is None else own.batch(batch.index.tolist(), views=[view]).trees[view]
+        return batch.trees[view] if own is None else own.batch(batch.numbers, views=[view]).trees[view]
 
     def _read(self, rows: PreferenceDataset) -> PreferenceDataset:
         """Tokenise the rows for this model, or raise an error that names those that it can't take."""

@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser
 from pl_prefopt import objectives
 from pl_prefopt.cli.listing import DATA
 from pl_prefopt.errors import ContractError, DataError
+from pl_prefopt.metrics import build_suite, update
 from pl_prefopt.modules.compatibility import check_rows
 from pl_prefopt.objectives import (
     DPO,
@@ -52,7 +53,7 @@ from pl_prefopt.objectives import (
 from pl_prefopt.objectives.base import DataKind
 from pl_prefopt.pairing import BestAgainstEach, BestAgainstWorst
 from pl_prefopt.requests import REWARD
-from pl_prefopt.types import Outcome, ScoredBatch
+from pl_prefopt.types import Outcome, ScoredBatch, _mapped
 from tests.data.support import dataset
 from tests.frozen.batches import NAN, frozen_batch
 from tests.frozen.numbers import METHODS, built
@@ -138,6 +139,14 @@ LOOKS_AT_THE_WHOLE_BATCH = {
     "Bradley-Terry, contrasted differences": "the other pairs of the batch are its negatives",
 }
 TAKES_PARTNERS_AS_CONSTANTS = {"AOTUnpaired": "the gradient of a partner comes from the partner's own prompt"}
+WAITS_FOR_THE_DEVICE = {
+    "AOT": "the number of pairs, which it sorts, is known to the device",
+    "AOTUnpaired": "the number of pairs, which it sorts, is known to the device",
+    "ContrastiveBradleyTerry": "so is the number of responses that are compared",
+    "Bradley-Terry, contrasted differences": "so is the number of pairs that are compared",
+    "ScaledBradleyTerry": "it refuses negative weights in rows that nobody has checked",
+}
+"""Those that read values of tensors in a step, for which a GPU's queue runs empty."""
 ROUGH_AT_TIES = {
     "Hinge": "a hinge has no slope at its kink",
     "Compose": "a hinge has no slope at its kink",
@@ -246,6 +255,30 @@ def scored_with(objective: Objective, batch: ScoredBatch, sums: torch.Tensor) ->
     if objective.needs.tokens is not None:
         batch = dataclasses.replace(batch, tokens=tokens_of(batch, objective.needs.tokens))
     return objective(batch)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_reads_no_value_from_the_device(name):
+    """On the meta device, which has none; neither do the training metrics read one."""
+    objective, seen = made(name).train(), []
+    hook = objective.register_forward_pre_hook(lambda _, arguments: seen.append(*arguments))
+    evaluated(objective, batch_for(objective))
+    hook.remove()
+    (scored,) = seen
+    batch = _mapped(scored, lambda each: each.detach().to("meta").requires_grad_(each.requires_grad))
+
+    def step():
+        outcome = objective.to("meta")(batch)
+        outcome.loss.sum().backward()
+        references, views = len(batch.references), objective.rewarded_views
+        suite = build_suite("train", references, views, (), log_probs=objective.needs.log_probs).to("meta")
+        update(suite, batch, outcome)
+
+    if name not in WAITS_FOR_THE_DEVICE:
+        step()
+        return
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        step()
 
 
 def evaluated(objective: Objective, batch: ScoredBatch) -> tuple[Outcome, torch.Tensor]:
