@@ -1,7 +1,8 @@
 """Fill the tables of measured speed and memory in the documentation from docs/benchmarks/results.csv.
 
 `python -m scripts.site.benchmarks` writes them between `<!-- results: CASE -->`, or `<!-- targets -->`, and
-`<!-- end -->`; a test compares the pages with the file. A table shows the last run of its case.
+`<!-- end -->`; a test compares the pages with the file. A table shows the last run of its case. A device in
+the place of a case, such as `cuda`, stands for all of its cases that were measured.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def filled(text: str) -> str:
     rows = read()
 
     def fill(place: re.Match[str]) -> str:
-        made = targets(rows) if place["case"] is None else table(place["case"], rows)
+        name = place["case"]
+        made = targets(rows) if name is None else (tables if name in _cases() else table)(name, rows)
         return f"{place[1]}\n{made}\n{place[4]}"
 
     return _PLACE.sub(fill, text)
@@ -46,6 +48,13 @@ def read() -> list[Row]:
     """Return the rows of the file."""
     with RESULTS.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def tables(device: str, rows: Sequence[Row]) -> str:
+    """Return the tables of all cases of a device that were measured."""
+    names = [name for name in _cases()[device]["cases"] if last_run(name, rows)]
+    shown = [f"**{case_of(name)['about']}** (`{name}`)\n\n{table(name, rows)}" for name in names]
+    return "\n".join(shown) or "Not measured.\n"
 
 
 def table(case: str, rows: Sequence[Row]) -> str:

@@ -165,6 +165,7 @@ def test_a_table_compares_with_the_peer_and_a_target_says_whether_it_is_met():
     ]
     repeated = [*rows, row("ours", "0.1", "1", "6.0"), row("ours", "0.4", "1", "4.0")]
     assert benchmarks.last_run("1b_pairs", repeated)["ours"]["step_s"] == "0.1"
+    assert table in benchmarks.tables("cuda", rows)
     targets = benchmarks.targets(rows)
     assert "| `1b_pairs` | ours | TRL | at least 2.0 times the speed | 4.0 times the speed |" in targets
     assert "| `1b_pairs` | ours | TRL | at most 0.85 of the memory | 0.50 of the memory |" in targets
