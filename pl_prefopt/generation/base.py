@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, Self
 from pl_prefopt.errors import ConfigError, RunError
 
 FinishReason = Literal["stop", "length"]
+"""Why a response ended: at an end token, or at the limit of tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

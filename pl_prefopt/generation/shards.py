@@ -15,6 +15,7 @@ from pl_prefopt.errors import DataError, first_line
 from pl_prefopt.files import atomic_write, name_os_errors
 
 Format = Literal["parquet", "jsonl"]
+"""The file format of shards."""
 Row = Mapping[str, Any]
 
 

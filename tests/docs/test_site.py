@@ -20,10 +20,14 @@ pytest.importorskip("material")
 
 # Each has a page of the API reference.
 ROOMS = [
+    "benchmarks",
     "callbacks",
     "data",
+    "data.transforms",
     "functional",
+    "generation",
     "heads",
+    "judges",
     "metrics",
     "modules",
     "objectives",
@@ -32,7 +36,9 @@ ROOMS = [
     "references",
     "report",
     "rewards",
+    "rounds",
     "scoring",
+    "sweeps",
 ]
 
 
