@@ -150,8 +150,8 @@ class Compose(Objective):
             self._check_parts(rows, split)
 
     def _check_parts(self, rows: Sequence[PreferenceRow], split: str) -> None:
-        parts = (*self.offsets, *self.weights, *self.terms)
-        for part in parts if self.label is None else (*parts, self.label):
+        parts: list[Offset | PairWeight | Term | SoftLabel] = [*self.offsets, *self.weights, *self.terms]
+        for part in parts if self.label is None else [*parts, self.label]:
             part.check_rows(rows, split)
 
     def pairs(self, batch: ScoredBatch) -> Tensor:
