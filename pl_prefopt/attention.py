@@ -45,14 +45,23 @@ class Wanted(NamedTuple):
     loaded: str
 
 
-def loaded_with(name: str) -> str | None:
-    """Return what transformers takes as ``attn_implementation``: its own default for our own names."""
-    return None if name in (AUTO, TREE_VARLEN) else name
+def loaded_with(name: str, config: Any) -> str | None:
+    """Return what transformers takes as ``attn_implementation``: its own default for our own names.
+
+    Some versions have SDPA as the default of soft-capped models, and leave the soft-capping out.
+
+    Args:
+        name: the attention that a model is to have.
+        config: the model's configuration.
+    """
+    if name not in (AUTO, TREE_VARLEN):
+        return name
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
 
 
 def want(model: Any, name: str) -> None:
     """Keep on a transformers model which of our own names it was loaded with."""
-    if loaded_with(name) is None:
+    if name in (AUTO, TREE_VARLEN):
         model.wanted_attention = Wanted(name, model.config._attn_implementation)
 
 

@@ -99,12 +99,13 @@ def _load(spec: PolicySpec, *, logits: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
     with explained(spec.name, "model"):
+        config = read_config(spec)
         model, loaded = AutoModelForCausalLM.from_pretrained(
             spec.name,
             output_loading_info=True,
-            config=read_config(spec),
+            config=config,
             dtype=spec.dtype,
-            attn_implementation=loaded_with(spec.attn_implementation),
+            attn_implementation=loaded_with(spec.attn_implementation, config),
             quantization_config=four_bit_config(spec),
             trust_remote_code=spec.trust_remote_code,
             # Pickled weights could run code. GGUF holds none, and needs the argument to be unset.

@@ -58,7 +58,7 @@ def _outline(spec: PolicySpec) -> Any:
         model = AutoModelForCausalLM.from_config(
             config,
             dtype=_dtype(spec, config),
-            attn_implementation=loaded_with(spec.attn_implementation),
+            attn_implementation=loaded_with(spec.attn_implementation, config),
             trust_remote_code=spec.trust_remote_code,
         )
     model.tie_weights()  # not all versions do so on the meta device

@@ -245,6 +245,9 @@ def test_the_first_attention_that_gives_the_models_own_log_probs_is_taken(lost, 
 def test_a_soft_capped_model_is_not_run_by_segments(monkeypatch, caplog):
     """transformers loads it with eager attention: FlexAttention has its soft-capping, SDPA hasn't."""
     model, tree, chosen = bent({"final_logit_softcapping": 2.0}), ragged_tree(), Scorer()
+    assert attention.loaded_with("auto", model.config) == "eager"
+    assert attention.loaded_with("auto", build("llama").config) is None
+    model.set_attn_implementation("eager")
     expected = one_by_one(model, tree)
     attention.want(model, "auto")
     assert ways_of(model, torch.device("cuda")) == (TREE_VARLEN, "flex_attention", "eager")
