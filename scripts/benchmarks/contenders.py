@@ -18,7 +18,9 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,17 +287,47 @@ def measure(settings: Settings) -> dict[str, Any]:
             use_random_weights(settings["device"])
         CONTENDERS[settings["kind"]](settings, clock, folder)
         result = {"seconds": clock.seconds, "peak_gib": clock.peak_gib()}
-        return {**result, **count(settings, str(Path(folder) / "count"))}
+        return {**result, **count(settings, str(Path(folder) / "count"), sum(clock.seconds))}
 
 
-def count(settings: Settings, folder: str) -> dict[str, int]:
-    """Return the prompts and unique tokens of the measured steps."""
+def count(settings: Settings, folder: str, seconds: float) -> dict[str, float]:
+    """Return the prompts and unique tokens of the measured steps, and on a known GPU their MFU.
+
+    Args:
+        settings: of the contender.
+        folder: for what is prepared.
+        seconds: that the measured steps took.
+    """
+    from pl_prefopt.callbacks.model_flops import peak_flops
+
     dataset = prepare(settings, folder)
     measured = list(batches(dataset, settings))[settings["warmup"] :]
-    return {
+    counts: dict[str, float] = {
         "prompts": sum(len(rows) for rows in measured),
         "tokens": int(sum(dataset.lengths[n] for rows in measured for n in rows)),
     }
+    peak = peak_flops(torch.device(settings["device"]), "bf16")
+    if peak is not None:
+        trees = [dataset.batch(list(rows)).trees["plain"] for rows in measured]
+        counts["mfu"] = flops(settings, trees) / seconds / peak
+    return counts
+
+
+def flops(settings: Settings, trees: Sequence[Any]) -> float:
+    """Return the operations that steps need: the same for all contenders that compute their reference.
+
+    Each prompt counts once, so that computing it once per response is no use of the GPU.
+    """
+    from pl_prefopt.callbacks.model_flops import ModelFlops
+    from pl_prefopt.policies import PolicySpec, sketch_policy
+
+    model = ModelFlops.of(sketch_policy(PolicySpec(name=settings["model"], lora=settings["lora"])))
+    assert model is not None, "the shapes have no experts"
+    total = sum(map(model.training, trees))
+    computed = settings.get("references") == "adapter_off" or (
+        settings["kind"] == "trl" and not (settings.get("precompute") or settings.get("rewards"))
+    )
+    return total + (sum(map(replace(model, trained=0).forward, trees)) if computed else 0.0)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from scripts.benchmarks import contenders, run
+from scripts.benchmarks.rows import RandomRows, write_outline
 from scripts.site import benchmarks
 
 CONFIG = yaml.safe_load((run.HERE / "cases.yaml").read_text(encoding="utf-8"))
@@ -170,3 +171,17 @@ def test_a_table_compares_with_the_peer_and_a_target_says_whether_it_is_met():
     assert "| `1b_pairs` | ours | TRL | at least 2.0 times the speed | 4.0 times the speed |" in targets
     assert "| `1b_pairs` | ours | TRL | at most 0.85 of the memory | 0.50 of the memory |" in targets
     assert "| `8b_best` | ours |  | at least 45% MFU | not measured |" in targets
+
+
+def test_flops_count_each_prompt_once_and_references_where_they_are_computed(tmp_path):
+    shape = CONFIG["shapes"]["tiny"]
+    settings = {"kind": "ours", "lora": None, "model": write_outline(shape, tmp_path / "model")}
+    tree = RandomRows([(8, [3, 2])], shape["vocab_size"]).batch([0]).trees["plain"]
+    trained = contenders.flops(settings, [tree])
+    # Layers of 16,384 + 24,576 weights and two norms of 64, a last norm, and the head at 5 responses' tokens.
+    layers = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128 + 2 * 64) + 64
+    pairs = sum(range(1, 9)) + sum(range(9, 12)) + sum(range(9, 11))
+    assert trained == 6 * 13 * layers + 6 * 5 * 512 * 64 + 3 * 2 * 4 * 64 * pairs
+    for with_reference in ({"references": "adapter_off"}, {"kind": "trl"}):
+        assert contenders.flops({**settings, **with_reference}, [tree]) > trained
+    assert contenders.flops({**settings, "kind": "trl", "precompute": True}, [tree]) == trained
