@@ -55,7 +55,7 @@ class Products(TorchDispatchMode):
 def test_matrix_products_are_those_that_torch_counts(tiny_model, lora, head):
     model = build_policy(PolicySpec(name=str(tiny_model), lora=lora))
     tree, scorer = tree_of([7], [[5, 4]]), Scorer()
-    scorer.presume(model)
+    scorer.presume(model, torch.device("cpu"))
     with Products() as counted:
         scorer(model, tree).sum.sum().backward()
     flops = ModelFlops.of(model)

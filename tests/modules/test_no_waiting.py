@@ -71,7 +71,7 @@ def on_meta(module):
     with torch.device("meta"):
         module.heads = module.build_heads(module.policy)
     plugin.convert_module(module)
-    module.scorer.presume(module.policy)
+    module.scorer.presume(module.policy, torch.device("cpu"))
     references, views = module.needs.min_references, module.objective.rewarded_views
     suite = build_suite("train", references, views, (), log_probs=module.reads_log_probs)
     module.suites, module.set_suites = torch.nn.ModuleDict({"train_stage": suite}).to("meta"), {}
