@@ -41,6 +41,7 @@ from pl_prefopt.rounds.plan import (
     stages_of,
 )
 from pl_prefopt.rounds.stages import (
+    check_judge,
     compare,
     judge_samples,
     measure,
@@ -85,7 +86,8 @@ def rounds(arguments: list[str]) -> None:
     with alone_in(out, busy=_BUSY.format(out)):
         state = State(out)
         rerun = None if options.rerun is None else stage_named(options.rerun, settings)
-        state.accept(raw, rerun=rerun)
+        limits = _limits(settings)
+        state.accept(raw, rerun=rerun, stages=list(stages_of(settings)), limits=limits)
         if rerun is not None:
             _forget_from(state, settings, rerun)
         for stage in stages_of(settings):
@@ -299,6 +301,7 @@ def _run_ours(settings: Rounds, stage: Stage, *, allow_commands: bool) -> None:
     elif name == "judge":
         scoring = evaluating_judge(settings, "scores")
         assert scoring is not None
+        check_judge(scoring, settings, stage)
         with alone_in(folder, busy=_BUSY.format(folder)):
             judge_samples(scoring, [Stage(number, "held_out").folder(out)], folder, gold=False)
     elif name == "compare":

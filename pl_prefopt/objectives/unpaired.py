@@ -195,6 +195,11 @@ class BCO(UnpairedObjective):
         if self.probability_column is not None:
             check_probabilities(rows, self.probability_column)
 
+    def check_evaluation_rows(self, rows: Sequence[PreferenceRow], split: str) -> None:
+        """Refuse such a column where a loss is computed."""
+        if self.probability_column is not None and split != "predict":
+            check_probabilities(rows, self.probability_column, split)
+
     def get_extra_state(self) -> Tensor:
         """Return the sum and the number of all rewards so far."""
         return self._seen.clone()

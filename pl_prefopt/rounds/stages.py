@@ -138,6 +138,13 @@ def select_rows(settings: Rounds, number: int) -> dict[str, Any]:
     writer = ShardWriter(out / "rows", rows_per_shard=_ROWS_PER_SHARD)
     counts: Counter[str] = Counter()
     _append_all(writer, _selected(settings, number, counts))
+    gold, unscored = counts.pop("gold", 0), counts.pop("gold_unscored", 0)
+    if gold and unscored == gold:
+        raise RunError(
+            f"{type(settings.select).__name__} needs judged responses of the data, but none of the {gold} in "
+            f"round {number} has a score: if another `select` was set when samples were judged, add "
+            f"`--rerun {number}/label`."
+        )
     if not counts["rows"]:
         raise RunError(
             f"round {number} has nothing to train on: none of its {counts['prompts']} prompts gives a row by "
@@ -214,6 +221,8 @@ def _candidates(settings: Rounds, row: Mapping[str, Any], counts: Counter[str]) 
             Candidate(response=text, score=score if judged else 0.0, columns=columns)
         )
     if settings.select.wants_gold and row.get("gold"):
+        counts["gold"] += 1
+        counts["gold_unscored"] += judged and row.get("gold_score") is None
         turns = [_known(turn) for turn in row["gold"]]
         members.append(Candidate(response=turns, score=row.get("gold_score"), own=False))
     matrix = row.get("probabilities")
@@ -236,12 +245,7 @@ def _replayed(settings: Rounds, number: int, counts: Counter[str]) -> Iterator[d
 
 
 def measure(settings: Rounds, number: int) -> dict[str, Any]:
-    """Return what is measured of the policy after round ``number``, from its held-out answers.
-
-    Raises:
-        RunError: if earlier answers are of another judge.
-    """
-    _check_judges(settings, number)
+    """Return what is measured of the policy after round ``number``, from its held-out answers."""
     rows = list(_held_out(settings, number))
     scores = [_mean(row.get("scores")) for row in rows]
     known = [score for score in scores if score is not None]
@@ -270,18 +274,22 @@ def measure(settings: Rounds, number: int) -> dict[str, Any]:
     return found
 
 
-def _check_judges(settings: Rounds, number: int) -> None:
-    """Refuse answers of two judges, which differ where a judge's model or code has changed between rounds."""
-    out = Path(settings.out)
-    for first in (Stage(0, "judge"), Stage(1, "compare")):
-        last = Stage(number, first.name)
-        earlier, now = (judge_of(stage.folder(out)) for stage in (first, last))
-        if earlier != now and None not in (earlier, now):
-            raise RunError(
-                f"the answers of round {number} are judged by {now}, those before by {earlier}, whose model "
-                "or code was another: gains between rounds would be differences of judges. Restore it, and"
-                f" add `--rerun {last}`, or run everything again with `--rerun 0/held_out`."
-            )
+def check_judge(judge: Judge, settings: Rounds, stage: Stage) -> None:
+    """Refuse a judge of held-out answers whose model or code has changed since the first answers were judged.
+
+    Gains between rounds would be differences of two judges.
+
+    Raises:
+        RunError: if it has.
+    """
+    first = Stage(int(stage.name == "compare"), stage.name)
+    held = judge_of(first.folder(Path(settings.out)))
+    if held is not None and first != stage and held["fingerprint"] != judge.fingerprint():
+        raise RunError(
+            f"the answers of round {first.number} were judged by {held['judge']}, whose model or code has "
+            "changed since: gains between rounds would be differences of two judges. Restore it, or set `out` "
+            "to another folder."
+        )
 
 
 def compare(settings: Rounds, number: int) -> None:
@@ -289,6 +297,7 @@ def compare(settings: Rounds, number: int) -> None:
     judge = evaluating_judge(settings, "probabilities")
     assert judge is not None
     out = Path(settings.out)
+    check_judge(judge, settings, Stage(number, "compare"))
     ours, first, previous = (Stage(one, "held_out").folder(out) for one in (number, 0, number - 1))
     opponents = {"first": first} if number == 1 else {"first": first, "previous": previous}
     compare_answers(judge, ours, opponents, Stage(number, "compare").folder(out))

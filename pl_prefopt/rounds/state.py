@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from pl_prefopt.rounds.plan import EVALUATION, Stage
 FILE = "rounds.json"
 _MAY_CHANGE = ("rounds", "evaluate")
 """Settings of which a change leaves the training as it is."""
+_WHERE_IT_RUNS = ("out", "engine", "batch_size")
+"""Settings that stages to come may have others of, along with ``--rerun``."""
 _FIRST_READ = {
     "judge": "label",
     "select": "select",
@@ -33,6 +35,10 @@ _OF_ALL_ROUNDS = {
     "rounds": Stage(1, "sample"),  # of split prompts
 }
 """Settings that can't change between rounds, with the first stage that reads them."""
+_MERGED = ("average", "extrapolate")
+"""Stages whose result nothing reads where the settings are without them."""
+LIMITS = "limits"
+"""What the configuration of ``fit`` says about how prompts are cut and rendered, as one setting."""
 
 
 class State:
@@ -58,33 +64,53 @@ class State:
                     "file, or set `out` to another folder."
                 ) from error
 
-    def accept(self, settings: Mapping[str, Any], *, rerun: Stage | None) -> None:
+    def accept(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        rerun: Stage | None,
+        stages: Sequence[Stage] = (),
+        limits: Mapping[str, Any] | None = None,
+    ) -> None:
         """Check that the settings are those of the finished stages, and keep them.
 
         Args:
             settings: the settings as text, numbers, lists and mappings.
             rerun: the stage that is run again with all after it, which other settings may be for.
+            stages: all stages that the settings have.
+            limits: how the configuration of ``fit`` cuts and renders prompts, which also samples have.
 
         Raises:
             ConfigError: if they differ, a stage that is kept has read a setting that is another now, or
                 answers were evaluated in another way than later ones would be.
         """
-        for name in {**settings, **self.settings} if self.done else ():
-            changed = self.settings.get(name) != settings.get(name)
+        held = dict(self.settings)
+        now = dict(settings)
+        if LIMITS in held or not self.done:
+            now[LIMITS] = dict(limits or {})
+        for name in {**now, **held} if self.done else ():
+            changed = held.get(name) != now.get(name)
             if changed and (name not in _MAY_CHANGE or _parts_change(name, settings)):
-                self._accept_change(name, settings, rerun)
+                self._accept_change(name, now, rerun, stages)
         self._accept_evaluation(_evaluation(settings), rerun)
-        self.settings = settings
+        self.settings = {**settings, LIMITS: dict(limits or {})}
         self._write()
 
-    def _accept_change(self, name: str, settings: Mapping[str, Any], rerun: Stage | None) -> None:
+    def _accept_change(
+        self, name: str, settings: Mapping[str, Any], rerun: Stage | None, stages: Sequence[Stage]
+    ) -> None:
         how = f"{self.settings.get(name)}, and now {settings.get(name)}"
         if rerun is None:
             raise ConfigError(
                 f"{self.path.parent} has rounds with another `{name}` ({how}): set `out` to another folder, "
                 f"or add `--rerun STAGE` to run a stage and what follows it again."
             )
-        first = self._first_reader(name, settings, rerun.number)
+        if name in _WHERE_IT_RUNS:
+            return
+        reader = self._first_reader(name, settings, max(1, rerun.number))
+        if reader.name in _MERGED and reader not in stages:
+            return
+        first = next((stage for stage in stages if stage.order >= reader.order), reader)
         if any(first.order <= Stage.of(one).order < rerun.order for one in self.done):
             raise ConfigError(
                 f"{self.path.parent} keeps stages that have read another `{name}` ({how}): add "
@@ -93,8 +119,12 @@ class State:
 
     def _first_reader(self, name: str, settings: Mapping[str, Any], number: int) -> Stage:
         """Return the first stage to run again where a setting changes from round ``number`` on."""
-        if name == "judge" and any(map(_keeps_state, (self.settings.get(name), settings.get(name)))):
-            return Stage(1, "label")
+        if name == "judge" and _keeps_state(settings.get(name)):
+            # Its samples need log-probs under the initial policy, which those for other judges lack.
+            return Stage(1, "label" if _keeps_state(self.settings.get(name)) else "sample")
+        if name == LIMITS:
+            evaluated = any(Stage.of(one).name in EVALUATION for one in self.done)
+            return Stage(0, "held_out") if evaluated else Stage(number, "sample")
         return _OF_ALL_ROUNDS.get(name) or Stage(number, _FIRST_READ.get(name, "sample"))
 
     def _accept_evaluation(self, now: Mapping[str, Any] | None, rerun: Stage | None) -> None:

@@ -12,10 +12,11 @@ from pl_prefopt.cli.rounds import _forget_from
 from pl_prefopt.errors import ConfigError, RunError
 from pl_prefopt.generation import write_shard
 from pl_prefopt.judges import Rule
-from pl_prefopt.rounds import HeldOut, OwnGrades, Stage, stages_of
+from pl_prefopt.rounds import HeldOut, LargeMargins, OwnGrades, Stage, stages_of
 from pl_prefopt.rounds.judging import compare_answers
 from pl_prefopt.rounds.page import write_page
-from pl_prefopt.rounds.stages import judge_samples, measure, write_summary
+from pl_prefopt.rounds.plan import stage_named
+from pl_prefopt.rounds.stages import check_judge, judge_samples, measure, select_rows, write_summary
 from pl_prefopt.rounds.state import State
 from tests.rounds.test_judging import Biased, from_vowels, length
 from tests.rounds.test_plan import rounds
@@ -92,19 +93,24 @@ def test_answers_of_all_rounds_are_evaluated_in_one_way(tmp_path):
 
 def test_a_stage_that_is_kept_has_read_the_settings_that_hold_now(tmp_path):
     constrained = {"class_path": "pl_prefopt.rounds.ConstrainedScores"}
+    own = replace(rounds(out=str(tmp_path)), judge=Rule(length), evaluate=HeldOut(prompts="p.jsonl"))
     held = {"rounds": 2, "judge": "A", "policy": "p", "split_prompts": True, "sampling": {"n": 4}}
-    every = [str(one) for one in stages_of(replace(rounds(out=str(tmp_path)), judge=Rule(length)))]
-    every.append("0/held_out")
-    State(tmp_path).accept(held, rerun=None)
+    held |= {"sample_initial": 2, "average": 0.9, "evaluate": {"prompts": "p.jsonl", "judge": "C"}}
+    kept = list(stages_of(replace(own, sample_initial=2, average=0.9)))
 
-    def resumed(changes, rerun=None):
+    def resumed(changes, rerun=None, *, limits=None, without=()):
         state = State(tmp_path)
-        state.settings, state.done = held, {one: {} for one in every}
-        state.accept({**held, **changes}, rerun=rerun and Stage.of(rerun))
+        state.settings = held | {"limits": {}}
+        state.done = {str(one): {} for one in kept}
+        state.evaluation = held["evaluate"]
+        stages = [one for one in kept if one.name not in without]
+        state.accept(
+            {**held, **changes}, rerun=rerun and stage_named(rerun, own), stages=stages, limits=limits
+        )
 
     for changes, rerun, instead in (
         ({"judge": "B"}, "2/select", "2/label"),  # the scores of A would go by the name of B
-        ({"judge": constrained}, "2/label", "1/label"),  # its multipliers go on from round 1
+        ({"judge": constrained}, "2/label", "1/sample"),  # its samples need log-probs of the initial policy
         ({"sampling": {"n": 8}}, "2/fit", "2/sample"),
         ({"rounds": 3}, "2/sample", "1/sample"),  # round 2 would read prompts of round 1 again
         ({"split_prompts": False}, "2/sample", "1/sample"),
@@ -114,28 +120,48 @@ def test_a_stage_that_is_kept_has_read_the_settings_that_hold_now(tmp_path):
         resumed(changes, instead)
         with pytest.raises(ConfigError, match=f"keeps .*`--rerun {instead}` in place of"):
             resumed(changes, rerun)
+    with pytest.raises(ConfigError, match=r"another `limits` .*`--rerun 0/held_out` in place of"):
+        resumed({"fit": {}}, "2/fit", limits={"max_prompt_length": 9})  # samples and answers are cut, too
+    with pytest.raises(ConfigError, match="another `limits`"):
+        resumed({}, limits={"max_prompt_length": 9})
+    # A stage that there is no more isn't named; what nothing reads any more may change.
+    with pytest.raises(ConfigError, match="`--rerun 1/label` in place of"):
+        resumed({"sample_initial": 0}, "1/select", without=["sample_initial"])
+    resumed({"average": None}, "1/held_out", without=["average"])
+    resumed({"fit": {}, "select": "B"}, "0/judge")
+    resumed({"batch_size": 3, "engine": {"url": "http://other"}}, "2/fit")
     with pytest.raises(ConfigError, match="another `rounds`"):
         resumed({"rounds": 3})
     held = {**held, "split_prompts": False}
     resumed({"rounds": 3})
 
 
-def test_answers_are_measured_only_where_one_judge_has_judged_them(tmp_path):
+def test_answers_are_judged_only_by_the_judge_of_the_first_ones(tmp_path):
     settings = replace(
         rounds(out=str(tmp_path)), judge=Rule(length), evaluate=HeldOut(prompts="p.jsonl"), rounds=1
     )
-    for number in (0, 1):
-        known = {"finish_reasons": ["stop"], "reference_log_probs": [None]}
-        answer(tmp_path / f"round-{number}/held_out", "text", **known)
+    known = {"finish_reasons": ["stop"], "reference_log_probs": [None]}
+    answer(tmp_path / "round-0/held_out", "text", **known)
+    folder = tmp_path / "round-0"
+    check_judge(Rule(length), settings, Stage(0, "judge"))
+    judge_samples(Rule(length), [folder / "held_out"], folder / "judge", gold=False)
+    check_judge(Rule(length), settings, Stage(1, "judge"))
+    with pytest.raises(RunError, match=r"round 0 were judged by .*length.* has changed since"):
+        check_judge(Rule(from_vowels), settings, Stage(1, "judge"))
 
-    def judged(number, judge):
-        folder = tmp_path / f"round-{number}"
-        judge_samples(judge, [folder / "held_out"], folder / "judge", gold=False)
 
-    judged(0, Rule(length))
-    judged(1, Rule(from_vowels))
-    with pytest.raises(RunError, match=r"from_vowels.* before by .*length.*--rerun 1/judge"):
-        measure(settings, 1)
+def test_gold_responses_that_were_not_judged_are_no_reason_to_train_without_them(tmp_path):
+    settings = replace(
+        rounds(out=str(tmp_path)),
+        judge=Rule(length),
+        select=LargeMargins(min_score=1, min_gap=1, min_gap_own=1),
+    )
+    gold = [{"role": "assistant", "content": "gold"}]
+    answer(
+        tmp_path / "round-1/label", "own", gold=gold, gold_score=None, scores=[3.0], reference_sample=[False]
+    )
+    with pytest.raises(RunError, match=r"none of the 1 in round 1 has a score: .*--rerun 1/label"):
+        select_rows(settings, 1)
 
 
 def test_scores_that_change_between_rounds_are_no_curve(tmp_path):
