@@ -287,8 +287,8 @@ def check_judge(judge: Judge, settings: Rounds, stage: Stage) -> None:
     if held is not None and first != stage and held["fingerprint"] != judge.fingerprint():
         raise RunError(
             f"the answers of round {first.number} were judged by {held['judge']}, whose model or code has "
-            "changed since: gains between rounds would be differences of two judges. Restore it, or set `out` "
-            "to another folder."
+            "changed since: gains between rounds would be differences of two judges. Restore it, or set "
+            "`out` to another folder."
         )
 
 
