@@ -236,7 +236,7 @@ def kernel_options(
         takes: the names of the function's parameters.
     """
     if "window_size" not in takes:  # torch 2.10
-        return {"is_causal": True}
+        return {"is_causal": True, **({"scale": scale} if "scale" in takes else {})}
     options: dict[str, Any] = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0)}
     return options | ({"enable_gqa": True} if grouped and "enable_gqa" in takes else {})
 

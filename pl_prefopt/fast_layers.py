@@ -233,7 +233,12 @@ def liger() -> Kernels:
     from liger_kernel.transformers.functional import liger_rms_norm, liger_swiglu
     from liger_kernel.transformers.rope import liger_rotary_pos_emb
 
-    return Kernels(norm=liger_rms_norm, gated=liger_swiglu, rotary=liger_rotary_pos_emb)
+    def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        # In place, the backward pass would write into a gradient that may be the residual's as well.
+        normed: Tensor = liger_rms_norm(x, weight, epsilon, in_place=False)
+        return normed
+
+    return Kernels(norm=norm, gated=liger_swiglu, rotary=liger_rotary_pos_emb)
 
 
 class _SavingNorm(torch.autograd.Function):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_prefopt.data import PreferenceDataset, Renderer
-from pl_prefopt.errors import ContractError, DataError
+from pl_prefopt.errors import ConfigError, ContractError, DataError
 from pl_prefopt.policies import PolicySpec, build_frozen
 from pl_prefopt.references.base import Datasets, Footprint, PolicyHost, Reference, Running
 from pl_prefopt.scoring import Scorer
@@ -46,6 +46,11 @@ class FrozenModel(Reference):
         device: str | None = None,
         offload: bool = False,
     ) -> None:
+        if model.kernels is not None or model.compile is not None:
+            raise ConfigError(
+                "references.members.init_args.model takes no `kernels` and no `compile`: they are for the "
+                "policy. Remove them."
+            )
         self.spec = model
         self.template = template
         self.device = device

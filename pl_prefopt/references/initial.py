@@ -17,7 +17,7 @@ from pl_prefopt.policies import PolicySpec, build_frozen, sketch_frozen
 from pl_prefopt.references.adapters import AdapterOff, NamedAdapter
 from pl_prefopt.references.base import Datasets, Footprint, PolicyHost, Reference, Running
 from pl_prefopt.references.swapping import swapped_in
-from pl_prefopt.scoring import evaluating
+from pl_prefopt.scoring import Scorer, evaluating
 from pl_prefopt.types import PreferenceBatch
 
 
@@ -133,6 +133,7 @@ class _Copy(Reference):
 
     def __init__(self) -> None:
         self.model: nn.Module | None = None
+        self._scorer: Scorer | None = None
 
     def fingerprint(self, policy: PolicySpec) -> str:
         """Return the fingerprint of ``AdapterOff``, whose log-probs are the same."""
@@ -158,11 +159,13 @@ class _Copy(Reference):
         """Run the second model."""
         if self.model is None:
             raise ContractError("InitialPolicy.prepare must run before log_probs.")
-        yield Running(self.model, host.scorer)
+        if self._scorer is None:
+            self._scorer = host.scorer.another()
+        yield Running(self.model, self._scorer)
 
     def release(self) -> None:
         """Free the model."""
-        self.model = None
+        self.model = self._scorer = None
 
 
 def _frozen(policy: PolicySpec) -> PolicySpec:

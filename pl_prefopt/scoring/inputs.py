@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from pl_prefopt.types import TokenTree
 
 
+def computed_in(model: nn.Module, device: torch.device) -> torch.dtype:
+    """Return the dtype of a model's matrix products on ``device``: autocast's, else that of its weights."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
+
+
 def on_device(values: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Return ``values`` as int64 on ``device``, without synchronising with a GPU."""
     return copied_to(torch.tensor(values), device)

@@ -18,7 +18,7 @@ from pl_prefopt.attention import TREE_VARLEN, wanted
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.fast_layers import FastLayers
 from pl_prefopt.scoring.heads import ChunkedHead, FusedHead, Head, SplitHead, WholeLogits
-from pl_prefopt.scoring.inputs import accepts, base_model, longest_row
+from pl_prefopt.scoring.inputs import accepts, base_model, computed_in, longest_row
 from pl_prefopt.scoring.layouts import Layout, PlainLayout, SingleLayout, TreeLayout, read_laid_out
 from pl_prefopt.scoring.lengths import GroupedLayout, thresholds
 from pl_prefopt.scoring.masks import FORMS, FULL, SLIDING, layer_kinds, mask_kinds
@@ -63,8 +63,9 @@ class Scorer:
                 "model.head is 'fused', but the package cut-cross-entropy is not installed: "
                 "pip install 'pl-prefopt[fused]', or set model.head to 'chunked'."
             )
-        self.layout = layout
+        self.layout, self.head = layout, head
         self._split_head = _HEADS[head]
+        self._dtype: torch.dtype | None = None
         self._plain: PlainLayout | SingleLayout = PlainLayout()
         self._shared: TreeLayout | None = None
         self._grouped: GroupedLayout | None = None
@@ -95,7 +96,7 @@ class Scorer:
     ) -> list[Tensor]:
         """Run ``model`` on ``tree`` and return what each readout gives, see ``Layout.read``."""
         check_length(model, tree)
-        head = self._head or self._decide(model, tree.prompt_ids.device)
+        head = self._head_for(model, tree.prompt_ids.device)
         if self._shared is None or prefix_cache is None:
             return (self._grouped or self._shared or self._plain).read(model, tree, head, readouts)
         return self._shared.read(model, tree, head, readouts, prefix_cache)
@@ -126,7 +127,7 @@ class Scorer:
         """
         check_length(model, tree)
         check_has_routers(model)
-        head = self._head or self._decide(model, tree.prompt_ids.device)
+        head = self._head_for(model, tree.prompt_ids.device)
         if self._grouped is not None or isinstance(self._plain, SingleLayout):
             raise ConfigError(
                 f"{type(base_model(model)).__name__} scores a batch in several passes, of which its "
@@ -160,7 +161,7 @@ class Scorer:
         in groups by length, and where a probe finds that a pass from cached keys and values gives other
         log-probs.
         """
-        head = self._head or self._decide(model, device)
+        head = self._head_for(model, device)
         if self._shared is None or self._grouped is not None or not can_reuse(model):
             return None
         if self._remembers is None:
@@ -189,6 +190,19 @@ class Scorer:
                 keep()
             self._shared = TreeLayout(mask_kinds(_text_config(model))[0], way)
         self._group(model)
+
+    def another(self) -> Scorer:
+        """Return a scorer with the same settings for another model, which is probed by itself."""
+        return Scorer(self.layout, self.head)
+
+    def _head_for(self, model: nn.Module, device: torch.device) -> Head:
+        """Return the head, once it is decided for the precision that the model computes in here."""
+        if self._head is not None and self._dtype in (None, computed_in(model, device)):
+            return self._head
+        self._plain, self._shared, self._grouped, self._remembers = PlainLayout(), None, None, None
+        if TREE_VARLEN in (found := ways_of(model, device)) and len(found) > 1:
+            self._dtype = computed_in(model, device)  # of which the kernel can't do all
+        return self._decide(model, device)
 
     def _decide(self, model: nn.Module, device: torch.device) -> Head:
         with FastLayers(model).off() as fast, probing(model, device) as probe:

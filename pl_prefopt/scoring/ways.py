@@ -24,13 +24,14 @@ def ways(name: str, loaded: str, device: torch.device) -> tuple[str, ...]:
         device: where the model is.
 
     >>> ways("auto", "sdpa", torch.device("cuda")), ways("auto", "sdpa", torch.device("cpu"))
-    (('tree_varlen', 'flex_attention', 'sdpa'), ('sdpa',))
+    (('tree_varlen', 'sdpa'), ('sdpa',))
     >>> ways("tree_varlen", "sdpa", torch.device("cpu")), ways("eager", "eager", torch.device("cuda"))
     (('tree_varlen',), ('eager',))
     """
     if name != AUTO:
         return (name,)
-    return (TREE_VARLEN, FLEX, loaded) if device.type == "cuda" else (loaded,)
+    # FlexAttention only by name: the probe compares no gradients, and its own haven't been run on a GPU yet.
+    return (TREE_VARLEN, loaded) if device.type == "cuda" else (loaded,)
 
 
 def ways_of(model: nn.Module, device: torch.device) -> tuple[str, ...]:

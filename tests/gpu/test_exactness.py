@@ -7,6 +7,7 @@ import torch
 
 from pl_prefopt.policies import PolicySpec, build_policy, with_fast_layers
 from pl_prefopt.scoring import Scorer
+from pl_prefopt.scoring.heads import FusedHead
 from scripts.benchmarks.rows import RandomRows
 from tests.runs import LORA
 
@@ -25,7 +26,16 @@ def results(spec, tree, layout, head="chunked"):
     for name, weight in policy.named_parameters():
         if "lora_B" in name:  # which start at 0
             torch.nn.init.normal_(weight, std=0.05, generator=torch.Generator(weight.device).manual_seed(1))
-    scored = Scorer(layout, head)(policy, tree).sum
+    scorer = Scorer(layout, head)
+    scored = scorer(policy, tree).sum
+    if head == "fused":
+        assert isinstance(scorer._head, FusedHead)
+    if (spec.attn_implementation, spec.dtype, layout) == (
+        "auto",
+        "bfloat16",
+        "tree",
+    ) and tree.prompt_ids.is_cuda:
+        assert scorer._shared.attention == "tree_varlen"
     scored.sum().backward()
     gradients = [weight.grad.float().flatten() for weight in policy.parameters() if weight.grad is not None]
     return scored.detach().float(), torch.cat(gradients)
@@ -47,7 +57,7 @@ def check(spec, tree, model, dtype, head="chunked"):
     found = results(spec, tree, "auto" if head == "fused" else "tree", head)
     usual = results(spec_of(model, dtype), tree, "plain")
     for mine, theirs, best in zip(found, usual, exact, strict=True):
-        assert relative(mine, best) <= 3 * relative(theirs, best) + 1e-5
+        assert relative(mine, best) <= 3 * relative(theirs, best) + 1e-4
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

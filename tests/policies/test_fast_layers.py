@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +17,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.fast_layers import FastLayers, Kernels, compile_layers, rms_norm, unfused, use_kernels
+from pl_prefopt.fast_layers import FastLayers, Kernels, compile_layers, liger, rms_norm, unfused, use_kernels
 from pl_prefopt.policies import PolicySpec, check_fast_layers, fast, layers_of, with_fast_layers
+from pl_prefopt.references import FrozenModel
 from pl_prefopt.scoring import Scorer
 from scripts.benchmarks.rows import LENGTHS, RandomRows
 from tests.support import tiny_llama
@@ -194,3 +197,24 @@ def test_compiled_layers_change_no_number_and_take_any_length(fresh_compiler):
     ]
     assert torch.equal(*tokens)
     assert counter.frame_count == before
+
+
+def test_the_norm_leaves_the_gradient_that_it_gets_as_it_is(monkeypatch):
+    """Where a norm follows a layer, that gradient is the residual's too; Liger's default overwrites it."""
+    given = []
+    functional = SimpleNamespace(
+        liger_rms_norm=lambda x, weight, epsilon, **options: given.append(options) or x, liger_swiglu=None
+    )
+    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.functional", functional)
+    rope = SimpleNamespace(liger_rotary_pos_emb=None)
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.rope", rope)
+    liger().norm(torch.ones(2), torch.ones(2), 1e-6)
+    assert given == [{"in_place": False}]
+
+
+def test_a_reference_of_its_own_takes_neither():
+    for settings in ({"kernels": "liger"}, {"compile": "layers"}):
+        with pytest.raises(ConfigError, match="takes no `kernels` and no `compile`"):
+            FrozenModel(PolicySpec(name="any", **settings))

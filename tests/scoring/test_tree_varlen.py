@@ -12,13 +12,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pl_prefopt import attention
 from pl_prefopt.attention import ARGUMENT, TREE_VARLEN, kernel_options, refusal
+from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.modules import DPOModule
+from pl_prefopt.objectives import DPO
 from pl_prefopt.policies import PolicySpec, build_frozen, build_policy, sketch_policy
+from pl_prefopt.references import InitialPolicy
 from pl_prefopt.scoring import Scorer, scorer
 from pl_prefopt.scoring.layouts import Places, TreeLayout
 from pl_prefopt.scoring.packing import pack, pack_behind, widened
 from pl_prefopt.scoring.segments import segments_of
 from pl_prefopt.scoring.ways import unsuited, ways_of
+from tests.runs import make_datamodule, make_trainer, pair_rows
 from tests.scoring.architectures import CONFIGS, build
 from tests.scoring.test_scorer import BATCHES, beginning_alike, bent, gradients, one_by_one, ragged_tree
 
@@ -218,7 +223,7 @@ def test_the_kernel_is_called_as_the_installed_torch_declares_it():
 
 @pytest.mark.parametrize("lost", [[], [TREE_VARLEN], [TREE_VARLEN, "flex_attention"]])
 def test_the_first_attention_that_gives_the_models_own_log_probs_is_taken(lost, monkeypatch, caplog):
-    """As on a GPU: variable-length, FlexAttention, masked SDPA."""
+    """Of three: variable-length, FlexAttention, masked SDPA."""
     model, tree = build("llama"), ragged_tree()
     attention.want(model, "auto")
     real = TreeLayout.lay_out
@@ -243,20 +248,47 @@ def test_the_first_attention_that_gives_the_models_own_log_probs_is_taken(lost, 
 
 
 def test_a_soft_capped_model_is_not_run_by_segments(monkeypatch, caplog):
-    """transformers loads it with eager attention: FlexAttention has its soft-capping, SDPA hasn't."""
+    """transformers loads it with eager attention: SDPA has no soft-capping."""
     model, tree, chosen = bent({"final_logit_softcapping": 2.0}), ragged_tree(), Scorer()
     assert attention.loaded_with("auto", model.config) == "eager"
     assert attention.loaded_with("auto", build("llama").config) is None
     model.set_attn_implementation("eager")
     expected = one_by_one(model, tree)
     attention.want(model, "auto")
-    assert ways_of(model, torch.device("cuda")) == (TREE_VARLEN, "flex_attention", "eager")
+    assert ways_of(model, torch.device("cuda")) == (TREE_VARLEN, "eager")
     monkeypatch.setattr(scorer, "ways_of", lambda model, device: ways_of(model, torch.device("cuda")))
     with caplog.at_level(logging.INFO), torch.compiler.set_stance("force_eager"), torch.no_grad():
         found = chosen(model, tree).sum
     torch.testing.assert_close(found, expected.detach(), atol=2e-4, rtol=1e-5)
-    assert chosen._shared.attention == model.config._attn_implementation == "flex_attention"
+    assert chosen._shared.attention == model.config._attn_implementation == "eager"
     assert "transformers doesn't run Gemma2ForCausalLM with sdpa" in caplog.text
+
+
+def test_a_scorer_decides_again_where_the_model_computes_in_another_precision(monkeypatch):
+    """On a GPU a run may compute in bfloat16, and score afterwards in float32."""
+    model, tree, chosen = build("llama", "sdpa"), ragged_tree(), Scorer()
+    attention.want(model, "auto")
+    order = lambda model, device: ways_of(model, torch.device("cuda"))  # noqa: E731
+    monkeypatch.setattr(scorer, "ways_of", order)
+    real = attention.refusal
+
+    def refusal(query, value, options):
+        return real(query, value, options) or ("no float32" if query.dtype == torch.float32 else None)
+
+    monkeypatch.setattr(attention, "refusal", refusal)
+    with torch.no_grad():
+        for dtype, name in ((torch.bfloat16, TREE_VARLEN), (None, "sdpa"), (torch.bfloat16, TREE_VARLEN)):
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                chosen(model, tree)
+            assert chosen._shared.attention == name
+
+
+def test_a_second_model_of_the_run_is_probed_by_itself(tiny_model, tmp_path):
+    """A reference that is a copy of the whole policy gets no segments that only the policy can read."""
+    module = DPOModule(PolicySpec(name=str(tiny_model), attn_implementation=TREE_VARLEN), DPO())
+    trainer = make_trainer(tmp_path, ReferenceEnsemble([InitialPolicy()]), limit_val_batches=0)
+    trainer.fit(module, make_datamodule(tmp_path, pair_rows(2)))
+    assert module.scorer._shared.attention == TREE_VARLEN
 
 
 def test_dropout_of_scores_is_a_reason_for_a_mask():
