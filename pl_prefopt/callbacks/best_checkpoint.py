@@ -21,6 +21,7 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     _warned = False
+    _before_training = False  # whether the metric's value is that of a validation before the first step
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise a ``ConfigError`` that suggests the closest metric if the name is misspelt."""
@@ -37,11 +38,18 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Update the best checkpoint after a validation."""
+        if not trainer.sanity_checking:
+            self._before_training = not trainer.global_step and self.monitor in trainer.callback_metrics
         if trainer.sanity_checking or self._is_measured(trainer):
             super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Update at an epoch's end, if configured; without a warning before the first validation."""
+        """Update at an epoch's end, if configured; without a warning before the first validation.
+
+        A value from before the first step is not that of the weights that would be saved.
+        """
+        if self._before_training:
+            return
         waits = str(self.monitor).startswith("val/")
         validated = any(name.startswith("val/") for name in trainer.callback_metrics)
         if (validated or not waits) and self._is_measured(trainer):

@@ -82,8 +82,8 @@ class DashboardLayout(Callback):
             self._publish(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the layout once, at the first validation of a ``fit``."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        """Write the layout once, at the first validation of a ``fit`` that has logged training metrics."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step:
             self._publish(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

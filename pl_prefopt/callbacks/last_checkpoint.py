@@ -112,7 +112,8 @@ class LastCheckpoint(Checkpoint):
             return
         if not trainer.global_step:
             self.signals.may_wait = True
-            return
+        if trainer.fit_loop.total_batch_idx < 0:
+            return  # before the first batch, which may be long before the first step
         self._finish_step(trainer)
         if not _between_steps(trainer):
             return

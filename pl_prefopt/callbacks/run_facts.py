@@ -36,8 +36,9 @@ class RunFacts(Callback):
         """Start the clock; a resumed run continues that of its earlier parts."""
         self._since = time.monotonic()
         self._earlier = read_facts(self._path) if trainer.global_step else None
-        # Without earlier parts here, the checkpoint is another run's.
-        self._first_step = self._earlier.first_step if self._earlier else trainer.global_step
+        # This run's file may be missing or damaged.
+        begun = 0 if self._is_own(trainer.ckpt_path) else trainer.global_step
+        self._first_step = self._earlier.first_step if self._earlier else begun
         self._write(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,6 +54,11 @@ class RunFacts(Callback):
         """Write the duration of a run that ends early, if it has begun."""
         if self._since:
             self._write(trainer, pl_module)
+
+    def _is_own(self, checkpoint: Any) -> bool:
+        """Whether a checkpoint is this run's, and not another's that it was started from."""
+        folder = self._path.parent.resolve()
+        return checkpoint is not None and Path(checkpoint).resolve().is_relative_to(folder)
 
     def _write(self, trainer: Trainer, module: Any) -> None:
         if not trainer.is_global_zero:

@@ -93,7 +93,8 @@ def adapt_run(
     encoded = encode(rows, policy.renderer(), settings.get("truncated_responses", "warn"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     asked = (config.get("trainer") or {}).get("precision")
-    precision = Trainer(accelerator=device, devices=1, precision=asked, logger=False).precision_plugin
+    bare: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    precision = Trainer(accelerator=device, devices=1, precision=asked, **bare).precision_plugin
     module = kind.load_from_checkpoint(checkpoint, map_location=device)
     found = module.reward_head.adapt(state_pairs(module, rows, encoded, precision), step)
     save_adapted(checkpoint, module, out)

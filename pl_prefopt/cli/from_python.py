@@ -47,8 +47,8 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The values of the newest evaluation, by name; empty without validation."""
-        found = read_evaluations(self.folder / "metrics.json")
+        """The values of the newest evaluation after training, by name; empty without one."""
+        found = [one for one in read_evaluations(self.folder / "metrics.json") if one.step != 0]
         return dict(found[-1].metrics) if found else {}
 
     @property

@@ -20,6 +20,7 @@ from pl_prefopt.cli.given_settings import at, given_settings, merged
 from pl_prefopt.cli.plain_parser import PlainParser, made_from
 from pl_prefopt.cli.run_lock import alone_in
 from pl_prefopt.errors import ConfigError, DataError, RunError, first_line
+from pl_prefopt.evaluations import read_evaluations
 from pl_prefopt.files import atomic_write, discard
 from pl_prefopt.metric_info import current_name
 from pl_prefopt.processes import last_line, run_watched
@@ -187,8 +188,17 @@ class _Trials:
         return best
 
     def _values(self, folder: Path) -> list[float]:
-        curve = read_curves(folder).get(self.settings.metric)
-        return [] if curve is None else [float(value) for value in curve.values]
+        """Return the metric's values so far, without that of the policy before training.
+
+        Its step doesn't tell it apart: Lightning logs a validation after the first step at step 0, too.
+        """
+        metric = self.settings.metric
+        found = read_evaluations(folder / "metrics.json")  # a validation is written to it last
+        curve = read_curves(folder).get(metric)
+        if curve is None or not found:
+            return []
+        untrained = any(one.step == 0 and one.command == "fit" and metric in one.metrics for one in found)
+        return [float(value) for value in curve.values[int(untrained) :]]
 
     def _failure(self, status: int, log: Path) -> RunError | ConfigError:
         """Return the error of a run: one in its settings ends the sweep, others only the trial."""

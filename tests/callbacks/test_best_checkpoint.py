@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
-from pl_prefopt.callbacks import BestCheckpoint, ReferenceEnsemble
+from pl_prefopt.callbacks import BestCheckpoint, FirstValidation, ReferenceEnsemble
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules import DPOModule
 from pl_prefopt.objectives import KTO
@@ -66,6 +66,12 @@ def test_before_the_first_validation_nothing_is_missed(tmp_path, tiny_model):
         warnings.simplefilter("always")
         assert fit(tmp_path, tiny_model, "val/loss", max_epochs=2, check_val_every_n_epoch=2)
     assert not [str(one.message) for one in said if "No best checkpoint" in str(one.message)]
+
+
+def test_the_value_from_before_training_is_no_later_checkpoint_s(tmp_path, tiny_model):
+    first = {"stopping": FirstValidation()}
+    assert not fit(tmp_path, tiny_model, "val/loss", max_steps=1, **first)  # of an epoch of 2
+    assert fit(tmp_path, tiny_model, "val/loss", **first)
 
 
 def test_what_was_best_is_known_under_the_metrics_former_name(tmp_path, tiny_model):

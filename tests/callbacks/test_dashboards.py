@@ -65,6 +65,16 @@ def fit(model, folder, *callbacks, spec=None, rows=None, checkpoint=None, **sett
     return trainer
 
 
+def test_the_layout_waits_for_training_metrics():
+    shown = []
+    layout = DashboardLayout()
+    layout._publish = lambda trainer, module: shown.append(trainer.global_step)
+    for step in (0, 3):  # the first is a validation before training
+        state = SimpleNamespace(fn="fit")
+        layout.on_validation_end(SimpleNamespace(state=state, sanity_checking=False, global_step=step), None)
+    assert shown == [3]
+
+
 @pytest.fixture(scope="module")
 def written(tiny_model, tmp_path_factory):
     """The run of a TensorBoard and a CSV logger: its events, and its folder."""

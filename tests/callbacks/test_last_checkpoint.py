@@ -131,6 +131,19 @@ def test_a_run_that_a_callback_stops_resumes_with_the_rest_of_its_epoch(fit, tmp
         assert trained[1] + [event for event in rest.seen if event[0] == TRAINED] == trained[0], path
 
 
+class Satisfied(Callback):
+    """Stops training at a validation, as ``EarlyStopping`` does."""
+
+    def on_validation_end(self, trainer, module):
+        trainer.should_stop |= not trainer.sanity_checking
+
+
+def test_a_stop_at_a_validation_within_the_first_step_waits_for_its_end(fit):
+    events = Events()
+    fit(events, more=[Satisfied()], accumulate_grad_batches=2, val_check_interval=1)
+    assert [event[-1] for event in events.seen if event[0] == TRAINED] == [0, 1]
+
+
 def test_signals_are_left_alone_after_a_run(fit):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     fit(Events())

@@ -10,9 +10,10 @@ import torch.distributed.checkpoint as sharded
 import yaml
 
 import pl_prefopt as pp
+from pl_prefopt.cli.from_python import Run
 from pl_prefopt.cli.object_settings import settings_of
 from pl_prefopt.errors import ConfigError
-from pl_prefopt.evaluations import read_evaluations
+from pl_prefopt.evaluations import Evaluation, add_evaluation, read_evaluations
 from pl_prefopt.heads import MixtureHead
 from pl_prefopt.modules import PeerRewardModule, read_checkpoint
 from pl_prefopt.modules.loading import arguments_of
@@ -190,10 +191,20 @@ def test_a_module_is_loaded_from_runs_only(tmp_path, tiny_model):
         pp.DPOModule.load_from_checkpoint(path, policy=spec, objective=pp.DPO())
 
 
+def test_a_run_s_metrics_are_not_those_of_the_policy_before_training(tmp_path):
+    run = Run(tmp_path, None, None)
+    for step, metrics in ((0, {}), (4, {"val/loss": 4.0})):
+        add_evaluation(
+            tmp_path / "metrics.json", Evaluation(metrics={"val/loss": float(step)}, command="fit", step=step)
+        )
+        assert run.metrics == metrics
+
+
 def test_a_run_stops_early(prefopt, tiny_model):
     rows = write_rows(Path("rows.jsonl"), scored_rows(2))
-    Path("early.yaml").write_text("early_stop: {patience: 2}\nvalidate_first: true\n")
-    fit = ("fit", "-c", "methods/dpo", "-c", "hardware/cpu", "--policy", tiny_model, "--lr", "0")
+    early = "early_stop: {patience: 2, min_delta: 9}\nvalidate_first: true\n"  # nothing improves by 9
+    Path("early.yaml").write_text(early)
+    fit = ("fit", "-c", "methods/dpo", "-c", "hardware/cpu", "--policy", tiny_model, "--lr", "0.01")
     fit += ("--default_callbacks", "false", "--data.train", rows, "-c", "early.yaml", "--run_dir", "run")
     assert "`early_stop` needs validations" in prefopt.fails(*fit, "--data.held_out", "0")
     assert "patience" in prefopt.fails(*fit, "--early_stop.patience", "0")
@@ -204,10 +215,17 @@ def test_a_run_stops_early(prefopt, tiny_model):
     assert saved["epoch"] == 1  # of 0 to 8: nothing improves on the validation before the first step
     before, after = read_evaluations(Path("run/metrics.json"))
     assert (before.step, after.step) == (0, saved["global_step"])
-    assert before.metrics == after.metrics
+    assert before.metrics["val/accuracy"] == 0.5  # the policy still equals its reference
+    assert before.metrics["val/loss"] != after.metrics["val/loss"]
     (run,) = read_runs([Path("run")])
     assert run.before_training("val") == before
     assert run.evaluation("val") == after
     assert 0 in run.curves["val/loss"].steps
-    assert read_checkpoint(Path("run/checkpoints/best.ckpt"))["global_step"] == saved["global_step"] // 2
-    assert settings("run")["early_stop"] == {"patience": 2, "min_delta": 0.0}
+    assert read_checkpoint(Path("run/checkpoints/best.ckpt"))["global_step"] > 0
+    assert settings("run")["early_stop"] == {"patience": 2, "min_delta": 9.0}
+
+    # Without the first validation a patience of 1 ends it as early, and the weights are the same.
+    without = ("--validate_first", "false", "--early_stop.patience", "1", "--run_dir", "without")
+    prefopt(*fit, "--data.val", rows, "--trainer.max_epochs", "9", *without)
+    for name, weight in weights("without").items():
+        assert torch.equal(weight, saved["state_dict"][name]), name

@@ -12,6 +12,7 @@ import yaml
 from pl_prefopt.cli import sweep as command
 from pl_prefopt.cli.config_files import find
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.evaluations import Evaluation, add_evaluation
 from pl_prefopt.processes import run_watched
 from pl_prefopt.yaml_files import read_yaml
 from tests.docs.pages import ROOT, first
@@ -69,6 +70,19 @@ def test_two_trials_with_a_table_and_the_best_checkpoint(prefopt, tmp_path, tiny
     assert int(rows[0][0]) == kept[0]
     assert float(rows[0][2]) <= float(rows[1][2])
     assert rows[0][0] in (tmp_path / "swept/sweep.html").read_text()
+
+    # The policy before training is no trial's best, however good its value; that after the first step may be.
+    counted = command._Trials(command.read_sweep("sweep.yaml", read_yaml(Path("sweep.yaml"))))._values
+    after = counted(folder)
+    assert len(after) == 2
+    curve = (folder / "metrics.csv").read_text().splitlines(keepends=True)
+    names = curve[0].strip().split(",")
+    first = ",".join({"step": "0", "val/loss": "-1"}.get(name, "") for name in names)
+    (folder / "metrics.csv").write_text("".join([curve[0], first + "\n", *curve[1:]]))
+    assert counted(folder) == [-1, *after]
+    untrained = Evaluation(metrics={"val/loss": -1.0}, command="fit", step=0)
+    add_evaluation(folder / "metrics.json", untrained)
+    assert counted(folder) == after
 
     write(tmp_path, tiny_model, seeds=[4])
     assert "swept has trials with another `seeds` (None, and now [4])" in prefopt.fails(
