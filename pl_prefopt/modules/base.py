@@ -330,7 +330,8 @@ class PreferenceModule(LightningModule):
         check_reward_head(self.objective, self.reward_outputs, self.reward_kind)
         check_token_rewards(self.objective, wanted=self.token_rewards)
         check_clipping(self._try_optimizer(), self.trainer)
-        check_fast_layers(self.policy_spec, self.trainer.strategy.root_device.type)
+        if self.policy_spec.kernels is not None or self.policy_spec.compile is not None:
+            check_fast_layers(self.policy_spec, self.trainer.strategy.root_device.type)
         if self.device_mesh is not None:
             check_shardable(self.policy_spec, self.device_mesh)
         if self.master_weights:

@@ -1,7 +1,7 @@
 """Sweeps: the settings of a search, and its trials on Optuna."""
 
 from pl_prefopt.sweeps.plan import Choices, Prune, Range, Sweep
-from pl_prefopt.sweeps.search import STORAGE, Pruned, Report, Train, TrialResult, search
+from pl_prefopt.sweeps.trials import STORAGE, Pruned, Report, Train, TrialResult, search
 
 __all__ = [
     "STORAGE",

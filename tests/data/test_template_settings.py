@@ -8,6 +8,7 @@ import pytest
 
 from pl_prefopt.data import PreferenceDataModule, Renderer
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.policies import PolicySpec
 from pl_prefopt.references import FrozenModel
 from tests.data.support import Recorder, pair, row, trainer, write_jsonl
 from tests.support import CHATML, tiny_tokenizer
@@ -81,7 +82,7 @@ def test_the_cache_and_references_of_the_same_tokeniser_go_along(tmp_path, tiny_
         prompts.append(data.datasets["train"].batch([0]).trees["plain"].prompt_lengths[0])
     assert prints[0] == prints[2] != prints[1]
     assert prompts[0] == prompts[2] < prompts[1]
-    reference = FrozenModel(model=None)  # type: ignore[arg-type]
+    reference = FrozenModel(model=PolicySpec(name="any"))
     reference._renderer = Renderer(tokenizer)
     assert reference._reads_as(Renderer(tokenizer, arguments=QUIET))
     assert not reference._reads_as(
