@@ -86,7 +86,7 @@ class State:
         """
         held = dict(self.settings)
         now = dict(settings)
-        if LIMITS in held or not self.done:
+        if LIMITS in held:  # earlier versions kept none
             now[LIMITS] = dict(limits or {})
         for name in {**now, **held} if self.done else ():
             changed = held.get(name) != now.get(name)
@@ -162,7 +162,7 @@ def _parts_change(name: str, settings: Mapping[str, Any]) -> bool:
 
 
 def _keeps_state(judge: Any) -> bool:
-    """Tell whether a judge's settings are those of one whose state goes on from round to round."""
+    """Tell whether a judge keeps state from one round to the next."""
     named = judge.get("class_path") if isinstance(judge, Mapping) else judge
     return str(named).rpartition(".")[2] == ConstrainedScores.__name__
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pl_prefopt.scoring.inputs import base_model
+from pl_prefopt.scoring.inputs import base_model, computed_in
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 MaskKind = Literal["full", "sliding", "both"]
@@ -103,9 +103,7 @@ def _for_eager(branches: Branches, model: nn.Module, window: int | None) -> Tens
 
 def _added(mask: Tensor, model: nn.Module) -> Tensor:
     """Return what is added to the attention scores, in the dtype that the model computes in."""
-    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    if torch.is_autocast_enabled(mask.device.type):
-        dtype = torch.get_autocast_dtype(mask.device.type)
+    dtype = computed_in(model, mask.device)
     zero = torch.zeros((), dtype=dtype, device=mask.device)
     return zero.where(mask, torch.finfo(dtype).min)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pl_prefopt.attention import AUTO, HALF, TREE_VARLEN, wanted
-from pl_prefopt.scoring.inputs import base_model
+from pl_prefopt.scoring.inputs import base_model, computed_in
 
 FLEX, SDPA = "flex_attention", "sdpa"
 
@@ -64,9 +64,7 @@ def presumed(model: nn.Module, device: torch.device) -> str:
     FlexAttention is passed over: its block masks can't be made of fake tensors. Masks take more memory.
     """
     found = ways_of(model, device)
-    weight = next(weight for weight in model.parameters() if weight.is_floating_point())
-    # Fake tensors are on the CPU, and so is autocast.
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+    dtype = computed_in(model, torch.device("cpu"))  # where fake tensors are, and so autocast
     fits = found[0] == TREE_VARLEN and dtype in HALF and unsuited(model, TREE_VARLEN) is None
     return TREE_VARLEN if fits else found[-1]
 
