@@ -216,13 +216,22 @@ def test_many_rows_of_a_layout_are_used_or_counted(name: str):
     attempt()
 
 
+BAD_JOINS = (
+    "but other responses to its prompt have it",
+    "have the same message_id",
+    "sort the rows by message_tree_id",
+)
+"""What ends the reasons of bad rows that several rows, or one of several, became."""
+
+
 def check_counts(records: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "rows.jsonl"
         path.write_text("\n".join(lines_of(records)))
         joins = Joins()
-        read = sum(1 for _ in open_source(Source.of(str(path)), Path(name)).records(joins))
-        assert read - sum(joins.lists.values()) + sum(joins.rows.values()) == len(records)
+        found = list(open_source(Source.of(str(path)), Path(name)).records(joins))
+        read, bad = len(found), sum(record.problem.endswith(BAD_JOINS) for record in found)
+        assert read - sum(joins.lists.values()) - bad + sum(joins.rows.values()) == len(records)
         try:
             store = stored(str(path), Path(name) / "cache", on_bad_row="skip")
             data = PreferenceDataset.tokenised(
@@ -236,7 +245,9 @@ def check_counts(records: list[Any]) -> None:
         assert int(batch.present.sum()) == sum(len(row.responses) for row in data.rows)
         for row in data.rows:
             again = to_row(json.loads(json.dumps(as_fields(row))))
-            assert dataclasses.replace(again, origin=row.origin) == row
+            columns = {name: value for name, value in again.columns.items() if name in row.columns}
+            assert dataclasses.replace(again, origin=row.origin, columns=columns) == row
+            assert again.columns.keys() - columns.keys() <= {"source"}, "one that is too large for a column"
 
 
 RENDERER = Renderer(tiny_tokenizer(), max_prompt_length=16, max_response_length=8)

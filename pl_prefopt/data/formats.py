@@ -104,6 +104,7 @@ def convert(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> Converted:
     further = [
         (name, value, "" if value is None else why_not_carried(name, value, len(row.responses)))
         for name, value in map(_with_lists_as_text, (*_unread(fields, held), *row.columns.items()))
+        if value is not None or name not in LAYOUT_NAMES  # a null of another layout is no column
     ]
     columns = {name: value for name, value, reason in further if not reason}
     row = dataclasses.replace(row, columns=Columns(columns)) if columns else row
@@ -407,16 +408,22 @@ def as_fields(row: PreferenceRow) -> dict[str, Any]:
         tools = given.pop("tools", None)
         others |= {"tools": tools} if tools else {}
         others |= {"chat_template_kwargs": given} if given else {}
+    if row.source and others.get("source") is None:  # a source that couldn't be kept as a column
+        others["source"] = row.source
+    return {"prompt": prompt, **_as_labels(row, responses), **others}
+
+
+def _as_labels(row: PreferenceRow, responses: list[Any]) -> dict[str, Any]:
     scores = row.scores
     if scores is None:
-        return {"prompt": prompt, "responses": responses, **others}
+        return {"responses": responses}
     if row.graded:
-        return {"prompt": prompt, "responses": responses, "scores": list(scores), **others}
+        return {"responses": responses, "scores": list(scores)}
     if len(responses) == 1 and scores[0] in (0, 1):
-        return {"prompt": prompt, "completion": responses[0], "label": scores[0] == 1, **others}
+        return {"completion": responses[0], "label": scores[0] == 1}
     if scores == (1, 0):
-        return {"prompt": prompt, "chosen": responses[0], "rejected": responses[1], **others}
-    return {"prompt": prompt, "responses": responses, "ranks": [-score for score in scores], **others}
+        return {"chosen": responses[0], "rejected": responses[1]}
+    return {"responses": responses, "ranks": [-score for score in scores]}
 
 
 def relabelled(fields: Mapping[str, Any], converted: Converted, labels: Mapping[str, Any]) -> dict[str, Any]:

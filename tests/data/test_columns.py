@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import pickle
@@ -88,6 +89,20 @@ def test_rows_with_columns_can_be_hashed_and_pickled_and_written_back(tmp_path: 
         with pytest.raises(TypeError):
             one.columns["annotator"] = "Bob"  # type: ignore[index]
     assert PreferenceRow(prompt=(), responses=(), columns={"a": 1}).columns == {"a": 1}
+
+
+def test_rows_are_written_back_where_another_layout_left_nulls(tmp_path: Path):
+    """A null prompt beside a dialogue, and a source that is too large to be kept as a column."""
+    mixed = [
+        {"prompt": "Hi", "chosen": "a", "rejected": "b", "responses": None, "source": 10**400},
+        {"prompt": None, "conversations": "Ho", "responses": ["a", "b"], "scores": [1, 2], "chosen": None},
+    ]
+    first, second = read(write_jsonl(tmp_path / "a.jsonl", mixed), tmp_path / "cache")
+    for one, prompt, source in ((first, "Hi", str(10**400)), (second, "Ho", "")):
+        assert not one.columns
+        again = to_row(json.loads(json.dumps(as_fields(one))))
+        assert dataclasses.replace(again, origin=one.origin, columns=one.columns) == one
+        assert (again.prompt[0].content, again.source) == (prompt, source)
 
 
 LAYOUTS = [
