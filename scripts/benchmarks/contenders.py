@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -75,8 +75,12 @@ class Clock:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def ours(settings: Settings, clock: Clock, folder: str) -> None:
-    """Train with this package, as a file of configs/hardware says and the contender's own settings."""
+def ours(settings: Settings, clock: Clock, folder: str) -> dict[str, str]:
+    """Train with this package, as a file of configs/hardware says and the contender's own settings.
+
+    Returns:
+        The attention on prefix trees, which a probe decides.
+    """
     from torch.utils.data import DataLoader
 
     class Ticks(Callback):
@@ -103,6 +107,7 @@ def ours(settings: Settings, clock: Clock, folder: str) -> None:
         **{**of_file, **settings.get("trainer", {})},
     )
     trainer.fit(module, DataLoader(items, batch_size=None, pin_memory=settings["device"] == "cuda"))
+    return {"attention": module.scorer.attention or "rows"}
 
 
 def make_module(settings: Settings, of_hardware: Settings) -> Any:
@@ -275,7 +280,11 @@ def floor(settings: Settings, clock: Clock, folder: str) -> None:
         clock.tick()
 
 
-CONTENDERS = {"ours": ours, "trl": trl, "floor": floor}
+CONTENDERS: dict[str, Callable[[Settings, Clock, str], dict[str, str] | None]] = {
+    "ours": ours,
+    "trl": trl,
+    "floor": floor,
+}
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -285,8 +294,8 @@ def measure(settings: Settings) -> dict[str, Any]:
         if "shape" in settings:
             settings = {**settings, "model": write_outline(settings["shape"], Path(folder) / "model")}
             use_random_weights(settings["device"])
-        CONTENDERS[settings["kind"]](settings, clock, folder)
-        result = {"seconds": clock.seconds, "peak_gib": clock.peak_gib()}
+        told = CONTENDERS[settings["kind"]](settings, clock, folder) or {}
+        result = {"seconds": clock.seconds, "peak_gib": clock.peak_gib(), **told}
         return {**result, **count(settings, str(Path(folder) / "count"), sum(clock.seconds))}
 
 

@@ -36,9 +36,10 @@ ROOT = HERE.parents[1]
 RESULTS = ROOT / "docs" / "benchmarks" / "results.csv"
 COLUMNS = (
     *("date", "commit", "card", "versions", "case", "contender", "prompts", "steps", "step_s"),
-    *("tokens_per_s", "peak_gib", "mfu", "spread", "note"),
+    *("tokens_per_s", "peak_gib", "mfu", "spread", "note", "attention"),
 )
-"""`prompts` are those of a step, `step_s` is the median, and `spread` the range of steps over the median."""
+"""`prompts` are those of a step, `step_s` is the median, and `spread` the range of steps over the median.
+`attention` is that of our prefix trees, or `rows` where there is one row per response."""
 _PACKAGES = ("torch", "transformers", "trl", "liger-kernel")
 _SHORTEST = 20
 """A contender is not started with fewer seconds left than this."""
@@ -237,6 +238,7 @@ def row_of(job: Job, result: Settings, head: Settings) -> Settings:
         "peak_gib": f"{result['peak_gib']:.1f}",
         "mfu": f"{result['mfu']:.3f}" if "mfu" in result else "",
         "spread": f"{(max(seconds) - min(seconds)) / median:.2f}",
+        "attention": result.get("attention", ""),
     }
     return {**row, **measured}
 

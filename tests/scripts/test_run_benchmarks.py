@@ -91,6 +91,7 @@ class Processes:
 
 def test_a_contender_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     good = {"seconds": [2.0, 4.0, 3.0], "peak_gib": 1.25, "prompts": 12, "tokens": 900, "mfu": 0.4}
+    good["attention"] = "sdpa"
     processes = Processes(
         monkeypatch,
         [
@@ -126,6 +127,7 @@ def test_a_contender_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypa
         "mfu": "0.400",
         "spread": "0.67",
         "note": "",
+        "attention": "sdpa",
     }
     assert not rows[0]["step_s"]
     # Without time, nothing is started, and what is left is returned.
