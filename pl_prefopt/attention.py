@@ -22,7 +22,9 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-AUTO, TREE_VARLEN = "auto", "tree_varlen"
+AUTO, TREE_VARLEN, FLEX = "auto", "tree_varlen", "flex_attention"
+_OURS = (AUTO, TREE_VARLEN, FLEX)
+"""FlexAttention as well: what transformers calls so is compiled anew for every length."""
 ARGUMENT = "tree_segments"
 """The argument of a model's ``forward`` that carries ``Segments`` to its attention."""
 HALF = (torch.bfloat16, torch.float16)
@@ -37,7 +39,7 @@ class Wanted(NamedTuple):
     """The attention that a model is to have in training.
 
     Attributes:
-        name: ``auto`` or ``tree_varlen``.
+        name: ``auto``, ``tree_varlen`` or ``flex_attention``.
         loaded: the one of transformers that it has where nothing better is found.
     """
 
@@ -54,14 +56,14 @@ def loaded_with(name: str, config: Any) -> str | None:
         name: the attention that a model is to have.
         config: the model's configuration.
     """
-    if name not in (AUTO, TREE_VARLEN):
+    if name not in _OURS:
         return name
     return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
 
 
 def want(model: Any, name: str) -> None:
     """Keep on a transformers model which of our own names it was loaded with."""
-    if name in (AUTO, TREE_VARLEN):
+    if name in _OURS:
         model.wanted_attention = Wanted(name, model.config._attn_implementation)
 
 

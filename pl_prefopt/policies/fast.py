@@ -13,8 +13,11 @@ from pl_prefopt.fast_layers import Kernels, compile_layers, liger, use_kernels
 from pl_prefopt.policies.sharding import layers_of
 from pl_prefopt.policies.spec import PolicySpec
 
-_COMPILER = os.environ.get("CXX", "g++")
-"""Torch's own choice."""
+_COMPILERS = {
+    "cpu": (os.environ.get("CXX", "g++"),),
+    "cuda": (os.environ["CC"],) if "CC" in os.environ else ("gcc", "clang"),
+}
+"""Those of which one must be there: torch's choice of a C++ compiler, and Triton's of a C compiler."""
 
 
 def check_fast_layers(spec: PolicySpec, device: str) -> None:
@@ -24,11 +27,8 @@ def check_fast_layers(spec: PolicySpec, device: str) -> None:
         spec: the policy or a reference.
         device: the kind of device that it runs on, such as ``cuda``.
     """
-    if spec.compile is not None and device == "cpu" and not _has_compiler():
-        raise ConfigError(
-            f"policy.compile '{spec.compile}' needs a C++ compiler on a CPU, and there is no {_COMPILER} on "
-            "the PATH: install one, or set policy.compile: null."
-        )
+    if spec.compile is not None:
+        _check_compiler(f"policy.compile '{spec.compile}'", device)
     if spec.kernels is None:
         return
     if device != "cuda":
@@ -41,10 +41,17 @@ def check_fast_layers(spec: PolicySpec, device: str) -> None:
             "policy.kernels is 'liger', but the package liger-kernel is not installed: "
             "pip install 'pl-prefopt[liger]', or set policy.kernels: null."
         )
+    _check_compiler(f"policy.kernels '{spec.kernels}'", device)
 
 
-def _has_compiler() -> bool:
-    return shutil.which(_COMPILER) is not None
+def _check_compiler(setting: str, device: str) -> None:
+    names = _COMPILERS.get(device, ())
+    if names and not any(map(shutil.which, names)):
+        language = "C++" if device == "cpu" else "C"
+        raise ConfigError(
+            f"{setting} needs a {language} compiler, and there is no {' or '.join(names)} on the PATH: "
+            f"install one, or set {setting.split()[0]}: null."
+        )
 
 
 def with_fast_layers(model: Any, spec: PolicySpec, kernels: Callable[[], Kernels] | None = None) -> Any:

@@ -14,10 +14,11 @@ from pl_prefopt.attention import ARGUMENT, TREE_VARLEN, no_mask
 from pl_prefopt.scoring.heads import Head, Reading
 from pl_prefopt.scoring.inputs import base_model, laid_out, on_device, response_tokens, without_first
 from pl_prefopt.scoring.masks import Branches, MaskKind, for_model
-from pl_prefopt.scoring.packing import Packing, pack, pack_behind, widened
+from pl_prefopt.scoring.packing import Packing, pack, pack_behind
 from pl_prefopt.scoring.prefix_cache import PrefixCache
 from pl_prefopt.scoring.readouts import LogProbs, Positions, Readout, Tokens
 from pl_prefopt.scoring.segments import segments_of
+from pl_prefopt.scoring.ways import BY_KERNELS
 from pl_prefopt.types import TokenTree
 
 
@@ -183,22 +184,20 @@ class TreeLayout(Layout):
     that all prompts share (a system prompt, say) is at the start of each row. A prompt attends to the shared
     prefix and to itself, a response also to its prompt, and position ids run along each such branch. For
     models whose positions are given by ``position_ids`` and whose attention takes a mask [N, 1, L, L], layers
-    with a sliding window one of their own; or is ``tree_varlen``, which takes no mask, with all trees in one
-    row.
+    with a sliding window one of their own; or is ``tree_varlen``, which takes no mask. Kernels, which skip
+    what is masked, get all trees in one row.
 
     Args:
         masks: which masks the model is given.
         attention: ``tree_varlen`` or one of ``masks.FORMS``; the model's own by default.
-        multiple: rows are padded at their end to a multiple of this many computed tokens.
 
     With a filled prefix cache, the tokens that prompts share with their plain ones are not computed again:
     their cached keys and values are prepended to the row.
     """
 
-    def __init__(self, masks: MaskKind = "full", attention: str | None = None, *, multiple: int = 1) -> None:
+    def __init__(self, masks: MaskKind = "full", attention: str | None = None) -> None:
         self.masks: MaskKind = masks
         self.attention = attention
-        self.multiple = multiple
 
     def read(
         self,
@@ -224,16 +223,11 @@ class TreeLayout(Layout):
         """Return the model's input."""
         stood = None if prefix_cache is None else prefix_cache.places
         attention = self.attention or base_model(model).config._attn_implementation
-        segmented = attention == TREE_VARLEN
-        places = Places.of(
-            tree,
-            read=stood is not None and _pays(tree),
-            most_rows=1 if segmented else None,
-            multiple=self.multiple,
-        )
+        most_rows = 1 if attention in BY_KERNELS else None
+        places = Places.of(tree, read=stood is not None and _pays(tree), most_rows=most_rows)
         inputs: dict[str, Any] = (
             places.segments(tree)
-            if segmented
+            if attention == TREE_VARLEN
             else {"attention_mask": for_model(places.branches(tree), model, self.masks, attention)}
         )
         if prefix_cache is not None and stood is None:
@@ -293,23 +287,19 @@ class Places:
         return self.packing.read
 
     @classmethod
-    def of(
-        cls, tree: TokenTree, *, read: bool = False, most_rows: int | None = None, multiple: int = 1
-    ) -> Places:
+    def of(cls, tree: TokenTree, *, read: bool = False, most_rows: int | None = None) -> Places:
         """Pack the trees of a batch, by sizes known on the CPU, without synchronising with a GPU.
 
         Args:
             tree: the batch.
             read: put the tokens that are read from a prefix cache before a row's others.
             most_rows: the largest number of rows.
-            multiple: of which the number of each row's computed columns is one.
         """
         sizes = [sum(pair) for pair in zip(tree.prompt_lengths, tree.response_lengths, strict=True)]
-        packing = widened(
+        packing = (
             pack_behind(sizes, tree.shared_with_plain, most_rows=most_rows)
             if read
-            else pack(sizes, tree.shared_prefix, most_rows=most_rows),
-            multiple,
+            else pack(sizes, tree.shared_prefix, most_rows=most_rows)
         )
         firsts, behinds = (
             [row * packing.width + column for row, column in zip(packing.row, columns, strict=True)]

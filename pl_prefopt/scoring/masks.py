@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.attention.flex_attention import create_block_mask
 
 from pl_prefopt.scoring.inputs import base_model, computed_in
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+Visibility = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 MaskKind = Literal["full", "sliding", "both"]
 """Which masks a model is given, see ``for_model``."""
 
@@ -33,17 +36,28 @@ class Branches:
     position: Tensor
     read: int = 0
 
-    def visible(self, row: Tensor, query: Tensor, key: Tensor, window: int | None = None) -> Tensor:
-        """Tell whether the token at ``query`` may attend to the one at ``key``.
+    def visibility(self, window: int | None = None) -> Visibility:
+        """Return the function (row, head, query, key) that tells whether a query may attend to a key.
 
         A window is measured in positions, which are those of the response in a row of its own. Padding
         attends to padding: a token with nothing to attend to would be NaN.
+
+        The function reads tensors alone, so that compiled code of it takes any lengths and any window.
         """
-        seen, on = self.own[row, key], self.own[row, query]
-        visible = ((seen == 0) | (seen == self.trunk[row, query]) | (seen == on)) & (key <= query)
-        if window is None:
-            return visible
-        return visible & ((self.position[row, query] - self.position[row, key] < window) | (on == -1))
+        own, position = self.own, self.position
+        rows = len(own)
+        on, trunk, at = (
+            part[:, self.read :].flatten().view(rows, -1) for part in (own, self.trunk, position)
+        )
+        column = torch.arange(self.read, own.shape[1], device=own.device)
+        first = torch.zeros_like(at) if window is None else (at - window + 1).where(on >= 0, 0)
+
+        def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            seen, of = own[row, key], on[row, query]
+            same = (seen == 0) | (seen == trunk[row, query]) | (seen == of)
+            return same & (key <= column[query]) & (position[row, key] >= first[row, query])
+
+        return visible
 
 
 def for_model(branches: Branches, model: nn.Module, kind: MaskKind, attention: str) -> Any:
@@ -86,8 +100,9 @@ def layer_kinds(config: Any) -> set[str]:
 def dense(branches: Branches, window: int | None) -> Tensor:
     """Return the mask as bool [N, 1, L - read, L]."""
     rows, width = branches.own.shape
-    row, place = (torch.arange(count, device=branches.own.device) for count in (rows, width))
-    return branches.visible(row.view(-1, 1, 1, 1), place[branches.read :].view(-1, 1), place, window)
+    row, key = (torch.arange(count, device=branches.own.device) for count in (rows, width))
+    query = key[: width - branches.read].view(-1, 1)
+    return branches.visibility(window)(row.view(-1, 1, 1, 1), row[0], query, key)
 
 
 def _for_sdpa(branches: Branches, model: nn.Module, window: int | None) -> Tensor:
@@ -110,16 +125,17 @@ def _added(mask: Tensor, model: nn.Module) -> Tensor:
 
 def _for_flex_attention(branches: Branches, model: nn.Module, window: int | None) -> Any:
     """Return a block mask: blocks where nothing attends are skipped; no mask [L, L] is built on a GPU."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
     rows, width = branches.own.shape
-
-    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return branches.visible(row, query + branches.read, key, window)
-
     device = branches.own.device
-    queries, compiled = width - branches.read, device.type == "cuda"
-    return create_block_mask(visible, rows, None, queries, width, device=device, _compile=compiled)
+    create = _compiled_block_mask() if device.type == "cuda" else create_block_mask
+    return create(branches.visibility(window), rows, None, width - branches.read, width, device=device)
+
+
+@cache
+def _compiled_block_mask() -> Callable[..., Any]:
+    """Compile the function that makes block masks, for any number of tokens, when it is first needed."""
+    compiled: Callable[..., Any] = torch.compile(create_block_mask, dynamic=True)
+    return compiled
 
 
 FORMS: dict[str, Callable[[Branches, nn.Module, int | None], Any]] = {

@@ -85,15 +85,6 @@ def pack_behind(lengths: Sequence[int], heads: Sequence[int], *, most_rows: int 
     )
 
 
-def widened(packing: Packing, multiple: int) -> Packing:
-    """Return a packing with padding at the end of its rows, up to a multiple of computed columns.
-
-    >>> widened(pack([10, 4, 5], shared_prefix=2), 16).width
-    16
-    """
-    return replace(packing, width=packing.width + (packing.read - packing.width) % multiple)
-
-
 def _by_cost(packing: Packing) -> int:
     return packing.cost
 

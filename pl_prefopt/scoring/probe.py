@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.scoring.gradients import Slopes
 from pl_prefopt.scoring.heads import Head
-from pl_prefopt.scoring.inputs import base_model, evaluating, label_log_probs, last_logits, longest_row
+from pl_prefopt.scoring.inputs import base_model, evaluating, longest_row
 from pl_prefopt.scoring.layouts import Layout
+from pl_prefopt.scoring.single_rows import FAILURES, class_name, floor, last_log_probs, row_of, singly
 from pl_prefopt.scoring.windows import shortened, window_settings, without_own_masks
 from pl_prefopt.types import TokenTree
 
@@ -31,8 +33,6 @@ _MORE = 8
 _LONGEST = 4096
 """The longest window for which rows are lengthened."""
 
-_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, IndexError, KeyError)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
@@ -44,6 +44,7 @@ class Probe:
         expected: float32 [B, R, T], their log-probs.
         tolerance: the difference that rounding explains.
         unreached: the length of a window that these rows don't exceed, 0 for none.
+        slopes: what the gradients are compared with; ``None`` where they aren't.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Probe:
     expected: Tensor
     tolerance: float
     unreached: int = 0
+    slopes: Slopes | None = None
 
     @classmethod
     def of(cls, model: nn.Module, tree: TokenTree, unreached: int = 0) -> Self:
@@ -64,31 +66,45 @@ class Probe:
         tolerance = _tolerance(model, tree, expected)
         return cls(model=model, tree=tree, expected=expected, tolerance=tolerance, unreached=unreached)
 
-    @torch.no_grad()
-    def obstacle(self, layout: Layout, head: Head, what: str) -> str | None:
-        """Return what is wrong with a way of scoring, ``None`` if it gives the model's own log-probs."""
-        name = _name(self.model)
+    def obstacle(self, layout: Layout, head: Head, what: str, *, by_kernels: bool = False) -> str | None:
+        """Return what is wrong with a way of scoring, ``None`` if it gives the model's own log-probs.
+
+        Args:
+            layout: the layout.
+            head: the head.
+            what: words for both.
+            by_kernels: whether kernels or compiled code compute the gradients. These are compared then as
+                well, if the model is trained.
+        """
+        name = class_name(self.model)
         try:
-            found = layout.token_log_probs(self.model, self.tree, head)
+            with torch.no_grad():
+                found = layout.token_log_probs(self.model, self.tree, head)
+            slope = self.slopes.gap(layout, head) if by_kernels and self.slopes is not None else 0.0
         except torch.OutOfMemoryError:
             raise
-        except _FAILURES as error:
+        except FAILURES as error:
             return f"{name} refuses {what} ({error})"
         gap = _largest(found - self.expected)
-        if gap <= self.tolerance:
-            return None
-        return f"{name} gives different log-probs with {what} (by up to {gap:.2g})"
+        if not gap <= self.tolerance:
+            return f"{name} gives different log-probs with {what} (by up to {gap:.2g})"
+        if self.slopes is not None and not slope <= self.slopes.tolerance:
+            return f"{name} gives different gradients with {what} (by {slope:.2g} of their norm)"
+        return None
+
+    def with_slopes(self, tree: TokenTree) -> Self:
+        """Return a probe that compares the gradients of the log-probs of ``tree`` as well."""
+        return replace(self, slopes=Slopes.of(self.model, tree))
 
     @torch.no_grad()
     def own_limit(self) -> str | None:
         """Return why a row of many responses may be too wide for the model, though each response is not."""
+        name = class_name(self.model)
         if self.unreached:
-            return (
-                f"{_name(self.model)} has a window of {self.unreached} tokens, which is too long to be probed"
-            )
+            return f"{name} has a window of {self.unreached} tokens, which is too long to be probed"
         with without_own_masks(self.model) as columns:
             if columns and not self.change() <= self.tolerance:
-                return f"{_name(self.model)} masks by columns, of which it has {columns}"
+                return f"{name} masks by columns, of which it has {columns}"
         return None
 
     @torch.no_grad()
@@ -102,10 +118,15 @@ class Probe:
 
 @contextmanager
 @torch.no_grad()
-def probing(model: nn.Module, device: torch.device) -> Iterator[Probe]:
+def probing(model: nn.Module, device: torch.device, *, gradients: bool = False) -> Iterator[Probe]:
     """Yield a probe, with the model in evaluation mode and its windows shortened.
 
     Where shortening a setting has no effect, rows are made longer than the window instead.
+
+    Args:
+        model: the policy or a reference.
+        device: where it is.
+        gradients: whether those are compared as well; the model is trained then.
 
     Raises:
         ConfigError: if the model is no causal language model.
@@ -118,52 +139,16 @@ def probing(model: nn.Module, device: torch.device) -> Iterator[Probe]:
             longest = max((value for name, value in settings.items() if name not in short), default=0)
             beyond, unreached = _reach(model, longest)
             with shortened(model, short):
-                yield Probe.of(model, _few_tokens(model, device, beyond=_MORE + beyond), unreached)
+                probe = Probe.of(model, _few_tokens(model, device, beyond=_MORE + beyond), unreached)
+                yield probe.with_slopes(_few_tokens(model, device, beyond=_MORE)) if gradients else probe
         else:
-            yield probe
+            yield probe.with_slopes(probe.tree) if gradients else probe
 
 
 def _is_kept_short(probe: Probe, name: str, value: int) -> bool:
     """Tell whether a window can be shortened: the model still runs, and its log-probs change."""
     with shortened(probe.model, {name: value}):
         return probe.tolerance < probe.change() < math.inf
-
-
-def singly(model: nn.Module, tree: TokenTree) -> Tensor:
-    """Return float32 [B, R, T] by one forward pass per response, given its token ids and nothing else.
-
-    Raises:
-        ConfigError: if the model can't be run so.
-    """
-    weight = next(weight for weight in model.parameters() if weight.is_floating_point())
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    found = torch.zeros(tree.response_ids.shape, dtype=dtype, device=tree.response_ids.device)
-    for row, sizes in enumerate(tree.response_sizes):
-        for number, size in enumerate(sizes):
-            if size:
-                ids = _row(tree, row, number).unsqueeze(0)
-                found[row, number, :size] = _log_probs(model, ids, size)
-    return found
-
-
-def _row(tree: TokenTree, row: int, number: int) -> Tensor:
-    """Return a prompt with one of its responses, unpadded."""
-    response = tree.response_ids[row, number, : tree.response_sizes[row][number]]
-    return torch.cat([tree.prompt_ids[row, : tree.prompt_lengths[row]], response])
-
-
-def _log_probs(model: nn.Module, ids: Tensor, count: int) -> Tensor:
-    """Return the log-probs of the last ``count`` tokens of rows, float32 [N, count]."""
-    try:
-        logits = last_logits(model, count + 1, input_ids=ids)
-    except torch.OutOfMemoryError:
-        raise
-    except _FAILURES as error:
-        raise ConfigError(
-            f"{_name(model)} gives no log-probs for token ids alone ({error}): name a causal language model, "
-            "one that AutoModelForCausalLM runs without other inputs."
-        ) from error
-    return label_log_probs(logits[:, :-1], ids[:, -count:])
 
 
 def _tolerance(model: nn.Module, tree: TokenTree, expected: Tensor) -> float:
@@ -173,24 +158,24 @@ def _tolerance(model: nn.Module, tree: TokenTree, expected: Tensor) -> float:
     variants of the first row show what a later token changes, and what an earlier one.
     """
     places = tree.response_mask.any(dim=2).nonzero().tolist()
-    rows = [_row(tree, row, number) for row, number in places]
+    rows = [row_of(tree, row, number) for row, number in places]
     prompt, size, first = tree.prompt_lengths[0], tree.response_sizes[0][0], rows[0]
     width, other = max(map(len, rows)) + 1, tree.prompt_ids[0, :2]
     replaced = torch.where(first[prompt - 1 : prompt] == other[:1], other[1:], other[:1])
     earlier = torch.cat([first[: prompt - 1], replaced, first[prompt:]])
     behind = [(row, other[:1]) for row in (*rows, earlier)] + [(first, other[1:])]
     batch = torch.stack([torch.cat([row, token.expand(width)])[:width] for row, token in behind])
-    log_probs = _log_probs(model, batch, width - 1)
+    log_probs = last_log_probs(model, batch, width - 1)
     at_response = slice(prompt - 1, prompt - 1 + size)
     reaction = _largest((log_probs[-2] - log_probs[0])[at_response])
-    usual = _floor(model, expected.device)
-    floor = max(min(usual, reaction / 20), 1e-5)
+    usual = floor(model, expected.device)
+    least = max(min(usual, reaction / 20), 1e-5)
     gap = _largest((log_probs[-1] - log_probs[0])[: len(first) - 1])
-    if not gap <= floor:  # rows of the same shape, so there is hardly any rounding
+    if not gap <= least:  # rows of the same shape, so there is hardly any rounding
         raise ConfigError(
-            f"{_name(model)} is no causal language model: with other tokens behind it, a token's log-prob "
-            f"differs by {gap:.2g}. Name a model that predicts the next token from those before it; an "
-            "encoder such as BERT is none."
+            f"{class_name(model)} is no causal language model: with other tokens behind it, a token's "
+            f"log-prob differs by {gap:.2g}. Name a model that predicts the next token from those before it; "
+            "an encoder such as BERT is none."
         )
     noise = max(
         _largest(
@@ -198,16 +183,7 @@ def _tolerance(model: nn.Module, tree: TokenTree, expected: Tensor) -> float:
         )
         for found, row, (b, r) in zip(log_probs, rows, places, strict=False)
     )
-    return min(floor + 4 * noise, _MOST_FLOORS * usual)
-
-
-def _floor(model: nn.Module, device: torch.device) -> float:
-    """Return the difference that rounding always explains, by the dtype that the model computes in."""
-    weight = next(weight for weight in model.parameters() if weight.is_floating_point())
-    rough = weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(device.type)
-    if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
-        rough = True
-    return 0.05 if rough else 1e-4
+    return min(least + 4 * noise, _MOST_FLOORS * usual)
 
 
 def _reach(model: nn.Module, window: int) -> tuple[int, int]:
@@ -248,7 +224,3 @@ def _few_tokens(model: nn.Module, device: torch.device, beyond: int = 0) -> Toke
 
 def _largest(difference: Tensor) -> float:
     return difference.abs().max().item()
-
-
-def _name(model: nn.Module) -> str:
-    return type(base_model(model)).__name__

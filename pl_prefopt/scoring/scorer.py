@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from pl_prefopt.attention import TREE_VARLEN, wanted
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.fast_layers import FastLayers
+from pl_prefopt.scoring.gradients import is_trained
 from pl_prefopt.scoring.heads import ChunkedHead, FusedHead, Head, SplitHead, WholeLogits
 from pl_prefopt.scoring.inputs import accepts, base_model, computed_in, longest_row
 from pl_prefopt.scoring.layouts import Layout, PlainLayout, SingleLayout, TreeLayout, read_laid_out
@@ -26,7 +27,7 @@ from pl_prefopt.scoring.prefix_cache import PrefixCache, can_reuse
 from pl_prefopt.scoring.probe import Probe, probing
 from pl_prefopt.scoring.readouts import LogProbs, Readout, Vocabulary
 from pl_prefopt.scoring.routers import check_has_routers, recorded_routers, router_loss
-from pl_prefopt.scoring.ways import attending, presumed, unsuited, ways_of
+from pl_prefopt.scoring.ways import BY_KERNELS, attending, presumed, unsuited, ways_of
 from pl_prefopt.types import ResponseLogProbs, TokenTree
 
 LayoutName = Literal["auto", "tree", "plain"]
@@ -71,6 +72,12 @@ class Scorer:
         self._grouped: GroupedLayout | None = None
         self._head: Head | None = None
         self._remembers: bool | None = None
+        self._compared = False
+
+    @property
+    def attention(self) -> str | None:
+        """The attention on prefix trees, once it is decided; ``None`` with one row per response."""
+        return None if self._shared is None else self._shared.attention
 
     def __call__(
         self, model: nn.Module, tree: TokenTree, prefix_cache: PrefixCache | None = None
@@ -196,8 +203,15 @@ class Scorer:
         return Scorer(self.layout, self.head)
 
     def _head_for(self, model: nn.Module, device: torch.device) -> Head:
-        """Return the head, once it is decided for the precision that the model computes in here."""
-        if self._head is not None and self._dtype in (None, computed_in(model, device)):
+        """Return the head, once it is decided for the precision that the model computes in here.
+
+        Gradients are compared in the first pass that has any, which may come after one of validation.
+        """
+        if (
+            self._head is not None
+            and self._dtype in (None, computed_in(model, device))
+            and (self._compared or not is_trained(model))
+        ):
             return self._head
         self._plain, self._shared, self._grouped, self._remembers = PlainLayout(), None, None, None
         if TREE_VARLEN in (found := ways_of(model, device)) and len(found) > 1:
@@ -205,7 +219,9 @@ class Scorer:
         return self._decide(model, device)
 
     def _decide(self, model: nn.Module, device: torch.device) -> Head:
-        with FastLayers(model).off() as fast, probing(model, device) as probe:
+        kernels = self._has_kernels(model, device)
+        compared = kernels and is_trained(model)
+        with FastLayers(model).off() as fast, probing(model, device, gradients=compared) as probe:
             head = self._decide_rows(probe)
             obstacles = self._decide_tree(probe, head, device) if self.layout != "plain" else []
             if fast.methods:
@@ -223,20 +239,27 @@ class Scorer:
         elif obstacles:
             warnings.warn(f"Each prompt is computed once per response, because {obstacles[0]}.", stacklevel=4)
         self._group(model)
+        self._compared = compared or not kernels
         self._head = head  # last, so that an error is raised again by the next call
         return head
 
+    def _has_kernels(self, model: nn.Module, device: torch.device) -> bool:
+        """Tell whether anything but torch's own operations may compute gradients."""
+        fast, ours = FastLayers(model).methods, BY_KERNELS.intersection(ways_of(model, device))
+        return self.head == "fused" or bool(fast) or bool(ours)
+
     def _check_fast(self, probe: Probe, head: Head) -> None:
-        """Raise a ``ConfigError`` if kernels or compiled layers change the model's log-probs."""
+        """Raise a ``ConfigError`` if kernels or compiled layers change the model's log-probs or gradients."""
         what = "the settings kernels and compile"
-        obstacle = probe.obstacle(self._shared or self._plain, head, what)
+        obstacle = probe.obstacle(self._shared or self._plain, head, what, by_kernels=True)
         if obstacle is not None:
             raise ConfigError(f"{obstacle}: set policy.kernels: null and policy.compile: null.")
 
     def _decide_rows(self, probe: Probe) -> Head:
         """Choose how one row per response is scored."""
         heads: tuple[Head, Head] = (self._split_head(), WholeLogits())
-        obstacle = probe.obstacle(self._plain, heads[0], "its head run by itself")
+        fused = self.head == "fused"
+        obstacle = probe.obstacle(self._plain, heads[0], "its head run by itself", by_kernels=fused)
         if obstacle is None:
             return heads[0]
         padded = probe.obstacle(self._plain, heads[1], "rows of several lengths together")
@@ -287,7 +310,7 @@ class Scorer:
         obstacles = []
         for kind in mask_kinds(_text_config(probe.model)) if way in FORMS else ("full",):
             layout = TreeLayout(kind, way)
-            obstacles.append(probe.obstacle(layout, head, what))
+            obstacles.append(probe.obstacle(layout, head, what, by_kernels=way in BY_KERNELS))
             if obstacles[-1] is None:
                 self._shared = layout
                 return None

@@ -26,7 +26,6 @@ def segments_of(
     """Return the segments of trees that are packed into one row, without synchronising with a GPU.
 
     A prompt's first response is in one segment with it, so that only further responses read it once more.
-    Padding at the end of the row attends to itself.
 
     Args:
         prompts: each tree's number of prompt tokens.
@@ -35,9 +34,6 @@ def segments_of(
         device: where the row is.
     """
     segments = [segment for segment in _branches(prompts, responses, packing) if segment.queries]
-    end = packing.read + sum(segment.queries for segment in segments)
-    if end < packing.width:
-        segments.append(_Segment(packing.width - end, ((end, packing.width - end),)))
     sizes = [(segment.queries, sum(length for _, length in segment.path)) for segment in segments]
     ends = [torch.tensor([0, *of_all]).cumsum(0) for of_all in zip(*sizes, strict=True)]
     count = sum(keys for _, keys in sizes)

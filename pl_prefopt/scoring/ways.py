@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pl_prefopt.attention import AUTO, HALF, TREE_VARLEN, wanted
+from pl_prefopt.attention import AUTO, FLEX, HALF, TREE_VARLEN, wanted
 from pl_prefopt.scoring.inputs import base_model, computed_in
 
-FLEX, SDPA = "flex_attention", "sdpa"
+SDPA = "sdpa"
+BY_KERNELS = frozenset({TREE_VARLEN, FLEX})
+"""Attentions that skip what is masked, and whose gradients a probe compares as well."""
 
 
 def ways(name: str, loaded: str, device: torch.device) -> tuple[str, ...]:
@@ -24,14 +26,14 @@ def ways(name: str, loaded: str, device: torch.device) -> tuple[str, ...]:
         device: where the model is.
 
     >>> ways("auto", "sdpa", torch.device("cuda")), ways("auto", "sdpa", torch.device("cpu"))
-    (('tree_varlen', 'sdpa'), ('sdpa',))
+    (('tree_varlen', 'flex_attention', 'sdpa'), ('sdpa',))
     >>> ways("tree_varlen", "sdpa", torch.device("cpu")), ways("eager", "eager", torch.device("cuda"))
     (('tree_varlen',), ('eager',))
     """
     if name != AUTO:
         return (name,)
-    # FlexAttention only by name: the probe compares no gradients, and its own haven't been run on a GPU yet.
-    return (TREE_VARLEN, loaded) if device.type == "cuda" else (loaded,)
+    ours = (TREE_VARLEN, FLEX) if loaded == SDPA else (TREE_VARLEN,)
+    return (*ours, loaded) if device.type == "cuda" else (loaded,)
 
 
 def ways_of(model: nn.Module, device: torch.device) -> tuple[str, ...]:
@@ -46,7 +48,7 @@ def unsuited(model: nn.Module, way: str) -> str | None:
     """
     base = base_model(model)
     loaded, name = wanted(base).loaded, type(base).__name__
-    if way not in (TREE_VARLEN, FLEX) or way == loaded:
+    if way not in BY_KERNELS or way == loaded:
         return None
     if not base._can_set_attn_implementation():
         return f"{name} has an attention of its own instead of {way}"

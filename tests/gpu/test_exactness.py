@@ -35,7 +35,7 @@ def results(spec, tree, layout, head="chunked"):
         "bfloat16",
         "tree",
     ) and tree.prompt_ids.is_cuda:
-        assert scorer._shared.attention == "tree_varlen"
+        assert scorer.attention == "tree_varlen"
     scored.sum().backward()
     gradients = [weight.grad.float().flatten() for weight in policy.parameters() if weight.grad is not None]
     return scored.detach().float(), torch.cat(gradients)

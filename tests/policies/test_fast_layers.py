@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import random
 import sys
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +18,16 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from pl_prefopt import attention
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.fast_layers import FastLayers, Kernels, compile_layers, liger, rms_norm, unfused, use_kernels
 from pl_prefopt.policies import PolicySpec, check_fast_layers, fast, layers_of, with_fast_layers
 from pl_prefopt.references import FrozenModel
 from pl_prefopt.scoring import Scorer
+from pl_prefopt.scoring.heads import ChunkedHead
+from pl_prefopt.scoring.layouts import TreeLayout
 from scripts.benchmarks.rows import LENGTHS, RandomRows
+from tests.scoring.architectures import build
 from tests.support import tiny_llama
 
 LORA = {"r": 4, "target_modules": ["gate_proj", "down_proj"], "init_lora_weights": False}
@@ -145,15 +151,20 @@ def test_other_layers_are_refused(kind, settings, lacks):
 
 
 def test_what_is_missing_is_refused_before_a_model_loads(monkeypatch):
-    spec = PolicySpec(name="x", kernels="liger", compile="layers")
+    spec = PolicySpec(name="x", kernels="liger")
     with pytest.raises(ConfigError, match=r"needs a CUDA GPU, but the trainer runs on 'cpu'"):
         check_fast_layers(spec, "cpu")
     monkeypatch.setattr(fast.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'pl-prefopt\[liger\]'"):
         check_fast_layers(spec, "cuda")
     monkeypatch.setattr(fast.shutil, "which", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler on a CPU"):
+    with pytest.raises(ConfigError, match=r"'layers' needs a C\+\+ compiler, .*: null"):
         check_fast_layers(PolicySpec(name="x", compile="layers"), "cpu")
+    with pytest.raises(ConfigError, match=r"'layers' needs a C compiler, .* policy.compile: null"):
+        check_fast_layers(PolicySpec(name="x", compile="layers"), "cuda")
+    monkeypatch.setattr(fast.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(ConfigError, match=r"'liger' needs a C compiler, .* policy.kernels: null"):
+        check_fast_layers(PolicySpec(name="x", kernels="liger"), "cuda")
     check_fast_layers(PolicySpec(name="x"), "cpu")
     with pytest.raises(ConfigError, match="doesn't name its layers"):
         with_fast_layers(torch.nn.Linear(1, 1), PolicySpec(name="x", compile="layers"))
@@ -164,6 +175,32 @@ def test_wrong_kernels_are_noticed_before_the_first_batch():
     use_kernels(model, dataclasses.replace(unfused(), gated=lambda gate, up: gate * up))
     with pytest.raises(ConfigError, match=r"different log-probs with the settings kernels and compile"):
         Scorer()(model, random_batch((4, 3, 2)))
+
+
+class WrongNorm(torch.autograd.Function):
+    """The RMS norm, whose scale is taken for a constant in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, weight, epsilon):
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)
+        ctx.save_for_backward(weight, scale)
+        return weight * (x * scale)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight, scale = ctx.saved_tensors
+        return gradient * weight * scale, None, None
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_kernels_with_wrong_gradients_are_noticed_before_the_first_step(adapter):
+    model = with_adapter(tiny_llama()) if adapter else tiny_llama()
+    use_kernels(model, dataclasses.replace(unfused(), norm=WrongNorm.apply))
+    tree, scorer = random_batch((4, 3, 2)), Scorer()
+    with torch.no_grad():
+        scorer(model, tree)  # validation comes first, with the right numbers
+    with pytest.raises(ConfigError, match=r"different gradients with the settings kernels and compile \(by"):
+        scorer(model, tree)
 
 
 def test_compiled_layers_change_no_number_and_take_any_length(fresh_compiler):
@@ -197,6 +234,42 @@ def test_compiled_layers_change_no_number_and_take_any_length(fresh_compiler):
     ]
     assert torch.equal(*tokens)
     assert counter.frame_count == before
+
+
+def test_two_kinds_of_layers_stay_compiled_in_every_pass_of_a_run(fresh_compiler, monkeypatch):
+    """Reference, training and validation of Gemma 3; the kernel is replaced by what depends on its sizes."""
+
+    def kernel(q, k, v, segments, window, scale):
+        return q / (segments.longest_query + segments.longest_key) + k.mean() * v.mean()
+
+    monkeypatch.setattr(attention, "_one_by_one", kernel)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    model = with_adapter(build("gemma3_window_4", "tree_varlen"))
+    counter, draw = CompileCounterWithBackend("eager"), random.Random(0)
+    compile_layers(layers_of(model), counter)
+    layout, counts = TreeLayout(attention="tree_varlen"), []
+
+    def passes(*contexts, responses=3):
+        for _ in range(4):
+            lengths = [[draw.randint(1, 30) for _ in range(1 + responses)] for _ in range(draw.randint(1, 4))]
+            with ExitStack() as stack:
+                for context in contexts:
+                    stack.enter_context(context())
+                scored = layout.token_log_probs(model, random_batch(*lengths, vocabulary=90), ChunkedHead())
+            if scored.requires_grad:
+                scored.sum().backward()
+        counts.append(counter.frame_count)
+
+    passes(torch.no_grad, model.disable_adapter)
+    passes()
+    for responses in (3, 1):
+        passes(torch.inference_mode, responses=responses)
+        passes(torch.inference_mode, model.disable_adapter, responses=responses)
+    passes(responses=1)
+    assert counts[1] <= 4, "once per kind of layer, for the reference and for training"
+    passes(torch.no_grad, model.disable_adapter)
+    passes()
+    assert counts[-1] == counts[-3] > 8
 
 
 def test_the_norm_leaves_the_gradient_that_it_gets_as_it_is(monkeypatch):

@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pl_prefopt import attention
-from pl_prefopt.attention import ARGUMENT, TREE_VARLEN, kernel_options, refusal
+from pl_prefopt.attention import ARGUMENT, FLEX, TREE_VARLEN, kernel_options, refusal
 from pl_prefopt.callbacks import ReferenceEnsemble
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.modules import DPOModule
@@ -20,7 +20,7 @@ from pl_prefopt.policies import PolicySpec, build_frozen, build_policy, sketch_p
 from pl_prefopt.references import InitialPolicy
 from pl_prefopt.scoring import Scorer, scorer
 from pl_prefopt.scoring.layouts import Places, TreeLayout
-from pl_prefopt.scoring.packing import pack, pack_behind, widened
+from pl_prefopt.scoring.packing import pack, pack_behind
 from pl_prefopt.scoring.segments import segments_of
 from pl_prefopt.scoring.ways import unsuited, ways_of
 from tests.runs import make_datamodule, make_trainer, pair_rows
@@ -60,7 +60,7 @@ def test_values_and_gradients_are_those_of_plain_rows(name):
         close(found, expected)
         shared = tree.shared_prefix * (len(tree.prompt_lengths) - 1)
         assert rows[-1] == (1, sum(tree.prompt_lengths + tree.response_lengths) - shared)
-    assert trees._shared.attention == TREE_VARLEN
+    assert trees.attention == TREE_VARLEN
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_window_4"])
@@ -92,17 +92,6 @@ def test_models_take_turns_and_recompute_their_own_segments():
     close(found, expected)
 
 
-def test_a_padded_row_gives_the_same_log_probs():
-    model, tree, padded = exact("llama"), ragged_tree(), TreeLayout(attention=TREE_VARLEN, multiple=16)
-    inputs = padded.lay_out(model, tree).inputs
-    assert inputs["input_ids"].shape == (1, 32), "26 tokens"
-    assert inputs[ARGUMENT].sizes[-1] == (6, 6)
-    whole = Scorer("tree")
-    expected = whole(model, tree).sum
-    whole._shared = padded
-    close(whole(model, tree).sum, expected)
-
-
 def test_generation_and_plain_rows_are_as_with_sdpa():
     ids = torch.tensor([[5, 6, 7, 8], [0, 0, 9, 3]])
     mask = (ids > 0).long()
@@ -129,18 +118,18 @@ def test_segments_by_hand():
     assert found.key_ends.tolist() == [0, 5, 9, 12]
     assert found.keys.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 0, 6, 7]
     assert (found.longest_query, found.longest_key, found.width, found.read) == (5, 5, 8, 0)
-    # The same prompts' first tokens, 2 and 1, are read from a cache; a row is padded to 8 computed tokens.
-    found = segments_of([3, 2], [[2, 1], [0, 1]], widened(pack_behind([6, 3], [2, 1], most_rows=1), 8), CPU)
-    assert found.sizes == ((3, 5), (1, 4), (2, 3), (2, 2))
-    assert found.keys.tolist() == [0, 1, 3, 4, 5, 0, 1, 3, 6, 2, 7, 8, 9, 10]
-    assert (found.width, found.read) == (11, 3)
+    # The same prompts' first tokens, 2 and 1, are read from a cache.
+    found = segments_of([3, 2], [[2, 1], [0, 1]], pack_behind([6, 3], [2, 1], most_rows=1), CPU)
+    assert found.sizes == ((3, 5), (1, 4), (2, 3))
+    assert found.keys.tolist() == [0, 1, 3, 4, 5, 0, 1, 3, 6, 2, 7, 8]
+    assert (found.width, found.read) == (9, 3)
     assert segments_of([2, 3], [[1], [2]], pack([3, 5], 0, most_rows=1), CPU).keys is None
 
 
 def test_a_row_is_laid_out_without_reading_from_its_device():
     """A meta tensor has no values to read, and a GPU would have to be waited for."""
     model, tree = exact("llama"), ragged_tree(common=1).to(META)
-    laid = TreeLayout(attention=TREE_VARLEN, multiple=8).lay_out(model, tree)
+    laid = TreeLayout(attention=TREE_VARLEN).lay_out(model, tree)
     segments = laid.inputs[ARGUMENT]
     assert segments.keys.device == segments.query_ends.device == laid.inputs["position_ids"].device == META
 
@@ -221,13 +210,13 @@ def test_the_kernel_is_called_as_the_installed_torch_declares_it():
     assert k.grad.shape == k.shape
 
 
-@pytest.mark.parametrize("lost", [[], [TREE_VARLEN], [TREE_VARLEN, "flex_attention"]])
+@pytest.mark.parametrize("lost", [[], [TREE_VARLEN], [TREE_VARLEN, FLEX]])
 def test_the_first_attention_that_gives_the_models_own_log_probs_is_taken(lost, monkeypatch, caplog):
     """Of three: variable-length, FlexAttention, masked SDPA."""
     model, tree = build("llama"), ragged_tree()
     attention.want(model, "auto")
     real = TreeLayout.lay_out
-    order = (TREE_VARLEN, "flex_attention", "sdpa")
+    order = (TREE_VARLEN, FLEX, "sdpa")
     monkeypatch.setattr(scorer, "ways_of", lambda model, device: order)
 
     def lay_out(self, *args):
@@ -240,11 +229,49 @@ def test_the_first_attention_that_gives_the_models_own_log_probs_is_taken(lost, 
     with caplog.at_level(logging.INFO), torch.compiler.set_stance("force_eager"), torch.no_grad():
         found = chosen(model, tree).sum
     torch.testing.assert_close(found, Scorer("plain")(build("llama"), tree).sum)
-    assert chosen._shared.attention == order[len(lost)]
+    assert chosen.attention == order[len(lost)]
     assert model.config._attn_implementation == ("sdpa" if len(lost) == 2 else TREE_VARLEN)
     (line,) = [record.message for record in caplog.records if "prefix trees" in record.message]
     assert f"with the attention {order[len(lost)]}: a probe" in line
     assert all(f"(no {name} here)" in line for name in lost)
+
+
+def test_an_attention_with_wrong_gradients_alone_is_not_taken(monkeypatch, caplog):
+    """A probe without gradient, as of validation before training, can't see them."""
+    model, tree, chosen = build("llama", "sdpa"), ragged_tree(), Scorer()
+    attention.want(model, "auto")
+    order = lambda model, device: (TREE_VARLEN, "sdpa")  # noqa: E731
+    monkeypatch.setattr(scorer, "ways_of", order)
+
+    def last_alone(ctx, gradient):
+        (index,) = ctx.saved_tensors
+        return gradient.new_zeros((ctx.rows, *gradient.shape[1:])).index_copy_(
+            0, index.long(), gradient
+        ), None
+
+    right = attention._Gathered.backward
+    monkeypatch.setattr(attention._Gathered, "backward", staticmethod(last_alone))
+    with torch.no_grad():
+        chosen(model, tree)
+    assert chosen.attention == TREE_VARLEN
+    kept = [torch.ones_like(weight) for weight in model.parameters()]
+    for weight, gradient in zip(model.parameters(), kept, strict=True):
+        weight.grad = gradient
+    with caplog.at_level(logging.INFO):
+        found, expected = (gradients_alone(one, model, tree) for one in (chosen, Scorer("plain")))
+    assert chosen.attention == "sdpa"
+    assert "different gradients with a row of segments (tree_varlen) (by 0." in caplog.text
+    close(found, expected)
+    assert all(torch.equal(one, torch.ones_like(one)) for one in kept), "the probe adds to no gradient"
+    monkeypatch.setattr(attention._Gathered, "backward", right)
+    again = Scorer()
+    again(model, tree)
+    assert again.attention == TREE_VARLEN
+
+
+def gradients_alone(scored, model, tree):
+    grads = torch.autograd.grad(scored(model, tree).sum.sum(), list(model.parameters()))
+    return torch.cat([gradient.flatten() for gradient in grads])
 
 
 def test_a_soft_capped_model_is_not_run_by_segments(monkeypatch, caplog):
@@ -260,7 +287,7 @@ def test_a_soft_capped_model_is_not_run_by_segments(monkeypatch, caplog):
     with caplog.at_level(logging.INFO), torch.compiler.set_stance("force_eager"), torch.no_grad():
         found = chosen(model, tree).sum
     torch.testing.assert_close(found, expected.detach(), atol=2e-4, rtol=1e-5)
-    assert chosen._shared.attention == model.config._attn_implementation == "eager"
+    assert chosen.attention == model.config._attn_implementation == "eager"
     assert "transformers doesn't run Gemma2ForCausalLM with sdpa" in caplog.text
 
 
@@ -276,11 +303,11 @@ def test_a_scorer_decides_again_where_the_model_computes_in_another_precision(mo
         return real(query, value, options) or ("no float32" if query.dtype == torch.float32 else None)
 
     monkeypatch.setattr(attention, "refusal", refusal)
-    with torch.no_grad():
-        for dtype, name in ((torch.bfloat16, TREE_VARLEN), (None, "sdpa"), (torch.bfloat16, TREE_VARLEN)):
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        for dtype, name in ((torch.bfloat16, TREE_VARLEN), (None, FLEX), (torch.bfloat16, TREE_VARLEN)):
             with torch.autocast("cpu", dtype, enabled=dtype is not None):
                 chosen(model, tree)
-            assert chosen._shared.attention == name
+            assert chosen.attention == name
 
 
 def test_a_second_model_of_the_run_is_probed_by_itself(tiny_model, tmp_path):
@@ -288,14 +315,14 @@ def test_a_second_model_of_the_run_is_probed_by_itself(tiny_model, tmp_path):
     module = DPOModule(PolicySpec(name=str(tiny_model), attn_implementation=TREE_VARLEN), DPO())
     trainer = make_trainer(tmp_path, ReferenceEnsemble([InitialPolicy()]), limit_val_batches=0)
     trainer.fit(module, make_datamodule(tmp_path, pair_rows(2)))
-    assert module.scorer._shared.attention == TREE_VARLEN
+    assert module.scorer.attention == TREE_VARLEN
 
 
 def test_dropout_of_scores_is_a_reason_for_a_mask():
     model = build("llama")
     attention.want(model, "auto")
     model.config.attention_dropout = 0.1
-    for way in (TREE_VARLEN, "flex_attention"):
+    for way in (TREE_VARLEN, FLEX):
         reason = f"{way} has no dropout, but LlamaForCausalLM's attention_dropout isn't 0"
         assert unsuited(model, way) == reason
     assert unsuited(model, "sdpa") is None
@@ -309,7 +336,7 @@ def test_a_policy_knows_the_attention_that_it_is_to_have(tiny_model):
             assert model.config._attn_implementation == loaded
         model, chosen = build_frozen(PolicySpec(name=str(tiny_model), attn_implementation=name)), Scorer()
         chosen(model, ragged_tree())
-        assert chosen._shared.attention == shared
+        assert chosen.attention == shared
     assert PolicySpec(name="any").attn_implementation == "auto"
     explicit = build_policy(PolicySpec(name=str(tiny_model), attn_implementation="eager"))
     assert attention.wanted(explicit) == ("eager", "eager")
