@@ -90,9 +90,17 @@ def texts_as_turns(texts: Sequence[str], key: str) -> list[Message]:
             f"expected the texts in '{key}' to be turns of the user and the assistant, the last of them the "
             f"assistant's, got {len(texts)} texts; add `prompt` if they are responses"
         )
-    for text in texts:
-        _check_text(text, key)
-    return [Message(("user", "assistant")[number % 2], text) for number, text in enumerate(texts)]
+    return [as_turn(("user", "assistant")[number % 2], text, key) for number, text in enumerate(texts)]
+
+
+def as_turn(role: str, text: str, key: str) -> Message:
+    """Return a text as a turn.
+
+    Raises:
+        BadRowError: if it holds an unpaired surrogate.
+    """
+    _check_text(text, key)
+    return Message(role, text)
 
 
 def as_prompt(value: Any, key: str) -> list[Message]:

@@ -15,6 +15,7 @@ from pl_prefopt.data.dialogues import (
     as_messages,
     as_prompt,
     as_response,
+    as_turn,
     check_continues,
     check_prompt,
     check_response,
@@ -228,7 +229,9 @@ def _history(turns: Any) -> list[Message]:
     if not all(len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in turns):
         raise BadRowError("expected 'history' to be a list of pairs of a question and an answer")
     return [
-        Message(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)
+        as_turn(role, text, "history")
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
     ]
 
 
@@ -274,7 +277,8 @@ def _good_and_bad(fields: Fields, chosen: Sequence[str], rejected: Sequence[str]
             "responses; write turns as messages"
         )
     prompt = prompt_of(fields)
-    responses = [[Message("assistant", text)] for text in (*chosen, *rejected)]
+    both = (("chosen", chosen), ("rejected", rejected))
+    responses = [[as_turn("assistant", text, key)] for key, texts in both for text in texts]
     return row_of(prompt, responses, ([1.0] * len(chosen) + [0.0] * len(rejected), False))
 
 
@@ -309,8 +313,9 @@ def _common_text(chosen: str, rejected: str) -> tuple[list[Message], tuple[list[
         end -= 1
     if not chosen[:end].strip():
         raise BadRowError("there is no 'prompt', and 'chosen' and 'rejected' have no common prefix")
-    responses = [Message("assistant", chosen[end:])], [Message("assistant", rejected[end:])]
-    return as_messages(chosen[:end], "chosen", role="user"), responses
+    first = as_turn("assistant", chosen[end:], "chosen")
+    second = as_turn("assistant", rejected[end:], "rejected")
+    return as_messages(chosen[:end], "chosen", role="user"), ([first], [second])
 
 
 def _pair_scores(fields: Fields) -> tuple[Given, Mapping[str, Value]]:

@@ -189,7 +189,7 @@ class Scorer:
             model: the policy or a reference.
             device: where it would be.
         """
-        self._head, self._remembers = ChunkedHead(), True
+        self._head, self._remembers, self._compared = ChunkedHead(), True, True
         found = ways_of(model, device)
         if self.layout == "tree" or (self.layout == "auto" and _obstacle(model, found) is None):
             way = presumed(model, device)

@@ -39,6 +39,34 @@ def gpu_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def windowed_model(tmp_path_factory):
+    """A small Gemma 3: layers with a sliding window and without, and heads of 64."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    folder, tokenizer = tmp_path_factory.mktemp("windowed-model"), tiny_tokenizer()
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+        max_position_embeddings=1024,
+        initializer_range=0.1,
+        pad_token_id=4,
+        eos_token_id=2,
+        bos_token_id=None,
+    )
+    Gemma3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def large_model(tmp_path_factory, device):
     """A model so large that what CUDA rounds up doesn't matter; as small as the other one on a CPU."""
     size = {"hidden": 256, "layers": 2} if device.type == "cpu" else {"hidden": 1024, "layers": 12}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import yaml
@@ -14,7 +16,7 @@ from pl_prefopt.modules import DPOModule, FSDP2Strategy
 from pl_prefopt.objectives import DPO
 from pl_prefopt.planning import DryRun
 from pl_prefopt.policies import PolicySpec
-from pl_prefopt.references import AdapterOff
+from pl_prefopt.references import AdapterOff, InitialPolicy
 from scripts.benchmarks.rows import RandomRows
 from tests.method_files import CONFIGS
 from tests.runs import LORA, NO_TEXTS, make_datamodule, make_trainer, metrics_of, pair_rows, write_rows
@@ -109,19 +111,15 @@ def untrained(model):
 
 
 class Quiet(Callback):
-    """Lets no step but the first ones wait for the GPU."""
+    """Lets nothing wait for the GPU from the end of the second step to that of the last but one."""
 
     def __init__(self):
         self.steps = 0
 
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if batch_idx >= 2 and torch.cuda.is_available():
-            torch.cuda.set_sync_debug_mode("error")
-        self.steps += 1
-
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.steps += 1
         if torch.cuda.is_available():
-            torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.set_sync_debug_mode("error" if 2 <= self.steps < 5 else "default")
 
 
 def test_a_step_does_not_wait_for_the_gpu(tmp_path, gpu_model, accelerator):
@@ -141,6 +139,25 @@ def test_a_step_does_not_wait_for_the_gpu(tmp_path, gpu_model, accelerator):
         if torch.cuda.is_available():
             torch.cuda.set_sync_debug_mode("default")
     assert quiet.steps == 6
+
+
+def test_a_copy_of_all_weights_is_a_reference(tmp_path, gpu_model, accelerator):
+    """The policy and its copy, in turn, by whatever attention the probe finds: at first they are equal."""
+    losses = Losses()
+    module = make_module(gpu_model, lora=None, dtype="bfloat16")
+    torch.manual_seed(0)
+    trainer = make_trainer(
+        tmp_path,
+        ReferenceEnsemble([InitialPolicy()]),
+        losses,
+        accelerator=accelerator,
+        precision="bf16-mixed",
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(module, datamodule=make_datamodule(tmp_path, pair_rows(12)))
+    assert losses.values[0].item() == pytest.approx(math.log(2), abs=0.01)
+    assert losses.values[-1] < losses.values[0]
 
 
 PLANNED = {
