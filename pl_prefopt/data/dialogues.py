@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pl_prefopt.data.json_values import parse_json
@@ -31,6 +31,10 @@ REASONING_COLUMNS = REASONING[:2]
 """Those that can be columns too; as a column, ``reasoning`` is often an annotator's."""
 
 _FOR_TEMPLATES = ("tool_calls", "tool_call_id", "name")
+_REFUSED = ("function_call", "images", "image", "audio", "video")
+"""Keys of a message that change what it means, and that are not supported."""
+_TURN = ({"role", "content"}, {"from", "value"})
+_READ = frozenset((*_TURN[0], *_TURN[1], *_FOR_TEMPLATES, *REASONING, *_REFUSED))
 
 _HH_START = "\n\nHuman:"
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -191,13 +195,41 @@ def _as_message(item: Any, key: str) -> Message:
 
 def _more(item: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Return what a message holds for chat templates in addition to its text."""
+    for name in _REFUSED:
+        if item.get(name):
+            raise BadRowError(f"the key '{name}' of '{key}' is not supported; remove it if it isn't needed")
     more = {name: item[name] for name in _FOR_TEMPLATES if item.get(name)}
     if "tool_calls" in more:
         more["tool_calls"] = _tool_calls(more["tool_calls"], key)
-    said = {str(item[name]) for name in REASONING if item.get(name)}
+    said = {as_reasoning(item.get(name), f"{key}.{name}") for name in REASONING} - {""}
     if len(said) > 1:
         raise BadRowError(f"'{key}' has different texts in {', '.join(n for n in REASONING if item.get(n))}")
     return more | ({REASONING[0]: said.pop()} if said else {})
+
+
+def as_reasoning(value: Any, key: str) -> str:
+    """Return the reasoning before a response, empty where there is none.
+
+    Raises:
+        BadRowError: if it is no text, such as a flag that switches reasoning on.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadRowError(f"expected '{key}' to be text, got {shown(value)}")
+    return value
+
+
+def unread_keys(value: Any) -> Iterator[str]:
+    """Yield the keys with a value that a message, or any in a list of messages, has and that aren't read."""
+    if isinstance(value, Mapping) and (
+        {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
+    ):
+        yield from (str(name) for name, held in value.items() if held is not None and name not in _READ)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            if isinstance(item, Mapping | list | tuple):
+                yield from unread_keys(item)
 
 
 def _tool_calls(calls: Any, key: str) -> list[Any]:
@@ -216,12 +248,13 @@ def _with_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a call with its arguments as an object, which templates expect; OpenAI writes them as JSON."""
     if "function" in call:
         return {**call, "function": _with_arguments(call["function"])}
-    if isinstance(call.get("arguments"), str):
+    arguments = call.get("arguments")
+    while isinstance(arguments, str):  # some data sets have JSON in JSON
         try:
-            return {**call, "arguments": parse_json(call["arguments"])}
+            arguments = parse_json(arguments)
         except ValueError:
             return call
-    return call
+    return {**call, "arguments": arguments} if isinstance(arguments, Mapping) else call
 
 
 def called(call: Any) -> str:

@@ -87,10 +87,13 @@ def convert(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> Converted:
         BadRowError: with the reason, if no layout or several fit, or a value cannot be used.
     """
     held = Fields(fields, mapped)
+    return _converted(fields, held, _layout(held))
+
+
+def _converted(fields: Mapping[str, Any], held: Fields, layout: Layout) -> Converted:
     for key in _IMAGES:
         if held.get(key):
             raise BadRowError(f"the key '{key}' is not supported; remove it if the text does not need it")
-    layout = _layout(held)
     row = layout.convert(held)
     row = dataclasses.replace(
         row,
@@ -106,13 +109,23 @@ def convert(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> Converted:
         for name, value in map(_with_lists_as_text, (*_unread(fields, held), *row.columns.items()))
         if value is not None or name not in LAYOUT_NAMES  # a null of another layout is no column
     ]
-    columns = {name: value for name, value, reason in further if not reason}
-    row = dataclasses.replace(row, columns=Columns(columns)) if columns else row
+    row = dataclasses.replace(
+        row, columns=Columns({name: value for name, value, reason in further if not reason})
+    )
     return Converted(row, further, layout.name, frozenset(held.peeked), layout.left_out(held))
 
 
-def to_prompt(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> PreferenceRow:
+def to_prompt(fields: Mapping[str, Any]) -> PreferenceRow:
     """Convert a raw row of any known layout, or one with a prompt alone; the latter has no responses.
+
+    Raises:
+        BadRowError: with the reason, if there is no prompt or a value cannot be used.
+    """
+    return convert_prompt(fields).row
+
+
+def convert_prompt(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> Converted:
+    """Do as ``to_prompt``, and return what the row holds in addition.
 
     Args:
         fields: the raw row.
@@ -123,15 +136,17 @@ def to_prompt(fields: Mapping[str, Any], mapped: Iterable[str] = ()) -> Preferen
     """
     held = Fields(fields, mapped)
     if any(layout.fits(held) or any(name in held for name in layout.claims) for layout in FORMATS):
-        return convert(fields, mapped).row
-    prompt = prompt_of(held)
+        return convert(fields, mapped)
+    return _converted(fields, held, _PROMPTS)
+
+
+def _prompt_alone(fields: Fields) -> PreferenceRow:
+    prompt = prompt_of(fields)
     check_prompt(prompt)
-    return PreferenceRow(
-        prompt=_with_context(tuple(prompt), held),
-        responses=(),
-        source=_source(held),
-        template_args=_template_args(held),
-    )
+    return PreferenceRow(prompt=tuple(prompt), responses=())
+
+
+_PROMPTS = Layout(name="prompts", columns=(), convert=_prompt_alone)
 
 
 def _layout(fields: Fields) -> Layout:
@@ -164,7 +179,10 @@ def _layout(fields: Fields) -> Layout:
 def _source(fields: Fields) -> str:
     """Return the name of the part of a mixture that a row belongs to; lists and objects are none."""
     source = fields.peek("source")
-    text = str(source) if isinstance(source, str | int | float) else ""
+    if not isinstance(source, str | int | float):
+        fields.peeked.discard("source")
+        return ""
+    text = str(source)
     if not _is_unicode(text):
         raise BadRowError("expected 'source' to be valid Unicode, got an unpaired surrogate")
     return text
@@ -224,35 +242,52 @@ def _refuse_computed(row: PreferenceRow, fields: Fields) -> None:
     """Refuse columns that others with the same name, made from the row's ratings, would overwrite."""
     for name in row.columns:
         if name in fields and name != CONTRAST:
+            shown_name = printable(name)
             raise BadRowError(
-                f"both the column '{name}' and the ratings in the row say '{name}'; keep one of them, or "
-                f"name the column otherwise with `columns`, as in `columns: {{given_{name}: {name}}}`"
+                f"both the column '{shown_name}' and the ratings in the row say '{shown_name}'; keep one of "
+                "them, or name the column otherwise with `columns`, as in "
+                f"`columns: {{given_{shown_name}: {shown_name}}}`"
             )
 
 
 def _template_args(fields: Fields) -> str:
     """Return the arguments for the chat template, as JSON."""
-    given: dict[str, Any] = {}
-    for key, kind in (("chat_template_kwargs", dict), ("tools", list)):
-        value = fields.get(key)
-        if key == "tools" and value is None and isinstance(fields.get("input"), Mapping):
-            value = fields["input"].get("tools")  # OpenAI's preference format
-        if isinstance(value, str) and value:
-            try:
-                value = parse_json(value)
-            except ValueError:
-                raise BadRowError(f"expected '{key}' to be JSON, got {shown(value)}") from None
-        if not value:
-            continue
-        if not isinstance(value, kind):
-            raise BadRowError(f"expected '{key}' to be {_A[kind]}, got {shown(value)}")
-        given |= {"tools": value} if kind is list else value
+    given: dict[str, Any] = _template_arg(fields, "chat_template_kwargs", dict)
+    if not given.get("tools", True):
+        del given["tools"]
+    tools = _template_arg(fields, "tools", list)
+    if tools and "tools" in given:
+        raise BadRowError("both 'tools' and 'chat_template_kwargs' have tools; keep one of them")
+    given |= {"tools": tools} if tools else {}
     if "tools" in given and not (isinstance(given["tools"], list) and all(map(called, given["tools"]))):
         raise BadRowError("expected each of the 'tools' to be a function with a name")
     return as_json(given, "tools") if given else ""
 
 
-_A = {dict: "an object", list: "a list"}
+def _template_arg(fields: Fields, key: str, kind: type) -> Any:
+    """Return a column for the chat template, which may be written as JSON; empty where it is absent."""
+    value = fields.get(key)
+    if key == "tools" and value is None and isinstance(fields.get("input"), Mapping):
+        value = fields["input"].get("tools")  # OpenAI's preference format
+    if isinstance(value, str) and value:
+        try:
+            value = parse_json(value)
+        except ValueError:
+            raise BadRowError(f"expected '{key}' to be JSON, got {shown(value)}") from None
+    if not value:
+        return kind()
+    if not isinstance(value, kind):
+        raise BadRowError(f"expected '{key}' to be {_A[kind]}, got {shown(value)}")
+    return _without_nulls(value)  # Parquet gives every row the keys of all rows
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(held) for name, held in value.items() if held is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+_A: dict[type, str] = {dict: "an object", list: "a list"}
 
 
 def _refuse_reasoning(fields: Fields) -> None:
@@ -408,9 +443,17 @@ def as_fields(row: PreferenceRow) -> dict[str, Any]:
         tools = given.pop("tools", None)
         others |= {"tools": tools} if tools else {}
         others |= {"chat_template_kwargs": given} if given else {}
-    if row.source and others.get("source") is None:  # a source that couldn't be kept as a column
+    if row.source and str(others.get("source")) != row.source:  # no column, or one of another type
         others["source"] = row.source
-    return {"prompt": prompt, **_as_labels(row, responses), **others}
+    # A response that begins as its prompt does would be taken for a whole dialogue.
+    responses = [
+        [*prompt, *response] if prompt and response[: len(prompt)] == prompt else response
+        for response in responses
+    ]
+    written = {"prompt": prompt, **_as_labels(row, responses)}
+    if any(layout.fits(Fields(written | others)) for layout in PUBLIC_LAYOUTS):
+        others = {f"original_{name}" if name in _MEANT else name: value for name, value in others.items()}
+    return written | others
 
 
 def _as_labels(row: PreferenceRow, responses: list[Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pl_prefopt.data.dialogues import (
     as_json,
     as_messages,
     as_prompt,
+    as_reasoning,
     as_response,
     as_turn,
     check_continues,
@@ -24,6 +25,7 @@ from pl_prefopt.data.dialogues import (
     shown,
     split_at_common_prefix,
     texts_as_turns,
+    unread_keys,
 )
 from pl_prefopt.data.json_values import parse_json
 from pl_prefopt.data.score_lists import is_list, mean_scores, strength_of_pair
@@ -127,7 +129,8 @@ class Layout:
             read = {next((name for name in group if name in names), "") for group in groups}
             if read != {""}:  # otherwise it was read in another form, such as a list of messages
                 found += [f"{column}.{name}" for name in names if name not in read]
-        return found
+        of_messages = ((column, unread_keys(fields.look(column))) for column in sorted(fields.used))
+        return [*found, *dict.fromkeys(f"{column}.{name}" for column, names in of_messages for name in names)]
 
     def fits(self, fields: Fields) -> bool:
         """Whether the row has all columns of this layout."""
@@ -409,15 +412,22 @@ def _aspects(completions: Sequence[Mapping[str, Any]]) -> dict[str, list[float |
 def _rating(annotations: Any, name: str) -> float | None:
     aspect = annotations.get(name) if isinstance(annotations, Mapping) else None
     value = aspect.get("Rating") if isinstance(aspect, Mapping) else None
-    return None if value in (None, "", "N/A") else number(value, f"completions.annotations.{name}.Rating")
+    return (
+        None
+        if value in (None, "", "N/A")
+        else number(value, f"completions.annotations.{printable(name)}.Rating")
+    )
 
 
 def _unpaired(fields: Fields) -> PreferenceRow:
     prompt = prompt_of(fields)
     response = as_response(needed(fields, "completion"), "completion", prompt)
     for key in REASONING_COLUMNS:
+        said = as_reasoning(fields.look(key), key)
         if key in fields and len(response) == 1 and not response[0].more:
-            response = [response[0]._replace(more=as_json({REASONING[0]: str(fields[key])}, key))]
+            fields.used.add(key)
+            more = as_json({REASONING[0]: said}, key) if said else ""
+            response = [response[0]._replace(more=more)]
     return row_of(prompt, [response], ([_label(needed(fields, "label"))], False), names=("'completion'",))
 
 
@@ -547,7 +557,7 @@ def found(fields: Mapping[str, Any], key: str) -> str:
     """Return the part of a message that lists the keys present and suggests a misspelt one."""
     present = [name for name in fields if name in fields and not _is_null(fields, name)]
     similar = closest(key, present)
-    hint = f"; is '{similar}' a misspelt '{key}'?" if similar else ""
+    hint = f"; is '{printable(similar)}' a misspelt '{key}'?" if similar else ""
     return f" (got {quoted(present)}){hint}"
 
 
@@ -577,7 +587,7 @@ def sequence(value: Any, key: str) -> list[Any]:
 def objects(value: Any, key: str) -> list[Mapping[str, Any]]:
     """Return a list of objects; ``datasets`` may have converted it to an object of lists."""
     if isinstance(value, Mapping):
-        columns = {name: sequence(items, f"{key}.{name}") for name, items in value.items()}
+        columns = {name: sequence(items, f"{key}.{printable(name)}") for name, items in value.items()}
         if len({len(items) for items in columns.values()}) > 1:
             lengths = ", ".join(f"{shown(name)}: {len(items)}" for name, items in columns.items())
             raise BadRowError(f"expected the lists in '{key}' to have one length, got {lengths[:120]}")

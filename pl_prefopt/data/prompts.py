@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pl_prefopt.data.dialogues import BadRowError
-from pl_prefopt.data.formats import convert, scored_by, to_prompt
+from pl_prefopt.data.formats import Converted, convert, convert_prompt, scored_by
 from pl_prefopt.data.sources import Reading, Source, check_names, open_source
-from pl_prefopt.errors import ConfigError, DataError
+from pl_prefopt.errors import ConfigError, DataError, printable
 from pl_prefopt.rows import PreferenceRow
+
+_MOST_NAMED = 20
+"""How many columns that aren't kept are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +57,20 @@ class Prompts:
             DataError: if a row is bad or there are no prompts.
         """
         reading = self._reading(scratch)
-        count = 0
-        for _, row in self.rows(scratch):
+        count, lost = 0, dict[str, str]()
+        for _, converted in self._converted(reading):
             count += 1
+            if len(lost) < _MOST_NAMED:
+                lost |= {name: why for name, value, why in converted.further if why and value is not None}
+                lost |= dict.fromkeys(converted.left_out, "it isn't read")
             if check is not None:
-                check(row)
+                check(converted.row)
+        label = Source.of(self.source).label
         if not count:
-            raise DataError(f"expected prompts in {Source.of(self.source).label}, got none.")
+            raise DataError(f"expected prompts in {label}, got none.")
+        if lost:
+            named = "; ".join(f"'{printable(name)}' ({why})" for name, why in lost.items())
+            warnings.warn(f"These columns of {label} aren't kept with the samples: {named}.", stacklevel=2)
         key = f"{reading.content_key} {self.part} {self.max_prompts} {sorted(self.columns.items())}"
         return f"{key} {sorted(self.aspects.items())}" if self.aspects else key, count
 
@@ -69,7 +80,9 @@ class Prompts:
         Raises:
             DataError: at a bad row.
         """
-        reading = self._reading(scratch)
+        yield from ((place, converted.row) for place, converted in self._converted(self._reading(scratch)))
+
+    def _converted(self, reading: Reading) -> Iterator[tuple[int, Converted]]:
         number, parts = self.part
         for place, record in enumerate(reading.records()):
             if self.max_prompts is not None and place >= self.max_prompts:
@@ -79,15 +92,15 @@ class Prompts:
             try:
                 if record.problem:
                     raise BadRowError(record.problem)
-                row = self._row(record.fields, reading)
+                converted = self._convert(record.fields, reading)
             except BadRowError as error:
                 raise DataError(f"{record.origin}: {error}") from error
-            yield place, replace(row, origin=record.origin)
+            yield place, converted._replace(row=replace(converted.row, origin=record.origin))
 
-    def _row(self, fields: Mapping[str, Any], reading: Reading) -> PreferenceRow:
+    def _convert(self, fields: Mapping[str, Any], reading: Reading) -> Converted:
         if not self.aspects:
-            return to_prompt(fields, reading.mapped)
-        return scored_by(convert(fields, reading.mapped), self.aspects).row
+            return convert_prompt(fields, reading.mapped)
+        return scored_by(convert(fields, reading.mapped), self.aspects)
 
     def _reading(self, scratch: Path) -> Reading:
         return open_source(Source.of(self.source), scratch, self.columns)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pl_prefopt.data.dialogues import BadRowError
-from pl_prefopt.data.formats import as_fields, to_prompt, to_row
+from pl_prefopt.data.formats import as_fields, convert, to_prompt, to_row
+from pl_prefopt.data.prompts import Prompts
 from pl_prefopt.errors import DataError
 from pl_prefopt.rows import Message
 from tests.data.support import BAD_BYTES, assistant, pair, read, stored, user, write_jsonl
@@ -134,6 +135,15 @@ BAD_FIELDS = [
     ({**PAIR, "chosen": ["\ud800"], "rejected": ["No."]}, "'chosen' to be valid Unicode"),
     ({**PAIR, "history": [["Hi", "\ud800"]]}, "'history' to be valid Unicode"),
     ({"chosen": "Hi, a", "rejected": "Hi, \ud800"}, "'rejected' to be valid Unicode"),
+    ({**PAIR, "prompt": [{**CHAT[0], "images": ["x"]}]}, "the key 'images' of 'prompt[0]' is not supported"),
+    ({**PAIR, "chosen": [{**GOOD[0], "function_call": {"name": "f"}}]}, "'function_call' of 'chosen[0]'"),
+    ({**PAIR, "chosen": [{**GOOD[0], "thinking": True}]}, "'chosen[0].thinking' to be text, got True"),
+    ({"prompt": "Hi", "completion": "a", "label": 1, "thinking": False}, "'thinking' to be text, got False"),
+    (
+        {**PAIR, "tools": [{"name": "x"}], "chat_template_kwargs": {"tools": [{"name": "y"}]}},
+        "keep one of them",
+    ),
+    ({"prompt\x1b": "Hi", "completion": "a", "label": 1}, r"is 'prompt\x1b' a misspelt 'prompt'?"),
     ({**PAIR, "tools": [{"nme": "x"}]}, "expected each of the 'tools' to be a function with a name"),
     ({**PAIR, "score_chosen": 1}, "without its counterpart"),
     ({**PAIR, "score_chosen": 1, "score_rejected": 2}, "is below"),
@@ -233,3 +243,89 @@ def test_responses_continue_the_assistant_turn_at_the_end_of_a_prompt():
     texts = {"prompt": "\n\nHuman: Hi\n\nAssistant: Sure, ", "chosen": "one", "rejected": "two"}
     assert to_row(texts).prompt == row.prompt
     assert to_prompt({"prompt": begun}).prompt == row.prompt
+
+
+def as_saved(fields, mapped=()):
+    """The row of raw fields, and that of what is written for it."""
+    row = convert(fields, mapped).row
+    return row, to_row(json.loads(json.dumps(as_fields(row))))
+
+
+CALL = {"function": {"name": "f", "arguments": json.dumps(json.dumps({"city": "P"}))}}
+TURNS = [GOOD[0], CHAT[0]]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "Hi", "completion": "a", "label": True, "reasoning_content": ""},
+        {**PAIR, "chosen": [{"role": "assistant", "content": "", "tool_calls": [CALL]}]},
+        {**PAIR, "chat_template_kwargs": {"tools": [], "enable_thinking": False}},
+        {"chosen": [*TURNS, *TURNS, *GOOD], "rejected": [*TURNS, *BAD]},
+    ],
+)
+def test_a_row_that_is_written_loads_as_the_same_row(fields):
+    row, again = as_saved(fields)
+    assert again == row
+
+
+def test_columns_of_another_layout_are_written_under_another_name():
+    for fields, mapped, kept in (
+        ({"question": "Hi", "chosen": "yes it is", "rejected": "no", "answers": "x"}, (), "original_answers"),
+        (
+            {**PAIR, "response_0": "a", "response_1": "b", "better_response_id": 0},
+            ("chosen", "rejected"),
+            "original_response_0",
+        ),
+    ):
+        row, again = as_saved(fields, mapped)
+        assert (again.prompt, again.responses, again.scores) == (row.prompt, row.responses, row.scores)
+        assert kept in again.columns
+
+
+def test_a_source_is_written_as_it_was_read(tmp_path: Path):
+    rows = [pair(0) | {"source": 1}, pair(1) | {"source": 1.5}]  # a column of decimal numbers
+    first, second = read(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "cache")
+    assert [to_row(as_fields(one)).source for one in (first, second)] == ["1", "1.5"]
+    unused = convert(pair(0) | {"source": {"n": "x"}})
+    assert "source" not in unused.read, "so that it is named"
+
+
+def test_nulls_in_arguments_for_the_template_are_absent():
+    """Parquet gives every row the keys of all rows."""
+    tool = {"name": "f", "parameters": {"properties": {"city": {"type": "string"}, "day": None}}}
+    given = {"tools": [tool], "chat_template_kwargs": {"enable_thinking": None, "style": "x", "tools": None}}
+    found = json.loads(to_row(PAIR | given).template_args)
+    assert found.pop("tools")[0]["parameters"]["properties"] == {"city": {"type": "string"}}
+    assert found == {"style": "x"}
+
+
+def test_keys_of_messages_that_nothing_reads_are_named():
+    fields = {
+        "prompt": [{**CHAT[0], "id": 3, "refusal": None}],
+        "chosen": [{**GOOD[0], "weight": 0}],
+        "rejected": [{"from": "gpt", "value": "No.", "markdown": True}],
+    }
+    assert convert(fields).left_out == ["chosen.weight", "prompt.id", "rejected.markdown"]
+
+
+def test_ratings_that_cannot_be_columns_are_none_even_alone():
+    rated = [{"response": text, "annotations": {"chosen": {"Rating": "4"}}} for text in ("a", "b")]
+    assert not convert({"instruction": "Hi", "completions": rated}).row.columns
+
+
+def test_prompts_alone_keep_their_columns_and_refuse_what_changes_them(tmp_path: Path):
+    row = to_prompt({"prompt": "Hi", "id": 3, "weight": 2})
+    assert (row.responses, dict(row.columns)) == ((), {"id": 3, "weight": 2.0})
+    for more, reason in (
+        ({"images": ["x.png"]}, "'images'"),
+        ({"weight": "x"}, "'weight'"),
+        ({"thinking": "x"}, "'thinking'"),
+    ):
+        with pytest.raises(BadRowError, match=reason):
+            to_prompt({"prompt": "Hi", **more})
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": [{**CHAT[0], "id": 3}], "notes": ["a", "b"]}])
+    with pytest.warns(
+        UserWarning, match=r"aren't kept.* 'notes' \(a list of 2 values .*'prompt.id' \(it isn't"
+    ):
+        Prompts(source=path).open(tmp_path / "scratch")
