@@ -22,6 +22,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from pl_prefopt.compiling import for_any_length
+
 AUTO, TREE_VARLEN, FLEX = "auto", "tree_varlen", "flex_attention"
 _OURS = (AUTO, TREE_VARLEN, FLEX)
 """FlexAttention as well: what transformers calls so is compiled anew for every length."""
@@ -158,8 +160,8 @@ def _by_blocks(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, optio
 
 @cache
 def _compiled_flex() -> Callable[..., Any]:
-    """Compile FlexAttention for any number of rows and tokens, when it is first needed."""
-    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=True)
+    """Compile FlexAttention when it is first needed; uncompiled, it would compute all scores."""
+    compiled: Callable[..., Any] = torch.compile(flex_attention, fullgraph=True, **for_any_length())
     return compiled
 
 

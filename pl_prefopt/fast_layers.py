@@ -13,13 +13,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from pl_prefopt.compiling import for_any_length
 from pl_prefopt.errors import ConfigError
 
 _ROTARY = "apply_rotary_pos_emb"
 _COMPILED = "_compiled_call_impl"
-_MOST_COMPILATIONS = 64
-"""Torch's limit of 8, beyond which layers run uncompiled, is too low for two kinds of layers, each with and
-without gradient, adapter and inference mode."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,8 @@ def compile_layers(layers: Iterable[nn.Module], backend: str | Callable[..., Any
 
     Passes with a cache of keys and values, which depend on the number of the layer, aren't compiled.
     """
-    config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, _MOST_COMPILATIONS)
     for layer in layers:
-        layer.compile(backend=backend, dynamic=True)
+        layer.compile(backend=backend, **for_any_length())
         setattr(layer, _COMPILED, _unless_cached(layer, getattr(layer, _COMPILED)))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pl_prefopt"
 LAYERS = [
-    {"errors", "files", "keywords", "metric_info", "rows"},
+    {"compiling", "errors", "files", "keywords", "metric_info", "rows"},
     {"checks", "fast_layers", "pairing", "processes", "requests"},
     {"attention", "evaluations", "paths", "servers", "types", "views", "yaml_files"},
     {"data", "functional", "policies", "rewards", "saved_settings", "scoring"},

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pl_prefopt.scoring import base_model
+from pl_prefopt.scoring.routers import has_routers
 from pl_prefopt.types import TokenTree
 
 _PEAKS = {
@@ -78,7 +79,7 @@ class ModelFlops:
         """Read a model's sizes; ``None`` for mixtures of experts, in which a token meets some parameters."""
         base = base_model(model)
         config = base.config.get_text_config()
-        if any(getattr(config, name, None) for name in _EXPERTS):
+        if has_routers(model):
             return None
         head, embeddings = base.get_output_embeddings(), base.get_input_embeddings()
         apart = {id(weight) for part in (head, embeddings) for weight in part.parameters()}
@@ -117,9 +118,6 @@ class ModelFlops:
         # Two products per pair of query and key. Their gradients take twice that, whatever is trained.
         pairs = sum(_pairs(tree, window) for window in self.windows)
         return 2.0 * products + 2.0 * (2 * self.attention * pairs) * (1 if trained == 1 else 3)
-
-
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def unique_tokens(tree: TokenTree) -> int:

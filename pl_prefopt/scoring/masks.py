@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.attention.flex_attention import create_block_mask
 
+from pl_prefopt.compiling import for_any_length
 from pl_prefopt.scoring.inputs import base_model, computed_in
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -128,13 +129,14 @@ def _for_flex_attention(branches: Branches, model: nn.Module, window: int | None
     rows, width = branches.own.shape
     device = branches.own.device
     create = _compiled_block_mask() if device.type == "cuda" else create_block_mask
-    return create(branches.visibility(window), rows, None, width - branches.read, width, device=device)
+    with torch.no_grad():  # one compilation for passes with gradient and without
+        return create(branches.visibility(window), rows, None, width - branches.read, width, device=device)
 
 
 @cache
 def _compiled_block_mask() -> Callable[..., Any]:
-    """Compile the function that makes block masks, for any number of tokens, when it is first needed."""
-    compiled: Callable[..., Any] = torch.compile(create_block_mask, dynamic=True)
+    """Compile the function that makes block masks when it is first needed."""
+    compiled: Callable[..., Any] = torch.compile(create_block_mask, **for_any_length())
     return compiled
 
 

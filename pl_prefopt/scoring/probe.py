@@ -76,11 +76,13 @@ class Probe:
             by_kernels: whether kernels or compiled code compute the gradients. These are compared then as
                 well, if the model is trained.
         """
-        name = class_name(self.model)
+        name, slopes = class_name(self.model), self.slopes if by_kernels else None
+        if slopes is not None and slopes.problem:
+            return f"{name}'s gradients can't be compared with those of {what} ({slopes.problem})"
         try:
             with torch.no_grad():
                 found = layout.token_log_probs(self.model, self.tree, head)
-            slope = self.slopes.gap(layout, head) if by_kernels and self.slopes is not None else 0.0
+            slope = 0.0 if slopes is None else slopes.gap(layout, head)
         except torch.OutOfMemoryError:
             raise
         except FAILURES as error:
@@ -88,7 +90,7 @@ class Probe:
         gap = _largest(found - self.expected)
         if not gap <= self.tolerance:
             return f"{name} gives different log-probs with {what} (by up to {gap:.2g})"
-        if self.slopes is not None and not slope <= self.slopes.tolerance:
+        if slopes is not None and not slope <= slopes.tolerance:
             return f"{name} gives different gradients with {what} (by {slope:.2g} of their norm)"
         return None
 

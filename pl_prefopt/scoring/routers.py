@@ -15,6 +15,15 @@ from pl_prefopt.scoring.inputs import base_model
 _FUNCTION = "load_balancing_loss_func"
 
 
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def has_routers(model: nn.Module) -> bool:
+    """Tell whether a model is a mixture of experts, in which a token meets some of the parameters."""
+    config = base_model(model).config.get_text_config()
+    return any((getattr(config, name, 0) or 0) > 1 for name in _EXPERTS)
+
+
 def check_has_routers(model: nn.Module) -> None:
     """Refuse a model without a load-balancing loss.
 

@@ -72,7 +72,6 @@ class Scorer:
         self._grouped: GroupedLayout | None = None
         self._head: Head | None = None
         self._remembers: bool | None = None
-        self._compared = False
 
     @property
     def attention(self) -> str | None:
@@ -189,7 +188,7 @@ class Scorer:
             model: the policy or a reference.
             device: where it would be.
         """
-        self._head, self._remembers, self._compared = ChunkedHead(), True, True
+        self._head, self._remembers = ChunkedHead(), True
         found = ways_of(model, device)
         if self.layout == "tree" or (self.layout == "auto" and _obstacle(model, found) is None):
             way = presumed(model, device)
@@ -203,15 +202,8 @@ class Scorer:
         return Scorer(self.layout, self.head)
 
     def _head_for(self, model: nn.Module, device: torch.device) -> Head:
-        """Return the head, once it is decided for the precision that the model computes in here.
-
-        Gradients are compared in the first pass that has any, which may come after one of validation.
-        """
-        if (
-            self._head is not None
-            and self._dtype in (None, computed_in(model, device))
-            and (self._compared or not is_trained(model))
-        ):
+        """Return the head, once it is decided for the precision that the model computes in here."""
+        if self._head is not None and self._dtype in (None, computed_in(model, device)):
             return self._head
         self._plain, self._shared, self._grouped, self._remembers = PlainLayout(), None, None, None
         if TREE_VARLEN in (found := ways_of(model, device)) and len(found) > 1:
@@ -219,9 +211,13 @@ class Scorer:
         return self._decide(model, device)
 
     def _decide(self, model: nn.Module, device: torch.device) -> Head:
-        kernels = self._has_kernels(model, device)
-        compared = kernels and is_trained(model)
-        with FastLayers(model).off() as fast, probing(model, device, gradients=compared) as probe:
+        # Also in a pass of validation: the way that is found is that of training.
+        gradients = self._has_kernels(model, device) and is_trained(model)
+        with (
+            torch.inference_mode(False),
+            FastLayers(model).off() as fast,
+            probing(model, device, gradients=gradients) as probe,
+        ):
             head = self._decide_rows(probe)
             obstacles = self._decide_tree(probe, head, device) if self.layout != "plain" else []
             if fast.methods:
@@ -239,14 +235,15 @@ class Scorer:
         elif obstacles:
             warnings.warn(f"Each prompt is computed once per response, because {obstacles[0]}.", stacklevel=4)
         self._group(model)
-        self._compared = compared or not kernels
         self._head = head  # last, so that an error is raised again by the next call
         return head
 
     def _has_kernels(self, model: nn.Module, device: torch.device) -> bool:
         """Tell whether anything but torch's own operations may compute gradients."""
-        fast, ours = FastLayers(model).methods, BY_KERNELS.intersection(ways_of(model, device))
-        return self.head == "fused" or bool(fast) or bool(ours)
+        if self.head == "fused" or FastLayers(model).methods:
+            return True
+        found = ways_of(model, device)
+        return self.layout != "plain" and bool(BY_KERNELS.intersection(found)) and not _obstacle(model, found)
 
     def _check_fast(self, probe: Probe, head: Head) -> None:
         """Raise a ``ConfigError`` if kernels or compiled layers change the model's log-probs or gradients."""

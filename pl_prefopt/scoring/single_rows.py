@@ -67,9 +67,10 @@ def last_log_probs(model: nn.Module, ids: Tensor, count: int) -> Tensor:
 
 
 def floor(model: nn.Module, device: torch.device) -> float:
-    """Return the difference that rounding always explains, by the dtype that the model computes in."""
-    weight = next(weight for weight in model.parameters() if weight.is_floating_point())
-    rough = weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(device.type)
+    """Return the difference that rounding always explains, by the dtypes that the model computes in."""
+    exact = (torch.float32, torch.float64)  # a base in four bits has integers, and computes in bfloat16
+    rough = any(weight.dtype not in exact for weight in model.parameters())
+    rough = rough or torch.is_autocast_enabled(device.type)
     if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
         rough = True
     return 0.05 if rough else FLOOR

@@ -68,7 +68,9 @@ def presumed(model: nn.Module, device: torch.device) -> str:
     found = ways_of(model, device)
     dtype = computed_in(model, torch.device("cpu"))  # where fake tensors are, and so autocast
     fits = found[0] == TREE_VARLEN and dtype in HALF and unsuited(model, TREE_VARLEN) is None
-    return TREE_VARLEN if fits else found[-1]
+    if fits:
+        return TREE_VARLEN
+    return wanted(base_model(model)).loaded if found[-1] == FLEX else found[-1]
 
 
 def _attention_dropout(config: Any) -> str | None:

@@ -15,7 +15,7 @@ from pl_prefopt.data.worst_case_batches import full_batch
 from pl_prefopt.modules import DPOModule, FSDP2Strategy
 from pl_prefopt.objectives import DPO
 from pl_prefopt.planning import DryRun
-from pl_prefopt.policies import PolicySpec
+from pl_prefopt.policies import FourBit, PolicySpec
 from pl_prefopt.references import AdapterOff, InitialPolicy
 from scripts.benchmarks.rows import RandomRows
 from tests.method_files import CONFIGS
@@ -158,6 +158,18 @@ def test_a_copy_of_all_weights_is_a_reference(tmp_path, gpu_model, accelerator):
     trainer.fit(module, datamodule=make_datamodule(tmp_path, pair_rows(12)))
     assert losses.values[0].item() == pytest.approx(math.log(2), abs=0.01)
     assert losses.values[-1] < losses.values[0]
+
+
+def test_compiled_layers_over_four_bits_train_as_uncompiled_ones(tmp_path, gpu_model, accelerator, device):
+    pytest.importorskip("bitsandbytes")
+    found = []
+    for compiled in (None, None if device.type == "cpu" else "layers"):
+        losses = Losses()
+        torch.manual_seed(0)
+        module = make_module(gpu_model, dtype="bfloat16", four_bit=FourBit(), compile=compiled)
+        fit(tmp_path, gpu_model, accelerator, losses, module=module, precision="bf16-mixed")
+        found.append(losses.values)
+    torch.testing.assert_close(*found, rtol=5e-2, atol=1e-2)
 
 
 PLANNED = {

@@ -197,10 +197,19 @@ def test_kernels_with_wrong_gradients_are_noticed_before_the_first_step(adapter)
     model = with_adapter(tiny_llama()) if adapter else tiny_llama()
     use_kernels(model, dataclasses.replace(unfused(), norm=WrongNorm.apply))
     tree, scorer = random_batch((4, 3, 2)), Scorer()
-    with torch.no_grad():
-        scorer(model, tree)  # validation comes first, with the right numbers
-    with pytest.raises(ConfigError, match=r"different gradients with the settings kernels and compile \(by"):
-        scorer(model, tree)
+    wrong = r"different gradients with the settings kernels and compile \(by"
+    with torch.no_grad(), pytest.raises(ConfigError, match=wrong):
+        scorer(model, tree)  # already in a pass of validation
+    scorer(model.requires_grad_(False), tree)  # the log-probs are right
+
+
+def test_kernels_whose_gradients_cannot_be_compared_are_refused(monkeypatch):
+    model = tiny_llama()
+    use_kernels(model, unfused())
+    another = torch.nn.Embedding(*model.get_input_embeddings().weight.shape)
+    monkeypatch.setattr(model, "get_input_embeddings", lambda: another)
+    with pytest.raises(ConfigError, match=r"can't be compared .* \(Embedding isn't called with token ids\)"):
+        Scorer()(model, random_batch((4, 3, 2)))
 
 
 def test_compiled_layers_change_no_number_and_take_any_length(fresh_compiler):

@@ -140,7 +140,7 @@ def test_flex_attention(name):
     """Values only and without compiling: torch runs its gradient on GPUs alone."""
     tree, scorer = ragged_tree(common=1), Scorer()
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
-        found = scorer(build(name, "flex_attention"), tree).sum
+        found = scorer(build(name, "flex_attention").requires_grad_(False), tree).sum
     assert isinstance(scorer._shared, TreeLayout)
     torch.testing.assert_close(found, one_by_one(build(name), tree), atol=2e-4, rtol=1e-5)
 
@@ -379,7 +379,8 @@ def test_a_second_view_begins_with_what_the_first_one_left(name, attention, even
 
 
 def test_flex_attention_after_a_history():
-    plain, scorer, model = ragged_tree([6, 4, 5]), Scorer(), build("gemma3_window_4", "flex_attention")
+    plain, scorer = ragged_tree([6, 4, 5]), Scorer()
+    model = build("gemma3_window_4", "flex_attention").requires_grad_(False)
     view = beginning_alike(plain, [6, 0, 4], seed=1)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         left = scorer.prefix_cache(model, torch.device("cpu"))

@@ -212,8 +212,8 @@ def test_the_kernel_is_called_as_the_installed_torch_declares_it():
 
 @pytest.mark.parametrize("lost", [[], [TREE_VARLEN], [TREE_VARLEN, FLEX]])
 def test_the_first_attention_that_gives_the_models_own_log_probs_is_taken(lost, monkeypatch, caplog):
-    """Of three: variable-length, FlexAttention, masked SDPA."""
-    model, tree = build("llama"), ragged_tree()
+    """Of three: variable-length, FlexAttention (without gradient on a CPU), masked SDPA."""
+    model, tree = build("llama").requires_grad_(False), ragged_tree()
     attention.want(model, "auto")
     real = TreeLayout.lay_out
     order = (TREE_VARLEN, FLEX, "sdpa")
@@ -237,7 +237,7 @@ def test_the_first_attention_that_gives_the_models_own_log_probs_is_taken(lost, 
 
 
 def test_an_attention_with_wrong_gradients_alone_is_not_taken(monkeypatch, caplog):
-    """A probe without gradient, as of validation before training, can't see them."""
+    """Not even in a pass of validation, before training."""
     model, tree, chosen = build("llama", "sdpa"), ragged_tree(), Scorer()
     attention.want(model, "auto")
     order = lambda model, device: (TREE_VARLEN, "sdpa")  # noqa: E731
@@ -251,15 +251,13 @@ def test_an_attention_with_wrong_gradients_alone_is_not_taken(monkeypatch, caplo
 
     right = attention._Gathered.backward
     monkeypatch.setattr(attention._Gathered, "backward", staticmethod(last_alone))
-    with torch.no_grad():
-        chosen(model, tree)
-    assert chosen.attention == TREE_VARLEN
     kept = [torch.ones_like(weight) for weight in model.parameters()]
     for weight, gradient in zip(model.parameters(), kept, strict=True):
         weight.grad = gradient
-    with caplog.at_level(logging.INFO):
-        found, expected = (gradients_alone(one, model, tree) for one in (chosen, Scorer("plain")))
+    with caplog.at_level(logging.INFO), torch.inference_mode():
+        chosen(model, tree)
     assert chosen.attention == "sdpa"
+    found, expected = (gradients_alone(one, model, tree) for one in (chosen, Scorer("plain")))
     assert "different gradients with a row of segments (tree_varlen) (by 0." in caplog.text
     close(found, expected)
     assert all(torch.equal(one, torch.ones_like(one)) for one in kept), "the probe adds to no gradient"
@@ -293,7 +291,7 @@ def test_a_soft_capped_model_is_not_run_by_segments(monkeypatch, caplog):
 
 def test_a_scorer_decides_again_where_the_model_computes_in_another_precision(monkeypatch):
     """On a GPU a run may compute in bfloat16, and score afterwards in float32."""
-    model, tree, chosen = build("llama", "sdpa"), ragged_tree(), Scorer()
+    model, tree, chosen = build("llama", "sdpa").requires_grad_(False), ragged_tree(), Scorer()
     attention.want(model, "auto")
     order = lambda model, device: ways_of(model, torch.device("cuda"))  # noqa: E731
     monkeypatch.setattr(scorer, "ways_of", order)
