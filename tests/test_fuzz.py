@@ -243,7 +243,7 @@ def check_counts(records: list[Any]) -> None:
         assert len(data) + data.summary.skipped == read
         batch = data.batch(range(len(data)))
         assert int(batch.present.sum()) == sum(len(row.responses) for row in data.rows)
-        for row in data.rows:
+        for row in store.rows:
             again = to_row(json.loads(json.dumps(as_fields(row))))
             columns = {name: value for name, value in again.columns.items() if name in row.columns}
             assert dataclasses.replace(again, origin=row.origin, columns=columns) == row

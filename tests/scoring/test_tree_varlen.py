@@ -22,7 +22,7 @@ from pl_prefopt.scoring import Scorer, scorer
 from pl_prefopt.scoring.layouts import Places, TreeLayout
 from pl_prefopt.scoring.packing import pack, pack_behind
 from pl_prefopt.scoring.segments import segments_of
-from pl_prefopt.scoring.ways import unsuited, ways_of
+from pl_prefopt.scoring.ways import presumed, unsuited, ways_of
 from tests.runs import make_datamodule, make_trainer, pair_rows
 from tests.scoring.architectures import CONFIGS, build
 from tests.scoring.test_scorer import BATCHES, beginning_alike, bent, gradients, one_by_one, ragged_tree
@@ -314,6 +314,19 @@ def test_a_second_model_of_the_run_is_probed_by_itself(tiny_model, tmp_path):
     trainer = make_trainer(tmp_path, ReferenceEnsemble([InitialPolicy()]), limit_val_batches=0)
     trainer.fit(module, make_datamodule(tmp_path, pair_rows(2)))
     assert module.scorer.attention == TREE_VARLEN
+
+
+def test_what_is_planned_for_an_attention():
+    """Fake tensors have no block masks: FlexAttention is planned with a mask."""
+    model = build("llama", "sdpa")
+    for name, dtype, planned in (
+        ("auto", torch.float32, "sdpa"),
+        ("auto", torch.bfloat16, TREE_VARLEN),
+        (FLEX, torch.bfloat16, "sdpa"),
+        ("sdpa", torch.bfloat16, "sdpa"),
+    ):
+        model.wanted_attention = attention.Wanted(name, "sdpa")
+        assert presumed(model.to(dtype), torch.device("cuda")) == planned
 
 
 def test_dropout_of_scores_is_a_reason_for_a_mask():
