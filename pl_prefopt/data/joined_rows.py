@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pl_prefopt.data.dialogues import BadRowError, shown
 from pl_prefopt.data.file_readers import Record
-from pl_prefopt.data.formats import FORMATS, LAYOUT_NAMES, WEIGHT
+from pl_prefopt.data.formats import FORMATS, WEIGHT
 from pl_prefopt.data.layouts import PROMPT_COLUMNS, Fields
 
 MOST_ROWS = 10_000
@@ -19,6 +20,10 @@ MOST_ROWS = 10_000
 _SHARED = (*PROMPT_COLUMNS, "context", "source", "tools", "chat_template_kwargs")
 _RATINGS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity", "scores")
 _OF_MESSAGES = ("message_id", "text", "role", "message_tree_id")
+_OF_CONVERSATIONS = ("system", "history", "tools", "chat_template_kwargs")
+_OF_REPLIES = ("context", "source", WEIGHT)
+_JOINED_NAMES = ("prompt", "responses", "ranks")
+_TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 @dataclass
@@ -123,10 +128,18 @@ def _origin(members: Sequence[Record]) -> str:
     return first if first == last or not row else f"{name}, rows {number} to {last.rpartition(', row ')[2]}"
 
 
-def _each(members: Sequence[Record], without: Iterable[str]) -> dict[str, list[Any]]:
-    """Return the columns of rows as lists with one value per row."""
+def _given(members: Sequence[Record], name: str) -> bool:
+    return any(member.fields.get(name) is not None for member in members)
+
+
+def _each(members: Sequence[Record], without: Iterable[str]) -> dict[str, list[Any] | None]:
+    """Return the columns of rows as lists with one value per row; ``None`` for those without any value."""
     names = dict.fromkeys(name for member in members for name in member.fields)
-    return {name: [member.fields.get(name) for member in members] for name in names if name not in {*without}}
+    return {
+        name: [member.fields.get(name) for member in members] if _given(members, name) else None
+        for name in names
+        if name not in {*without}
+    }
 
 
 # -- ratings of single responses
@@ -162,10 +175,6 @@ def _rated(members: Sequence[Record]) -> tuple[list[Record], int]:
     return [Record(_origin(members), fields), *bad], len(bad)
 
 
-def _given(members: Sequence[Record], name: str) -> bool:
-    return any(member.fields.get(name) is not None for member in members)
-
-
 # -- messages of trees
 
 
@@ -183,21 +192,31 @@ def _conversations(members: Sequence[Record]) -> tuple[list[Record], int]:
         problem = "two messages of a tree have the same message_id"
         return [Record(_origin(members), {}, problem)], len(members)
     replies: dict[Any, list[Record]] = {}
+    lists, used = list[Record](), set()
     for member in members:
-        if _is_ranked(member.fields):
-            replies.setdefault(member.fields["parent_id"], []).append(member)
-    lists, used = [], set()
+        try:
+            if _is_ranked(member.fields):
+                replies.setdefault(member.fields["parent_id"], []).append(member)
+        except BadRowError as error:
+            lists.append(Record(member.origin, {}, str(error)))
     for several in (found for found in replies.values() if len(found) > 1):
         before = _before(several[0], messages)
-        if before is not None:
-            used |= {member.fields["message_id"] for member in (*before, *several)}
         lists.append(_ranked(several, before))
+        if before is not None and not lists[-1].problem:
+            used |= {member.fields["message_id"] for member in (*before, *several)}
     return lists, len(members) - len(used)
 
 
 def _is_ranked(fields: Mapping[str, Any]) -> bool:
     replies = fields["role"] == "assistant" and fields.get("parent_id") is not None
-    return replies and fields.get("rank") is not None and fields.get("deleted") in (None, False)
+    return replies and fields.get("rank") is not None and not _is_deleted(fields.get("deleted"))
+
+
+def _is_deleted(value: Any) -> bool:
+    text = str(value).strip().lower() if isinstance(value, str | int | float) else ""
+    if value is not None and text not in _TRUTH:
+        raise BadRowError(f"expected 'deleted' to be true or false, got {shown(value)}")
+    return value is not None and _TRUTH[text]
 
 
 def _before(reply: Record, messages: Mapping[Any, Record]) -> list[Record] | None:
@@ -218,11 +237,37 @@ def _ranked(replies: Sequence[Record], before: Sequence[Record] | None) -> Recor
         return Record(
             origin, {}, "an earlier message isn't among its neighbours; sort the rows by message_tree_id"
         )
-    each = _each(replies, ("text", "role", "rank", "parent_id", "message_tree_id", *LAYOUT_NAMES))
+    if problem := _why_not_joined(replies, before):
+        return Record(origin, {}, problem)
+    names = (*_OF_CONVERSATIONS, *_OF_REPLIES)
+    read = ("text", "role", "rank", "parent_id", "message_tree_id")
+    each = _each(replies, (*read, *_JOINED_NAMES, *names))
+    shared = {name: replies[0].fields[name] for name in names if _given(replies, name)}
     prompt = [{"role": member.fields["role"], "content": member.fields["text"]} for member in before]
     responses = [member.fields["text"] for member in replies]
     ranks = [member.fields["rank"] for member in replies]
-    return Record(origin, {"prompt": prompt, "responses": responses, "ranks": ranks, **each})
+    return Record(origin, {"prompt": prompt, "responses": responses, "ranks": ranks, **shared, **each})
+
+
+def _why_not_joined(replies: Sequence[Record], before: Sequence[Record]) -> str:
+    """Return why replies have columns that can't be those of one list; empty if they can."""
+    for name in _JOINED_NAMES:
+        if _given(replies, name):
+            return (
+                f"'{name}' is made of the messages, but they have a column '{name}' too; name it otherwise "
+                f"with `columns`, as in `columns: {{notes: {name}}}`"
+            )
+    for name in (*_OF_CONVERSATIONS, *_OF_REPLIES):
+        value, *others = [member.fields.get(name) for member in replies]
+        if name in _OF_CONVERSATIONS:  # an earlier message may lack what the replies say of the conversation
+            others += [member.fields[name] for member in before if member.fields.get(name) is not None]
+        different = next((other for other in others if other != value), value)
+        if different != value:
+            return (
+                f"expected the messages of a list to have the same '{name}', got {shown(value)} and "
+                f"{shown(different)}"
+            )
+    return ""
 
 
 JOINED_LAYOUTS = (

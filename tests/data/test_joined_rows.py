@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,27 @@ def test_a_row_without_the_rating_is_a_bad_row_and_leaves_its_list_whole(tmp_pat
         stored(path, tmp_path / "other")
 
 
+NULLS = (
+    "images",
+    "thinking",
+    "ranks",
+    "chosen",
+    "prompt_rejected",
+    "weight",
+    "label",
+    "context",
+    "completion",
+)
+
+
+@pytest.mark.parametrize("name", NULLS)
+def test_a_column_that_is_null_in_all_rows_of_a_list_is_absent(tmp_path: Path, name: str):
+    rows = [{name: None, **row} for row in (*RATED[:2], pair(), *TREE)]
+    store = stored(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "cache")
+    assert [row.scores for row in store.rows] == [(4, 1), (1, 0), (-1, 0), (0, -1)]
+    assert not any(info.problem for info in store.columns.values())
+
+
 def message(number: int, parent: int | None, rank: int | None = None, **more: Any) -> dict[str, Any]:
     role = more.pop("role", "assistant" if rank is not None else "prompter")
     text = {"text": f"text {number}", "role": role, "rank": rank, "lang": "en"}
@@ -160,3 +182,88 @@ def test_problems_are_no_lists(tmp_path: Path):
     joined = stored(path, tmp_path / "cache", on_bad_row="skip").joined
     assert "8 rows of OpenAssistant messages became 0 lists" in joined[0]
     assert joined[0].endswith("; 8 of the rows are in none")
+
+
+SHARED = {
+    "system": "Be brief.",
+    "history": [["Yes?", "No."]],
+    "context": "Wit counts.",
+    "source": "oasst",
+    "tools": [{"name": "f"}],
+    "chat_template_kwargs": {"style": "dry"},
+    "weight": 0.5,
+}
+
+
+def test_what_all_messages_of_a_tree_say_of_it_is_read(tmp_path: Path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{**row, **SHARED} for row in TREE])
+    for row in stored(path, tmp_path / "cache").rows:
+        assert [turn.content for turn in row.prompt[:3]] == ["Be brief.", "Yes?", "No."]
+        assert row.prompt[-1].content.endswith("\n\nWit counts.")
+        assert row.template_args == '{"style": "dry", "tools": [{"name": "f"}]}'
+        assert (row.source, row.columns["weight"], row.columns["context"]) == ("oasst", 0.5, "Wit counts.")
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_replies_that_differ_in_what_is_read_for_their_list_make_no_list(tmp_path: Path, name: str):
+    rows = [{**row, name: SHARED[name]} if row["message_id"] != "3" else row for row in TREE[:3]]
+    store = stored(
+        write_jsonl(tmp_path / "rows.jsonl", [*rows, pair()]), tmp_path / "cache", on_bad_row="skip"
+    )
+    assert (len(store.rows), store.skipped) == (1, 1)
+    assert f"rows 2 to 3: expected the messages of a list to have the same '{name}', got" in store.problems[0]
+    assert store.joined[0].endswith(
+        "became 0 lists, one per message with several ranked replies; 3 of the rows are in none"
+    )
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_an_earlier_message_has_no_other_system_prompt_or_tools(tmp_path: Path, name: str):
+    rows = [{**TREE[0], name: SHARED[name]}, *TREE[1:3]]
+    store = stored(
+        write_jsonl(tmp_path / "rows.jsonl", [*rows, pair()]), tmp_path / "cache", on_bad_row="skip"
+    )
+    assert store.skipped == (name not in ("context", "source", "weight"))
+    rows = [TREE[0], *({**row, name: SHARED[name]} for row in TREE[1:3])]
+    assert len(stored(write_jsonl(tmp_path / "more.jsonl", rows), tmp_path / "cache").rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("images", ["x.png"], "the key 'images' is not supported"),
+        ("scores", 1, "both 'scores' and 'ranks' order the responses"),
+        ("thinking", "Hm.", "'thinking' belongs to a response"),
+        ("prompt", "Hi", "'prompt' is made of the messages, but they have a column 'prompt' too"),
+    ],
+)
+def test_columns_that_a_list_of_messages_cannot_have_are_refused(
+    tmp_path: Path, name: str, value, reason: str
+):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{**row, name: value} for row in TREE])
+    with pytest.raises(DataError, match=reason):
+        stored(path, tmp_path / "cache")
+
+
+def test_a_column_of_another_layout_in_messages_is_named(tmp_path: Path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{**row, "label": True} for row in TREE])
+    unused = describe_unused(stored(path, tmp_path / "cache").columns, used=())
+    assert "label (its name belongs to a layout other than the row's" in unused[1]
+
+
+def test_messages_in_csv(tmp_path: Path):
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*TREE[0], "deleted"])
+        writer.writeheader()
+        writer.writerows({"deleted": False, **row} for row in TREE)
+    assert [row.scores for row in stored(str(path), tmp_path / "cache").rows] == [(-1, 0), (0, -1)]
+
+
+def test_a_message_that_is_neither_deleted_nor_not_is_a_bad_row(tmp_path: Path):
+    rows = [*TREE[:5], {**TREE[5], "deleted": "perhaps"}, message(10, 4, 3)]
+    store = stored(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "cache", on_bad_row="skip")
+    assert [row.scores for row in store.rows] == [(-1, 0), (0, -3)]
+    assert store.problems == ["rows.jsonl, row 6: expected 'deleted' to be true or false, got 'perhaps'"]
+    assert "7 rows of OpenAssistant messages became 2 lists" in store.joined[0]
+    assert store.joined[0].endswith("; 1 of the rows are in none")
