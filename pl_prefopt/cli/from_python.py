@@ -20,6 +20,7 @@ from pl_prefopt.cli.config_files import names, with_paths
 from pl_prefopt.cli.object_settings import changed_fields, settings_of
 from pl_prefopt.cli.plugins import forget_plugins
 from pl_prefopt.cli.run_folder import choose_run_folder, refuse_second_run
+from pl_prefopt.data.file_readers import Record
 from pl_prefopt.data.sources import RowsInMemory, Source
 from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.evaluations import read_evaluations
@@ -210,10 +211,16 @@ def _rows_in_files(
 
 def _write(path: Path, source: RowsInMemory) -> Path:
     try:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in source.rows)
+        text = "".join(map(_line, source.records()))
     except TypeError as error:
         raise DataError(f"expected rows of text, numbers, lists and dictionaries: {error}.") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8", errors="surrogatepass")  # a bad row, as in a file
     return path
+
+
+def _line(record: Record) -> str:
+    if record.problem:
+        raise DataError(f"{record.origin}: {record.problem}; fix or remove the row.")
+    return json.dumps(record.fields, ensure_ascii=False) + "\n"

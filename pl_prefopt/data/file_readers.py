@@ -310,11 +310,18 @@ def _parquet_records(path: Path, name: str) -> Iterator[Record]:
 
 def record_of(row: Any, origin: str) -> Record:
     """Return the only row of an Arrow table or record batch."""
+    return record_from(lambda: row.to_pylist()[0], origin)
+
+
+def record_from(read: Callable[[], Any], origin: str) -> Record:
+    """Return what ``read`` returns as a record, a bad row if it isn't an object or has unreadable values."""
     try:
-        return Record(origin, row.to_pylist()[0])
+        return _as_record(read(), origin)
     except UnicodeDecodeError as error:
         return Record(origin, {}, f"not UTF-8 ({error})")
-    except (ValueError, OverflowError) as error:  # dates that Python can't represent
+    except RecursionError:
+        return Record(origin, {}, "nested too deeply")
+    except (ValueError, OverflowError) as error:  # such as dates that Python can't represent
         return Record(origin, {}, f"a value that can't be read ({first_line(error)})")
 
 

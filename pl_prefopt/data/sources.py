@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pl_prefopt.data.file_readers import READERS, ROWS_PER_BLOCK, Record, reader_of, record_of
+from pl_prefopt.data.file_readers import READERS, ROWS_PER_BLOCK, Record, reader_of, record_from, record_of
 from pl_prefopt.data.joined_rows import Joins, join_records
 from pl_prefopt.errors import ConfigError, DataError, first_line, listed, printable, suggest
 from pl_prefopt.paths import data_suffix, is_data_path, matching, missing_data
@@ -24,6 +24,9 @@ _SPLIT_WORDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+
+_TOO_LARGE = 10**4300
+"""The smallest integer that Python writes as no text by default, and reads from no JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ class Source:
 
         Raises:
             ConfigError: for anything else.
+            DataError: if a frame has a column twice.
         """
         if isinstance(source, Source):
             return source
@@ -88,32 +92,54 @@ class RowsInMemory(Source):
 
     Attributes:
         path: the name of the rows in messages.
-        rows: one dictionary per row.
+        rows: a list of dictionaries, or a ``datasets.Dataset``.
     """
 
     path: str = "rows in memory"
     rows: Sequence[Mapping[str, Any]]
 
+    def records(self) -> Iterator[Record]:
+        """Read the rows one by one."""
+        return _numbered(self.rows, self.label)
+
 
 def _rows_in_memory(source: Any) -> Sequence[Mapping[str, Any]] | None:
-    """Return the rows of a list, a frame or a ``datasets.Dataset``; ``None`` for anything else."""
+    """Return the rows of a list or a frame, or a ``datasets.Dataset``; ``None`` for anything else."""
     if hasattr(source, "to_dicts"):  # polars
         source = source.to_dicts()
     elif hasattr(source, "iloc"):  # pandas, where a missing value is NaN
+        _refuse_repeated(list(map(str, source.columns)))
         source = source.astype(object).where(source.notna(), None).to_dict("records")
-    elif hasattr(source, "features") and hasattr(source, "__getitem__"):  # datasets
-        source = [source[index] for index in range(len(source))]
+    elif hasattr(source, "features") and hasattr(source, "__len__"):  # datasets
+        rows: Sequence[Mapping[str, Any]] = source
+        return rows
     if not isinstance(source, list | tuple) or not all(isinstance(row, Mapping) for row in source):
         return None
-    return [{str(name): _plain(value) for name, value in row.items()} for row in source]
+    return source
+
+
+def _refuse_repeated(columns: Sequence[str]) -> None:
+    repeated = sorted({column for column in columns if columns.count(column) > 1})
+    if repeated:
+        raise DataError(f"the frame has the column {listed(repeated)} twice; rename one of them")
 
 
 def _plain(value: Any) -> Any:
-    """Return a value without numpy's types, which frames have."""
+    """Return a value without numpy's types, which frames have.
+
+    Raises:
+        ValueError: if an object has a key twice as text, or an integer has too many digits.
+        RecursionError: if it is nested too deeply.
+    """
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        plain = {str(name): _plain(item) for name, item in value.items()}
+        if len(plain) < len(value):
+            raise ValueError("a key occurs twice, as a text and as another value")
+        return plain
+    if isinstance(value, int) and abs(value) >= _TOO_LARGE:
+        raise ValueError("an integer of more than 4300 digits")
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -154,8 +180,7 @@ def open_source(source: Source, scratch: Path, columns: Mapping[str, str] | None
 
 def _find(source: Source, scratch: Path) -> Reading:
     if isinstance(source, RowsInMemory):
-        content = hashlib.blake2b(repr(source.rows).encode("utf-8", "surrogatepass"), digest_size=16)
-        return Reading(content.hexdigest(), lambda: _numbered(source.rows, source.label))
+        return Reading(_hash_records(source.records()), source.records)
     path = Path(source.path).expanduser()
     if path.is_file():
         read = reader_of(path)
@@ -187,6 +212,13 @@ def _hash_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def _hash_records(records: Iterable[Record]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for record in records:
+        digest.update(repr(record).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
 # -- names of columns
 
 
@@ -194,12 +226,14 @@ def _in_our_names(
     records: Callable[[], Iterator[Record]], source: Source, columns: Mapping[str, str]
 ) -> Iterator[Record]:
     """Read records with their columns renamed by the source's ``columns`` and then by ``data.columns``."""
-    setting = f"the setting columns of {source.label}"
-    read = functools.partial(_renamed, records, source.columns, setting) if source.columns else records
-    if not columns:
-        return read()
-    _require(columns, read(), source.label)
-    return _renamed(read, {theirs: ours for ours, theirs in columns.items()}, "data.columns")
+    read = records
+    of_data = {theirs: ours for ours, theirs in columns.items()}
+    settings = ((f"the setting columns of {source.label}", source.columns), ("data.columns", of_data))
+    for setting, new_names in settings:
+        if new_names:
+            _require(new_names, read(), source.label, setting)
+            read = functools.partial(_renamed, read, new_names, setting)
+    return read()
 
 
 def check_names(columns: Mapping[str, str]) -> None:
@@ -214,19 +248,19 @@ def check_names(columns: Mapping[str, str]) -> None:
         ours_of[theirs] = ours
 
 
-def _require(columns: Mapping[str, str], records: Iterable[Record], label: str) -> None:
+def _require(new_names: Mapping[str, str], records: Iterable[Record], label: str, setting: str) -> None:
     """Raise a ``ConfigError`` if no row has a column of one of these names."""
     names: dict[str, None] = {}
-    absent = dict(columns)
+    absent = dict(new_names)
     for record in records:
         names |= dict.fromkeys(record.fields)
-        absent = {ours: theirs for ours, theirs in absent.items() if theirs not in names}
+        absent = {theirs: ours for theirs, ours in absent.items() if theirs not in names}
         if not absent:
             return
     if names:  # an empty source has its own error
-        ours, theirs = next(iter(absent.items()))
+        theirs, ours = next(iter(absent.items()))
         raise ConfigError(
-            f"data.columns maps '{printable(ours)}' to '{printable(theirs)}', but {label} has no such "
+            f"{setting} maps '{printable(ours)}' to '{printable(theirs)}', but {label} has no such "
             f"column; its columns are {listed(names)}{suggest(theirs, names)}"
         )
 
@@ -352,11 +386,11 @@ def _pick(splits: Mapping[str, Any], source: Source) -> Any:
 def _numbered(table: Sequence[Mapping[str, Any]], name: str) -> Iterator[Record]:
     """Read by index: iterating would stop at the first row that is not UTF-8 and lose those after it."""
     for index in range(len(table)):
-        origin = f"{name}, row {index + 1}"
-        try:
-            yield Record(origin, table[index])
-        except UnicodeDecodeError as error:
-            yield Record(origin, {}, f"not UTF-8 ({error})")
+        yield record_from(functools.partial(_row, table, index), f"{name}, row {index + 1}")
+
+
+def _row(table: Sequence[Mapping[str, Any]], index: int) -> Any:
+    return _plain(table[index])
 
 
 def _load_hub(source: Source) -> Any:

@@ -12,7 +12,7 @@ import yaml
 import pl_prefopt as pp
 from pl_prefopt.cli.from_python import Run
 from pl_prefopt.cli.object_settings import settings_of
-from pl_prefopt.errors import ConfigError
+from pl_prefopt.errors import ConfigError, DataError
 from pl_prefopt.evaluations import Evaluation, add_evaluation, read_evaluations
 from pl_prefopt.heads import MixtureHead
 from pl_prefopt.modules import PeerRewardModule, read_checkpoint
@@ -111,6 +111,14 @@ def test_a_fit_that_does_not_begin_leaves_no_rows(tiny_model, tmp_path, monkeypa
         pp.fit(str(tiny_model), pp.PreferenceDataModule("rows.jsonl"))
     with pytest.raises(ConfigError, match="a PolicySpec, got int"):
         pp.fit(3, "rows.jsonl")
+    rows = [*scored_rows(), {"prompt": "Hi", "chosen": "a", "rejected": "b", "id": 10**5000}]
+    with pytest.raises(
+        DataError, match=r"rows in memory, row \d+: a value that can't be read .* remove the row"
+    ):
+        pp.fit(str(tiny_model), rows, run_dir="run")
+    rows[-1]["id"] = "\ud800"
+    with pytest.raises(DataError, match=r"train\.jsonl, row \d+: not UTF-8"):
+        pp.fit(str(tiny_model), rows, run_dir="run")
 
 
 class Doubling(pp.DPO):

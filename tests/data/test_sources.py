@@ -88,6 +88,18 @@ def test_columns_are_renamed(tmp_path: Path):
     assert read(source, tmp_path / "cache")[0].prompt[0].content == "Hi"
 
 
+def test_a_column_to_rename_must_be_in_some_row(tmp_path: Path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [PAIRS[0], PAIRS[1] | {"question": None}])
+    assert len(read(Source(path=path, columns={"question": "note"}), tmp_path / "cache")) == 2
+    source = Source(path=path, columns={"question": "note", "choosen": "chosen"})
+    with pytest.raises(ConfigError) as caught:
+        read(source, tmp_path / "cache")
+    assert str(caught.value) == (
+        "the setting columns of rows.jsonl maps 'chosen' to 'choosen', but rows.jsonl has no such column; "
+        "its columns are prompt, chosen, rejected, question; did you mean 'chosen'?"
+    )
+
+
 def test_at_most_max_rows(tmp_path: Path):
     path = write_jsonl(tmp_path / "rows.jsonl", [pair(0), pair(1), b"broken"])
     assert len(read(path, tmp_path / "cache", max_rows=2)) == 2
@@ -339,9 +351,77 @@ def test_rows_in_memory(tmp_path: Path, wrap):
     assert [row.scores for row in changed] == [(1, 2)]
 
 
-@pytest.mark.parametrize("source", [7, ["a.jsonl", "b.jsonl"], [{"a": 1}, "b"]])
+def with_moments(folder: Path) -> object:
+    moments = pa.array([0, 2**62], pa.int64()).view(pa.timestamp("us"))
+    return datasets.Dataset(pa.Table.from_pylist(PAIRS[:2]).append_column("at", moments))
+
+
+def with_moments_saved(folder: Path) -> object:
+    with_moments(folder).save_to_disk(folder / "saved")
+    return str(folder / "saved")
+
+
+def with_bytes(folder: Path) -> object:
+    texts = pa.array([b"a", b"\xff"], pa.binary()).view(pa.string())
+    return datasets.Dataset(pa.Table.from_pylist(PAIRS[:2]).set_column(1, "chosen", texts))
+
+
+def with_lists(folder: Path) -> object:
+    value: list = []
+    for _ in range(2000):
+        value = [value]
+    return [PAIRS[0], PAIRS[1] | {"more": value}]
+
+
+def with_integers(folder: Path) -> object:
+    return [PAIRS[0], PAIRS[1] | {"more": 10**5000}]
+
+
+def with_keys(folder: Path) -> object:
+    return [PAIRS[0], {**PAIRS[1], 1: "a", "1": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (with_moments, "a value that can't be read (date value out of range)"),
+        (with_moments_saved, "a value that can't be read (date value out of range)"),
+        (with_bytes, "not UTF-8 ('utf-8' codec can't decode byte 0xff"),
+        (with_lists, "nested too deeply"),
+        (with_integers, "a value that can't be read (an integer of more than 4300 digits)"),
+        (with_keys, "a value that can't be read (a key occurs twice"),
+    ],
+)
+def test_a_row_of_a_table_that_cannot_be_read_costs_that_row_only(tmp_path: Path, make, reason: str):
+    store = stored(Source.of(make(tmp_path)), tmp_path / "cache", on_bad_row="skip")
+    assert (len(store.rows), store.skipped) == (1, 1)
+    assert f", row 2: {reason}" in store.problems[0]
+
+
+def test_a_frame_with_a_column_twice_is_refused():
+    frame = pytest.importorskip("pandas").DataFrame([["a", "b", "c"]], columns=["chosen", "chosen", "1"])
+    with pytest.raises(DataError, match="the frame has the column chosen twice; rename one of them"):
+        Source.of(frame)
+    with pytest.raises(DataError, match="the frame has the column 1 twice"):
+        Source.of(frame.set_axis(["chosen", 1, "1"], axis=1))
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_dataset_that_gives_tensors_has_the_same_rows(tmp_path: Path, saved: bool):
+    rows = [{"prompt": "Hi", "responses": ["a", "b"], "scores": [1, 2]}]
+    given = datasets.Dataset.from_list(rows).with_format("torch")
+    if saved:
+        given.save_to_disk(tmp_path / "saved")
+    (row,) = read(Source.of(str(tmp_path / "saved") if saved else given), tmp_path / "cache")
+    assert row.scores == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [7, ["a.jsonl", "b.jsonl"], [{"a": 1}, "b"], datasets.Dataset.from_list(PAIRS).to_iterable_dataset()],
+)
 def test_anything_else_is_no_source(source):
-    with pytest.raises(ConfigError, match=r"got (a )?(int|list)"):
+    with pytest.raises(ConfigError, match=r"got (a )?(int|list|IterableDataset)"):
         Source.of(source)
 
 
