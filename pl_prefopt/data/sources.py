@@ -92,7 +92,7 @@ class RowsInMemory(Source):
 
     Attributes:
         path: the name of the rows in messages.
-        rows: a list of dictionaries, or a ``datasets.Dataset``.
+        rows: one dictionary per row; reading one may raise an error, which makes it a bad row.
     """
 
     path: str = "rows in memory"
@@ -106,16 +106,29 @@ class RowsInMemory(Source):
 def _rows_in_memory(source: Any) -> Sequence[Mapping[str, Any]] | None:
     """Return the rows of a list or a frame, or a ``datasets.Dataset``; ``None`` for anything else."""
     if hasattr(source, "to_dicts"):  # polars
-        source = source.to_dicts()
-    elif hasattr(source, "iloc"):  # pandas, where a missing value is NaN
+        return _PolarsRows(source)
+    if hasattr(source, "iloc"):  # pandas, where a missing value is NaN
         _refuse_repeated(list(map(str, source.columns)))
         source = source.astype(object).where(source.notna(), None).to_dict("records")
-    elif hasattr(source, "features") and hasattr(source, "__len__"):  # datasets
+    if hasattr(source, "features") and hasattr(source, "__len__"):  # datasets
         rows: Sequence[Mapping[str, Any]] = source
         return rows
     if not isinstance(source, list | tuple) or not all(isinstance(row, Mapping) for row in source):
         return None
     return source
+
+
+class _PolarsRows(Sequence[Mapping[str, Any]]):
+    """The rows of a polars frame, converted when they are read."""
+
+    def __init__(self, frame: Any) -> None:
+        self._frame = frame
+
+    def __len__(self) -> int:
+        return len(self._frame)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._frame.row(index, named=True)
 
 
 def _refuse_repeated(columns: Sequence[str]) -> None:

@@ -356,6 +356,10 @@ def with_moments(folder: Path) -> object:
     return datasets.Dataset(pa.Table.from_pylist(PAIRS[:2]).append_column("at", moments))
 
 
+def with_moments_in_polars(folder: Path) -> object:
+    return pytest.importorskip("polars").from_arrow(with_moments(folder).data.table)
+
+
 def with_moments_saved(folder: Path) -> object:
     with_moments(folder).save_to_disk(folder / "saved")
     return str(folder / "saved")
@@ -385,6 +389,7 @@ def with_keys(folder: Path) -> object:
     ("make", "reason"),
     [
         (with_moments, "a value that can't be read (date value out of range)"),
+        (with_moments_in_polars, "a value that can't be read (year 148108 is out of range)"),
         (with_moments_saved, "a value that can't be read (date value out of range)"),
         (with_bytes, "not UTF-8 ('utf-8' codec can't decode byte 0xff"),
         (with_lists, "nested too deeply"),
