@@ -14,6 +14,7 @@ from pl_prefopt.cli.known_classes import UnknownClassError, named_class
 from pl_prefopt.cli.parser import Parser
 from pl_prefopt.cli.plugins import KINDS, load_plugins
 from pl_prefopt.data import Source
+from pl_prefopt.data.columns import describe_unkept
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.files import without_dots
 from pl_prefopt.judges import Cost, Judge
@@ -136,6 +137,8 @@ def _summary(found: Labelled, out: Path) -> Iterator[str]:
         yield f"  {line}"
     for sentence in found.bad_rows:
         yield f"  skipped {sentence}"
+    if found.left_out:
+        yield f"  {describe_unkept(found.left_out)}"
     skipped = f", {found.skipped} bad rows skipped" if found.skipped else ""
     yield f"Wrote {out}: {found.rows - found.dropped} rows{skipped}"
     if found.invalid:

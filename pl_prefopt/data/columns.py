@@ -368,9 +368,15 @@ def describe_unused(infos: Mapping[str, ColumnInfo], used: Iterable[str]) -> lis
     unused = {name: info for name, info in infos.items() if name not in set(used) and not info.read}
     kept = sorted(name for name, info in unused.items() if not info.problem)
     lines = [f"columns not used: {listed(kept)}"] if kept else []
-    rest = [f"{printable(name)} ({unused[name].problem})" for name in sorted(unused.keys() - set(kept))]
-    more = [f"and {len(rest) - _SHOWN} more"] if len(rest) > _SHOWN else []
-    return lines + ([f"columns that can't be kept: {'; '.join(rest[:_SHOWN] + more)}"] if rest else [])
+    rest = {name: unused[name].problem for name in sorted(unused.keys() - set(kept))}
+    return lines + ([describe_unkept(rest)] if rest else [])
+
+
+def describe_unkept(problems: Mapping[str, str]) -> str:
+    """Return the line on columns that can't be kept, by the reasons."""
+    found = [f"{printable(name)} ({problem})" for name, problem in problems.items()]
+    more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    return f"columns that can't be kept: {'; '.join(found[:_SHOWN] + more)}"
 
 
 def infos_to_json(infos: Mapping[str, ColumnInfo]) -> dict[str, Any]:

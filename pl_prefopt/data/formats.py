@@ -27,8 +27,10 @@ from pl_prefopt.data.layouts import (
     number,
     prompt_of,
     quoted,
+    sequence,
 )
 from pl_prefopt.data.public_layouts import PUBLIC_LAYOUTS
+from pl_prefopt.data.score_lists import DEVIATION, STRENGTH, is_list
 from pl_prefopt.errors import ConfigError, printable
 from pl_prefopt.rows import Columns, Message, PreferenceRow
 from pl_prefopt.views import CONTRAST
@@ -469,17 +471,44 @@ def _as_labels(row: PreferenceRow, responses: list[Any]) -> dict[str, Any]:
     return {"responses": responses, "ranks": [-score for score in scores]}
 
 
+def unlabelled(row: PreferenceRow) -> dict[str, Any]:
+    """Return raw fields of a row as a list without labels and without the columns that only describe it."""
+    columns = {name: row.columns[name] for name in _OF_ROW if row.columns.get(name) is not None}
+    return as_fields(dataclasses.replace(row, scores=None, graded=False, columns=Columns(columns)))
+
+
+def with_further(fields: Mapping[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:
+    """Return raw fields of a list with further columns, none of which gives it a second meaning.
+
+    Those whose names are taken, those that may say what a row's prompt, responses or labels are, and those of
+    an earlier verdict get names that begin with ``original_``. Nulls among them are left out.
+
+    Examples:
+        >>> with_further({"prompt": "Hi", "responses": ["Yes", "No"]}, {"id": 3, "answers": "Yes"})
+        {'prompt': 'Hi', 'responses': ['Yes', 'No'], 'id': 3, 'original_answers': 'Yes'}
+    """
+    written, meant = dict(fields), MEANT_NAMES | _OF_LABELS
+    if "scores" not in fields and is_list(further.get("votes")):
+        meant |= {"votes"}  # without scores they would order the responses
+    for name, value in further.items():
+        kept = name
+        while kept in written or kept in meant:
+            kept = f"original_{kept}"
+        if value is not None or kept == name:
+            written[kept] = value
+    return written
+
+
 def relabelled(fields: Mapping[str, Any], converted: Converted, labels: Mapping[str, Any]) -> dict[str, Any]:
     """Return a raw row with new labels, which loads as a list of the same responses with these labels.
 
-    Every column of the raw row is kept. Those that would give the new row a second meaning, and those whose
-    names the new labels take, get names that begin with ``original_``. The scores that the layout gives
-    become ``original_scores``.
+    Every column of the raw row is kept, under a name that begins with ``original_`` where ``with_further``
+    says so. The scores that the layout gives become ``original_scores``.
 
     Args:
         fields: the raw row.
         converted: what it was converted to.
-        labels: the new columns, such as ``scores``.
+        labels: the new columns, such as ``scores``; without ``scores`` the row loads as one without any.
 
     Examples:
         >>> fields = {"prompt": "Hi", "chosen": "Hello.", "rejected": "What?", "rater": 3}
@@ -489,35 +518,66 @@ def relabelled(fields: Mapping[str, Any], converted: Converted, labels: Mapping[
         >>> convert(new).row.scores, convert(new).row.columns["rater"]
         ((2.0, 1.0), 3)
     """
-    row = converted.row
-    context = {name: row.columns[name] for name in ("context",) if name in row.columns}
-    written = as_fields(dataclasses.replace(row, scores=None, graded=False, columns=Columns(context)))
+    written = unlabelled(converted.row)
     rewritten = _rewritten(fields, converted, written)
     written |= labels
-    if row.scores is not None:
-        written["original_scores"] = list(row.scores)
-    for name, value in fields.items():
-        if name in rewritten or (value is None and (name in written or name in _MEANT)):
-            continue
-        kept = name
-        while kept in written or kept in _MEANT:
-            kept = f"original_{kept}"
-        written[kept] = value
-    return written
+    if converted.row.scores is not None:
+        written["original_scores"] = _given_scores(fields, converted)
+    return with_further(written, {name: fields[name] for name in fields if name not in rewritten})
+
+
+def _given_scores(fields: Mapping[str, Any], converted: Converted) -> Any:
+    """Return the scores of a row as it has them where they are lists, one of each annotator."""
+    assert converted.row.scores is not None
+    given = fields.get("scores") if converted.layout == "ranked" else None
+    if given is not None and any(map(is_list, sequence(given, "scores"))):
+        return given
+    return list(converted.row.scores)
 
 
 def _rewritten(fields: Mapping[str, Any], converted: Converted, written: Mapping[str, Any]) -> set[str]:
     """Return the columns whose content a row as messages has under the same name."""
-    names = {name for name in _TEMPLATE_ARGS if name in written and written[name] == fields.get(name)}
-    if converted.layout == "ranked":
-        names |= {"responses", "scores"}
-    names |= {name for name in ("context",) if name in written and written[name] == fields.get(name)}
-    prompt, context = fields.get("prompt"), str(converted.row.columns.get("context") or "")
-    if isinstance(prompt, str | list):
-        same = tuple(as_prompt(prompt, "prompt")) == _without_context(converted.row.prompt, context)
-        names |= {"prompt"} if same else set()
-    return names
+    same = (*_TEMPLATE_ARGS, "context", "source")
+    names = {name for name in same if name in written and written[name] == fields.get(name)}
+    names |= {name for name in ("prompt", CONTRAST) if _holds(fields.get(name), name, written.get(name))}
+    return names | ({"responses", "scores"} if converted.layout == "ranked" else set())
 
 
-_MEANT = LAYOUT_NAMES.union(*({*layout.columns, *layout.optional} for layout in FORMATS)) | {"question"}
+def _holds(value: Any, key: str, turns: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Whether the content of a column is a prompt's turns."""
+    if not isinstance(value, str | list):
+        return False
+    try:
+        return turns == [message.as_dict() for message in as_prompt(value, key)]
+    except BadRowError:  # a column that the layout doesn't read
+        return False
+
+
+MEANT_NAMES = (
+    LAYOUT_NAMES.union(*({*layout.columns, *layout.optional} for layout in FORMATS)) | {"question"}
+) - {CONTRAST}
 """The names of columns that may say what a row's prompt, responses and labels are."""
+
+_OF_ROW = ("context", "source", CONTRAST)
+"""The extra columns that are a part of the row, whatever its labels are."""
+
+_OF_LABELS = {
+    *("judge", "judge_scores", "judge_problems", "rationales"),
+    *("preference", "pair_probabilities", "pair_probabilities_by_order", STRENGTH, DEVIATION),
+}
+"""The extra columns that say where a row's labels come from or how sure they are."""
+
+
+def check_new_column(name: str, setting: str, *others: str) -> None:
+    """Raise a ``ConfigError`` if a column that is added to rows would be a part of the row itself.
+
+    Args:
+        name: the column.
+        setting: what names it, such as ``"`into` of SoftLabels"``.
+        others: further names that it can't have.
+    """
+    if name in MEANT_NAMES or name in ("source", *others):
+        raise ConfigError(
+            f"expected {setting} to be the name of an extra column, got '{printable(name)}', which is a part "
+            "of the row itself: choose another name."
+        )

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,18 +19,20 @@ from filelock import FileLock, Timeout
 
 from pl_prefopt.data.dialogues import BadRowError
 from pl_prefopt.data.file_readers import Record
-from pl_prefopt.data.formats import Converted, convert, relabelled
+from pl_prefopt.data.formats import WEIGHT, Converted, convert, relabelled
 from pl_prefopt.data.joined_rows import Joins
 from pl_prefopt.data.report import OnBadRow
 from pl_prefopt.data.sources import Reading, Source, check_names, open_source
 from pl_prefopt.errors import ConfigError, DataError, RunError
 from pl_prefopt.files import NO_LOCKS, atomic_write
 from pl_prefopt.judges.base import Cost, Judge, JudgedRow, Verdict
+from pl_prefopt.rows import PreferenceRow, Value
+from pl_prefopt.views import CONTRAST
 
 ROWS_PER_PART = 256
 """Rows per part: the work of a judge without a cache that a kill can lose."""
 
-_FORMAT = 1
+_FORMAT = 2
 _KEPT = 5
 
 
@@ -47,6 +50,7 @@ class Labelled:
         skipped: bad rows that were skipped.
         bad_rows: sentences about the first of those.
         joined: lines on file rows that were joined to lists.
+        left_out: columns that are not written since JSON can't hold them, and why.
     """
 
     rows: int = 0
@@ -58,6 +62,7 @@ class Labelled:
     skipped: int = 0
     bad_rows: list[str] = field(default_factory=list)
     joined: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def count(self, verdict: Verdict, *, dropped: bool) -> None:
         """Count a verdict."""
@@ -167,6 +172,8 @@ class Labelling:
             except BadRowError as error:
                 self._count_bad(f"{record.origin}: {error}", found)
                 continue
+            for name, reason in row.left_out.items():
+                found.left_out.setdefault(name, f"{reason} in {record.origin}")
             yield row
 
     def _row(self, record: Record, mapped: frozenset[str]) -> _Row:
@@ -174,12 +181,14 @@ class Labelling:
             raise BadRowError(record.problem)
         try:
             converted = convert(record.fields, mapped)
+            fields, left_out = _writable(record.fields)
+            _check_loads_again(fields, converted)
         except RecursionError:
             raise BadRowError("nested too deeply") from None
         further = {name: value for name, value, _ in converted.further}
         row = dataclasses.replace(converted.row, origin=record.origin)
         judged = JudgedRow.of(row, self._context(further))
-        return _Row(record, converted, dataclasses.replace(judged, columns=further))
+        return _Row(fields, left_out, converted, dataclasses.replace(judged, columns=further))
 
     def _context(self, columns: Mapping[str, Any]) -> str:
         if self.context_column is None:
@@ -221,25 +230,51 @@ class Labelling:
 
 
 class _Row(NamedTuple):
-    """A row as it is in the file, as it is understood, and as the judge sees it."""
+    """A row as it is written, without what JSON can't hold, as it is understood, and as the judge sees it."""
 
-    record: Record
+    fields: Mapping[str, Any]
+    left_out: Mapping[str, str]
     converted: Converted
     judged: JudgedRow
 
 
-def _line(row: _Row, labels: Mapping[str, Any]) -> str:
-    """Return a row with its verdict, checked to load as the same row."""
-    fields = relabelled(row.record.fields, row.converted, labels)
-    read = convert(fields).row
-    if (read.prompt, read.responses) != (row.judged.prompt, row.judged.responses):
-        raise DataError(f"{row.record.origin}: its columns can't be written so that they load again")
+def _writable(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the columns that JSON can hold, and why it can't hold the others."""
+    kept, left_out = {}, {}
+    for name, value in fields.items():
+        try:
+            json.dumps({name: value}, default=_plain)
+        except (TypeError, ValueError) as error:
+            left_out[name] = str(error)
+        else:
+            kept[name] = value
+    return kept, left_out
+
+
+def _check_loads_again(fields: Mapping[str, Any], converted: Converted) -> None:
+    """Raise a ``BadRowError`` if a row would load as another one once it has a verdict."""
+    before = _parts_that_stay(converted.row)
     try:
-        line = json.dumps(fields, ensure_ascii=False, default=_plain)
-        # An unpaired surrogate in a column that nothing reads is kept as JSON has it.
-        return line if _is_unicode(line) else json.dumps(fields, default=_plain)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{row.record.origin}: a column can't be written as JSON ({error})") from error
+        new = relabelled(fields, converted, {"scores": [0.0] * len(converted.row.responses)})
+        after = _parts_that_stay(convert(new).row)
+    except BadRowError as error:
+        raise BadRowError(f"with a verdict it would not load again ({error})") from None
+    changed = [name for name in before if before[name] != after[name]]
+    if changed:
+        raise BadRowError(f"with a verdict it would load again with another '{changed[0]}'")
+
+
+def _parts_that_stay(row: PreferenceRow) -> dict[str, object]:
+    columns: dict[str, Value] = {name: row.columns.get(name) for name in (CONTRAST, WEIGHT)}
+    return {"prompt": row.prompt, "responses": row.responses, **columns}
+
+
+def _line(row: _Row, labels: Mapping[str, Any]) -> str:
+    """Return a row with its verdict."""
+    fields = relabelled(row.fields, row.converted, labels)
+    line = json.dumps(fields, ensure_ascii=False, default=_plain)
+    # An unpaired surrogate in a column that nothing reads is kept as JSON has it.
+    return line if _is_unicode(line) else json.dumps(fields, default=_plain)
 
 
 def _is_unicode(text: str) -> bool:
@@ -278,7 +313,9 @@ def _lists(matrix: Sequence[Sequence[float | None]]) -> list[list[float | None]]
 
 
 def _plain(value: Any) -> str:
-    """Return a date of a Parquet file as text."""
+    """Return a date or a decimal number of a Parquet file as text."""
+    if isinstance(value, Decimal):
+        return str(value)
     if hasattr(value, "isoformat"):
         return str(value.isoformat())
     raise TypeError(f"a value of type {type(value).__name__}")

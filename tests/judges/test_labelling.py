@@ -5,12 +5,16 @@ import os
 import signal
 import threading
 import warnings
+from datetime import date, timedelta
+from decimal import Decimal
 from typing import ClassVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pl_prefopt.data import Source
-from pl_prefopt.data.formats import convert, to_row
+from pl_prefopt.data.formats import convert, relabelled, to_row
 from pl_prefopt.errors import ConfigError, DataError, RunError
 from pl_prefopt.judges import Judge, Patience, Rule, ServerScores, Verdict
 from pl_prefopt.judges.answer_cache import AnswerCache
@@ -80,6 +84,21 @@ LAYOUTS = {
     "criteria": {"prompt": "Hi", "chosen": "Hello.", "rejected": "What?", "context": "Judge brevity."},
     "labelled before": {"prompt": "Hi", "responses": ["a", "b"], "scores": [1, 2], "judge": "x", "weight": 2},
     "tools": {"prompt": "Hi", "chosen": "Yes.", "rejected": "No.", "tools": [{"name": "f"}], "source": "s"},
+    "two prompts": {"prompt_chosen": "Hi", "prompt_rejected": "Ho", "completion": "Hello.", "source": 3},
+    "another prompt": {
+        "prompt": "Hi",
+        "chosen": "Yes.",
+        "rejected": "No.",
+        "prompt_rejected": [{"role": "user", "content": "Ho"}],
+        "context": "Judge brevity.",
+    },
+    "an unread prompt": {
+        "context": [{"role": "user", "content": "Hi"}],
+        "response1": "Yes.",
+        "response2": "No.",
+        "overall_preference": -2,
+        "prompt": [1, 2],
+    },
 }
 
 
@@ -97,8 +116,11 @@ def test_rows_of_every_layout_keep_their_columns_and_load_again(tmp_path, layout
     assert list(after.row.scores) == [-len(turns[-1].content) for turns in before.row.responses]
     assert new["original_scores"] == list(before.row.scores)
     assert new["judge"].startswith("Rule(pl_prefopt.judges.rules.brevity) ")
+    for name in ("context", "source", "prompt_rejected", "weight"):
+        assert after.row.columns.get(name) == before.row.columns.get(name), name
+    assert "original_source" not in new
     for name, value in fields.items():
-        same = {"prompt", "responses", "scores", "tools", "context"} & {name}
+        same = {"prompt", "responses", "scores", "tools", "context", "prompt_rejected"} & {name}
         assert same or value in (new.get(name), new.get(f"original_{name}")), name
 
 
@@ -116,6 +138,90 @@ def test_invalid_answers_are_counted_and_never_guessed(tmp_path):
         labelled(tmp_path, rows, Likes(), context_column="context")
     found, written = labelled(tmp_path, rows, Likes(), drop_invalid=True)
     assert (found.dropped, [row["number"] for row in written]) == (2, [0, 2])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chosen": "a", "rejected": "b", "votes": [1, 5]},
+        {"chosen": "a", "rejected": "b", "votes": [-1, 5]},
+        {"responses": ["a", "b"], "votes": [1, 5]},
+        {"responses": ["a", "b"], "votes": "[1, 5]"},
+    ],
+)
+def test_without_a_verdict_votes_are_no_labels(tmp_path, fields):
+    rows = [{"prompt": "Hi", **fields, "number": number} for number in range(2)]
+    _, written = labelled(tmp_path, rows, Likes())
+    assert [to_row(row).scores for row in written] == [(0.8, 0.2), None]
+    assert (written[0]["votes"], written[1]["original_votes"]) == (fields["votes"], fields["votes"])
+
+
+def test_annotators_scores_stay_lists_and_an_earlier_verdict_is_not_taken_for_the_new_one(tmp_path):
+    earlier = {"judge": "x", "preference": 0.9, "rationales": ["why"], "strength": 2.0, "judge_scores": None}
+    row = {"prompt": "Hi", "responses": ["a", "bb"], "scores": [[1, 2], [0]], "rater": 3}
+    pair = {"prompt": "Hi", "chosen": "bb", "rejected": "a", **earlier}
+    _, (new, other) = labelled(tmp_path, [row, pair])
+    assert (new["scores"], new["original_scores"], new["rater"]) == ([-1.0, -2.0], [[1, 2], [0]], 3)
+    assert to_row(new).columns["original_scores"] == ("[1, 2]", "[0]")
+    again = to_row({"prompt": new["prompt"], "responses": ["a", "bb"], "scores": new["original_scores"]})
+    assert (again.scores, again.columns) == (
+        to_row(row).scores,
+        {"strength": (1.5, 0), "strength_std": (0.5, 0)},
+    )
+    kept = {name: value for name, value in earlier.items() if value is not None}
+    assert {name: other[f"original_{name}"] for name in kept} == kept
+    assert {name for name in other if not name.startswith("original_")} == {
+        *("prompt", "responses", "scores", "judge")
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"responses": ["a", "c"]}, "would load again with another 'responses'"),
+        ({"weight": 2}, "would load again with another 'weight'"),
+        ({"answers": "x"}, r"would not load again \(its columns could be"),
+    ],
+)
+def test_rows_that_would_not_load_again_are_bad_rows_before_anything_is_judged(
+    tmp_path, monkeypatch, change, problem
+):
+    def changed(fields, *others):
+        return relabelled(fields, *others) | (change if fields["prompt"] == "Odd" else {})
+
+    monkeypatch.setattr("pl_prefopt.judges.labelling.relabelled", changed)
+    rows = [*pair_rows(2), {"prompt": "Odd", "chosen": "a", "rejected": "b"}]
+    with pytest.raises(DataError, match=rf"row 3: with a verdict it {problem}"):
+        labelled(tmp_path, rows, judge=Rule(lambda row: pytest.fail("was judged")))
+    found, written = labelled(tmp_path, rows, on_bad_row="skip")
+    assert (found.rows, found.skipped, len(written)) == (2, 1, 2)
+
+
+def test_columns_that_json_cannot_hold_are_left_out_and_named_once(tmp_path, prefopt):
+    table = {
+        "prompt": ["Hi"] * 3,
+        "chosen": ["a"] * 3,
+        "rejected": ["bb"] * 3,
+        "hash": [None, b"x", b"y"],
+        "took": [timedelta(seconds=1)] * 3,
+        "meta": [{"hash": b"x"}] * 3,
+        "weight": [Decimal("0.5")] * 3,
+        "day": [date(2026, 1, 2)] * 3,
+    }
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+    brief = ("--judge", "Rule", "--judge.function", "pl_prefopt.judges.rules.brevity")
+    said = prefopt("label", tmp_path / "rows.parquet", *brief, "--out", tmp_path / "out.jsonl")
+    assert said.count("can't be kept") == 1
+    assert (
+        "columns that can't be kept: took (a value of type timedelta in rows.parquet, row 1); "
+        "meta (a value of type bytes in rows.parquet, row 1); "
+        "hash (a value of type bytes in rows.parquet, row 2)"
+    ) in said
+    written = read(tmp_path / "out.jsonl")
+    assert [row["day"] for row in written] == ["2026-01-02"] * 3
+    assert not any({"took", "meta"} & row.keys() or row.get("hash") for row in written)
+    assert all(to_row(row).columns["weight"] == 0.5 for row in written)
+    assert all(to_row(row).scores == (-1, -2) for row in written)
 
 
 def test_a_killed_labelling_pays_for_nothing_twice(tmp_path, monkeypatch):
