@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pl_prefopt.data import EncodedRow, Renderer, collate
-from pl_prefopt.data.formats import as_fields
+from pl_prefopt.data.formats import unlabelled, with_further
 from pl_prefopt.errors import ConfigError, RunError
 from pl_prefopt.files import atomic_write
 from pl_prefopt.generation.base import Engine, Sample, Sampling
@@ -215,12 +215,9 @@ class Sampler:
         scored: tuple[_Sums, _Sums],
     ) -> dict[str, Any]:
         encoded = [list(self._retokenised(text)) for text in texts]
-        fields = as_fields(row)
-        of_responses = {name for name, value in row.columns.items() if isinstance(value, tuple)}
-        kept = {name: fields[name] for name in fields.keys() - of_responses - _OF_RESPONSES}
-        return {
-            **kept,
-            "prompt": fields["prompt"],
+        of_row = unlabelled(row)
+        written = {
+            **of_row,
             "responses": texts,
             "number": number,
             "gold": _gold(row),
@@ -237,6 +234,8 @@ class Sampler:
                 sum(one.log_probs) if len(one.log_probs) == len(one.token_ids) else None for one in own
             ],
         }
+        further = {name: value for name, value in row.columns.items() if not isinstance(value, tuple)}
+        return with_further(written, {name: further[name] for name in further if name not in of_row})
 
     def _texts(self, row: PreferenceRow, prompt: Sequence[int], own: Sequence[Sample]) -> list[str]:
         """Return the texts of a prompt's samples.
@@ -297,9 +296,6 @@ class Sampler:
     def _write(self, content: Mapping[str, Any]) -> None:
         with atomic_write(self.out.folder / SETTINGS_FILE) as draft:
             draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-_OF_RESPONSES = {"responses", "scores", "ranks", "chosen", "rejected", "completion", "label"}
 
 
 def _log_probs(

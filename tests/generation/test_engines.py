@@ -23,7 +23,7 @@ from tokenizers import decoders
 
 from pl_prefopt.cli.sample import checked_prompt
 from pl_prefopt.data import Prompts, Renderer
-from pl_prefopt.data.formats import to_prompt
+from pl_prefopt.data.formats import to_prompt, to_row
 from pl_prefopt.data.sources import Source, open_source
 from pl_prefopt.errors import ConfigError, DataError, RunError
 from pl_prefopt.generation import (
@@ -409,6 +409,31 @@ def test_a_sample_that_continues_a_turn_keeps_its_first_space(tmp_path):
     out = SampleFolder(folder=tmp_path, kind="jsonl")
     Sampler(Fixed(), Renderer(tokenizer), Sampling(n=1), out).run(rows, 2, content="", say=print)
     assert [row["responses"] for row in read_shards(tmp_path)] == [[" it is."], ["it is."]]
+
+
+def test_the_columns_of_a_prompt_give_its_samples_no_second_meaning(tmp_path):
+    tokenizer = tiny_tokenizer()
+
+    class Twice(Engine):
+        identity = "twice"
+
+        def sample(self, prompts, seeds, sampling):
+            ids = tokenizer("Fine.", add_special_tokens=False)["input_ids"]
+            return [[Sample([*ids, END], [], "stop", seed) for seed in own] for own in seeds]
+
+    further = {"answers": "x", "votes": "[3, 4]", "number": 7, "judge": "j", "preference": 0.9}
+    kept = {"context": "Be brief.", "source": "s", "prompt_rejected": "How?", "id": 5, "rated": [1, 2]}
+    row = to_prompt({"question": "Who?", "chosen": "I.", "rejected": "You.", **further, **kept})
+    out = SampleFolder(folder=tmp_path, kind="jsonl")
+    Sampler(Twice(), Renderer(tokenizer), Sampling(n=2), out).run([(0, row)], 1, content="", say=print)
+    (written,) = read_shards(tmp_path)
+    assert {name: written[f"original_{name}"] for name in further} == further
+    assert (written["number"], written["responses"]) == (0, ["Fine.", "Fine."])
+    assert written.keys().isdisjoint({"rated", "chosen", "rejected", *further} - {"number"})
+    read = to_row(written)
+    assert (read.prompt, read.scores, read.source) == (row.prompt, None, "s")
+    for name in ("context", "prompt_rejected", "id"):
+        assert read.columns[name] == row.columns[name]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="stages are forked on Linux only")
