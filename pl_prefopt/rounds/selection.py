@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from pl_prefopt.data.formats import check_new_column
 from pl_prefopt.errors import ConfigError
+from pl_prefopt.views import CONTRAST
 
 Matrix = Sequence[Sequence[float | None]]
 
@@ -240,6 +242,9 @@ class SoftPairs(Selection):
     Args:
         column: the column for the probability.
         temperature: T > 0 in σ((s_i − s_j)/T), where the judge scores.
+
+    Raises:
+        ConfigError: if the temperature isn't above 0, or ``column`` is the name of a part of the row itself.
     """
 
     column: str = "preference"
@@ -247,6 +252,7 @@ class SoftPairs(Selection):
 
     def __post_init__(self) -> None:
         _positive("temperature", self.temperature)
+        check_new_column(self.column, "`column` of SoftPairs", CONTRAST, "number", "round")
 
     def __call__(self, candidates: Candidates, number: int) -> Rows:
         rows = []

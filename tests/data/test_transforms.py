@@ -304,6 +304,36 @@ def test_prompts_are_contrasted_where_a_response_fits_one_better(tmp_path):
     assert lines[0].endswith("6 rows -> 5, 3 removed, 3 changed")
 
 
+@pytest.mark.parametrize("contexts", [("c1", "c2"), ("c1", None), (None, "c2"), ("c", "c")], ids=str)
+def test_contrasted_prompts_keep_their_own_contexts_when_written_and_read(tmp_path, contexts):
+    rows = [
+        {"prompt": f"p{place}", "responses": ["a"], "satisfied": [1.0 - place], "group": "g", "context": one}
+        for place, one in enumerate(contexts)
+    ]
+    (row,), _ = after(tmp_path, rows, PromptContrast())
+    read = to_row(json.loads(json.dumps(as_fields(row))))
+    asked = ["\n\n".join(filter(None, (f"p{place}", one))) for place, one in enumerate(contexts)]
+    for one in (row, read):
+        other = json.loads(one.columns["prompt_rejected"])
+        assert [one.prompt[-1].content, other[-1]["content"]] == asked
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "others"),
+    [
+        (SoftLabels, {"temperature": 1.0}, ["prompt_rejected"]),
+        (SmoothWeak, {"alpha": 0.1}, ["prompt_rejected"]),
+        (BestAgainstEach, {}, ["prompt_rejected", "weight"]),
+        (PromptContrast, {}, ["weight"]),
+    ],
+)
+def test_a_column_that_is_added_is_no_part_of_the_row_itself(kind, settings, others):
+    for name in ("chosen", "prompt", "scores", "responses", "label", "context", "source", "answers", *others):
+        with pytest.raises(ConfigError, match=f"`into` of {kind.__name__} .* extra column, got '{name}'"):
+            kind(**settings, into=name)
+    assert kind(**settings, into="mine").into == "mine"
+
+
 def test_rows_that_occur_twice_or_elsewhere_are_removed(tmp_path):
     rows = [pair(0), pair(1), pair(0) | {"prompt": " question  0?"}, pair(2)]
     assert numbers(after(tmp_path, rows, RemoveDuplicates())[0]) == [0, 1, 2]

@@ -105,6 +105,9 @@ def test_soft_pairs_carry_the_strength_of_each():
     rows = SoftPairs(temperature=0.5)(judged(1.0, 2.0, 1.0), 1)
     assert pairs(rows) == [("r1", "r0"), ("r1", "r2")]
     assert rows[0]["preference"] == pytest.approx(1 / (1 + math.exp(-2.0)))
+    for name in ("chosen", "prompt_rejected", "number"):
+        with pytest.raises(ConfigError, match=f"`column` of SoftPairs .* extra column, got '{name}'"):
+            SoftPairs(column=name)
 
 
 def test_the_best_response_alone_and_columns_of_responses():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pl_prefopt.data.formats import check_new_column
 from pl_prefopt.data.transforms.base import (
     Outcomes,
     RowTransform,
@@ -20,6 +21,7 @@ from pl_prefopt.data.transforms.base import (
 )
 from pl_prefopt.errors import ConfigError
 from pl_prefopt.rows import PreferenceRow
+from pl_prefopt.views import CONTRAST
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class SmoothWeak(RowTransform):
         into: the column that is added.
 
     Raises:
-        ConfigError: if ``alpha`` is outside its range.
+        ConfigError: if ``alpha`` is outside its range, or ``into`` is the name of a part of the row itself.
     """
 
     alpha: float
@@ -121,6 +123,7 @@ class SmoothWeak(RowTransform):
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 0.5:
             raise ConfigError(f"expected `alpha` of SmoothWeak to be from 0 to 0.5, got {self.alpha}.")
+        check_new_column(self.into, "`into` of SmoothWeak", CONTRAST)
 
     def apply(self, rows: Sequence[PreferenceRow], held_out: Sequence[PreferenceRow]) -> Outcomes:
         for number, row in enumerate(rows):
@@ -144,7 +147,7 @@ class SoftLabels(RowTransform):
         into: the column that is added.
 
     Raises:
-        ConfigError: if ``temperature`` is not above 0.
+        ConfigError: if ``temperature`` is not above 0, or ``into`` is the name of a part of the row itself.
     """
 
     temperature: float
@@ -154,6 +157,7 @@ class SoftLabels(RowTransform):
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ConfigError(f"expected `temperature` of SoftLabels to be above 0, got {self.temperature}.")
+        check_new_column(self.into, "`into` of SoftLabels", CONTRAST)
 
     def apply(self, rows: Sequence[PreferenceRow], held_out: Sequence[PreferenceRow]) -> Outcomes:
         for number, row in enumerate(rows):

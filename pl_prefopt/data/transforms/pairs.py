@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pl_prefopt.data.formats import WEIGHT, as_turns
+from pl_prefopt.data.formats import WEIGHT, as_turns, check_new_column
 from pl_prefopt.data.transforms.base import (
     Outcomes,
     RowTransform,
@@ -16,7 +16,8 @@ from pl_prefopt.data.transforms.base import (
     with_columns,
 )
 from pl_prefopt.errors import ConfigError, DataError
-from pl_prefopt.rows import PreferenceRow
+from pl_prefopt.rows import PreferenceRow, Value
+from pl_prefopt.views import CONTRAST
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,15 @@ class BestAgainstEach(BestAgainstRest):
     Args:
         weigh: whether the rows of a prompt share its weight, the column ``weight``.
         into: the column with the stage.
+
+    Raises:
+        ConfigError: if ``into`` is the name of a part of the row itself or of its weight.
     """
 
     into: str = "stage"
+
+    def __post_init__(self) -> None:
+        check_new_column(self.into, "`into` of BestAgainstEach", CONTRAST, WEIGHT)
 
     def pairs(self, scores: Sequence[float]) -> list[tuple[int, int]]:
         return sorted(super().pairs(scores), key=lambda pair: scores[pair[1]])
@@ -122,7 +129,7 @@ class PromptContrast(RowTransform):
         into: the column with the other prompt, its turns as JSON.
 
     Raises:
-        ConfigError: if two of the columns are one.
+        ConfigError: if two of the columns are one, or ``into`` is the name of another part of the row itself.
     """
 
     satisfied: str = "satisfied"
@@ -132,6 +139,7 @@ class PromptContrast(RowTransform):
     def __post_init__(self) -> None:
         if len({self.satisfied, self.group, self.into}) < 3:
             raise ConfigError("PromptContrast needs three different columns: satisfied, group and into.")
+        check_new_column(self.into, "`into` of PromptContrast", WEIGHT)
 
     def apply(self, rows: Sequence[PreferenceRow], held_out: Sequence[PreferenceRow]) -> Outcomes:
         groups: dict[object, list[int]] = {}
@@ -163,7 +171,10 @@ class PromptContrast(RowTransform):
 
     def _made(self, row: PreferenceRow, place: int, other: PreferenceRow) -> PreferenceRow:
         one = take(row, [place], (1.0,), graded=False)
-        return with_columns(one, {self.into: as_turns(other.prompt)})
+        values: dict[str, Value] = {self.into: as_turns(other.prompt)}
+        if (row.columns.get("context") or "") != (other.columns.get("context") or ""):
+            values["context"] = None  # each prompt ends with its own; the column is the context of both
+        return with_columns(one, values)
 
 
 def is_contrast(own: float, other: float | None) -> bool:
