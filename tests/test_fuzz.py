@@ -27,8 +27,9 @@ from lightning.pytorch.cli import LightningCLI
 
 from pl_prefopt.cli.main import main
 from pl_prefopt.data import Cache, PreferenceDataset, Renderer
+from pl_prefopt.data.dialogues import BadRowError
 from pl_prefopt.data.file_readers import Record
-from pl_prefopt.data.formats import FORMATS, as_fields, convert, to_row
+from pl_prefopt.data.formats import FORMATS, as_fields, convert, relabelled, to_row
 from pl_prefopt.data.joined_rows import JOINED_LAYOUTS, Joins, join_records
 from pl_prefopt.data.layouts import OUR_LAYOUTS, Layout
 from pl_prefopt.data.sources import Source, open_source
@@ -200,6 +201,27 @@ some = st.lists(rows, min_size=1, max_size=4) | st.sampled_from(NAMES).flatmap(n
 @given(several=st.lists(some, min_size=1, max_size=2))
 def test_rows_of_any_shape_are_used_or_counted(several: list[list[Any]]):
     check_counts([record for records in several for record in records])
+
+
+@tries(100)
+@given(records=some, further=st.dictionaries(keys | st.just("votes"), anything, max_size=2))
+def test_a_row_is_the_same_with_other_labels(records: list[Any], further: dict[str, Any]):
+    for record in (one | further for one in records if isinstance(one, dict)):
+        try:
+            before = convert(record)
+        except BadRowError:
+            continue
+        count = len(before.row.responses)
+        for labels, scores in (({"scores": [2.0] * count}, (2.0,) * count), ({"judge": "none"}, None)):
+            fields = relabelled(record, before, labels)
+            after = convert(fields).row
+            assert (after.prompt, after.responses, after.scores) == (
+                before.row.prompt,
+                before.row.responses,
+                scores,
+            )
+            for name in ("weight", "context", "prompt_rejected"):
+                assert after.columns.get(name) == before.row.columns.get(name)
 
 
 @pytest.mark.skipif(TIMES == 1, reason="the long run")
