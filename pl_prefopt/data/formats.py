@@ -453,8 +453,9 @@ def as_fields(row: PreferenceRow) -> dict[str, Any]:
         for response in responses
     ]
     written = {"prompt": prompt, **_as_labels(row, responses)}
-    if any(layout.fits(Fields(written | others)) for layout in PUBLIC_LAYOUTS):
-        others = {f"original_{name}" if name in _MEANT else name: value for name, value in others.items()}
+    several = [layout for layout in PUBLIC_LAYOUTS if layout.fits(Fields(written | others))]
+    meant = {name for layout in several for name in layout.columns}  # they would be a second layout
+    others = {f"original_{name}" if name in meant else name: value for name, value in others.items()}
     return written | others
 
 
