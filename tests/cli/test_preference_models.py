@@ -81,9 +81,10 @@ def test_a_context_replaces_the_router(prefopt, tmp_path, tiny_model):
     expected = functional.context_weights(before[:, 0, 3:].double(), margins.double(), step=0.5)
     after = predicted(prefopt, rows, out)
     torch.testing.assert_close(after[..., :3], before[..., :3])
-    torch.testing.assert_close(after[..., 3:].double(), expected.expand(6, 2, 3), rtol=1e-4, atol=1e-4)
+    # Other batches round otherwise in bfloat16, by how much depends on the processor.
+    torch.testing.assert_close(after[..., 3:].double(), expected.expand(6, 2, 3), rtol=1e-3, atol=1e-3)
     loaded = RewardModule.load_from_checkpoint(out)
-    assert loaded.reward_head.learned["context"] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert loaded.reward_head.learned["context"] == pytest.approx(expected.tolist(), abs=1e-3)
 
 
 def test_rows_to_adapt_to_have_the_winner_of_the_run(tmp_path):
