@@ -222,9 +222,7 @@ def as_reasoning(value: Any, key: str) -> str:
 
 def unread_keys(value: Any) -> Iterator[str]:
     """Yield the keys with a value that a message, or any in a list of messages, has and that aren't read."""
-    if isinstance(value, Mapping) and (
-        {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
-    ):
+    if isinstance(value, Mapping) and any(both <= value.keys() for both in _TURN):
         yield from (str(name) for name, held in value.items() if held is not None and name not in _READ)
     elif isinstance(value, list | tuple):
         for item in value:

@@ -453,7 +453,8 @@ def as_fields(row: PreferenceRow) -> dict[str, Any]:
         for response in responses
     ]
     written = {"prompt": prompt, **_as_labels(row, responses)}
-    several = [layout for layout in PUBLIC_LAYOUTS if layout.fits(Fields(written | others))]
+    both = Fields(written | others)
+    several = [layout for layout in PUBLIC_LAYOUTS if layout.fits(both)]
     meant = {name for layout in several for name in layout.columns}  # they would be a second layout
     others = {f"original_{name}" if name in meant else name: value for name, value in others.items()}
     return written | others

@@ -12,7 +12,7 @@ from typing import Any
 from pl_prefopt.data.dialogues import BadRowError, shown
 from pl_prefopt.data.file_readers import Record
 from pl_prefopt.data.formats import FORMATS, WEIGHT
-from pl_prefopt.data.layouts import PROMPT_COLUMNS, Fields
+from pl_prefopt.data.layouts import PROMPT_COLUMNS, Fields, truth
 
 MOST_ROWS = 10_000
 """The maximum number of neighbouring rows that are joined, since they are in memory together."""
@@ -23,7 +23,6 @@ _OF_MESSAGES = ("message_id", "text", "role", "message_tree_id")
 _OF_CONVERSATIONS = ("system", "history", "tools", "chat_template_kwargs")
 _OF_REPLIES = ("context", "source", WEIGHT)
 _JOINED_NAMES = ("prompt", "responses", "ranks")
-_TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 @dataclass
@@ -209,14 +208,8 @@ def _conversations(members: Sequence[Record]) -> tuple[list[Record], int]:
 
 def _is_ranked(fields: Mapping[str, Any]) -> bool:
     replies = fields["role"] == "assistant" and fields.get("parent_id") is not None
-    return replies and fields.get("rank") is not None and not _is_deleted(fields.get("deleted"))
-
-
-def _is_deleted(value: Any) -> bool:
-    text = str(value).strip().lower() if isinstance(value, str | int | float) else ""
-    if value is not None and text not in _TRUTH:
-        raise BadRowError(f"expected 'deleted' to be true or false, got {shown(value)}")
-    return value is not None and _TRUTH[text]
+    deleted = fields.get("deleted")
+    return replies and fields.get("rank") is not None and (deleted is None or not truth(deleted, "deleted"))
 
 
 def _before(reply: Record, messages: Mapping[Any, Record]) -> list[Record] | None:

@@ -428,16 +428,19 @@ def _unpaired(fields: Fields) -> PreferenceRow:
             fields.used.add(key)
             more = as_json({REASONING[0]: said}, key) if said else ""
             response = [response[0]._replace(more=more)]
-    return row_of(prompt, [response], ([_label(needed(fields, "label"))], False), names=("'completion'",))
+    return row_of(
+        prompt, [response], ([float(truth(needed(fields, "label"), "label"))], False), names=("'completion'",)
+    )
 
 
-def _label(value: Any) -> float:
+def truth(value: Any, key: str) -> bool:
+    """Return a truth value, which may be a number or a text, as in CSV."""
     text = str(value).strip().lower() if isinstance(value, str | int | float) else ""
     if text in ("true", "1", "1.0"):
-        return 1.0
+        return True
     if text in ("false", "0", "0.0"):
-        return 0.0
-    raise BadRowError(f"expected 'label' to be true or false, got {shown(value)}")
+        return False
+    raise BadRowError(f"expected '{key}' to be true or false, got {shown(value)}")
 
 
 def _contrast(fields: Fields) -> PreferenceRow:

@@ -57,10 +57,11 @@ def gradients_of(model: nn.Module, tree: TokenTree, score: Callable[[], Tensor])
         total = (weight * log_probs).sum()
         inputs = [moves, *small, *head]
         found = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
-    of_embeddings, *others = found
-    parts = [of_embeddings, *_together(others[: len(small)])]
-    parts += [gradient.flatten()[:: -(-gradient.numel() // _LARGEST)] for gradient in others[len(small) :]]
-    return [part.float().flatten() for part in parts]
+    of_embeddings, *others = (gradient.flatten() for gradient in found)
+    of_small, of_head = others[: len(small)], others[len(small) :]
+    # Cloned, since a view would keep the whole gradient.
+    sampled = [gradient[:: -(-len(gradient) // _LARGEST)].clone() for gradient in of_head]
+    return [part.float() for part in (of_embeddings, *([torch.cat(of_small)] if small else []), *sampled)]
 
 
 def _compared_weights(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -71,10 +72,6 @@ def _compared_weights(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
     layer = base_model(model).get_output_embeddings()
     head = [w for w in (layer.parameters() if layer is not None else ()) if w.requires_grad]
     return small[::step], [weight for weight in head if weight.numel() > _LARGEST]
-
-
-def _together(gradients: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.cat([gradient.float().flatten() for gradient in gradients])] if gradients else []
 
 
 def relative_gap(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -13,8 +13,6 @@ from pl_prefopt.errors import ConfigError
 from pl_prefopt.scoring.inputs import base_model
 
 _FUNCTION = "load_balancing_loss_func"
-
-
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 

@@ -43,10 +43,10 @@ def windowed_model(tmp_path_factory):
     """A small Gemma 3: layers with a sliding window and without, and heads of 64."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    folder, tokenizer = tmp_path_factory.mktemp("windowed-model"), tiny_tokenizer()
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=len(tokenizer),
+    return save(
+        tmp_path_factory.mktemp("windowed-model"),
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=2,
@@ -55,15 +55,8 @@ def windowed_model(tmp_path_factory):
         head_dim=64,
         sliding_window=16,
         layer_types=["sliding_attention", "full_attention"],
-        max_position_embeddings=1024,
         initializer_range=0.1,
-        pad_token_id=4,
-        eos_token_id=2,
-        bos_token_id=None,
     )
-    Gemma3ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -76,21 +69,26 @@ def large_model(tmp_path_factory, device):
 def save_llama(folder, *, hidden, layers):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = tiny_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    return save(
+        folder,
+        LlamaForCausalLM,
+        LlamaConfig,
         hidden_size=hidden,
         intermediate_size=4 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=hidden // 64,
         num_key_value_heads=hidden // 128,
-        max_position_embeddings=1024,
         initializer_range=0.05,
-        pad_token_id=4,
-        eos_token_id=2,
-        bos_token_id=None,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def save(folder, model, config, **sizes):
+    """Save a model with random weights, always the same, and its tokeniser."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    special = {"pad_token_id": 4, "eos_token_id": 2, "bos_token_id": None}
+    model(
+        config(vocab_size=len(tokenizer), max_position_embeddings=1024, **special, **sizes)
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
